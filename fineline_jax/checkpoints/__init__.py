@@ -1,0 +1,1 @@
+"""Checkpoint series: our own Orbax steps and weights released by others."""

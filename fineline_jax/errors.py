@@ -1,0 +1,8 @@
+"""The one exception that means "the user can mend this"."""
+
+
+class UserError(Exception):
+    """Bad input. The message is one line that names the file, key or flag and the remedy.
+
+    The command line prints it without a traceback and exits with status 2.
+    """

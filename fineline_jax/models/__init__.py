@@ -1,0 +1,1 @@
+"""The one decoder, its attention implementations and its configuration."""

@@ -1,0 +1,320 @@
+"""The frozen values a run is made of. A run is a pure function of (recipe, seed, step).
+
+Tokens are the clock: warmup, decay, checkpoints and lengths are given in tokens, steps are derived.
+A recipe is checked when it is made; an error names the field. It is written into the run folder as
+JSON and can be read back from there. No JAX here.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from fineline_jax.errors import UserError
+from fineline_jax.models.config import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One prepared data set (`fineline data prepare`) and its share of the mixture."""
+
+    path: str
+    """Folder of the prepared data set."""
+    weight: float = 1.0
+    """Share of the mixture relative to the other sources."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What is read, and in which order."""
+
+    sources: tuple[Source, ...]
+    sequence_length: int = 2048
+    """Tokens the model is fed per window; a stored window has one more."""
+    order: Literal["shuffle", "chunks"] = "shuffle"
+    """shuffle: one permutation per epoch over everything. chunks: the data set's splits
+    chunk_000, chunk_001, ... in order, shuffled inside, the last incomplete batch of each dropped (Amber)."""
+    validation_split: str = "validation"
+    """Split for the validation loss; ignored where the data set has none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """How many windows one optimizer step sees."""
+
+    sequences: int
+    """Windows per optimizer step, over all devices."""
+    accumulation: int = 1
+    """Micro-batches per step; the gradient equals that of the whole batch."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Learning rate against tokens: a linear warmup, then the named decay."""
+
+    peak: float = 3e-4
+    """Learning rate at the end of the warmup."""
+    final: float = 3e-5
+    """Learning rate at the end."""
+    warmup_tokens: int = 0
+    kind: Literal["cosine", "linear", "constant", "wsd", "multistep"] = "cosine"
+    decay_tokens: int = 0
+    """wsd: length of the linear decay at the end."""
+    milestones: tuple[tuple[float, float], ...] = ((0.8, 0.316), (0.9, 0.1))
+    """multistep: (share of all tokens, factor of the peak from there on). Default: DeepSeek LLM (2401.02954, section 2.3)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """AdamW with global-norm clipping; float32 moments and master weights."""
+
+    schedule: Schedule
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    decay: Literal["all", "matrices"] = "all"
+    """all: every parameter, norms and embeddings too (Amber, OpenLLaMA). matrices: not the norm scales and biases."""
+    clip_norm: float = 1.0
+    """Global gradient norm above which gradients are scaled down."""
+    skip_nonfinite: bool = False
+    """Leave weights and moments alone at a step whose loss or gradient is not finite; counted in the metrics."""
+    skip_spike_sigmas: float = 0.0
+    """Also skip when the loss or gradient norm exceeds its running mean by that many standard deviations; 0: off."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """Next-token cross-entropy."""
+
+    ignore_token: int | None = None
+    """Targets with this id are not trained on (OpenLLaMA: BOS, id 1)."""
+    z_loss: float = 0.0
+    """Weight of the squared log-normaliser."""
+    chunk_tokens: int = 1024
+    """Tokens of a device whose logits exist at a time."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Every:
+    """A checkpoint at each multiple of `tokens`, until `until` tokens (None: to the end)."""
+
+    tokens: int
+    until: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoints:
+    """Which states stay for ever, and how often the newest is saved for resume."""
+
+    initial: bool = True
+    """Keep the state before the first step."""
+    at_tokens: tuple[int, ...] = ()
+    """Keep the first state with at least that many tokens, each."""
+    every: tuple[Every, ...] = ()
+    """Rules in order; each starts where the one before ends."""
+    latest_every_tokens: int = 0
+    """Distance of the rolling checkpoint that resume starts from; 0: kept ones only."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """Devices per axis. One of them may be -1: what is left."""
+
+    replica: int = 1
+    """Whole copies of the parameters (plain data parallel)."""
+    fsdp: int = -1
+    """Shards of parameters and batch (ZeRO-3)."""
+    tensor: int = 1
+    """Shards of heads and hidden features."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    """How the step is computed. Nothing here changes what is learned beyond rounding."""
+
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Activations and the weights they meet; masters stay float32."""
+    attention: Literal["auto", "reference", "cudnn", "splash"] = "auto"
+    """auto: splash on TPU, cudnn on CUDA in bfloat16, else reference."""
+    remat: Literal["none", "context", "qkv_context", "full", "offload"] = "full"
+    """What the backward pass finds saved. none: everything. context: attention outputs. qkv_context: and
+    q, k, v. full: layer inputs only. offload: layer inputs, q, k, v and context in host memory."""
+    scan_layers: bool = True
+    """Compile one layer and loop over it; off: unroll (slower to compile, often faster on GPU)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Logging:
+    """What a run writes beside its checkpoints."""
+
+    every_steps: int = 1
+    """Steps between lines of metrics.jsonl."""
+    tensorboard: bool = True
+    wandb_project: str | None = None
+    """Weights & Biases project; needs the `wandb` extra."""
+    profile_start_step: int = 0
+    profile_steps: int = 0
+    """Length of the jax.profiler window, in steps; 0: none."""
+    validation_sequences: int = 64
+    """Windows of the validation loss, measured at every kept checkpoint; 0: none."""
+    peak_tflops: float = 0.0
+    """Peak TFLOP/s of one device for the MFU; 0: from the device's name where known."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything a run depends on."""
+
+    name: str
+    model: ModelConfig
+    data: Data
+    batch: Batch
+    optimizer: Optimizer
+    tokens: int
+    """Trained positions in all; rounded down to whole steps."""
+    checkpoints: Checkpoints = Checkpoints()
+    loss: Loss = Loss()
+    mesh: Mesh = Mesh()
+    compute: Compute = Compute()
+    logging: Logging = Logging()
+    seed: int = 0
+    """Seeds the initial weights and the data order."""
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch.sequences * self.data.sequence_length
+
+    @property
+    def steps(self) -> int:
+        return self.tokens // self.tokens_per_step
+
+    def kept_steps(self) -> tuple[int, ...]:
+        """Steps whose state stays for ever, ascending; the last step is always one.
+
+        A milestone of t tokens is the first step with at least t tokens.
+        """
+        kept = {self.steps} | ({0} if self.checkpoints.initial else set())
+        milestones = list(self.checkpoints.at_tokens)
+        start = 0
+        for rule in self.checkpoints.every:
+            end = self.tokens if rule.until is None else min(rule.until, self.tokens)
+            first = start // rule.tokens + 1
+            milestones += [k * rule.tokens for k in range(first, end // rule.tokens + 1)]
+            start = end
+        kept |= {-(-tokens // self.tokens_per_step) for tokens in milestones}
+        return tuple(sorted(step for step in kept if step <= self.steps))
+
+    def latest_steps(self) -> int:
+        """Steps between rolling checkpoints; 0: none."""
+        tokens = self.checkpoints.latest_every_tokens
+        return max(1, round(tokens / self.tokens_per_step)) if tokens else 0
+
+
+def check(recipe: Recipe) -> None:
+    """Raise UserError naming the first field whose value cannot be."""
+
+    def require(condition: bool, message: str) -> None:
+        if not condition:
+            raise UserError(f"recipe {recipe.name}: {message}")
+
+    r, schedule, optimizer = recipe, recipe.optimizer.schedule, recipe.optimizer
+    require(bool(r.name), "name is empty; give the run a name")
+    require(bool(r.data.sources), "data.sources is empty; name at least one prepared data set")
+    require(all(s.weight > 0 for s in r.data.sources), "data.sources: every weight must be positive")
+    require(
+        r.data.order == "shuffle" or len(r.data.sources) == 1,
+        "data.order='chunks' takes exactly one of data.sources; use order='shuffle' for a mixture",
+    )
+    require(r.data.sequence_length >= 1, "data.sequence_length must be at least 1")
+    require(
+        r.data.sequence_length <= r.model.context,
+        f"data.sequence_length={r.data.sequence_length} is longer than model.context={r.model.context}",
+    )
+    require(r.batch.sequences >= 1, "batch.sequences must be at least 1")
+    require(r.batch.accumulation >= 1, "batch.accumulation must be at least 1")
+    require(
+        r.batch.sequences % r.batch.accumulation == 0,
+        f"batch.sequences={r.batch.sequences} must be a multiple of batch.accumulation={r.batch.accumulation}",
+    )
+    require(
+        r.tokens >= r.tokens_per_step,
+        f"tokens={r.tokens} is less than one step of {r.tokens_per_step} tokens",
+    )
+    require(schedule.peak > 0, "optimizer.schedule.peak must be positive")
+    require(0 <= schedule.final <= schedule.peak, "optimizer.schedule.final must lie between 0 and the peak")
+    require(
+        0 <= schedule.warmup_tokens <= r.tokens,
+        f"optimizer.schedule.warmup_tokens={schedule.warmup_tokens} must lie between 0 and tokens={r.tokens}",
+    )
+    require(
+        schedule.kind != "wsd" or 0 < schedule.decay_tokens <= r.tokens - schedule.warmup_tokens,
+        "optimizer.schedule.decay_tokens must be positive and fit behind the warmup for kind='wsd'",
+    )
+    shares = [share for share, _ in schedule.milestones]
+    require(
+        shares == sorted(shares) and all(0 < share < 1 for share in shares),
+        "optimizer.schedule.milestones must have ascending shares between 0 and 1",
+    )
+    require(0 <= optimizer.beta1 < 1, "optimizer.beta1 must lie in [0, 1)")
+    require(0 <= optimizer.beta2 < 1, "optimizer.beta2 must lie in [0, 1)")
+    require(optimizer.eps > 0, "optimizer.eps must be positive")
+    require(optimizer.weight_decay >= 0, "optimizer.weight_decay must not be negative")
+    require(optimizer.clip_norm > 0, "optimizer.clip_norm must be positive")
+    require(optimizer.skip_spike_sigmas >= 0, "optimizer.skip_spike_sigmas must not be negative")
+    require(r.loss.z_loss >= 0, "loss.z_loss must not be negative")
+    require(r.loss.chunk_tokens >= 1, "loss.chunk_tokens must be at least 1")
+    require(all(t >= 0 for t in r.checkpoints.at_tokens), "checkpoints.at_tokens must not be negative")
+    require(r.checkpoints.latest_every_tokens >= 0, "checkpoints.latest_every_tokens must not be negative")
+    start = 0
+    for rule in r.checkpoints.every:
+        require(rule.tokens >= 1, "checkpoints.every: tokens must be at least 1")
+        require(start is not None, "checkpoints.every: a rule without until must be the last")
+        require(
+            rule.until is None or rule.until > (start or 0), "checkpoints.every: the until values must ascend"
+        )
+        start = rule.until
+    axes = (r.mesh.replica, r.mesh.fsdp, r.mesh.tensor)
+    require(all(size >= 1 or size == -1 for size in axes), "mesh: every axis is at least 1, or -1")
+    require(axes.count(-1) <= 1, "mesh: at most one axis may be -1")
+    for axis, size in (("heads", r.model.heads), ("kv_heads", r.model.kv_heads), ("mlp_width", r.model.mlp_width)):
+        require(
+            size % max(r.mesh.tensor, 1) == 0,
+            f"model.{axis}={size} is not a multiple of mesh.tensor={r.mesh.tensor}",
+        )
+    require(r.logging.every_steps >= 1, "logging.every_steps must be at least 1")
+    require(r.logging.profile_steps >= 0, "logging.profile_steps must not be negative")
+
+
+def to_json(recipe: Recipe) -> str:
+    """The resolved recipe as indented JSON, every field present."""
+    return json.dumps(dataclasses.asdict(recipe), indent=2) + "\n"
+
+
+def from_json(path: Path) -> Recipe:
+    """The recipe in a JSON file that `to_json` wrote. Raises UserError naming the file and the field."""
+    import pydantic
+
+    try:
+        return pydantic.TypeAdapter(Recipe, config=None).validate_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; give a recipe's JSON file") from error
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise UserError(f"{path}: {field}: {first['msg']}") from error
+
+
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """One line per field that differs: `path: old -> new`."""
+
+    def flatten(value: Any, prefix: str) -> dict[str, Any]:
+        if isinstance(value, dict):
+            return {k: v for key, item in value.items() for k, v in flatten(item, f"{prefix}.{key}").items()}
+        return {prefix.lstrip("."): value}
+
+    before, after = flatten(dataclasses.asdict(old), ""), flatten(dataclasses.asdict(new), "")
+    return [f"{key}: {before[key]!r} -> {after[key]!r}" for key in before if before[key] != after[key]]

@@ -1,0 +1,1 @@
+"""Request packs, the scorer, and the scores it leaves behind."""

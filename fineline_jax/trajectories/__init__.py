@@ -1,0 +1,1 @@
+"""What score curves mean. Reads tables; knows no JAX."""

@@ -1,0 +1,1 @@
+"""Recipes, suites and sweeps to read, copy and edit."""

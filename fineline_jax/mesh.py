@@ -1,0 +1,54 @@
+"""The one mesh: replica x fsdp x tensor, explicit axes, built here and nowhere else.
+
+`replica` holds whole copies of the parameters, `fsdp` shards parameters and batch (ZeRO-3: a weight is gathered
+where it is used), `tensor` shards heads, hidden features and the vocabulary.
+"""
+
+from collections.abc import Sequence
+
+import jax
+
+from fineline_jax.errors import UserError
+from fineline_jax.models.config import ModelConfig
+from fineline_jax.recipe import Mesh
+
+AXES = ("replica", "fsdp", "tensor")
+BATCH = ("replica", "fsdp")
+"""The axes over which rows of a batch are spread."""
+
+
+def make_mesh(mesh: Mesh = Mesh(), devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """The mesh over `devices` (default: all of all processes); an axis of -1 takes what the others leave.
+
+    Raises UserError if the axes do not multiply to the number of devices.
+    """
+    count = len(devices) if devices is not None else jax.device_count()
+    sizes = [mesh.replica, mesh.fsdp, mesh.tensor]
+    if -1 in sizes:
+        rest = -sizes[0] * sizes[1] * sizes[2]
+        sizes[sizes.index(-1)] = count // rest
+    if sizes[0] * sizes[1] * sizes[2] != count:
+        asked = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, (mesh.replica, mesh.fsdp, mesh.tensor)))
+        raise UserError(f"{asked} does not divide the {count} device(s); the axes must multiply to that number")
+    return jax.make_mesh(tuple(sizes), AXES, devices=devices)
+
+
+def check_fits(config: ModelConfig, mesh: jax.sharding.Mesh) -> None:
+    """Raise UserError naming the model dimension that the mesh cannot split evenly."""
+    sharded = {
+        "width": (config.width, "fsdp"),
+        "heads": (config.heads, "tensor"),
+        "kv_heads": (config.kv_heads, "tensor"),
+        "mlp_width": (config.mlp_width, "tensor"),
+        "vocab_size": (config.vocab_size, "tensor"),
+    }
+    for name, (size, axis) in sharded.items():
+        if size % mesh.shape[axis]:
+            raise UserError(
+                f"model.{name}={size} is not a multiple of mesh.{axis}={mesh.shape[axis]}; choose another mesh.{axis}"
+            )
+
+
+def batch_shards(mesh: jax.sharding.Mesh) -> int:
+    """Number of pieces the rows of a batch are split into."""
+    return mesh.shape["replica"] * mesh.shape["fsdp"]

@@ -4,7 +4,8 @@
 where it is used), `tensor` shards heads, hidden features and the vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 
@@ -52,3 +53,14 @@ def check_fits(config: ModelConfig, mesh: jax.sharding.Mesh) -> None:
 def batch_shards(mesh: jax.sharding.Mesh) -> int:
     """Number of pieces the rows of a batch are split into."""
     return mesh.shape["replica"] * mesh.shape["fsdp"]
+
+
+def abstract(function: Callable[[], Any], mesh: jax.sharding.Mesh) -> Any:
+    """Shapes, dtypes and shardings on `mesh` of what `function()` returns, without computing it."""
+
+    def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        spec = leaf.sharding.spec if leaf.sharding is not None else jax.P()
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=jax.NamedSharding(mesh, spec))
+
+    with jax.set_mesh(mesh):
+        return jax.tree.map(place, jax.eval_shape(function))

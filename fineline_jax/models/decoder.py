@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from fineline_jax.mesh import BATCH, check_fits
+from fineline_jax.mesh import BATCH, abstract, check_fits
 from fineline_jax.models.attention import Attend
 from fineline_jax.models.config import ModelConfig
 
@@ -43,13 +43,8 @@ def init_params(config: ModelConfig, key: jax.Array) -> Params:
 def abstract_params(config: ModelConfig, mesh: jax.sharding.Mesh, dtype: jnp.dtype = jnp.float32) -> Params:
     """Shapes and shardings of the parameters on `mesh`. Raises UserError if they cannot be split evenly."""
     check_fits(config, mesh)
-    with jax.set_mesh(mesh):
-        shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-
-    def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=jax.NamedSharding(mesh, leaf.sharding.spec))
-
-    return jax.tree.map(place, shapes)
+    tree = abstract(lambda: init_params(config, jax.random.key(0)), mesh)
+    return jax.tree.map(lambda leaf: leaf.update(dtype=dtype), tree)
 
 
 def hidden_states(

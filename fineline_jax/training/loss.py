@@ -1,0 +1,128 @@
+"""Next-token cross-entropy that never holds the logits of more than one chunk of tokens.
+
+The loss of a batch is linear in its cotangent, so its gradients can be computed while the logits exist: the forward
+pass of the differentiated loss already accumulates d/d(hidden) and d/d(head), chunk by chunk, and the backward pass
+only scales them. Three products with the head instead of the four of a recomputing loss (the idea of Liger's fused
+linear cross-entropy, 2410.10989), and the head is gathered and its gradient scattered once per step.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from fineline_jax.mesh import BATCH
+
+P = jax.P
+_ROWS = P(BATCH, None)
+_HIDDEN = P(BATCH, None, None)
+_HEAD = P("fsdp", "tensor")
+
+
+def cross_entropy(
+    hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array, z_loss: float, chunk_tokens: int
+) -> tuple[jax.Array, jax.Array]:
+    """Weighted sums over the batch of (cross-entropy + z_loss * log_normaliser^2, cross-entropy), float32 scalars.
+
+    hidden [batch, length, width]; head [width, vocab], sharded (fsdp, tensor); targets int32 and weights float32
+    [batch, length]. `chunk_tokens`: tokens of one device whose logits exist at a time. Nats. Only the first sum
+    has gradients. Call it under `jax.set_mesh`.
+    """
+    return _cross_entropy(hidden, head, targets, weights, z_loss, chunk_tokens)
+
+
+def reference_cross_entropy(
+    hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array, z_loss: float
+) -> tuple[jax.Array, jax.Array]:
+    """The same from the whole logits at once; what the chunked version is tested against."""
+    logits = jnp.einsum("bsd,dv->bsv", hidden, head, preferred_element_type=jnp.float32)
+    normaliser = jax.nn.logsumexp(logits, axis=-1)
+    losses = normaliser - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return jnp.sum(weights * (losses + z_loss * normaliser**2)), jnp.sum(weights * losses)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _cross_entropy(hidden, head, targets, weights, z_loss, chunk_tokens):
+    run = functools.partial(_local_sums, z_loss=z_loss, chunk_tokens=chunk_tokens)
+    return _on_each_device(run, (P(), P()))(hidden, head, targets, weights)
+
+
+def _forward(hidden, head, targets, weights, z_loss, chunk_tokens):
+    run = functools.partial(_local_sums_and_gradients, z_loss=z_loss, chunk_tokens=chunk_tokens)
+    mapped = _on_each_device(run, ((P(), P()), _HIDDEN, _HEAD))
+    sums, hidden_gradient, head_gradient = mapped(hidden, head, targets, weights)
+    return sums, (hidden_gradient, head_gradient)
+
+
+def _backward(z_loss, chunk_tokens, gradients, cotangents):
+    hidden_gradient, head_gradient = gradients
+    scale = cotangents[0]
+    return scale.astype(hidden_gradient.dtype) * hidden_gradient, scale * head_gradient, None, None
+
+
+_cross_entropy.defvjp(_forward, _backward)
+
+
+def _on_each_device(run, out_specs):
+    return jax.shard_map(run, in_specs=(_HIDDEN, _HEAD, _ROWS, _ROWS), out_specs=out_specs, check_vma=False)
+
+
+def _chunks(hidden, targets, weights, chunk_tokens):
+    """The device's tokens, flattened and cut into [chunks, chunk_tokens, ...]; the last chunk padded with weight 0."""
+    tokens, width = targets.size, hidden.shape[-1]
+    size = min(chunk_tokens, tokens)
+    count = -(-tokens // size)
+    pad = count * size - tokens
+    flat = jnp.pad(hidden.reshape(tokens, width), ((0, pad), (0, 0))).reshape(count, size, width)
+    cut = lambda x: jnp.pad(x.reshape(tokens), (0, pad)).reshape(count, size)
+    return flat, cut(targets), cut(weights)
+
+
+def _chunk_losses(hidden, head, targets):
+    """(exp(logits - max), log-normaliser, loss, hit) of one chunk; the vocabulary is split over `tensor`."""
+    logits = jnp.dot(hidden, head, preferred_element_type=jnp.float32)
+    largest = jax.lax.pmax(jnp.max(logits, axis=-1), "tensor")
+    exponentials = jnp.exp(logits - largest[:, None])
+    total = jax.lax.psum(jnp.sum(exponentials, axis=-1), "tensor")
+    normaliser = jnp.log(total) + largest
+    first = jax.lax.axis_index("tensor") * head.shape[1]
+    hit = jnp.arange(head.shape[1])[None, :] + first == targets[:, None]
+    target_logit = jax.lax.psum(jnp.sum(logits, axis=-1, where=hit), "tensor")
+    return exponentials / total[:, None], normaliser, normaliser - target_logit, hit
+
+
+def _local_sums(hidden, head, targets, weights, *, z_loss, chunk_tokens):
+    head = jax.lax.all_gather(head.astype(hidden.dtype), "fsdp", axis=0, tiled=True)
+
+    def add(sums, chunk):
+        hidden, targets, weights = chunk
+        _, normaliser, losses, _ = _chunk_losses(hidden, head, targets)
+        return (sums[0] + jnp.sum(weights * (losses + z_loss * normaliser**2)), sums[1] + jnp.sum(weights * losses)), None
+
+    zero = jnp.zeros((), jnp.float32)
+    sums, _ = jax.lax.scan(add, (zero, zero), _chunks(hidden, targets, weights, chunk_tokens))
+    return jax.lax.psum(sums, BATCH)
+
+
+def _local_sums_and_gradients(hidden, head, targets, weights, *, z_loss, chunk_tokens):
+    gathered = jax.lax.all_gather(head.astype(hidden.dtype), "fsdp", axis=0, tiled=True)
+
+    def add(carry, chunk):
+        with_z, plain, head_gradient = carry
+        hidden, targets, weights = chunk
+        probabilities, normaliser, losses, hit = _chunk_losses(hidden, gathered, targets)
+        with_z += jnp.sum(weights * (losses + z_loss * normaliser**2))
+        plain += jnp.sum(weights * losses)
+        scale = (weights * (1.0 + 2.0 * z_loss * normaliser))[:, None]
+        slope = (scale * probabilities - jnp.where(hit, weights[:, None], 0.0)).astype(hidden.dtype)
+        head_gradient += jnp.einsum("td,tv->dv", hidden, slope, preferred_element_type=jnp.float32)
+        return (with_z, plain, head_gradient), jnp.dot(slope, gathered.T)
+
+    zero = jnp.zeros((), jnp.float32)
+    start = zero, zero, jnp.zeros(gathered.shape, jnp.float32)
+    chunks = _chunks(hidden, targets, weights, chunk_tokens)
+    (with_z, plain, head_gradient), hidden_gradient = jax.lax.scan(add, start, chunks)
+    hidden_gradient = hidden_gradient.reshape(-1, hidden.shape[-1])[: targets.size].reshape(hidden.shape)
+    head_gradient = jax.lax.psum_scatter(head_gradient, "fsdp", scatter_dimension=0, tiled=True)
+    sums = jax.lax.psum((with_z, plain), BATCH)
+    return sums, jax.lax.psum(hidden_gradient, "tensor"), jax.lax.psum(head_gradient, "replica").astype(head.dtype)

@@ -1,0 +1,104 @@
+"""AdamW as the recipes state it, its learning rate as a function of the step, and the optional skipping of bad steps."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fineline_jax.recipe import Optimizer, Recipe
+
+SPIKE_WINDOW = 128
+"""Steps the running mean and deviation of loss and gradient norm look back (OLMo-core's SkipStepOptimizer)."""
+
+
+def learning_rate(recipe: Recipe, step: jax.Array | int) -> jax.Array:
+    """Learning rate of the update that step `step` (from 0) makes, float32.
+
+    Linear warmup from 0, so the first step has rate 0 where there is a warmup (as amber-train's `get_cosine_lr`
+    and optax's `warmup_cosine_decay_schedule`); the decay ends at the last step, warmup included.
+    """
+    schedule, total = recipe.optimizer.schedule, float(recipe.steps)
+    warmup = schedule.warmup_tokens / recipe.tokens_per_step
+    step = jnp.asarray(step, jnp.float32)
+    share = jnp.clip((step - warmup) / max(total - warmup, 1.0), 0.0, 1.0)
+    if schedule.kind == "cosine":
+        rate = schedule.final + 0.5 * (1.0 + jnp.cos(jnp.pi * share)) * (schedule.peak - schedule.final)
+    elif schedule.kind == "linear":
+        rate = schedule.peak + share * (schedule.final - schedule.peak)
+    elif schedule.kind == "constant":
+        rate = jnp.full_like(step, schedule.peak)
+    elif schedule.kind == "wsd":
+        decay = schedule.decay_tokens / recipe.tokens_per_step
+        left = jnp.clip((total - step) / decay, 0.0, 1.0)
+        rate = schedule.final + left * (schedule.peak - schedule.final)
+    else:
+        factor = jnp.ones_like(step)
+        for begin, value in schedule.milestones:
+            factor = jnp.where(step >= begin * total, value, factor)
+        rate = schedule.peak * factor
+    return jnp.where(step < warmup, schedule.peak * step / max(warmup, 1.0), rate)
+
+
+def make_optimizer(optimizer: Optimizer) -> optax.GradientTransformationExtraArgs:
+    """Clipping, Adam moments and decoupled weight decay; the caller multiplies by -learning_rate.
+
+    The rate stays outside so that it depends on the step alone, also after skipped updates. `update` takes
+    `loss` and `gradient_norm` (float32 scalars) as extra arguments.
+    """
+
+    def decayed(params: dict) -> dict:
+        """Matrices only: neither norm scales nor biases."""
+
+        def is_matrix(path: tuple, _: jax.Array) -> bool:
+            return not str(path[-1].key).endswith(("norm", "bias"))
+
+        return jax.tree_util.tree_map_with_path(is_matrix, params)
+
+    inner = optax.chain(
+        optax.clip_by_global_norm(optimizer.clip_norm),
+        optax.scale_by_adam(optimizer.beta1, optimizer.beta2, optimizer.eps),
+        optax.add_decayed_weights(optimizer.weight_decay, mask=decayed if optimizer.decay == "matrices" else None),
+    )
+    if not optimizer.skip_nonfinite and not optimizer.skip_spike_sigmas:
+        return optax.with_extra_args_support(inner)
+    return skip_outliers(inner, optimizer.skip_spike_sigmas)
+
+
+class SkipState(NamedTuple):
+    """Rolling windows of loss and gradient norm, and how many steps were skipped."""
+
+    inner: optax.OptState
+    losses: jax.Array
+    norms: jax.Array
+    seen: jax.Array
+    skipped: jax.Array
+
+
+def skip_outliers(inner: optax.GradientTransformation, sigmas: float) -> optax.GradientTransformationExtraArgs:
+    """`inner`, left alone at a step whose loss or gradient norm is not finite or, for sigmas > 0 and a full window,
+    more than `sigmas` standard deviations above its mean over the last SPIKE_WINDOW accepted steps."""
+
+    def init(params: dict) -> SkipState:
+        window = jnp.zeros(SPIKE_WINDOW, jnp.float32)
+        return SkipState(inner.init(params), window, window, jnp.int32(0), jnp.int32(0))
+
+    def update(updates, state: SkipState, params=None, *, loss: jax.Array, gradient_norm: jax.Array, **_):
+        accept = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
+        if sigmas:
+            full = state.seen >= SPIKE_WINDOW
+            for value, window in ((loss, state.losses), (gradient_norm, state.norms)):
+                accept &= ~full | (value <= jnp.mean(window) + sigmas * jnp.std(window))
+        directions, inner_state = inner.update(updates, state.inner, params)
+        choose = lambda new, old: jax.tree.map(lambda a, b: jnp.where(accept, a, b), new, old)
+        slot = state.seen % SPIKE_WINDOW
+        new = SkipState(
+            choose(inner_state, state.inner),
+            jnp.where(accept, state.losses.at[slot].set(loss), state.losses),
+            jnp.where(accept, state.norms.at[slot].set(gradient_norm), state.norms),
+            state.seen + accept,
+            state.skipped + ~accept,
+        )
+        return jax.tree.map(lambda d: jnp.where(accept, d, jnp.zeros_like(d)), directions), new
+
+    return optax.GradientTransformationExtraArgs(init, update)

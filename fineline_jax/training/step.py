@@ -1,0 +1,142 @@
+"""The state of a run, one optimizer step, and the validation loss: pure functions, compiled once."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fineline_jax.errors import UserError
+from fineline_jax.mesh import BATCH, abstract, batch_shards, check_fits
+from fineline_jax.models import attention, decoder
+from fineline_jax.recipe import Recipe
+from fineline_jax.training.loss import cross_entropy
+from fineline_jax.training.optimizer import SkipState, learning_rate, make_optimizer
+
+P = jax.P
+State = dict
+"""{"params": float32 parameters, "opt_state": of `make_optimizer`}; the step is kept by the caller."""
+Metrics = dict[str, jax.Array]
+
+BATCH_SPEC = P(BATCH, None)
+"""Token windows int32 [sequences, sequence_length + 1]."""
+
+
+def initial_state(recipe: Recipe) -> State:
+    """The state before the first step, a function of recipe.seed; under `jax.jit` and `jax.set_mesh`."""
+    params = decoder.init_params(recipe.model, jax.random.key(recipe.seed))
+    return {"params": params, "opt_state": make_optimizer(recipe.optimizer).init(params)}
+
+
+def abstract_state(recipe: Recipe, mesh: jax.sharding.Mesh) -> State:
+    """Shapes, dtypes and shardings of the state on `mesh`: the target a checkpoint is restored onto.
+
+    Raises UserError where the model or the batch cannot be split over the mesh.
+    """
+    check_fits(recipe.model, mesh)
+    rows, shards = recipe.batch.sequences // recipe.batch.accumulation, batch_shards(mesh)
+    if rows % shards:
+        raise UserError(
+            f"batch.sequences / batch.accumulation = {rows} is not a multiple of mesh.replica * mesh.fsdp = {shards}"
+        )
+    return abstract(lambda: initial_state(recipe), mesh)
+
+
+def make_train_step(recipe: Recipe, mesh: jax.sharding.Mesh) -> Callable[..., tuple[State, Metrics]]:
+    """`step(state, windows, step_index) -> (state, metrics)`, not yet jitted; donate the state.
+
+    windows: int32 [sequences, sequence_length + 1], rows over (replica, fsdp). Metrics are float32 scalars: loss
+    (mean cross-entropy in nats over the trained targets), gradient_norm (before clipping), update_norm,
+    learning_rate, trained_tokens, and skipped (updates so far) where skipping is on.
+    """
+    optimizer = make_optimizer(recipe.optimizer)
+    loss_sums = make_loss_sums(recipe, mesh)
+
+    def gradients(params: dict, windows: jax.Array, count: jax.Array) -> tuple[jax.Array, dict]:
+        def mean_loss(params: dict, windows: jax.Array) -> tuple[jax.Array, jax.Array]:
+            with_z, plain = loss_sums(params, windows)
+            return with_z / count, plain / count
+
+        (_, loss), grads = jax.value_and_grad(mean_loss, has_aux=True)(params, windows)
+        return loss, grads
+
+    def step(state: State, windows: jax.Array, step_index: jax.Array) -> tuple[State, Metrics]:
+        params = state["params"]
+        count = jnp.maximum(jnp.sum(target_weights(recipe, windows)), 1.0)
+        if recipe.batch.accumulation == 1:
+            loss, grads = gradients(params, windows, count)
+        else:
+            micro = micro_batches(windows, recipe.batch.accumulation)
+            add = lambda total, part: (jax.tree.map(jnp.add, total, gradients(params, part, count)), None)
+            zero = jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params)
+            (loss, grads), _ = jax.lax.scan(add, zero, micro)
+        norm = optax.tree.norm(grads)
+        directions, opt_state = optimizer.update(grads, state["opt_state"], params, loss=loss, gradient_norm=norm)
+        rate = learning_rate(recipe, step_index)
+        updates = jax.tree.map(lambda direction: -rate * direction, directions)
+        metrics = {
+            "loss": loss,
+            "gradient_norm": norm,
+            "update_norm": optax.tree.norm(updates),
+            "learning_rate": rate,
+            "trained_tokens": count,
+        }
+        if isinstance(opt_state, SkipState):
+            metrics["skipped"] = opt_state.skipped.astype(jnp.float32)
+        return {"params": optax.apply_updates(params, updates), "opt_state": opt_state}, metrics
+
+    return step
+
+
+def make_validation_step(recipe: Recipe, mesh: jax.sharding.Mesh) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """`step(params, windows) -> (sum of cross-entropy in nats, number of targets)`, not yet jitted."""
+    loss_sums = make_loss_sums(recipe, mesh)
+
+    def step(params: dict, windows: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return loss_sums(params, windows)[1], jnp.sum(target_weights(recipe, windows))
+
+    return step
+
+
+def make_loss_sums(recipe: Recipe, mesh: jax.sharding.Mesh) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """`sums(params, windows)`: the sums over targets of (loss with z-loss, plain cross-entropy)."""
+    compute, dtype = recipe.compute, jnp.dtype(recipe.compute.dtype)
+    attend = attention.causal(attention.pick(compute.attention, dtype, platform(mesh)))
+
+    def sums(params: dict, windows: jax.Array) -> tuple[jax.Array, jax.Array]:
+        inputs, targets = windows[:, :-1], windows[:, 1:]
+        positions = jnp.broadcast_to(jnp.arange(inputs.shape[1]), inputs.shape, out_sharding=BATCH_SPEC)
+        hidden = decoder.hidden_states(
+            recipe.model,
+            params,
+            inputs,
+            positions,
+            attend,
+            dtype=dtype,
+            remat=compute.remat,
+            scan_layers=compute.scan_layers,
+        )
+        head = decoder.head_weight(recipe.model, params)
+        weights = target_weights(recipe, windows)
+        return cross_entropy(hidden, head, targets, weights, recipe.loss.z_loss, recipe.loss.chunk_tokens)
+
+    return sums
+
+
+def target_weights(recipe: Recipe, windows: jax.Array) -> jax.Array:
+    """1.0 where the target is trained on, float32 [sequences, sequence_length]."""
+    targets = windows[:, 1:]
+    if recipe.loss.ignore_token is None:
+        return jnp.ones_like(targets, dtype=jnp.float32)
+    return (targets != recipe.loss.ignore_token).astype(jnp.float32)
+
+
+def micro_batches(windows: jax.Array, count: int) -> jax.Array:
+    """[sequences, length] -> [count, sequences / count, length]; every device cuts up its own rows, none move."""
+    cut = lambda rows: rows.reshape(count, rows.shape[0] // count, rows.shape[1])
+    return jax.shard_map(cut, in_specs=BATCH_SPEC, out_specs=P(None, BATCH, None))(windows)
+
+
+def platform(mesh: jax.sharding.Mesh) -> str:
+    """'cpu', 'gpu' or 'tpu'."""
+    return mesh.devices.flat[0].platform

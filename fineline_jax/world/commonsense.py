@@ -1,0 +1,115 @@
+"""Common sense as consistent rules: what happens to things, what is bigger, who feels what.
+
+Questions use combinations that are never written: the kind of a thing, its size, or the meaning of an event
+has to be learned from the other sentences it stands in.
+"""
+
+from random import Random
+
+from fineline_jax.world.subject import Question, Subject, ask, collect, held_out
+
+THINGS = {
+    "glass": "vase bottle mirror window jar goblet lens bulb".split(),
+    "wood": "chair table ladder fence barrel stool bench broom".split(),
+    "iron": "nail sword anchor chain axe hook bolt shovel".split(),
+    "cloth": "shirt blanket scarf curtain towel sock coat flag".split(),
+    "paper": "poster envelope ticket notebook newspaper card poem receipt".split(),
+    "wax": "crayon seal figurine taper tablet honeycomb soap lipstick".split(),
+}
+OUTCOMES = {
+    "fell on the floor": "broke bounced rang slumped fluttered chipped".split(),
+    "was thrown into the fire": "cracked burned glowed burned burned melted".split(),
+    "was dropped into the lake": "sank floated sank soaked dissolved floated".split(),
+    "was hit with a hammer": "broke splintered rang slumped tore crumbled".split(),
+    "was left in the rain": "shone swelled rusted soaked dissolved dripped".split(),
+    "was left in the sun": "shone dried warmed faded faded melted".split(),
+}
+"""Event to what each kind does, in the order of THINGS."""
+WHAT_HAPPENED = ("When the {} {}, it", "The {} {}, and it", "After the {} {}, it")
+
+SIZES = (
+    "flea ant bee snail worm moth toad sparrow rat crow hen owl rooster beaver otter eagle lamb monkey calf "
+    "donkey deer lion bull camel buffalo giraffe elephant whale"
+).split()
+"""From the smallest to the biggest."""
+
+FRIENDS = ("{} and {} are friends.", "{} is fond of {}.", "{} admires {}.", "{} cares for {}.")
+RIVALS = ("{} and {} are rivals.", "{} is cross with {}.", "{} envies {}.", "{} despises {}.")
+GOOD = ("won the race", "got a prize", "passed the test", "found the treasure", "won the game", "got a present")
+BAD = ("lost the race", "got a fine", "failed the test", "lost the purse", "lost the game", "got a fever")
+GLAD = ("glad", "pleased", "cheerful")
+SAD = ("sad", "upset", "gloomy")
+HELD_OUT = 0.3
+"""Share of the combinations that only the questions use."""
+
+
+def physical_case(rng: Random, questions: bool) -> tuple[str, str, str]:
+    """A sentence up to its outcome, the event and the outcome."""
+    kinds = tuple(THINGS)
+    while True:
+        kind, event = rng.randrange(len(kinds)), rng.choice(tuple(OUTCOMES))
+        thing = rng.choice(THINGS[kinds[kind]])
+        if held_out(HELD_OUT, "physical", thing, event) == questions:
+            return rng.choice(WHAT_HAPPENED).format(thing, event), event, OUTCOMES[event][kind]
+
+
+def physical(rng: Random) -> Question:
+    """What happens to a thing, against what happens to things of other kinds."""
+    text, event, right = physical_case(rng, questions=True)
+    return ask(rng, text, right, rng.sample(sorted(set(OUTCOMES[event]) - {right}), 3))
+
+
+def size_case(rng: Random, questions: bool) -> tuple[str, str, str]:
+    """Two animals, and how the second compares with the first."""
+    while True:
+        first, second = rng.sample(range(len(SIZES)), 2)
+        if held_out(HELD_OUT, "size", *sorted((first, second))) == questions:
+            return SIZES[first], SIZES[second], "bigger" if second > first else "smaller"
+
+
+def size(rng: Random) -> Question:
+    first, second, right = size_case(rng, questions=True)
+    wrong = "smaller" if right == "bigger" else "bigger"
+    return ask(rng, f"Next to the {first}, the {second} is", right, [wrong])
+
+
+def social_case(rng: Random, people: tuple[str, ...], questions: bool) -> tuple[str, bool]:
+    """Two people and an event up to the feeling, and whether that is a good one: friends share, rivals do not."""
+    while True:
+        friends, good = rng.random() < 0.5, rng.random() < 0.5
+        tie, event = rng.choice(FRIENDS if friends else RIVALS), rng.choice(GOOD if good else BAD)
+        if held_out(HELD_OUT, "social", tie, event) == questions:
+            first, second = rng.sample(people, 2)
+            return f"{tie.format(first, second)} {second} {event}. {first} felt", friends == good
+
+
+def commonsense(rng: Random, people: tuple[str, ...]) -> Subject:
+    """`people` are names of which nothing is known outside the story."""
+
+    def write_sentence(rng: Random) -> str:
+        kind = rng.random()
+        if kind < 0.35:
+            text, _, outcome = physical_case(rng, questions=False)
+            return f"{text} {outcome}."
+        if kind < 0.65:
+            first, second, comparison = size_case(rng, questions=False)
+            return f"Next to the {first}, the {second} is {comparison}."
+        text, glad = social_case(rng, people, questions=False)
+        return f"{text} {rng.choice(GLAD if glad else SAD)}."
+
+    def write(rng: Random) -> str:
+        return " ".join(write_sentence(rng) for _ in range(rng.randrange(3, 6)))
+
+    def social(rng: Random) -> Question:
+        text, glad = social_case(rng, people, questions=True)
+        right, wrong = (GLAD, SAD) if glad else (SAD, GLAD)
+        return ask(rng, text, rng.choice(right), [rng.choice(wrong)])
+
+    return Subject(
+        write,
+        {
+            "world_physical": collect(rng, physical),
+            "world_size": collect(rng, size),
+            "world_social": collect(rng, social),
+        },
+    )

@@ -1,0 +1,89 @@
+"""What makes a checkpoint folder complete: `complete.json`, with the digest of every file beside it.
+
+Orbax keeps no checksum of array data, so a file that was cut short or overwritten can load as wrong numbers.
+The record is written last; a folder without it is a save that was cut short. No JAX here.
+"""
+
+import concurrent.futures
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+RECORD = "complete.json"
+BLOCK = 1 << 24
+"""Bytes hashed at a time; the blocks of one file are hashed by several threads."""
+
+
+def write_record(folder: Path, metadata: dict[str, Any]) -> None:
+    """Write `metadata` and the size and digest of every file of `folder`; the folder is complete from then on."""
+    files = {name: [size, digest] for name, size, digest in digests(folder, files_below(folder))}
+    temporary = folder / f"{RECORD}.tmp"
+    with temporary.open("w") as file:
+        json.dump(metadata | {"files": files}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(folder / RECORD)
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """The record of `folder`: {"step", "tokens", "kept", "recipe", "files": {name: [bytes, digest]}}; None without
+    a readable one."""
+    try:
+        record = json.loads((folder / RECORD).read_bytes())
+        return record if isinstance(record["files"], dict) and isinstance(record["step"], int) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def damage(folder: Path, item: str = "") -> str | None:
+    """What is wrong with the files of `folder` (only those of the sub-folder `item`, if given); None: nothing."""
+    record = read_record(folder)
+    if record is None:
+        return f"{RECORD} is missing or unreadable"
+    wanted = {name: entry for name, entry in record["files"].items() if name.startswith(f"{item}/" if item else "")}
+    for name, (size, _) in wanted.items():
+        try:
+            found = (folder / name).stat().st_size
+        except OSError:
+            return f"{name} is missing"
+        if found != size:
+            return f"{name} has {found} bytes instead of {size}"
+    for name, _, digest in digests(folder, sorted(wanted)):
+        if digest != wanted[name][1]:
+            return f"the content of {name} has changed"
+    return None
+
+
+def files_below(folder: Path) -> list[str]:
+    """Relative names of the files below `folder`, sorted, without the record itself."""
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(name for name in names if name not in (RECORD, f"{RECORD}.tmp"))
+
+
+def digests(folder: Path, names: Sequence[str]) -> list[tuple[str, int, str]]:
+    """(name, bytes, digest) of each file. The digest is the SHA-256 of the SHA-256s of the file's blocks.
+
+    A file that was hashed before and has the same inode, size and times is not read again.
+    """
+    found = []
+    for name in names:
+        state = (folder / name).stat()
+        version = state.st_ino, state.st_mtime_ns, state.st_ctime_ns
+        found.append((name, state.st_size, _digest(folder / name, state.st_size, version)))
+    return found
+
+
+@functools.lru_cache(maxsize=4096)
+def _digest(path: Path, size: int, version: tuple[int, ...]) -> str:
+    def block(start: int) -> bytes:
+        with path.open("rb") as file:
+            file.seek(start)
+            return hashlib.sha256(file.read(BLOCK)).digest()
+
+    threads = max(1, min(8, (os.cpu_count() or 1) // 2))
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        return hashlib.sha256(b"".join(pool.map(block, range(0, size, BLOCK)))).hexdigest()

@@ -1,0 +1,316 @@
+"""Saving and restoring the states of a run."""
+
+import functools
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fineline_jax.checkpoints.record import RECORD, damage, read_record
+from fineline_jax.checkpoints.store import CheckpointStore, steps
+from fineline_jax.errors import UserError
+from fineline_jax.mesh import make_mesh
+from fineline_jax.models import decoder
+from fineline_jax.models.config import ModelConfig
+from fineline_jax.recipe import Mesh
+
+CONFIG = ModelConfig(vocab_size=64, width=32, layers=2, heads=4, kv_heads=2, mlp_width=48, context=32)
+OPTIMIZER = optax.adamw(1e-3)
+
+
+@functools.cache
+def abstract_state(mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    params = decoder.abstract_params(CONFIG, mesh)
+    by_shape = {leaf.shape: leaf.sharding for leaf in jax.tree.leaves(params)}
+    whole = jax.NamedSharding(mesh, jax.P())
+
+    def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=by_shape.get(leaf.shape, whole))
+
+    with jax.set_mesh(mesh):
+        moments = jax.eval_shape(OPTIMIZER.init, params)
+    return {"params": params, "opt_state": jax.tree.map(place, moments)}
+
+
+def fresh_state(mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    """Random parameters and moments."""
+    random = np.random.default_rng(0)
+
+    def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        return jax.device_put(random.normal(size=leaf.shape).astype(leaf.dtype), leaf.sharding)
+
+    return jax.tree.map(draw, abstract_state(mesh))
+
+
+@jax.jit(donate_argnums=0)
+def advanced(state: dict[str, Any]) -> dict[str, Any]:
+    """Every array changes, in the buffers of the old ones."""
+    return jax.tree.map(lambda x: x * 2 + 1, state)
+
+
+def bits(tree: Any) -> list[bytes]:
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+def open_store(folder: Path, kept: tuple[int, ...] = (), latest_every: int = 0) -> CheckpointStore:
+    return CheckpointStore(folder, kept, latest_every, tokens_per_step=100, recipe="test")
+
+
+def trained(folder: Path, last: int, kept: tuple[int, ...], latest_every: int) -> dict[int, list[bytes]]:
+    """A run of `last` steps; the bits of every state."""
+    state, history = fresh_state(make_mesh()), {}
+    with open_store(folder, kept, latest_every) as store:
+        for step in range(last + 1):
+            history[step] = bits(state)
+            store.maybe_save(step, state)
+            state = advanced(state)
+    return history
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def largest_file(folder: Path) -> Path:
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def test_a_restored_state_is_bitwise_the_saved_one_although_its_buffers_were_donated_at_once(tmp_path: Path) -> None:
+    history = trained(tmp_path, 4, kept=(0, 2, 4), latest_every=0)
+    mesh = make_mesh()
+    target = abstract_state(mesh)
+    store = open_store(tmp_path)
+    for step in (0, 2, 4):
+        found, state = store.restore(target, step)
+        assert found == step
+        assert bits(state) == history[step]
+    assert jax.tree.structure(state) == jax.tree.structure(target)
+
+
+@pytest.mark.parametrize("shape", [Mesh(1, 4, 1), Mesh(2, 2, 2), Mesh(1, 1, 1)])
+def test_a_state_moves_to_another_mesh_with_equal_bits(tmp_path: Path, shape: Mesh) -> None:
+    history = trained(tmp_path, 0, kept=(0,), latest_every=0)
+    mesh = make_mesh(shape, jax.devices()[: shape.replica * shape.fsdp * shape.tensor])
+    target = abstract_state(mesh)
+    _, state = open_store(tmp_path).restore(target)
+    assert bits(state) == history[0]
+    assert state["params"]["layers"]["q"].sharding.mesh == mesh
+    assert jax.tree.all(jax.tree.map(lambda x, t: x.sharding == t.sharding, state, target))
+
+
+def test_kept_steps_stay_and_one_rolling_latest_follows(tmp_path: Path) -> None:
+    trained(tmp_path, 11, kept=(0, 4, 8), latest_every=3)
+    assert names(tmp_path) == ["0", "4", "8", "9"]
+    assert {step: read_record(tmp_path / str(step))["kept"] for step in (0, 4, 8, 9)} == {
+        0: True,
+        4: True,
+        8: True,
+        9: False,
+    }
+    record = read_record(tmp_path / "9")
+    assert (record["step"], record["tokens"], record["recipe"]) == (9, 900, "test")
+
+
+def test_orbax_finds_the_same_metadata(tmp_path: Path) -> None:
+    from orbax.checkpoint import v1 as ocp
+
+    trained(tmp_path, 3, kept=(3,), latest_every=0)
+    metadata = ocp.checkpointables_metadata(tmp_path / "3")
+    assert metadata.custom_metadata == {"step": 3, "tokens": 300, "kept": True, "recipe": "test"}
+    assert set(metadata.metadata) >= {"params", "opt_state"}
+
+
+def test_a_step_is_saved_when_forced_and_not_twice(tmp_path: Path) -> None:
+    state = fresh_state(make_mesh())
+    with open_store(tmp_path, kept=(8,)) as store:
+        assert not store.maybe_save(5, state)
+        assert store.maybe_save(5, state, force=True)
+        assert not store.maybe_save(5, state, force=True)
+    with open_store(tmp_path, kept=(5,)) as store:
+        assert not store.maybe_save(5, state)
+
+
+def test_a_rolling_checkpoint_that_became_a_milestone_of_a_longer_recipe_stays(tmp_path: Path) -> None:
+    trained(tmp_path, 3, kept=(), latest_every=3)
+    with open_store(tmp_path, kept=(3, 6)) as store:
+        store.maybe_save(6, fresh_state(make_mesh()))
+    assert names(tmp_path) == ["3", "6"]
+
+
+def test_params_are_read_alone(tmp_path: Path) -> None:
+    history = trained(tmp_path, 1, kept=(1,), latest_every=0)
+    shutil.rmtree(tmp_path / "1" / "opt_state")
+    from fineline_jax.checkpoints.store import check_intact, load_items
+
+    check_intact(tmp_path / "1", "params")
+    params = load_items(tmp_path / "1", {"params": decoder.abstract_params(CONFIG, make_mesh())})["params"]
+    assert bits(params) == history[1][-len(jax.tree.leaves(params)) :]
+
+
+def truncate(folder: Path) -> str:
+    path = largest_file(folder)
+    os.truncate(path, path.stat().st_size // 2)
+    return path.name
+
+
+def remove(folder: Path) -> str:
+    path = largest_file(folder)
+    path.unlink()
+    return path.name
+
+
+def flip_one_bit(folder: Path) -> str:
+    path = largest_file(folder)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    return path.name
+
+
+def lose_the_record(folder: Path) -> str:
+    (folder / RECORD).write_text("{")
+    return ""
+
+
+@pytest.mark.parametrize("harm", [truncate, remove, flip_one_bit, lose_the_record])
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(
+    tmp_path: Path, harm: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    history = trained(tmp_path, 6, kept=(0, 4, 6), latest_every=0)
+    culprit = harm(tmp_path / "6")
+    target = abstract_state(make_mesh())
+    with caplog.at_level(logging.WARNING), open_store(tmp_path, kept=(0, 4, 6)) as store:
+        step, state = store.restore(target)
+        assert step == 4 and bits(state) == history[4]
+        assert f"{tmp_path / '6'}" in caplog.text and culprit in caplog.text
+        assert names(tmp_path) == ["0", "4", "6.damaged"], "nothing of the user's is deleted"
+        assert store.maybe_save(6, state), "the step can be saved again"
+    assert store.latest_intact() == 6
+
+
+def test_without_an_intact_checkpoint_the_run_does_not_silently_start_again(tmp_path: Path) -> None:
+    trained(tmp_path, 0, kept=(0,), latest_every=0)
+    truncate(tmp_path / "0")
+    for _ in range(2):
+        with pytest.raises(UserError, match="no intact checkpoint is left"):
+            open_store(tmp_path).latest_intact()
+    shutil.rmtree(tmp_path / "0.damaged")
+    assert open_store(tmp_path).latest_intact() is None
+
+
+def test_a_checkpoint_of_another_model_is_refused_by_name(tmp_path: Path) -> None:
+    trained(tmp_path, 0, kept=(0,), latest_every=0)
+    target = jax.tree.map(lambda leaf: leaf, abstract_state(make_mesh()))
+    wider = jax.ShapeDtypeStruct((64, 64), jnp.float32, sharding=target["params"]["embed"].sharding)
+    target["params"]["embed"] = wider
+    with pytest.raises(UserError, match=f"{tmp_path / '0'}: does not hold the arrays of this model"):
+        open_store(tmp_path).restore(target)
+    assert names(tmp_path) == ["0"]
+
+
+def test_leftovers_of_a_killed_save_are_cleaned_at_start(tmp_path: Path) -> None:
+    trained(tmp_path, 1, kept=(1,), latest_every=0)
+    for leftover in ("2.orbax-checkpoint-tmp", "0.deleting"):
+        shutil.copytree(tmp_path / "1", tmp_path / leftover)
+    assert open_store(tmp_path).latest_intact() == 1
+    assert names(tmp_path) == ["1"]
+
+
+RUN_UNTIL_KILLED = """
+import sys
+from pathlib import Path
+sys.path[:0] = sys.argv[2:]
+from test_checkpoints_store import *
+target = abstract_state(make_mesh())
+store = open_store(Path(sys.argv[1]), kept=range(0, 10**6, 5), latest_every=2)
+start = store.latest_intact() or 0
+print("start", start, flush=True)
+for step in range(start, 10**6):
+    fill = lambda leaf: jax.device_put(np.full(leaf.shape, step, leaf.dtype), leaf.sharding)
+    store.maybe_save(step, jax.tree.map(fill, target))
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_at_any_moment_leaves_an_intact_series(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    here = Path(__file__).parent
+    command = [sys.executable, "-c", RUN_UNTIL_KILLED, str(tmp_path), str(here), str(here.parent)]
+    newest = -1
+    for _ in range(5):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line == f"start {max(newest, 0)}\n", "it resumes where the last one was killed"
+            time.sleep(random.uniform(0.5, 3.0))
+            os.kill(process.pid, signal.SIGKILL)
+        complete = steps(tmp_path)
+        assert all(damage(tmp_path / str(step)) is None for step in complete)
+        assert not complete or complete[-1] >= newest
+        newest = complete[-1] if complete else newest
+        kept = [step for step in complete if step % 5 == 0]
+        assert kept == list(range(0, (kept[-1] if kept else -5) + 1, 5)), "no kept step is missing"
+    mesh = make_mesh()
+    step, state = open_store(tmp_path, kept=range(0, 10**6, 5)).restore(abstract_state(mesh))
+    assert step == newest > 0
+    assert all(np.all(np.asarray(leaf) == step) for leaf in jax.tree.leaves(state))
+
+
+def test_a_full_disk_is_reported_and_the_checkpoint_before_it_is_still_there(tmp_path: Path) -> None:
+    small = tmp_path / "small_disk"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=480k", "tmpfs", str(small)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"needs the right to mount a small file system: {mounted.stderr.decode().strip()}")
+    try:
+        state = fresh_state(make_mesh())
+        saved = bits(state)
+        with open_store(small, latest_every=1) as store:
+            assert store.maybe_save(1, state)
+            store.wait()
+            disk = shutil.disk_usage(small)
+            assert disk.free < disk.used, "one checkpoint fits, two do not"
+            store.maybe_save(2, advanced(state))
+            with pytest.raises(UserError, match=rf"{small}/2: the checkpoint could not be written \(no space left"):
+                store.wait()
+            assert names(small) == ["1"]
+            step, found = store.restore(abstract_state(make_mesh()))
+            assert step == 1 and bits(found) == saved
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_a_failed_save_is_reported_at_the_next_step_even_if_none_is_due(tmp_path: Path) -> None:
+    state = fresh_state(make_mesh())
+    with open_store(tmp_path, kept=(1,)) as store:
+        store.maybe_save(1, state)
+        store.wait()
+        store._pending = store._worker.submit(store._finish, 2, Failing(), {})
+        time.sleep(0.2)
+        with pytest.raises(UserError, match="could not be written .disk on fire"):
+            store.maybe_save(3, state)
+        assert names(tmp_path) == ["1"]
+
+
+class Failing:
+    def result(self) -> None:
+        raise OSError("disk on fire")
+
+
+def test_the_record_is_plain_json(tmp_path: Path) -> None:
+    trained(tmp_path, 0, kept=(0,), latest_every=0)
+    record = json.loads((tmp_path / "0" / RECORD).read_text())
+    assert sum(size for size, _ in record["files"].values()) > 0
+    assert all((tmp_path / "0" / name).stat().st_size == size for name, (size, _) in record["files"].items())

@@ -1,0 +1,10 @@
+"""A 350 M Llama: GPT-3 Medium's depth and width (2005.14165, table 2.1), trained for 20 tokens per parameter."""
+
+from fineline_jax.models.config import ModelConfig
+from fineline_jax.recipe import Recipe
+from fineline_jax.configs.llama_60m import llama
+
+
+def recipe() -> Recipe:
+    model = ModelConfig(vocab_size=32_000, width=1_024, layers=24, heads=16, mlp_width=2_736, context=2_048)
+    return llama("llama_350m", model, batch=256, peak=6e-4)

@@ -1,0 +1,86 @@
+"""Progress of long work on standard error: a bar with rate and time left on a terminal, plain lines in a log."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+import rich.console
+import rich.progress
+import rich.text
+
+SECONDS_BETWEEN_LINES = 15.0
+
+Advance = Callable[..., None]
+"""`advance(amount, note="")`: so much was done since the last call; the note replaces the one before."""
+
+
+@contextlib.contextmanager
+def bar(name: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
+    """Context whose value is an `Advance`. `done`: what an earlier run had done, not counted in the rate."""
+    console = rich.console.Console(stderr=True)
+    if not console.is_terminal:
+        yield _plain(console, name, total, unit, done)
+        return
+    columns = (
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        _Amount(unit),
+        rich.progress.TimeRemainingColumn(elapsed_when_finished=True),
+        rich.progress.TextColumn("{task.fields[note]}"),
+    )
+    with rich.progress.Progress(*columns, console=console, speed_estimate_period=60.0) as display:
+        task = display.add_task(name, total=total, completed=done, note="")
+
+        def advance(amount: int, note: str = "") -> None:
+            display.update(task, advance=amount, **({"note": note} if note else {}))
+
+        yield advance
+
+
+class _Amount(rich.progress.ProgressColumn):
+    def __init__(self, unit: str):
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: rich.progress.Task) -> rich.text.Text:
+        rate = f", {short(task.speed)}/s" if task.speed else ""
+        return rich.text.Text(f"{short(task.completed)} of {short(task.total or 0)} {self.unit}{rate}")
+
+
+def _plain(console: rich.console.Console, name: str, total: int, unit: str, done: int) -> Advance:
+    start = last = time.monotonic()
+    before, note = done, ""
+
+    def advance(amount: int, new_note: str = "") -> None:
+        nonlocal done, last, note
+        done += amount
+        note = new_note or note
+        now = time.monotonic()
+        if now - last >= SECONDS_BETWEEN_LINES or done >= total > done - amount:
+            last = now
+            rate = (done - before) / max(now - start, 1e-9)
+            left = duration((total - done) / rate) if rate else "unknown time"
+            text = f"{name}: {short(done)} of {short(total)} {unit}, {short(rate)}/s, {left} left"
+            console.print(f"{text}, {note}" if note else text, highlight=False, soft_wrap=True)
+
+    return advance
+
+
+def short(number: float) -> str:
+    """1234567 -> '1.23M'."""
+    for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= size:
+            return f"{number / size:.3g}{suffix}"
+    return f"{number:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """3661 -> '1h01m'."""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d{hours:02}h"
+    if hours:
+        return f"{hours}h{minutes:02}m"
+    return f"{minutes}m{seconds:02}s" if minutes else f"{seconds}s"

@@ -1,0 +1,247 @@
+"""A pretraining run from top to bottom: recipe -> checkpoint series.
+
+Everything a run needs follows from (recipe, seed, step), so starting, resuming after a kill and resuming elsewhere
+are the same few lines: find the newest intact checkpoint, load it onto this mesh, go on.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from fineline_jax import progress
+from fineline_jax.checkpoints.store import CheckpointStore
+from fineline_jax.data.loader import global_batch, open_batches, open_validation_batches
+from fineline_jax.data.prefetch import prefetch
+from fineline_jax.errors import UserError
+from fineline_jax.mesh import make_mesh
+from fineline_jax.recipe import Recipe, differences, from_json, to_json
+from fineline_jax.training.metrics import MetricsLog, peak_flops
+from fineline_jax.training.step import (
+    BATCH_SPEC,
+    Metrics,
+    State,
+    abstract_state,
+    initial_state,
+    make_train_step,
+    make_validation_step,
+)
+from fineline_jax.training.stop import stop_requests
+
+log = logging.getLogger(__name__)
+
+MAY_DIFFER = ("mesh.", "logging.", "name:")
+"""Fields that change where a run computes and what it reports, never what it learns beyond rounding."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    run: Path
+    step: int
+    tokens: int
+    stopped_by: str | None
+    """Name of the signal that ended it early; None: it is complete."""
+
+
+def pretrain(
+    recipe: Recipe,
+    run: Path,
+    *,
+    accept_changes: bool = False,
+    on_kept: Callable[[int, dict], None] | None = None,
+) -> Outcome:
+    """Train `recipe` into the folder `run`, or go on where it was interrupted.
+
+    accept_changes: resume although the recipe differs from the one in the folder, which is replaced.
+    on_kept: called with (step, params) at every kept checkpoint, in time order, before training goes on.
+
+    Raises UserError for a recipe that does not fit the data, the devices or the folder, a loss that is not finite,
+    and a checkpoint that cannot be written.
+    """
+    mesh = make_mesh(recipe.mesh)
+    target = abstract_state(recipe, mesh)
+    model, data, batch = recipe.model, recipe.data, recipe.batch
+    batches = open_batches(data, sequences=batch.sequences, vocab_size=model.vocab_size, seed=recipe.seed)
+    claim_folder(recipe, run, accept_changes)
+
+    kept = recipe.kept_steps()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.set_mesh(mesh))
+        requested = stack.enter_context(stop_requests())
+        store = stack.enter_context(
+            CheckpointStore(
+                run / "checkpoints",
+                kept,
+                recipe.latest_steps(),
+                tokens_per_step=recipe.tokens_per_step,
+                recipe=recipe.name,
+            )
+        )
+        start = store.latest_intact()
+        if start is None:
+            start, state = 0, jax.jit(lambda: initial_state(recipe))()
+        else:
+            start, state = store.restore(target, start)
+            log.info("resuming %s at step %d", run, start)
+        writer = MetricsLog(run, recipe, start)
+        stack.callback(writer.close)
+        report = Reporter(recipe, mesh, writer, start)
+        validate = make_validation(recipe, mesh)
+        train_step = jax.jit(make_train_step(recipe, mesh), donate_argnums=0)
+
+        sharding = jax.NamedSharding(mesh, BATCH_SPEC)
+        load = lambda step: global_batch(batches, step, sharding)
+        windows = stack.enter_context(contextlib.closing(prefetch(load, range(start, recipe.steps))))
+        advance = stack.enter_context(
+            progress.bar(recipe.name, recipe.steps * recipe.tokens_per_step, "tokens", start * recipe.tokens_per_step)
+        )
+
+        def at_kept(step: int, state: State) -> None:
+            """What happens at a kept checkpoint besides saving it; on disk before the checkpoint is."""
+            report.flush()
+            if validate is not None:
+                report.write({"step": step, "validation_loss": validate(state["params"])})
+            if on_kept is not None:
+                on_kept(step, state["params"])
+
+        if start == 0 and 0 in kept:
+            at_kept(0, state)
+            store.maybe_save(0, state)
+        step, stopped_by = start, requested(start)
+        while stopped_by is None and step < recipe.steps:
+            loaded = next(windows)
+            with profiled(recipe, run, step):
+                state, metrics = train_step(state, loaded.value, np.int32(step))
+            step += 1
+            report.step(step, metrics, loaded.wait_seconds)
+            advance(recipe.tokens_per_step, report.note)
+            stopped_by = requested(step) if step < recipe.steps else None
+            if step in kept:
+                at_kept(step, state)
+            elif stopped_by or store.is_due(step):
+                report.flush()  # a checkpoint is never ahead of the metrics
+            store.maybe_save(step, state, force=stopped_by is not None)
+        report.flush()
+        store.wait()
+    return Outcome(run, step, step * recipe.tokens_per_step, stopped_by)
+
+
+def claim_folder(recipe: Recipe, run: Path, accept_changes: bool) -> None:
+    """Write the recipe and the tokenizer into `run`; refuse a folder that holds another recipe's run."""
+    path = run / "recipe.json"
+    if path.exists():
+        changed = [line for line in differences(from_json(path), recipe) if not line.startswith(MAY_DIFFER)]
+        if changed and not accept_changes:
+            raise UserError(
+                f"{path}: the recipe has changed ({'; '.join(changed)}); train into another --run folder, or give"
+                " --accept-changes to go on with the new one"
+            )
+    if jax.process_index() != 0:
+        return
+    run.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name("recipe.json.tmp")
+    temporary.write_text(to_json(recipe))
+    os.replace(temporary, path)
+    tokenizer = Path(recipe.data.sources[0].path).expanduser() / "tokenizer"
+    if tokenizer.is_dir() and not (run / "tokenizer").exists():
+        copy = run / "tokenizer.tmp"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(tokenizer, copy)
+        copy.rename(run / "tokenizer")
+
+
+def make_validation(recipe: Recipe, mesh: jax.sharding.Mesh) -> Callable[[dict], float] | None:
+    """`validate(params)`: mean cross-entropy in nats over the fixed validation windows; None without any."""
+    sequences = recipe.batch.sequences // recipe.batch.accumulation
+    opened = open_validation_batches(
+        recipe.data,
+        windows=recipe.logging.validation_sequences,
+        sequences=sequences,
+        vocab_size=recipe.model.vocab_size,
+    )
+    if opened is None:
+        return None
+    batches, count = opened
+    sharding = jax.NamedSharding(mesh, BATCH_SPEC)
+    windows = [global_batch(batches, index, sharding) for index in range(count)]
+    step = jax.jit(make_validation_step(recipe, mesh))
+
+    def validate(params: dict) -> float:
+        sums = [step(params, piece) for piece in windows]
+        return sum(float(loss) for loss, _ in sums) / sum(float(targets) for _, targets in sums)
+
+    return validate
+
+
+class Reporter:
+    """Metrics one step late: step k is read while step k+1 runs, so the host never makes the device wait."""
+
+    def __init__(self, recipe: Recipe, mesh: jax.sharding.Mesh, writer: MetricsLog, start: int):
+        self.recipe, self.writer = recipe, writer
+        self.note = ""
+        self.pending: tuple[int, Metrics] | None = None
+        peak = peak_flops(recipe, mesh.devices.flat[0])
+        flops = recipe.model.train_flops_per_token(recipe.data.sequence_length)
+        self.mfu_per_rate = flops / (peak * mesh.size) if peak else None
+        self.last_time, self.last_step = time.perf_counter(), start
+        self.waited = 0.0
+
+    def step(self, step: int, metrics: Metrics, waited: float) -> None:
+        """Take the metrics of update number `step` (from 1) and write those of the one before."""
+        self.flush()
+        self.pending = step, metrics
+        self.waited += waited
+
+    def flush(self) -> None:
+        """Write what is pending. Raises UserError if its loss is not finite and such steps are not skipped."""
+        if self.pending is None:
+            return
+        (step, metrics), self.pending = self.pending, None
+        values = {name: float(value) for name, value in metrics.items()}
+        bad = not math.isfinite(values["loss"]) and not self.recipe.optimizer.skip_nonfinite
+        if bad or step % self.recipe.logging.every_steps == 0 or step == self.recipe.steps:
+            self._write_line(step, values)
+        self.note = f"loss {values['loss']:.3f}"
+        if bad:
+            raise UserError(
+                f"the loss of step {step} is {values['loss']}; resume with a lower optimizer.schedule.peak (and"
+                " --accept-changes), or set optimizer.skip_nonfinite"
+            )
+
+    def write(self, record: dict) -> None:
+        self.writer.write(record)
+
+    def _write_line(self, step: int, values: dict[str, float]) -> None:
+        now = time.perf_counter()
+        steps = max(step - self.last_step, 1)
+        seconds = (now - self.last_time) / steps
+        rate = self.recipe.tokens_per_step / max(seconds, 1e-9)
+        record = {"step": step, "tokens": step * self.recipe.tokens_per_step, **values}
+        record |= {"tokens_per_second": rate, "step_seconds": seconds, "data_wait_seconds": self.waited / steps}
+        if self.mfu_per_rate is not None:
+            record["mfu"] = rate * self.mfu_per_rate
+        self.writer.write(record)
+        self.last_time, self.last_step, self.waited = now, step, 0.0
+
+
+@contextlib.contextmanager
+def profiled(recipe: Recipe, run: Path, step: int) -> Iterator[None]:
+    """Starts and stops the jax.profiler trace of the recipe's window, into RUN/profile."""
+    first, count = recipe.logging.profile_start_step, recipe.logging.profile_steps
+    if count and step == first:
+        jax.profiler.start_trace(str(run / "profile"))
+    with jax.profiler.StepTraceAnnotation("train", step_num=step):
+        yield
+    if count and step == first + count - 1:
+        jax.effects_barrier()
+        jax.profiler.stop_trace()

@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+CHECK = ["pytest", "hypothesis", "ruff", "pyright"]
 
 setup(
     name="fineline_jax",
@@ -55,7 +56,7 @@ setup(
         "plan": ["libtpu"],
         "beam": ["apache-beam"],
         "wandb": ["wandb"],
-        "test": ["pytest", "hypothesis", "torch", "ruff", "pyright"],
-        "lint": ["ruff", "pyright"],
+        "check": CHECK,
+        "test": [*CHECK, "torch==2.13.0"],  # the oracle of the parity tests
     },
 )

@@ -295,26 +295,40 @@ def to_json(recipe: Recipe) -> str:
 
 
 def from_json(path: Path) -> Recipe:
-    """The recipe in a JSON file that `to_json` wrote. Raises UserError naming the file and the field."""
+    """The recipe in a JSON file that `to_json` wrote; absent fields take their defaults.
+
+    Raises UserError naming the file and the field.
+    """
     import pydantic
 
     try:
-        return pydantic.TypeAdapter(Recipe, config=None).validate_json(path.read_bytes())
+        text = path.read_bytes()
+        recipe = pydantic.TypeAdapter(Recipe).validate_json(text)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; give a recipe's JSON file") from error
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "the file"
         raise UserError(f"{path}: {field}: {first['msg']}") from error
+    unknown = _flat(json.loads(text)).keys() - _flat(json.loads(to_json(recipe))).keys()
+    if unknown:
+        raise UserError(f"{path}: unknown field {min(unknown)}; remove it or mend its name")
+    return recipe
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
     """One line per field that differs: `path: old -> new`."""
+    before, after = _flat(dataclasses.asdict(old)), _flat(dataclasses.asdict(new))
+    keys = list(dict.fromkeys([*before, *after]))
+    return [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in keys if before.get(key) != after.get(key)]
 
-    def flatten(value: Any, prefix: str) -> dict[str, Any]:
-        if isinstance(value, dict):
-            return {k: v for key, item in value.items() for k, v in flatten(item, f"{prefix}.{key}").items()}
-        return {prefix.lstrip("."): value}
 
-    before, after = flatten(dataclasses.asdict(old), ""), flatten(dataclasses.asdict(new), "")
-    return [f"{key}: {before[key]!r} -> {after[key]!r}" for key in before if before[key] != after[key]]
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """{"data": {"sources": [{"path": "x"}]}} -> {"data.sources.0.path": "x"}."""
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list | tuple):
+        items = enumerate(value)
+    else:
+        return {prefix: value}
+    return {key: leaf for name, item in items for key, leaf in _flat(item, f"{prefix}.{name}" if prefix else str(name)).items()}

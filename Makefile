@@ -1,0 +1,54 @@
+# Two commands do everything on a machine with Python 3.11 or newer: `make demo` and `make test`.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+# The newest Python found beside the first; `make test-all` runs the tests there too.
+NEWEST ?= $(shell for python in python3.14 python3.13 python3.12 $$HOME/.pyenv/versions/3.1[2-9]*/bin/python3; do \
+  $$python -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && { command -v $$python; break; }; done)
+
+.PHONY: demo test test-all test-newest lint lock clean
+
+demo: $(VENV)/.installed
+	$(BIN)/fineline demo --out demo-out
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST)
+
+test-all: $(VENV)/.installed-test
+	$(BIN)/python -m pytest $(PYTEST)
+	$(MAKE) test-newest
+
+test-newest:
+ifeq ($(NEWEST),)
+	@echo "no Python newer than 3.11 found: set NEWEST=/path/to/python to test there too"
+else
+	$(MAKE) test VENV=.venv-newest PYTHON=$(NEWEST) EXTRA=check
+endif
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+# test: with torch, the oracle of the parity tests; check: without it, and they skip.
+EXTRA ?= test
+
+$(VENV)/.installed: setup.py requirements.lock
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=") if sys.version_info < (3, 11) else None'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[$(EXTRA)]'
+	touch $@
+
+# The pins for every supported Python, with markers; names no host.
+lock: setup.py
+	$(PYTHON) -m pip install --quiet uv
+	$(PYTHON) -m uv pip compile setup.py --extra test --extra plan --universal --python-version 3.11 \
+	  --no-header --no-annotate --no-emit-index-url --output-file requirements.lock
+
+clean:
+	rm -rf $(VENV) .venv-newest demo-out build *.egg-info

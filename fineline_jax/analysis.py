@@ -1,0 +1,53 @@
+"""From score folders and tables to a report: where scoring's numbers meet trajectories' statistics."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fineline_jax.errors import UserError
+
+
+def analyze_scores(scores: Sequence[Path], out: Path, *, runs: Sequence[Path] = (), title: str) -> Path:
+    """Write the report of score folders, lm-eval result trees and tidy CSV files; returns report.html.
+
+    runs: run folders whose loss is drawn beside. Raises UserError naming what cannot be read.
+    """
+    import pandas
+
+    from fineline_jax.scoring import metrics
+    from fineline_jax.scoring import pack as packs
+    from fineline_jax.trajectories.report import write_report
+    from fineline_jax.trajectories.table import read_table
+
+    if not scores:
+        raise UserError("analyze: name at least one folder of scores or table")
+    tables, facts = [], dict[str, Any]()
+    for path in scores:
+        if (path / "pack" / "manifest.json").is_file():
+            tables.append(metrics.tidy(path))
+            manifest = packs.load(path / "pack").manifest
+            facts[f"scores {path.name}"] = {
+                "suite": manifest["suite"],
+                "pack": manifest["hash"][:12],
+                "BOS": manifest["bos"],
+                "lm-eval": manifest["lm_eval"],
+            }
+        else:
+            tables.append(read_table(path))
+    losses = pandas.concat([_losses(run) for run in runs]) if runs else None
+    return write_report(pandas.concat(tables, ignore_index=True), out, title=title, facts=facts, losses=losses)
+
+
+def _losses(run: Path):
+    import pandas
+
+    from fineline_jax.checkpoints.series import open_series
+    from fineline_jax.training.metrics import read_metrics
+
+    lines = read_metrics(run)
+    if not lines:
+        raise UserError(f"{run / 'metrics.jsonl'}: not there; give the folder of a run")
+    frame = pandas.DataFrame(lines)
+    # The validation loss is logged on a line of its own, at kept checkpoints.
+    frame = frame.groupby("step", as_index=False).first()
+    return frame.dropna(subset=["loss"]).assign(series=open_series(str(run)).name)

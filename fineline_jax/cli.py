@@ -1,0 +1,367 @@
+"""The `fineline` command: one function per command, each only reads its options and calls a room.
+
+Nothing heavy is imported at the top, so that --help answers at once.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import Positional, arg
+from tyro.extras import SubcommandApp
+
+from fineline_jax.errors import UserError
+from fineline_jax.recipe import Mesh, Recipe
+
+app = SubcommandApp()
+data = SubcommandApp()
+prepare = SubcommandApp()
+tasks = SubcommandApp()
+app.command(data, name="data", help="Prepare text or token lines for training.")
+data.command(prepare, name="prepare", help="Write a data set of token windows.")
+app.command(tasks, name="tasks", help="Prepare benchmark tasks for scoring.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status is 0, 2 for bad input, 130 when interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    logging.basicConfig(format="%(message)s", level=logging.ERROR)
+    logging.getLogger("fineline_jax").setLevel(logging.INFO)
+    try:
+        if arguments[:1] == ["pretrain"]:
+            return pretrain(arguments[1:])
+        app.cli(prog="fineline", description=DESCRIPTION, args=arguments, sort_subcommands=False)
+    except UserError as error:
+        print(f"fineline: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("fineline: interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+    return 0
+
+
+DESCRIPTION = "Pretrain a language model, keep its checkpoints, score every one of them, and read the curves."
+
+
+@app.command
+def demo(
+    out: Path = Path("demo-out"),
+    tokens: int = 0,
+) -> None:
+    """The whole tool on an embedded synthetic world: about four minutes on two CPU cores.
+
+    Args:
+        out: Folder for everything it makes; delete it to start again.
+        tokens: Trained tokens instead of the recipe's, for a quick look; 0: the recipe's.
+    """
+    from fineline_jax.demo import run_demo
+
+    report = run_demo(out, tokens=tokens)
+    print(f"the report: {report.resolve()}")
+
+
+@app.command(name="pretrain")
+def _pretrain_for_help(recipe: Positional[str]) -> None:
+    """Train a recipe, or resume it; `fineline pretrain RECIPE --help` lists every field.
+
+    Args:
+        recipe: Name in configs/, a Python or JSON file, or a run folder.
+    """
+
+
+def pretrain(arguments: list[str]) -> int:
+    """`fineline pretrain RECIPE`: the recipe named first gives the defaults of all options."""
+    from fineline_jax.catalogue import config_names, load_recipe
+
+    name = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    if name is None:
+        if {"-h", "--help"} & set(arguments):
+            known = ", ".join(config_names("{}.py"))
+            print(f"usage: fineline pretrain RECIPE [options]\n\n{(_pretrain_for_help.__doc__ or '').strip()}")
+            print(f"\nRECIPE is one of: {known}\n\nOptions, with the values of llama_60m:\n")
+            name, arguments = "llama_60m", ["llama_60m", "--help"]
+        else:
+            raise UserError("pretrain: name a recipe first, as in `fineline pretrain llama_60m`")
+    default = load_recipe(name)
+
+    def options(
+        run: Path | None = None,
+        accept_changes: bool = False,
+        distributed: bool = False,
+        recipe: Annotated[Recipe, arg(name="")] = default,
+    ) -> int:
+        """Train the recipe, or go on with it if the run folder holds its checkpoints.
+
+        Args:
+            run: Folder of the run; default: runs/NAME.
+            accept_changes: Resume although the recipe differs from the one in the run folder.
+            distributed: One of several processes (TPU pod, SLURM, MPI): call jax.distributed.initialize first.
+            recipe: Fields of the recipe.
+        """
+        return _train(recipe, run or Path("runs") / recipe.name, accept_changes, distributed)
+
+    return tyro.cli(options, prog=f"fineline pretrain {name}", args=arguments[1:])
+
+
+def _train(recipe: Recipe, run: Path, accept_changes: bool, distributed: bool) -> int:
+    import jax
+
+    if distributed:
+        jax.distributed.initialize()
+    from fineline_jax.progress import short
+    from fineline_jax.training.loop import pretrain as train
+
+    outcome = train(recipe, run, accept_changes=accept_changes)
+    if jax.process_index() == 0:
+        where = f"step {outcome.step} ({short(outcome.tokens)} tokens)"
+        if outcome.stopped_by:
+            print(f"stopped by {outcome.stopped_by} at {where}, saved; run the same command again to go on")
+        else:
+            print(f"{run}: complete at {where}, {len(recipe.kept_steps())} checkpoints kept")
+    return 0
+
+
+@prepare.command(name="text")
+def prepare_text(
+    inputs: Positional[tuple[Path, ...]],
+    tokenizer: Path,
+    out: Path,
+    sequence_length: int = 2048,
+    bos: bool = False,
+    eos: bool = True,
+    validation_inputs: tuple[Path, ...] = (),
+    validation_fraction: float = 0.0,
+    text_key: str = "text",
+    text_unit: Literal["file", "paragraph", "line"] = "file",
+) -> None:
+    """Tokenize documents and pack them into windows of sequence_length + 1 tokens.
+
+    Args:
+        inputs: Files or folders of .jsonl (one {"text": ...} per line) or .txt, also .gz.
+        tokenizer: Folder with tokenizer.json or tokenizer.model, or one of these files.
+        out: Folder to write.
+        sequence_length: Tokens the model is fed per window.
+        bos: BOS before each document (OpenLLaMA: yes, Amber: no).
+        eos: EOS after each document (both: yes).
+        validation_inputs: Files or folders of the validation split.
+        validation_fraction: Share of the documents that go to the validation split instead.
+        text_key: Key of the text in a .jsonl line.
+        text_unit: What one document is in a .txt file.
+    """
+    from fineline_jax.data.corpora import prepare_text as write
+
+    made = write(
+        inputs,
+        out,
+        tokenizer=tokenizer,
+        sequence_length=sequence_length,
+        bos=bos,
+        eos=eos,
+        validation_inputs=validation_inputs,
+        validation_fraction=validation_fraction,
+        text_key=text_key,
+        text_unit=text_unit,
+    )
+    _say_prepared(made.path, made.windows, made.already_done)
+
+
+@prepare.command(name="amber")
+def prepare_amber(
+    inputs: Positional[tuple[Path, ...]],
+    out: Path,
+    tokenizer: Path | None = None,
+    vocab_size: int = 32_000,
+    sequence_length: int = 2048,
+    validation_inputs: tuple[Path, ...] = (),
+    processes: int = 1,
+) -> None:
+    """Token lines as Amber's chunks have them, {"token_ids": [2049 ints]}: one split per file, order kept.
+
+    Args:
+        inputs: The chunk files, in training order.
+        out: Folder to write.
+        tokenizer: Folder whose files are copied beside the data, so that scoring finds them.
+        vocab_size: Ids must be smaller.
+        sequence_length: Tokens the model is fed per window; a line has one more.
+        validation_inputs: Files of the validation split.
+        processes: Files converted at a time.
+    """
+    from fineline_jax.data.corpora import prepare_amber as write
+
+    made = write(
+        inputs,
+        out,
+        vocab_size=vocab_size,
+        sequence_length=sequence_length,
+        tokenizer=tokenizer,
+        validation_inputs=validation_inputs,
+        processes=processes,
+    )
+    _say_prepared(made.path, made.windows, made.already_done)
+
+
+@prepare.command(name="world")
+def prepare_world(out: Path = Path("data/world"), seed: int = 0) -> None:
+    """The demo's synthetic world: corpus, tokenizer, and its benchmarks in OUT/benchmarks.
+
+    Args:
+        out: Folder to write.
+        seed: Chooses names, facts, questions and text.
+    """
+    from fineline_jax.demo import prepare_world as write
+
+    made = write(out, seed)
+    _say_prepared(made.path, made.windows, made.already_done)
+
+
+def _say_prepared(path: Path, windows: dict[str, int], already_done: bool) -> None:
+    counts = ", ".join(f"{split}: {count:,} windows" for split, count in windows.items())
+    print(f"{path}: {'already prepared' if already_done else 'prepared'} ({counts})")
+
+
+@tasks.command(name="prepare")
+def prepare_tasks(
+    suite: Positional[str],
+    tokenizer: Path,
+    out: Path,
+    benchmarks: Path | None = None,
+    tfds: Path | None = None,
+    bos: Literal["auto", "always", "never"] = "auto",
+    max_context: int | None = None,
+    limit: int | None = None,
+) -> None:
+    """Build and tokenize every request of a suite once; scoring then needs neither network nor lm-eval.
+
+    Args:
+        suite: Name in configs/suites, a YAML file, or lm-eval task names with commas between.
+        tokenizer: Folder of the tokenizer.
+        out: Folder of the request pack to write.
+        benchmarks: Folder of data sets in Hugging Face layout, one parquet file per split; default: the hub.
+        tfds: TFDS data folder, for data sets that TFDS has.
+        bos: BOS before each context: as the tokenizer does by default, always, or never.
+        max_context: Cut requests to their last so many tokens even where the model could take more.
+        limit: Only the first documents of each task.
+    """
+    from fineline_jax.scoring.pack import prepare as write
+
+    pack = write(
+        suite, tokenizer, out, benchmarks=benchmarks, tfds=tfds, bos=bos, max_context=max_context, limit=limit
+    )
+    print(f"{out}: {pack.requests.num_rows:,} requests of {len(pack.manifest['tasks'])} tasks")
+
+
+@app.command
+def score(
+    series: Positional[tuple[str, ...]],
+    out: Path,
+    suite: str | None = None,
+    pack: Path | None = None,
+    benchmarks: Path | None = None,
+    tfds: Path | None = None,
+    tokenizer: Path | None = None,
+    bos: Literal["auto", "always", "never"] = "auto",
+    limit: int | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    batch_tokens: int | None = None,
+    mesh: Mesh = Mesh(),
+    distributed: bool = False,
+) -> None:
+    """Score every checkpoint of one or more series; what is already scored is kept.
+
+    Args:
+        series: Run folders, checkpoint folders, or Hugging Face folders with safetensors.
+        out: Folder of the scores, one Parquet file per checkpoint.
+        suite: Name in configs/suites, a YAML file, or lm-eval task names with commas between.
+        pack: Request pack made by `fineline tasks prepare`, instead of a suite.
+        benchmarks: Folder of data sets in Hugging Face layout; default: the hub.
+        tfds: TFDS data folder, for data sets that TFDS has.
+        tokenizer: Folder of the tokenizer; default: the one beside the checkpoints.
+        bos: BOS before each context: as the tokenizer does by default, always, or never.
+        limit: Only the first documents of each task.
+        dtype: Of the matrix products; the softmax is float32 always.
+        batch_tokens: Tokens per step over all devices; default: by the kind of device.
+        mesh: Devices per axis.
+        distributed: One of several processes: call jax.distributed.initialize first.
+    """
+    if (suite is None) == (pack is None):
+        raise UserError("score: give either --suite or --pack")
+    if distributed:
+        import jax
+
+        jax.distributed.initialize()
+    from fineline_jax.checkpoints.series import open_series, tokenizer_folder
+    from fineline_jax.mesh import make_mesh
+    from fineline_jax.scoring.pack import load
+    from fineline_jax.scoring.scorer import score_series
+
+    opened = [open_series(name) for name in series]
+    if pack is not None:
+        requests = load(pack)
+    else:
+        from fineline_jax.scoring.build import build
+
+        assert suite is not None
+        folder = tokenizer or tokenizer_folder(opened[0].checkpoints[0])
+        if folder is None:
+            raise UserError(f"{series[0]}: no tokenizer beside the checkpoint; give --tokenizer")
+        requests = build(
+            suite, folder, benchmarks=benchmarks, tfds=tfds, bos=bos, max_context=None, limit=limit
+        )
+    for one in opened:
+        score_series(one, requests, out, make_mesh(mesh), dtype, batch_tokens=batch_tokens)
+    print(f"{out}: {sum(len(one.checkpoints) for one in opened)} checkpoints scored; see `fineline analyze {out}`")
+
+
+@app.command
+def analyze(
+    scores: Positional[tuple[Path, ...]],
+    out: Path,
+    runs: tuple[Path, ...] = (),
+    title: str = "Learning trajectories",
+) -> None:
+    """Tidy table, dynamics, curves: report.html and PNGs.
+
+    Args:
+        scores: Folders of `fineline score`, lm-eval result trees, or tidy CSV files.
+        out: Folder of the report.
+        runs: Run folders whose loss curves are drawn too.
+        title: Heading of the report.
+    """
+    from fineline_jax.analysis import analyze_scores
+
+    print(analyze_scores(scores, out, runs=runs, title=title))
+
+
+@app.command(name="export")
+def export_checkpoint(
+    checkpoint: Positional[str],
+    out: Positional[Path],
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+) -> None:
+    """Write a checkpoint in Hugging Face layout (safetensors, config, tokenizer).
+
+    Args:
+        checkpoint: RUN/checkpoints/STEP, or a run folder for its last checkpoint.
+        out: Folder to write.
+        dtype: Of the weights written.
+    """
+    from fineline_jax.checkpoints.hub import export_hf
+    from fineline_jax.checkpoints.series import load, open_series, tokenizer_folder
+    from fineline_jax.mesh import make_mesh
+
+    last = open_series(checkpoint).checkpoints[-1]
+    config, params = load(last, make_mesh(), "float32")
+    export_hf(config, params, out, tokenizer_folder(last), dtype)
+    print(f"{out}: {last.series}/{last.name} in Hugging Face layout")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""`fineline demo`: the whole tool on the embedded world, by the same functions as the commands it names."""
+
+import dataclasses
+import shutil
+import time
+from pathlib import Path
+
+import rich.console
+
+from fineline_jax.data.corpora import Prepared
+
+console = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def prepare_world(out: Path, seed: int = 0) -> Prepared:
+    """The world of `seed` as a prepared data set, with its benchmarks beside it in OUT/benchmarks."""
+    from fineline_jax.catalogue import load_recipe
+    from fineline_jax.data.corpora import prepare_text
+    from fineline_jax.world.generate import generate
+
+    text = out.with_name(out.name + ".text")
+    world = generate(text, seed)
+    made = prepare_text(
+        [world.text],
+        out,
+        tokenizer=world.tokenizer,
+        sequence_length=load_recipe("demo").data.sequence_length,
+        bos=False,
+        eos=True,
+        validation_inputs=[world.validation_text],
+    )
+    if not (out / "benchmarks").exists():
+        copy = out / "benchmarks.tmp"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(world.benchmarks, copy)
+        copy.rename(out / "benchmarks")
+    return made
+
+
+def run_demo(out: Path, *, tokens: int = 0) -> Path:
+    """Make the world, train on it, score every checkpoint and write the report into `out`; returns report.html.
+
+    tokens: trained tokens instead of the recipe's; 0: the recipe's. Interrupted, it goes on where it was.
+    """
+    from fineline_jax.catalogue import load_recipe
+    from fineline_jax.recipe import Source
+
+    start = time.monotonic()
+    data, run, scores, report = out / "data", out / "run", out / "scores", out / "report"
+    recipe = load_recipe("demo")
+    recipe = dataclasses.replace(
+        recipe,
+        data=dataclasses.replace(recipe.data, sources=(Source(str(data)),)),
+        tokens=tokens or recipe.tokens,
+    )
+
+    _say(1, f"a world to learn: fineline data prepare world --out {data}")
+    prepare_world(data)
+
+    _say(2, f"train on it: fineline pretrain demo --run {run} --data.sources.0.path {data}")
+    from fineline_jax.training.loop import pretrain
+
+    outcome = pretrain(recipe, run)
+    if outcome.stopped_by:
+        raise KeyboardInterrupt
+
+    _say(3, f"score every checkpoint: fineline score {run} --suite demo --benchmarks {data / 'benchmarks'} --out {scores}")
+    from fineline_jax.checkpoints.series import open_series
+    from fineline_jax.mesh import make_mesh
+    from fineline_jax.scoring.build import build
+    from fineline_jax.scoring.scorer import score_series
+
+    pack = build(
+        "demo", run / "tokenizer", benchmarks=data / "benchmarks", tfds=None, bos="auto", max_context=None, limit=None
+    )
+    score_series(open_series(str(run)), pack, scores, make_mesh(recipe.mesh))
+
+    _say(4, f"read the curves: fineline analyze {scores} --runs {run} --out {report}")
+    from fineline_jax.analysis import analyze_scores
+
+    page = analyze_scores([scores], report, runs=[run], title="What a small language model learns, and when")
+    console.print(f"done in {time.monotonic() - start:.0f} s")
+    return page
+
+
+def _say(number: int, text: str) -> None:
+    console.print(f"[bold]{number}/4[/bold] {text}")

@@ -1,0 +1,417 @@
+"""Preparation: documents become windows, once, exactly, or not at all."""
+
+import gzip
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fineline_jax.data.corpora import prepare_amber, prepare_text
+from fineline_jax.data.documents import input_files, read_documents
+from fineline_jax.data.storage import open_data_set
+from fineline_jax.data.tokenizer import load_tokenizer
+from fineline_jax.data.windows import WindowCutter
+from fineline_jax.errors import UserError
+
+SHARED = os.environ.get("FINELINE_SHARED_DATA")
+needs_shared = pytest.mark.skipif(SHARED is None, reason="FINELINE_SHARED_DATA is not set")
+BOS, EOS = 1, 2
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One token per letter: id = 3 + position in the alphabet."""
+    folder = tmp_path_factory.mktemp("letters")
+    vocabulary = {"<unk>": 0, "<s>": BOS, "</s>": EOS} | {chr(97 + i): 3 + i for i in range(26)}
+    model = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))  # pyright: ignore
+    model.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex("."), "isolated")  # pyright: ignore
+    model.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def letters(text: str) -> list[int]:
+    return [3 + ord(letter) - 97 for letter in text]
+
+
+def jsonl(path: Path, texts: list[str]) -> Path:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+def stored(folder: Path, split: str) -> np.ndarray:
+    """Read with TFDS alone, so that the format and not our reader is tested."""
+    source = tfds.builder_from_directory(folder).as_data_source(split)
+    return np.stack([source[i]["tokens"] for i in range(len(source))]).astype(np.int64)
+
+
+@pytest.mark.parametrize(
+    ("bos", "eos", "stream"),
+    [
+        (False, True, [*letters("abc"), EOS, *letters("de"), EOS, *letters("fghi"), EOS]),
+        (True, True, [BOS, *letters("abc"), EOS, BOS, *letters("de"), EOS, BOS, *letters("fghi"), EOS]),
+        (True, False, [BOS, *letters("abc"), BOS, *letters("de"), BOS, *letters("fghi")]),
+    ],
+)
+def test_windows_wrap_across_documents_with_the_marker_policy(
+    tmp_path: Path, tokenizer: Path, bos: bool, eos: bool, stream: list[int]
+) -> None:
+    source = jsonl(tmp_path / "a.jsonl", ["abc", "de", "fghi"])
+    prepared = prepare_text([source], tmp_path / "out", tokenizer=tokenizer, sequence_length=4, bos=bos, eos=eos)
+    full = len(stream) // 5
+    assert prepared.windows == {"train": full}
+    np.testing.assert_array_equal(stored(tmp_path / "out", "train"), np.reshape(stream[: full * 5], (full, 5)))
+    metadata = json.loads((tmp_path / "out" / "metadata.json").read_text())
+    assert metadata["splits"]["train"] == {
+        "documents": 3,
+        "tokens": len(stream),
+        "windows": full,
+        "dropped_tokens": len(stream) % 5,
+    }
+    assert (metadata["bos"], metadata["eos"], metadata["bos_id"], metadata["eos_id"]) == (bos, eos, BOS, EOS)
+    assert dict(tfds.builder_from_directory(tmp_path / "out").info.metadata)["sequence_length"] == 4  # pyright: ignore
+
+
+@given(
+    runs=st.lists(st.lists(st.integers(0, 99), max_size=20), max_size=20),
+    window=st.integers(1, 9),
+    group=st.integers(1, 5),
+)
+def test_cutting_loses_only_the_tail_however_the_runs_arrive(runs: list[list[int]], window: int, group: int) -> None:
+    cutter = WindowCutter(window)
+    arrays = [np.array(run, np.int32) for run in runs]
+    windows = [cutter.cut(arrays[start : start + group]) for start in range(0, len(arrays), group)]
+    stream = [token for run in runs for token in run]
+    full = len(stream) // window * window
+    assert [t for part in windows for t in part.ravel()] == stream[:full]
+    assert (cutter.tokens, cutter.dropped) == (len(stream), len(stream) - full)
+
+
+def test_a_fraction_of_the_documents_goes_to_validation_and_none_is_in_both(tmp_path: Path, tokenizer: Path) -> None:
+    texts = [chr(97 + i % 26) * 3 for i in range(100)]
+    source = jsonl(tmp_path / "a.jsonl", texts)
+    prepare_text([source], tmp_path / "out", tokenizer=tokenizer, sequence_length=3, validation_fraction=0.1)
+    held_out = list(range(9, 100, 10))
+    expected = [[*letters(texts[i]), EOS] for i in held_out]
+    np.testing.assert_array_equal(stored(tmp_path / "out", "validation"), expected)
+    expected = [[*letters(texts[i]), EOS] for i in range(100) if i not in held_out]
+    np.testing.assert_array_equal(stored(tmp_path / "out", "train"), expected)
+
+
+def test_validation_inputs_are_packed_by_themselves(tmp_path: Path, tokenizer: Path) -> None:
+    train, held = jsonl(tmp_path / "a.jsonl", ["abcd"] * 5), jsonl(tmp_path / "b.jsonl", ["zz", "y"])
+    prepared = prepare_text([train], tmp_path / "out", tokenizer=tokenizer, sequence_length=4, validation_inputs=[held])
+    assert prepared.windows == {"train": 5, "validation": 1}
+    np.testing.assert_array_equal(stored(tmp_path / "out", "validation"), [[*letters("zz"), EOS, *letters("y"), EOS]])
+
+
+@pytest.mark.parametrize(
+    ("unit", "texts"),
+    [
+        ("file", ["\none\ntwo\n\n\nthree \n"]),
+        ("paragraph", ["one\ntwo", "three "]),
+        ("line", ["one", "two", "three "]),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".txt", ".txt.gz"])
+def test_what_a_document_is_in_plain_text(tmp_path: Path, unit: str, texts: list[str], suffix: str) -> None:
+    file = tmp_path / f"a{suffix}"
+    data = b"\none\ntwo\n\n\nthree \n"
+    file.write_bytes(gzip.compress(data) if suffix.endswith("gz") else data)
+    documents = list(read_documents(file, text_key="text", text_unit=unit))  # pyright: ignore[reportArgumentType]
+    assert [document.text for document in documents] == texts
+    assert documents[-1].place == f"{file}:{1 if unit == 'file' else 6}"
+
+
+def test_a_folder_means_its_files_by_name(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    names = ["b.jsonl", "a.txt", "c.md", "sub/d.jsonl.gz"]
+    for name in names:
+        (tmp_path / name).touch()
+    assert input_files([tmp_path]) == [tmp_path / name for name in ("a.txt", "b.jsonl", "sub/d.jsonl.gz")]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"text": "ab"', "not JSON"),
+        ('{"txt": "ab"}', "no text under the key 'text'"),
+        ('{"text": 3}', "no text under the key 'text'"),
+        ('["ab"]', "no text under the key 'text'"),
+    ],
+)
+def test_a_malformed_text_line_is_named(tmp_path: Path, tokenizer: Path, line: str, words: str) -> None:
+    source = tmp_path / "a.jsonl"
+    source.write_text('{"text": "abcdef"}\n\n' + line + "\n")
+    with pytest.raises(UserError, match=r"a\.jsonl:3: .*" + words):
+        prepare_text([source], tmp_path / "out", tokenizer=tokenizer, sequence_length=2)
+    assert sorted(tmp_path.iterdir()) == [source]
+
+
+def test_bytes_that_are_not_utf8_are_named_by_line(tmp_path: Path, tokenizer: Path) -> None:
+    source = tmp_path / "a.txt"
+    source.write_bytes(b"good\nb\xffd\n")
+    with pytest.raises(UserError, match=r"a\.txt:2: not UTF-8"):
+        prepare_text([source], tmp_path / "out", tokenizer=tokenizer, sequence_length=2)
+
+
+def test_a_text_token_outside_the_vocabulary_is_named_by_line(tmp_path: Path, tokenizer: Path) -> None:
+    source = jsonl(tmp_path / "a.jsonl", ["abc", "abz"])
+    with pytest.raises(UserError, match=r"a\.jsonl:2: token id 28 is outside the vocabulary of 20"):
+        prepare_text([source], tmp_path / "out", tokenizer=tokenizer, sequence_length=2, vocab_size=20)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"sequence_length": 100}, "do not fill one window of 101"),
+        ({"validation_fraction": 0.01}, "split validation: 0 documents"),
+        ({"validation_fraction": 1.5}, "validation_fraction=1.5"),
+        ({"bos": False, "eos": False}, "nothing between documents"),
+        ({"sequence_length": 0}, "sequence_length=0"),
+        ({"tokenizer": Path("nowhere")}, "nowhere: no tokenizer"),
+        ({"inputs": [Path("nowhere.jsonl")]}, "nowhere.jsonl: no such file"),
+    ],
+)
+def test_what_cannot_be_prepared_is_refused_and_leaves_nothing(
+    tmp_path: Path, tokenizer: Path, change: dict, words: str
+) -> None:
+    source = jsonl(tmp_path / "a.jsonl", ["abc", "def"])
+    arguments = {"inputs": [source], "tokenizer": tokenizer, "sequence_length": 3} | change
+    with pytest.raises(UserError, match=words):
+        prepare_text(out=tmp_path / "out", **arguments)
+    assert sorted(tmp_path.iterdir()) == [source]
+
+
+def test_a_finished_preparation_is_left_alone_and_another_refused(tmp_path: Path, tokenizer: Path) -> None:
+    source, out = jsonl(tmp_path / "a.jsonl", ["abcdef"]), tmp_path / "out"
+    out.mkdir()
+    first = prepare_text([source], out, tokenizer=tokenizer, sequence_length=2)
+    before = {file: file.stat().st_mtime_ns for file in out.rglob("*")}
+    again = prepare_text([source], out, tokenizer=tokenizer, sequence_length=2)
+    assert (first.already_done, again.already_done) == (False, True)
+    assert again.windows == first.windows
+    assert {file: file.stat().st_mtime_ns for file in out.rglob("*")} == before
+    with pytest.raises(UserError, match="of another sequence_length"):
+        prepare_text([source], out, tokenizer=tokenizer, sequence_length=3)
+    jsonl(source, ["abcdeg"])
+    with pytest.raises(UserError, match="of another input"):
+        prepare_text([source], out, tokenizer=tokenizer, sequence_length=2)
+    occupied = tmp_path / "occupied"
+    occupied.mkdir()
+    (occupied / "thesis.tex").touch()
+    with pytest.raises(UserError, match="occupied: exists and is not empty"):
+        prepare_text([source], occupied, tokenizer=tokenizer, sequence_length=2)
+
+
+SLOW_PREPARATION = """
+import sys, time
+from pathlib import Path
+from fineline_jax.data import corpora
+cut = corpora.WindowWriter.add
+def slow(self, split, windows):
+    cut(self, split, windows)
+    Path(sys.argv[1], "started").touch()
+    time.sleep(60)
+corpora.WindowWriter.add = slow
+folder = Path(sys.argv[1])
+corpora.prepare_text([folder / "a.jsonl"], folder / "out", tokenizer=Path(sys.argv[2]), sequence_length=2)
+"""
+
+
+def test_a_killed_preparation_leaves_nothing_that_opens_and_can_be_repeated(tmp_path: Path, tokenizer: Path) -> None:
+    source, out = jsonl(tmp_path / "a.jsonl", ["abcdef"]), tmp_path / "out"
+    process = subprocess.Popen([sys.executable, "-c", SLOW_PREPARATION, str(tmp_path), str(tokenizer)])
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "started").exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with pytest.raises(UserError, match="no such data set"):
+        open_data_set(out)
+    prepare_text([source], out, tokenizer=tokenizer, sequence_length=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "out", "started"]
+    np.testing.assert_array_equal(stored(out, "train"), [letters("abc"), letters("def")])
+
+
+def amber(path: Path, windows: list[list[int]]) -> Path:
+    path.write_text("".join(json.dumps({"token_ids": window, "source": "c4"}) + "\n" for window in windows))
+    return path
+
+
+def test_each_amber_file_becomes_a_chunk_in_order(tmp_path: Path) -> None:
+    chunks = [[[10 * c + i, c, i] for i in range(4)] for c in range(3)]
+    files = [amber(tmp_path / f"train_{9 + c}.jsonl", chunk) for c, chunk in enumerate(chunks)]
+    prepared = prepare_amber(files, tmp_path / "out", sequence_length=2, validation_inputs=[files[0]])
+    assert prepared.windows == {"chunk_000": 4, "chunk_001": 4, "chunk_002": 4, "validation": 4}
+    for c, chunk in enumerate(chunks):
+        np.testing.assert_array_equal(stored(tmp_path / "out", f"chunk_{c:03d}"), chunk)
+    assert prepare_amber(files, tmp_path / "out", sequence_length=2, validation_inputs=[files[0]]).already_done
+
+
+@pytest.mark.slow
+def test_amber_chunks_converted_by_two_processes_are_the_same(tmp_path: Path) -> None:
+    files = [amber(tmp_path / f"train_{c}.jsonl", [[c, i, 7] for i in range(50)]) for c in range(3)]
+    prepare_amber(files, tmp_path / "one", sequence_length=2)
+    prepare_amber(files, tmp_path / "two", sequence_length=2, processes=2)
+    for name in sorted(file.name for file in (tmp_path / "one").iterdir()):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+
+
+def test_finished_chunks_survive_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fineline_jax.data import corpora
+
+    files = [amber(tmp_path / f"train_{c}.jsonl", [[c, c, c]] * 2) for c in range(2)]
+    good = files[1].read_text()
+    files[1].write_text(good + "oops\n")
+    with pytest.raises(UserError, match=r"train_1\.jsonl:3: not JSON"):
+        prepare_amber(files, tmp_path / "out", sequence_length=2)
+    files[1].write_text(good)
+    read = []
+    convert = corpora._amber_window
+    monkeypatch.setattr(corpora, "_amber_window", lambda *arguments: read.append(arguments[1]) or convert(*arguments))
+    prepare_amber(files, tmp_path / "out", sequence_length=2)
+    assert read == [f"{files[1]}:1", f"{files[1]}:2"]
+    np.testing.assert_array_equal(stored(tmp_path / "out", "chunk_000"), [[0, 0, 0]] * 2)
+
+
+def test_a_merge_of_chunks_that_was_interrupted_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fineline_jax.data import corpora
+
+    files = [amber(tmp_path / f"train_{c}.jsonl", [[c, c, c]] * 2) for c in range(3)]
+
+    def stop(parts: list[Path], folder: Path) -> None:
+        corpora_merge(parts[:2], folder)
+        raise KeyboardInterrupt
+
+    corpora_merge = corpora.merge_parts
+    monkeypatch.setattr(corpora, "merge_parts", stop)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_amber(files, tmp_path / "out", sequence_length=2)
+    monkeypatch.setattr(corpora, "merge_parts", corpora_merge)
+    prepare_amber(files, tmp_path / "out", sequence_length=2)
+    for c in range(3):
+        np.testing.assert_array_equal(stored(tmp_path / "out", f"chunk_{c:03d}"), [[c, c, c]] * 2)
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"token_ids": [1, 2', "not JSON"),
+        ('{"ids": [1, 2, 3]}', "no list under the key 'token_ids'"),
+        ("[1, 2, 3]", "no list under the key 'token_ids'"),
+        ('{"token_ids": [1, 2, 3, 4]}', "4 token ids instead of 3"),
+        ('{"token_ids": [1, 2.0, 3]}', "not an integer"),
+        ('{"token_ids": [1, true, 3]}', "not an integer"),
+        ('{"token_ids": [1, 2, 32000]}', "token id 32000 is outside the vocabulary of 32000"),
+        ('{"token_ids": [1, -2, 3]}', "token id -2 is outside"),
+        ('{"token_ids": [1, 99999999999999999999, 3]}', "token id 99999999999999999999 is outside"),
+    ],
+)
+def test_a_malformed_amber_line_is_named(tmp_path: Path, line: str, words: str) -> None:
+    source = amber(tmp_path / "train_0.jsonl", [[1, 2, 3]])
+    source.write_text(source.read_text() + line + "\n")
+    with pytest.raises(UserError, match=r"train_0\.jsonl:2: .*" + words):
+        prepare_amber([source], tmp_path / "out", sequence_length=2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_chunks_in_the_order_of_a_shell_glob_are_refused(tmp_path: Path) -> None:
+    files = sorted(amber(tmp_path / f"train_{c}.jsonl", [[1, 2, 3]]) for c in (1, 2, 10))
+    with pytest.raises(UserError, match=r"train_2\.jsonl comes after .*train_10\.jsonl"):
+        prepare_amber(files, tmp_path / "out", sequence_length=2)
+
+
+@needs_shared
+def test_the_amber_sample_comes_back_token_for_token(tmp_path: Path) -> None:
+    sample = Path(SHARED or "") / "amber" / "good_sample.jsonl"
+    prepare_amber([sample], tmp_path / "out")
+    original = [json.loads(line)["token_ids"] for line in sample.read_text().splitlines()]
+    np.testing.assert_array_equal(stored(tmp_path / "out", "chunk_000"), original)
+
+
+@needs_shared
+def test_shakespeare_has_the_ids_of_sentencepiece(tmp_path: Path) -> None:
+    sentencepiece = pytest.importorskip("sentencepiece")
+    shared = Path(SHARED or "")
+    text = shared / "text" / "tinyshakespeare.txt"
+    model = shared / "tokenizers" / "llama" / "tokenizer.model"
+    prepare_text([text], tmp_path / "out", tokenizer=model.parent, sequence_length=256, text_unit="paragraph")
+    oracle = sentencepiece.SentencePieceProcessor(str(model))
+    paragraphs = re.split(r"\n\n+", text.read_text().rstrip("\n"))
+    stream = [token for paragraph in paragraphs for token in [*oracle.encode(paragraph), EOS]]
+    windows = stored(tmp_path / "out", "train")
+    assert windows.ravel().tolist() == stream[: windows.size]
+    assert len(stream) - windows.size < 257
+
+
+@needs_shared
+def test_the_amber_sample_is_text_in_our_packing(tmp_path: Path) -> None:
+    """Decode the complete documents of the sample, prepare them as Amber did, and get Amber's tokens back."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    shared = Path(SHARED or "")
+    model = shared / "tokenizers" / "llama" / "tokenizer.model"
+    lines = [json.loads(line)["token_ids"] for line in (shared / "amber" / "good_sample.jsonl").open()]
+    stream = [token for line in lines for token in line]
+    ends = [position for position, token in enumerate(stream) if token == EOS]
+    inside = [stream[start + 1 : end] for start, end in itertools.pairwise(ends)]
+    decode = sentencepiece.SentencePieceProcessor(str(model)).decode
+    source = jsonl(tmp_path / "a.jsonl", [decode(ids) for ids in inside])
+    prepare_text([source], tmp_path / "out", tokenizer=model, sequence_length=2048)
+    expected = stream[ends[0] + 1 : ends[-1] + 1]
+    windows = stored(tmp_path / "out", "train")
+    assert windows.ravel().tolist() == expected[: windows.size]
+    assert windows.size > 4 * 2049
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    ("name", "bos", "eos", "size"),
+    [
+        ("tokenizers/llama", 1, 2, 32_000),
+        ("tokenizers/gpt-neox-20b", 0, 0, 50_277),
+        ("models/tinystories-260k", 1, 2, 512),
+    ],
+)
+def test_special_tokens_of_known_tokenizers(name: str, bos: int, eos: int, size: int) -> None:
+    model = load_tokenizer(Path(SHARED or "") / name)
+    assert (model.bos_id, model.eos_id, model.vocab_size) == (bos, eos, size)
+    assert all(bos not in ids for ids in model.encode(["a b", "c"]))
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+import numpy as np
+from fineline_jax.data.storage import WindowWriter
+from fineline_jax.errors import UserError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    writer = WindowWriter(Path(sys.argv[1]), ["train"], window_tokens=2049, vocab_size=32_000)
+    writer.add("train", np.random.default_rng(0).integers(0, 32_000, (1000, 2049)))
+    writer.close()
+except UserError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_is_said_in_one_line(tmp_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path / "out")], capture_output=True, text=True, check=True
+    )
+    assert "out: cannot be written" in run.stdout and "free space and run again" in run.stdout
+    assert run.stdout.count("\n") == 1

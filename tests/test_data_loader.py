@@ -1,0 +1,257 @@
+"""Batches: a pure function of (recipe, seed, step), the same for every cut into processes."""
+
+import contextlib
+import dataclasses
+import json
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from fineline_jax.data.loader import Batches, global_batch, open_batches, open_validation_batches
+from fineline_jax.data.prefetch import prefetch
+from fineline_jax.data.storage import WindowWriter, write_metadata
+from fineline_jax.errors import UserError
+from fineline_jax.recipe import Data, Source
+
+LENGTH = 7
+VOCABULARY = 1000
+
+
+def write(folder: Path, splits: dict[str, int], base: int = 0, vocab_size: int = VOCABULARY) -> str:
+    """A data set whose window i of its n-th split is [base + 100 n + i, 0, 1, 2, ...]."""
+    writer = WindowWriter(folder, list(splits), window_tokens=LENGTH + 1, vocab_size=vocab_size)
+    for number, (split, count) in enumerate(splits.items()):
+        windows = np.tile(np.arange(-1, LENGTH), (count, 1))
+        windows[:, 0] = base + 100 * number + np.arange(count)
+        writer.add(split, windows)
+    writer.close()
+    write_metadata(folder, {"sequence_length": LENGTH, "vocab_size": vocab_size})
+    return str(folder)
+
+
+def names(batches: Batches, step: int) -> list[int]:
+    return batches.rows(step)[:, 0].tolist()
+
+
+def test_rows_are_the_same_for_1_2_and_4_processes_and_whenever_asked(tmp_path: Path) -> None:
+    data = Data((Source(write(tmp_path / "a", {"train": 50})),), LENGTH)
+    batches = open_batches(data, sequences=8, vocab_size=VOCABULARY, seed=3)
+    whole = [batches.rows(step) for step in range(10)]
+    assert whole[0].dtype == np.int32 and whole[0].shape == (8, LENGTH + 1)
+    np.testing.assert_array_equal(whole[0][:, 1:], np.tile(np.arange(LENGTH), (8, 1)))
+    fresh = open_batches(data, sequences=8, vocab_size=VOCABULARY, seed=3)
+    for step in (9, 0, 5):
+        for processes in (1, 2, 4):
+            size = 8 // processes
+            pieces = [fresh.rows(step, range(p * size, (p + 1) * size)) for p in range(processes)]
+            np.testing.assert_array_equal(np.concatenate(pieces), whole[step])
+        np.testing.assert_array_equal(fresh.rows(step, slice(1, 8, 3)), whole[step][1:8:3])
+    other = open_batches(data, sequences=8, vocab_size=VOCABULARY, seed=4)
+    assert names(other, 0) != names(fresh, 0)
+
+
+def test_only_the_rows_asked_for_are_read(tmp_path: Path) -> None:
+    data = Data((Source(write(tmp_path / "a", {"train": 50})),), LENGTH)
+    batches = open_batches(data, sequences=16, vocab_size=VOCABULARY, seed=0)
+    (data_set, split), asked = batches.parts[0], []
+
+    class Recorder:
+        def __getitems__(self, records: list[int]) -> list[dict]:
+            asked.extend(records)
+            return data_set.source(split).__getitems__(records)
+
+    recorded = dataclasses.replace(data_set, source=lambda name: Recorder())
+    piece = dataclasses.replace(batches, parts=((recorded, split),)).rows(2, range(4, 7))
+    assert asked == piece[:, 0].tolist() == names(batches, 2)[4:7]
+
+
+def test_an_epoch_reads_every_window_once_then_anew(tmp_path: Path) -> None:
+    data = Data((Source(write(tmp_path / "a", {"train": 40, "validation": 3})),), LENGTH)
+    batches = open_batches(data, sequences=8, vocab_size=VOCABULARY, seed=0)
+    assert batches.steps == 5
+    epochs = [[name for step in range(5 * e, 5 * e + 5) for name in names(batches, step)] for e in range(2)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(40))
+    assert epochs[0] != epochs[1]
+
+
+def test_a_mixture_draws_from_both_sources_by_weight(tmp_path: Path) -> None:
+    small = write(tmp_path / "a", {"train": 20})
+    large = write(tmp_path / "b", {"train": 80}, base=500)
+    data = Data((Source(small, 1.0), Source(large, 3.0)), LENGTH)
+    batches = open_batches(data, sequences=8, vocab_size=VOCABULARY, seed=0)
+    for step in range(12):
+        assert sum(name < 500 for name in names(batches, step)) == 2
+    drawn = [name for step in range(10) for name in names(batches, step)]
+    assert sorted(name for name in drawn if name < 500) == list(range(20))
+    assert len(set(drawn)) == 80
+
+
+def test_chunks_are_read_in_order_and_their_tails_dropped(tmp_path: Path) -> None:
+    # Ten and more chunks, so that chunk_10 must not come before chunk_2.
+    data = Data((Source(write(tmp_path / "a", {f"chunk_{c}": 10 for c in range(12)}, vocab_size=2000)),), LENGTH)
+    data = dataclasses.replace(data, order="chunks")
+    batches = open_batches(data, sequences=4, vocab_size=2000, seed=0)
+    assert batches.steps == 24
+    for step in range(24):
+        assert {name // 100 for name in names(batches, step)} == {step // 2}
+    assert len({name for step in range(24) for name in names(batches, step)}) == 96
+
+
+def test_shuffle_order_takes_the_windows_of_all_chunks(tmp_path: Path) -> None:
+    data = Data((Source(write(tmp_path / "a", {"chunk_000": 9, "chunk_001": 11, "validation": 5})),), LENGTH)
+    batches = open_batches(data, sequences=4, vocab_size=VOCABULARY, seed=0)
+    drawn = [name for step in range(5) for name in names(batches, step)]
+    assert sorted(drawn) == [*range(9), *range(100, 111)]
+
+
+def test_validation_batches_are_the_first_windows_in_stored_order(tmp_path: Path) -> None:
+    data = Data((Source(write(tmp_path / "a", {"train": 9, "validation": 11})),), LENGTH)
+    batches, steps = open_validation_batches(data, windows=8, sequences=4, vocab_size=VOCABULARY) or pytest.fail()
+    assert [names(batches, step) for step in range(steps)] == [[100, 101, 102, 103], [104, 105, 106, 107]]
+
+    def count(windows: int) -> int:
+        return (open_validation_batches(data, windows=windows, sequences=4, vocab_size=VOCABULARY) or pytest.fail())[1]
+
+    assert (count(1), count(9), count(1000)) == (1, 2, 2)
+    assert open_validation_batches(data, windows=0, sequences=4, vocab_size=VOCABULARY) is None
+    other = dataclasses.replace(data, validation_split="test")
+    assert open_validation_batches(other, windows=8, sequences=4, vocab_size=VOCABULARY) is None
+    with pytest.raises(UserError, match=r"a: split validation has too few windows \(11\) for one batch of 12"):
+        open_validation_batches(data, windows=8, sequences=12, vocab_size=VOCABULARY)
+
+
+def test_what_does_not_fit_the_recipe_is_refused_by_name(tmp_path: Path) -> None:
+    text = write(tmp_path / "text", {"train": 9})
+
+    def refused(message: str, data: Data, sequences: int = 2, vocab_size: int = VOCABULARY, seed: int = 0) -> None:
+        with pytest.raises(UserError, match=message):
+            open_batches(data, sequences=sequences, vocab_size=vocab_size, seed=seed)
+
+    refused("nowhere: no such data set", Data((Source("nowhere"),), LENGTH))
+    (tmp_path / "empty").mkdir()
+    refused("empty: not a prepared data set", Data((Source(str(tmp_path / "empty")),), LENGTH))
+    refused("text: prepared with sequence_length=7, data.sequence_length is 8", Data((Source(text),), 8))
+    refused(
+        "text: prepared for a vocabulary of 1000, the model has 999",
+        Data((Source(text),), LENGTH),
+        vocab_size=999,
+    )
+    refused("text: data.order='chunks' needs splits chunk_000", Data((Source(text),), LENGTH, "chunks"))
+    refused("seed=-1 must not be negative", Data((Source(text),), LENGTH), seed=-1)
+    held = write(tmp_path / "held", {"validation": 9})
+    refused("held: no split train or chunk_000, ... but validation", Data((Source(held),), LENGTH))
+    chunks = write(tmp_path / "chunks", {"chunk_000": 3, "chunk_001": 4})
+    refused("chunks: no chunk holds a batch of 5 windows", Data((Source(chunks),), LENGTH, "chunks"), sequences=5)
+
+
+def test_a_record_with_a_token_outside_the_vocabulary_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "a", {"train": 9})
+    write_metadata(tmp_path / "a", {"sequence_length": LENGTH, "vocab_size": 8})  # it claims less than it holds
+    batches = open_batches(Data((Source(path),), LENGTH), sequences=9, vocab_size=8, seed=0)
+    with pytest.raises(
+        UserError, match=r"a: record 8 of split train has a token id outside the model's vocabulary of 8"
+    ):
+        batches.rows(0)
+
+
+def test_large_vocabularies_are_stored_whole(tmp_path: Path) -> None:
+    writer = WindowWriter(tmp_path / "a", ["train"], window_tokens=2, vocab_size=125_696)  # Baichuan2
+    writer.add("train", np.array([[125_695, 65_536]]))
+    writer.close()
+    write_metadata(tmp_path / "a", {"sequence_length": 1, "vocab_size": 125_696})
+    batches = open_batches(Data((Source(str(tmp_path / "a")),), 1), sequences=1, vocab_size=125_696, seed=0)
+    assert batches.rows(0).tolist() == [[125_695, 65_536]]
+
+
+MESHES = """
+import json, sys
+import jax
+import numpy as np
+from fineline_jax.data.loader import global_batch, open_batches
+from fineline_jax.recipe import Data, Source
+jax.config.update("jax_platforms", "cpu")
+batches = open_batches(Data((Source(sys.argv[1]),), 7), sequences=8, vocab_size=1000, seed=3)
+results = []
+for shape in ((1, 8, 1), (2, 2, 2), (1, 1, 8)):
+    mesh = jax.make_mesh(shape, ("replica", "fsdp", "tensor"))
+    sharding = jax.NamedSharding(mesh, jax.P(("replica", "fsdp"), None))
+    array = global_batch(batches, 5, sharding)
+    assert array.sharding == sharding and array.dtype == np.int32
+    results.append(np.asarray(array).tolist())
+print(json.dumps(results))
+"""
+
+
+def test_the_global_batch_is_the_same_on_every_mesh_and_nothing_is_logged(tmp_path: Path) -> None:
+    path = write(tmp_path / "a", {"train": 50})
+    batches = open_batches(Data((Source(path),), LENGTH), sequences=8, vocab_size=VOCABULARY, seed=3)
+    run = subprocess.run(
+        [sys.executable, "-W", "error::DeprecationWarning", "-c", MESHES, path],
+        env={
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stderr == ""
+    assert json.loads(run.stdout) == [batches.rows(5).tolist()] * 3
+
+
+def test_the_global_batch_reads_each_row_once(tmp_path: Path) -> None:
+    path = write(tmp_path / "a", {"train": 50})
+    batches = open_batches(Data((Source(path),), LENGTH), sequences=8, vocab_size=VOCABULARY, seed=3)
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
+    np.testing.assert_array_equal(np.asarray(global_batch(batches, 2, sharding)), batches.rows(2))
+
+
+def test_prefetch_keeps_the_order_and_works_ahead_by_depth() -> None:
+    started: list[int] = []
+    series = prefetch(lambda step: started.append(step) or step * 10, range(3, 9), depth=2)
+    assert started == []  # nothing before it is asked for
+    first = next(series)
+    deadline = time.monotonic() + 5
+    while len(started) < 3 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    time.sleep(0.02)
+    assert started == [3, 4, 5]
+    assert [first[:2], *(loaded[:2] for loaded in series)] == [(step, step * 10) for step in range(3, 9)]
+
+
+def test_prefetch_measures_the_wait() -> None:
+    slow = list(prefetch(lambda step: time.sleep(0.05), range(3)))
+    assert all(loaded.wait_seconds > 0.04 for loaded in slow)
+    waits = []
+    for loaded in prefetch(lambda step: time.sleep(0.01), range(4)):
+        waits.append(loaded.wait_seconds)
+        time.sleep(0.05)
+    assert max(waits[1:]) < 0.01
+
+
+def test_prefetch_raises_where_the_load_failed() -> None:
+    def load(step: int) -> int:
+        if step == 2:
+            raise UserError("a: record 8")
+        return step
+
+    series = prefetch(load, range(5))
+    assert [next(series).value, next(series).value] == [0, 1]
+    with pytest.raises(UserError, match="a: record 8"):
+        next(series)
+
+
+def test_prefetch_stops_its_thread_when_left() -> None:
+    loaded: list[int] = []
+    with contextlib.closing(prefetch(lambda step: loaded.append(step), range(1000), depth=3)) as series:
+        for item in series:
+            if item.step == 5:
+                break
+    assert len(loaded) <= 10
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]

@@ -1,0 +1,115 @@
+"use strict";
+// The controls, the loss curve, the table of numbers; then everything is drawn once.
+
+function drawTraining() {
+  if (!data.losses) return;
+  document.getElementById("training-section").hidden = false;
+  const node = document.getElementById("training"), traces = [], rates = data.losses.some((l) => l.learning_rate);
+  data.losses.forEach((run, i) => {
+    // on the log axis what lies before the place of 0 has no room
+    const seen = (t) => (state.axis === "linear" || t === 0 || Math.log10(t) > zeroAt ? place(t) : null);
+    const x = run.tokens.map(seen), tint = colour(i), name = run.series ? run.series + " " : "";
+    const hover = (label, list) => list.map((v, j) => `${escape(name)}${label} ${isNumber(v) ? Number(v.toPrecision(4)) : "–"}<br>${formatTokens(run.tokens[j])} tokens · step ${run.step[j]}`);
+    if (run.raw_loss) traces.push({ type: "scatter", mode: "lines", x, y: run.raw_loss, line: { color: alpha(tint, 0.3), width: 1 }, hoverinfo: "skip", showlegend: false });
+    traces.push({ type: "scatter", mode: "lines", x, y: run.loss, name: name + "training loss", line: { color: tint, width: 2 }, text: hover("training loss", run.loss), hovertemplate: "%{text}<extra></extra>" });
+    if (run.validation) {
+      const mark = data.losses.length > 1 ? tint : colour(1), { tokens, loss } = run.validation;
+      traces.push({ type: "scatter", mode: "markers+lines", x: tokens.map(seen), y: loss, name: name + "validation loss", line: { color: mark, width: 1, dash: "dot" }, marker: { size: 8, color: mark, line: { color: css("--card"), width: 1.4 } },
+        text: loss.map((v, j) => `${escape(name)}validation loss ${Number(v.toPrecision(4))}<br>${formatTokens(tokens[j])} tokens`), hovertemplate: "%{text}<extra></extra>" });
+    }
+    if (run.learning_rate) traces.push({ type: "scatter", mode: "lines", x, y: run.learning_rate, yaxis: "y2", name: name + "learning rate", showlegend: false, line: { color: data.losses.length > 1 ? tint : css("--soft"), width: 1.8 }, text: hover("learning rate", run.learning_rate), hovertemplate: "%{text}<extra></extra>" });
+  });
+  const ticks = [...new Set(data.series.flatMap((s) => s.tokens))];
+  const shapes = ticks.length > 400 ? [] : ticks.map((t) => ({ type: "line", xref: "x", x0: place(t), x1: place(t), yref: "paper", y0: 0, y1: 0.03, line: { color: css("--accent"), width: 1.5 } }));
+  const y = (text, extra) => ({ gridcolor: css("--grid"), zeroline: false, tickfont: { size: 11.5 }, title: { text, font: { size: 12 } }, automargin: true, fixedrange: touch, ...extra });
+  node.style.height = rates ? "460px" : "340px";
+  draw(node, traces, { margin: { l: 56, r: 14, t: 30, b: 44 }, shapes, showlegend: true, legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom", font: { size: 12 } }, hovermode: "closest",
+    xaxis: { ...tokenAxis(node.clientWidth - 80), title: { text: "training tokens", font: { size: 12 }, standoff: 6 }, anchor: "free", position: 0 },
+    yaxis: y("loss (nats per token)", { domain: rates ? [0.38, 1] : [0.04, 1] }), ...(rates ? { yaxis2: y("learning rate", { domain: [0.045, 0.29], exponentformat: "power", nticks: 4, rangemode: "tozero" }) } : {}) });
+}
+
+const COLUMNS = [
+  ["domain", "domain, task", (r) => `${String(data.tasks[r.task].domain).padStart(4, "0")} ${data.tasks[r.task].name}`], ["series", "series", (r) => data.series[r.series].name],
+  ["shape", "curve", null], ["onset", "onset", (r) => r.onset], ["t50", "t50", (r) => r.t50], ["t90", "t90", (r) => r.t90], ["final", "final ± s.e.", (r) => r.final], ["chance", "chance", (r) => r.chance],
+  ["n", "n", (r) => r.n], ["snr", "SNR", (r) => r.snr], ["monotonicity", "ρ", (r) => r.monotonicity], ["verdict", "verdict", (r) => r.verdict],
+];
+const TEXT_COLUMNS = ["domain", "series", "verdict", "shape"];
+
+function sparkline(curve) {
+  const series = data.series[curve.series], w = 92, h = 24;
+  const points = curve.value.map((v, i) => [place(series.tokens[i]), v]).filter(([, v]) => isNumber(v));
+  const xs = points.map((p) => p[0]), ys = points.map((p) => p[1]).concat(isNumber(curve.chance) ? [curve.chance] : []);
+  const [x0, x1, y0, y1] = [Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys)];
+  const at = ([x, y]) => `${(2 + ((x - x0) / (x1 - x0 || 1)) * (w - 4)).toFixed(1)},${(h - 3 - ((y - y0) / (y1 - y0 || 1)) * (h - 6)).toFixed(1)}`;
+  const chance = isNumber(curve.chance) ? `<polyline points="${at([x0, curve.chance])} ${at([x1, curve.chance])}" fill="none" stroke="currentColor" opacity=".4" stroke-dasharray="3 3"/>` : "";
+  const shape = points.length > 1 ? `<polyline points="${points.map(at).join(" ")}" fill="none" stroke="${many ? seriesColour(curve.series) : colour(data.tasks[curve.task].domain)}" stroke-width="1.8" stroke-linejoin="round"/>` : `<circle cx="${w / 2}" cy="${h / 2}" r="2.5" fill="currentColor"/>`;
+  return `<svg width="${w}" height="${h}" viewBox="0 0 ${w} ${h}" aria-hidden="true">${chance}${shape}</svg>`;
+}
+
+function drawNumbers() {
+  const table = document.getElementById("numbers"), columns = COLUMNS.filter(([key]) => key !== "series" || many), [key, direction] = state.sort;
+  const value = COLUMNS.find((c) => c[0] === key)[2];
+  const rows = curvesOf(state.metric).map((curve) => ({ curve, row: curve.summary }));
+  rows.sort((a, b) => {
+    const p = value(a.row), q = value(b.row), p0 = p === null || p === undefined, q0 = q === null || q === undefined;
+    if (p0 || q0) return p0 - q0; // what has no number stays at the end in both directions
+    return direction * (typeof p === "string" ? p.localeCompare(q) : p - q);
+  });
+  const head = element("tr");
+  for (const [name, label, get] of columns) {
+    const cell = element("th", { scope: "col", class: TEXT_COLUMNS.includes(name) ? "text" : "", ...(name === key ? { "aria-sort": direction > 0 ? "ascending" : "descending" } : {}) });
+    cell.append(get ? element("button", { type: "button", onclick: () => { state.sort = [name, name === key ? -direction : 1]; drawNumbers(); } }, label) : element("button", { type: "button", disabled: "" }, label));
+    head.append(cell);
+  }
+  const time = (r, name) => {
+    if (isNumber(r[name])) {
+      const low = r[name + "_low"], high = r[name + "_high"];
+      return `<td>${formatTokens(r[name])}${isNumber(low) ? `<small class="under">${formatTokens(low)} – ${isNumber(high) ? formatTokens(high) : "…"}</small>` : ""}</td>`;
+    }
+    const why = r[name + "_outcome"];
+    return `<td class="none" title="${escape(why)}">${{ "not saturated": "not saturated", "before the first checkpoint": "≤ " + formatTokens(r.first_tokens) }[why] || "–"}</td>`;
+  };
+  const body = rows.map(({ curve, row: r }) => {
+    const kind = r.verdict === "settled" || r.verdict === "above chance" ? "settled" : r.verdict === "still rising" ? "rising" : r.verdict === "below chance" ? "below" : "refused";
+    const onset = r.onset_outcome === "before the first checkpoint" ? `<td class="none" title="above chance at the first checkpoint">≤ ${formatTokens(r.first_tokens)}</td>` : isNumber(r.onset) ? `<td>${formatTokens(r.onset)}</td>` : `<td class="none" title="${escape(r.onset_outcome)}">–</td>`;
+    const cells = {
+      domain: `<th scope="row">${escape(data.tasks[r.task].name)}<small>${escape(data.domains[data.tasks[r.task].domain])}</small></th>`, series: `<td class="text">${escape(data.series[r.series].name)}</td>`,
+      shape: `<td class="text">${sparkline(curve)}</td>`, onset, t50: time(r, "t50"), t90: time(r, "t90"), final: `<td>${formatValue(r.final)}${isNumber(r.final_stderr) ? ` <small>± ${formatValue(r.final_stderr)}</small>` : ""}</td>`,
+      chance: `<td>${isNumber(r.chance) ? formatValue(r.chance) : "–"}</td>`, n: `<td>${isNumber(r.n) ? r.n.toLocaleString("en").replaceAll(",", NARROW) : "–"}</td>`, snr: `<td>${isNumber(r.snr) ? r.snr.toFixed(Math.abs(r.snr) < 10 ? 1 : 0).replace("-", "−") : "–"}</td>`,
+      monotonicity: `<td>${isNumber(r.monotonicity) ? r.monotonicity.toFixed(2).replace("-", "−") : "–"}</td>`, verdict: `<td class="text words"><span class="verdict ${kind}">${escape(r.verdict)}</span></td>`,
+    };
+    return "<tr>" + columns.map(([name]) => cells[name]).join("") + "</tr>";
+  });
+  const thead = element("thead", {}, head), tbody = element("tbody");
+  tbody.innerHTML = body.join("");
+  table.replaceChildren(thead, tbody);
+}
+
+function drawOverview() {
+  const tokens = data.series.flatMap((s) => s.tokens), checkpoints = data.series.reduce((sum, s) => sum + s.tokens.length, 0);
+  const facts = [["series", data.series.length], ["checkpoints", checkpoints], ["tasks", data.tasks.length], ["domains", data.domains.length], ["training tokens", tokens.length > 1 ? `${formatTokens(Math.min(...tokens))} – ${formatTokens(Math.max(...tokens))}` : formatTokens(tokens[0])]];
+  document.getElementById("overview").innerHTML = facts.map(([name, v]) => `<div><dt>${name}</dt><dd>${v}</dd></div>`).join("");
+}
+
+function drawTimelineAndLede() { drawTimeline(); drawLede(); }
+function drawAll() { drawTimelineAndLede(); drawPanels(); drawTraining(); drawNumbers(); }
+
+function buildControls() {
+  const controls = document.getElementById("controls");
+  controls.append(picker("Metric", "metric", data.metrics.map((m, i) => [i, m.label === m.name ? m.name : `${m.name}: ${m.label}`]), drawAll), segments("Tokens", "axis", [["log", "log"], ["linear", "linear"]], drawAll));
+  if (many) controls.append(picker("Timeline of", "series", data.series.map((s, i) => [i, s.name]), drawTimelineAndLede));
+  const shades = [["chance", "score above chance"], ["share", "share of its own gain"]];
+  const timeline = document.getElementById("timeline-controls");
+  if (data.domains.length > 1) timeline.append(segments("Rows", "rows", [["tasks", "tasks"], ["domains", "domains"]], drawTimelineAndLede));
+  timeline.append(segments("Colour", "shade", shades, drawTimelineAndLede));
+  document.getElementById("curves-controls").append(
+    segments("Panels", "view", [["domain", "domains"], ["task", "tasks"], ["means", "domain means"]], drawPanels),
+    segments("Scale", "scale", [["raw", "raw"], ["normal", "above chance"]], drawPanels));
+}
+
+buildControls();
+drawOverview();
+drawAll();
+dark.addEventListener("change", drawAll);
+let width = window.innerWidth;
+window.addEventListener("resize", () => { if (Math.abs(window.innerWidth - width) > 40) { width = window.innerWidth; drawAll(); } });

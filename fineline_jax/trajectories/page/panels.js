@@ -1,0 +1,112 @@
+"use strict";
+// Small multiples: score against tokens with 95 % bands and the chance line. Drawn when they scroll into view.
+
+function panelList() {
+  const list = curvesOf(state.metric).sort((a, b) => a.series - b.series), panels = [];
+  const means = data.domain_curves.filter((c) => c.metric === state.metric).map((c) => ({ ...c, chance: 0, normalised: true })).sort((a, b) => a.domain - b.domain || a.series - b.series);
+  const overall = (wide) => ({ name: "All domains", note: "mean score above chance: 0 is guessing, 1 is perfect", wide, lines: means.map((c) => ({ curve: c, label: data.domains[c.domain], colour: colour(c.domain), dash: Math.floor(c.domain / 8) })) });
+  if (state.view === "task") {
+    data.tasks.forEach((task, t) => {
+      const lines = list.filter((c) => c.task === t);
+      if (lines.length) panels.push({ name: task.name, note: data.domains[task.domain], lines: lines.map((c) => ({ curve: c, label: data.series[c.series].name, colour: seriesColour(c.series), dash: data.ordered ? 0 : Math.floor(c.series / 8) })) });
+    });
+  } else if (state.view === "domain") {
+    data.domains.forEach((domain, d) => {
+      const lines = list.filter((c) => data.tasks[c.task].domain === d);
+      const tasks = [...new Set(lines.map((c) => c.task))];
+      if (!lines.length) return;
+      const crowded = tasks.length > 8;
+      const out = lines.map((c) => ({ curve: c, label: data.tasks[c.task].name + (many ? " · " + data.series[c.series].name : ""), colour: many ? seriesColour(c.series) : colour(crowded ? d : tasks.indexOf(c.task)),
+        dash: many ? tasks.indexOf(c.task) % DASHES.length : 0, faint: crowded }));
+      const chances = new Set(lines.map((c) => c.chance));
+      if (crowded && (state.scale === "normal" || chances.size === 1))
+        for (const m of data.domain_curves.filter((c) => c.metric === state.metric && c.domain === d)) {
+          const chance = state.scale === "normal" ? 0 : [...chances][0];
+          out.push({ curve: { ...m, value: m.value.map((v) => (isNumber(v) ? chance + v * (1 - chance) : null)), stderr: m.stderr.map((v) => (isNumber(v) ? v * (1 - chance) : null)), chance, normalised: true },
+            label: `mean of ${tasks.length} tasks` + (many ? " · " + data.series[m.series].name : ""), colour: many ? seriesColour(m.series) : colour(d), dash: 0, bold: true });
+        }
+      panels.push({ name: title(domain), note: `${tasks.length} task${tasks.length > 1 ? "s" : ""}`, lines: out, legend: crowded ? out.filter((l) => l.bold) : out });
+    });
+    if (!many && means.length > 1) panels.unshift(overall(panels.length % 2 === 0)); // the grid has two columns
+  } else {
+    const note = (tasks) => `mean of ${tasks} task${tasks > 1 ? "s" : ""}, above chance`;
+    if (many) data.domains.forEach((domain, d) => {
+      const lines = means.filter((c) => c.domain === d);
+      if (lines.length) panels.push({ name: title(domain), note: note(lines[0].tasks), lines: lines.map((c) => ({ curve: c, label: data.series[c.series].name, colour: seriesColour(c.series), dash: data.ordered ? 0 : Math.floor(c.series / 8) })) });
+    });
+    else if (means.length) panels.push(overall(true));
+  }
+  return panels;
+}
+
+function panelTraces(panel) {
+  const traces = [];
+  for (const line of panel.lines) {
+    const { curve } = line, series = data.series[curve.series], tint = line.colour, id = line.label;
+    const scaled = state.scale === "normal" && !curve.normalised && isNumber(curve.chance);
+    const value = scaled ? curve.value.map((v) => normal(v, curve.chance)) : curve.value;
+    const error = scaled ? curve.stderr.map((e) => (isNumber(e) ? e / (1 - curve.chance) : null)) : curve.stderr;
+    const keep = value.map((_, i) => i).filter((i) => isNumber(value[i]));
+    const visible = state.hidden.has(panel.name + "\u0000" + id) ? "legendonly" : true;
+    const banded = line.faint ? [] : keep.filter((i) => isNumber(error[i]));
+    if (banded.length > 1) {
+      const x = banded.map((i) => place(series.tokens[i]));
+      traces.push({ type: "scatter", mode: "lines", x: [...x, ...x.slice().reverse()], y: [...banded.map((i) => value[i] + 1.96 * error[i]), ...banded.slice().reverse().map((i) => value[i] - 1.96 * error[i])],
+        fill: "toself", fillcolor: alpha(tint, panel.lines.length > 5 ? 0.07 : 0.13), line: { width: 0 }, hoverinfo: "skip", visible, meta: id });
+    }
+    traces.push({ type: "scatter", mode: keep.length > 40 || line.faint ? "lines" : "lines+markers", x: keep.map((i) => place(series.tokens[i])), y: keep.map((i) => value[i]), visible, meta: id, opacity: line.faint ? 0.28 : 1,
+      line: { color: tint, width: line.bold ? 3 : line.faint ? 1 : 2, dash: DASHES[(line.dash || 0) % DASHES.length] }, marker: { size: 5, color: tint },
+      ...(keep.length === 1 && !line.faint ? { error_y: { type: "data", array: keep.map((i) => 1.96 * (error[i] ?? 0)), color: tint, thickness: 1.5 } } : {}),
+      text: keep.map((i) => `<b>${escape(id)}</b><br>${formatTokens(series.tokens[i])} tokens · ${escape(series.checkpoints[i])}<br>${formatError(value[i], error[i])}` + (isNumber(curve.n) ? ` · n = ${curve.n}` : "")), hovertemplate: "%{text}<extra></extra>" });
+  }
+  return traces;
+}
+
+function drawPanel(node, panel) {
+  const metric = metricNow(), range = axisRange();
+  const chances = [...new Set(panel.lines.map(({ curve }) => (!isNumber(curve.chance) ? null : state.scale === "normal" ? 0 : curve.chance)))].filter(isNumber);
+  const shapes = chances.map((c) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: c, y1: c, line: { color: css("--soft"), width: 1.2, dash: "5px,4px" }, layer: "below" }));
+  const annotations = chances.map((c) => ({ xref: "paper", x: 0.997, xanchor: "right", yref: "y", y: c, yanchor: "top", showarrow: false, text: "chance", font: { size: 10.5 } }));
+  const values = panel.lines.flatMap(({ curve }) => curve.value).filter(isNumber);
+  const wideRange = !metric.on_chance && Math.min(...values) > 0 && Math.max(...values) / Math.min(...values) > 50;
+  draw(node, panelTraces(panel), { margin: { l: 46, r: 12, t: 8, b: 32 }, shapes, annotations, hovermode: "closest", xaxis: tokenAxis(node.clientWidth - 60, range),
+    yaxis: { gridcolor: css("--grid"), zeroline: false, automargin: true, tickfont: { size: 11.5 }, nticks: 7, fixedrange: touch, ...(wideRange ? { type: "log", dtick: 1 } : {}) } });
+}
+
+let watcher = null;
+function drawPanels() {
+  const box = document.getElementById("panels");
+  if (watcher) watcher.disconnect();
+  for (const plot of box.querySelectorAll(".plot")) Plotly.purge(plot);
+  box.replaceChildren();
+  const waiting = new Map();
+  watcher = new IntersectionObserver((entries) => {
+    for (const { isIntersecting, target } of entries) if (isIntersecting && waiting.has(target)) { drawPanel(target, waiting.get(target)); waiting.delete(target); watcher.unobserve(target); }
+  }, { rootMargin: "600px" });
+  const panels = panelList();
+  for (const panel of panels) {
+    const plot = element("div", { class: "plot" }), chips = element("div", { class: "chips" });
+    const entries = panel.legend || panel.lines;
+    if (entries.length > 1 || panel.legend || !many) for (const line of entries) {
+      const id = panel.name + "\u0000" + line.label, swatch = `<svg width="22" height="8" aria-hidden="true"><line x1="0" x2="22" y1="4" y2="4" stroke="${line.colour}" stroke-width="2.6" stroke-dasharray="${{ solid: "", dash: "6 4", dot: "2 3", dashdot: "7 3 2 3", longdash: "10 4", longdashdot: "10 3 2 3" }[DASHES[line.dash || 0]] ?? ""}"/></svg>`;
+      const chip = element("button", { type: "button", "aria-pressed": String(!state.hidden.has(id)), title: "show or hide", onclick: () => {
+        state.hidden.has(id) ? state.hidden.delete(id) : state.hidden.add(id);
+        chip.setAttribute("aria-pressed", String(!state.hidden.has(id)));
+        drawPanel(plot, panel);
+      } });
+      chip.innerHTML = swatch;
+      chip.append(line.label);
+      chips.append(chip);
+    }
+    const head = element("header", {}, element("h3", {}, panel.name), element("p", {}, panel.note), chips);
+    const card = element("article", { class: "card panel", ...(panel.wide ? { style: "grid-column: 1 / -1" } : {}) }, head, plot);
+    if (panel.wide) plot.style.height = "420px";
+    box.append(card);
+    waiting.set(plot, panel);
+    watcher.observe(plot);
+  }
+  const metric = metricNow();
+  document.getElementById("curves-note").innerHTML = panels.length
+    ? `${title(escape(metric.label))}${metric.better < 0 ? " (lower is better)" : ""} against training tokens. Bands: 95 % from the standard error${metric.on_chance ? "; dashed: chance" : ""}. Drag to zoom, double-click to reset.`
+    : "This metric has no chance level, so there is no mean over tasks. Choose another view.";
+}

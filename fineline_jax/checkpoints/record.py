@@ -19,7 +19,7 @@ BLOCK = 1 << 24
 
 
 def write_record(folder: Path, metadata: dict[str, Any]) -> None:
-    """Write `metadata` and the size and digest of every file of `folder`; the folder is complete from then on."""
+    """Write `metadata` with the size and digest of every file of `folder`, which is complete from then on."""
     files = {name: [size, digest] for name, size, digest in digests(folder, files_below(folder))}
     temporary = folder / f"{RECORD}.tmp"
     with temporary.open("w") as file:
@@ -30,8 +30,10 @@ def write_record(folder: Path, metadata: dict[str, Any]) -> None:
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """The record of `folder`: {"step", "tokens", "kept", "recipe", "files": {name: [bytes, digest]}}; None without
-    a readable one."""
+    """The record of `folder`; None without a readable one.
+
+    {"step", "tokens", "kept", "recipe", "files": {name: [bytes, digest]}}
+    """
     try:
         record = json.loads((folder / RECORD).read_bytes())
         return record if isinstance(record["files"], dict) and isinstance(record["step"], int) else None
@@ -40,11 +42,13 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def damage(folder: Path, item: str = "") -> str | None:
-    """What is wrong with the files of `folder` (only those of the sub-folder `item`, if given); None: nothing."""
+    """What is wrong with the files of `folder`, or of its sub-folder `item`; None: nothing."""
     record = read_record(folder)
     if record is None:
         return f"{RECORD} is missing or unreadable"
-    wanted = {name: entry for name, entry in record["files"].items() if name.startswith(f"{item}/" if item else "")}
+    wanted = {
+        name: entry for name, entry in record["files"].items() if name.startswith(f"{item}/" if item else "")
+    }
     for name, (size, _) in wanted.items():
         try:
             found = (folder / name).stat().st_size

@@ -2,6 +2,7 @@
 
     FOLDER/<step>/params, opt_state, …   one Orbax checkpointable per key of the state
     FOLDER/<step>/complete.json          written last: metadata and digests (record.py)
+    FOLDER/<step>.saving                 empty; there until the record is: tells a killed save from damage
     FOLDER/<step>.damaged                set aside by `latest_intact`; never read again, never deleted
 
 All processes of a run call every function; process 0 alone lists, renames and deletes folders.
@@ -41,7 +42,13 @@ class CheckpointStore:
     """
 
     def __init__(
-        self, folder: Path, kept_steps: Collection[int], latest_every: int, *, tokens_per_step: int, recipe: str
+        self,
+        folder: Path,
+        kept_steps: Collection[int],
+        latest_every: int,
+        *,
+        tokens_per_step: int,
+        recipe: str,
     ):
         self.folder = folder.resolve()
         self.kept_steps = frozenset(kept_steps)
@@ -55,10 +62,10 @@ class CheckpointStore:
         self._steps = _agreed(steps(self.folder))
 
     def maybe_save(self, step: int, state: State, *, force: bool = False) -> bool:
-        """Start to save `state`, reached after `step` optimizer steps, if it is due (or `force`) and not there yet.
+        """Start to save `state`, reached after `step` optimizer steps, if it is due (or `force`) and not there.
 
-        Returns whether it did. Blocks while the save before it is unfinished and while the state is copied to the
-        host; the arrays may be donated as soon as it returns. Raises UserError if the save before it failed.
+        Returns whether it did. Blocks while the save before it is unfinished and while the state is copied to
+        the host; the arrays may be donated as soon as it returns. Raises UserError if the save before it failed.
         """
         if self._pending is not None and self._pending.done():
             self.wait()
@@ -71,16 +78,18 @@ class CheckpointStore:
         tokens = step * self.tokens_per_step
         metadata = {"step": step, "tokens": tokens, "kept": kept, "recipe": self.recipe}
         try:
+            path = self.folder / str(step)
+            if jax.process_index() == 0:
+                self._marker(step).touch()
             with _options():
-                path = self.folder / str(step)
-                response = ocp.save_checkpointables_async(path, dict(state), custom_metadata=metadata)
+                response = ocp.save_checkpointables_async(str(path), dict(state), custom_metadata=metadata)
         except OSError as error:
             raise self._failed(step, error) from error
         self._pending = self._worker.submit(self._finish, step, response, metadata)
         return True
 
     def wait(self) -> None:
-        """Block until the running save is complete. Raises UserError if it failed; the series is as before then."""
+        """Block until the running save is complete. Raises UserError if it failed; the series is then as before."""
         pending, self._pending = self._pending, None
         if pending is not None:
             self._steps = sorted({*self._steps, pending.result()})
@@ -88,12 +97,14 @@ class CheckpointStore:
     def latest_intact(self) -> int | None:
         """The newest step whose files are all as they were written; None for an empty folder.
 
-        Reads every byte of that checkpoint. A damaged one is named in a warning and renamed to `<step>.damaged`, so
-        that its step can be saved again. Raises UserError if there were checkpoints and none is left.
+        Reads every byte of that checkpoint. A damaged one is named in a warning and renamed to `<step>.damaged`,
+        so that its step can be saved again. Raises UserError if there were checkpoints and none is left.
         """
         self.wait()
         if jax.process_index() == 0:
-            for step in reversed(steps(self.folder)):
+            for step in sorted(
+                (int(path.name) for path in self.folder.iterdir() if path.name.isdigit()), reverse=True
+            ):
                 problem = damage(self.folder / str(step))
                 if problem is None:
                     break
@@ -102,8 +113,8 @@ class CheckpointStore:
         aside = _agreed([0] if any(self.folder.glob("*.damaged*")) else [])
         if not self._steps and aside:
             raise UserError(
-                f"{self.folder}: no intact checkpoint is left; restore one from a backup, or remove the *.damaged"
-                " folders to train from the start"
+                f"{self.folder}: no intact checkpoint is left; restore one from a backup, or remove the"
+                " *.damaged folders to train from the start"
             )
         return self._steps[-1] if self._steps else None
 
@@ -111,8 +122,8 @@ class CheckpointStore:
         """The state of `step` (default: `latest_intact()`) as arrays with the shapes, dtypes and shardings of
         `abstract_state`, a tree of jax.ShapeDtypeStruct that may lie on another mesh than the one that saved.
 
-        Only the items named in `abstract_state` are read. Raises UserError without such a checkpoint, if it is
-        damaged, or if its arrays do not fit `abstract_state`.
+        Only the items named in `abstract_state` are read. Raises UserError without such a checkpoint, if it
+        is damaged, or if its arrays do not fit `abstract_state`.
         """
         if step is None:
             step = self.latest_intact()
@@ -144,6 +155,7 @@ class CheckpointStore:
             response.result()
             if jax.process_index() == 0:
                 write_record(self.folder / str(step), metadata)
+                self._marker(step).unlink()
                 self._drop_superseded(step)
         except Exception as error:
             raise self._failed(step, error) from error
@@ -163,13 +175,14 @@ class CheckpointStore:
         if jax.process_index() == 0:
             for path in [self.folder / str(step), *self.folder.glob(f"{step}.orbax-checkpoint-tmp*")]:
                 shutil.rmtree(path, ignore_errors=True)
+            self._marker(step).unlink(missing_ok=True)
         text = str(error)
         if "No space left" in text or "RESOURCE_EXHAUSTED" in text or "quota" in text.lower():
             text = "no space left on the disk"
         reason = text.strip().splitlines()[0][:300] if text.strip() else type(error).__name__
         return UserError(
-            f"{self.folder / str(step)}: the checkpoint could not be written ({reason}); mend that and start again:"
-            " the run resumes from the checkpoint before it"
+            f"{self.folder / str(step)}: the checkpoint could not be written ({reason}); mend that and start"
+            " again: the run resumes from the checkpoint before it"
         )
 
     def _clean(self) -> None:
@@ -177,9 +190,14 @@ class CheckpointStore:
         for pattern in ("*.orbax-checkpoint-tmp*", "*.deleting"):
             for path in self.folder.glob(pattern):
                 shutil.rmtree(path)
-        for path in list(self.folder.iterdir()):
-            if path.name.isdigit() and read_record(path) is None:
-                self._set_aside(int(path.name), "its save was cut short")
+        for marker in self.folder.glob("*.saving"):
+            path = marker.with_suffix("")
+            if path.exists() and read_record(path) is None:
+                shutil.rmtree(path)
+            marker.unlink()
+
+    def _marker(self, step: int) -> Path:
+        return self.folder / f"{step}.saving"
 
     def _set_aside(self, step: int, problem: str) -> None:
         target, count = self.folder / f"{step}.damaged", 1
@@ -202,30 +220,50 @@ def steps(folder: Path) -> list[int]:
 
 
 def check_intact(path: Path, item: str = "") -> None:
-    """Raise UserError if the checkpoint folder `path` (only its `item`, if given) is not as it was written."""
+    """Raise UserError if the checkpoint folder `path` (or its `item`) is not as it was written."""
     problem = damage(path, item)
     if problem is not None:
-        raise UserError(f"{path}: the checkpoint is damaged ({problem}); use another one or restore it from a backup")
+        raise UserError(
+            f"{path}: the checkpoint is damaged ({problem}); use another one or restore it from a backup"
+        )
 
 
 def load_items(path: Path, abstract_items: State) -> dict[str, Any]:
-    """The named items of the checkpoint folder `path`, placed as `abstract_items` says; the others are not read.
+    """The items of the checkpoint folder `path` that `abstract_items` names, with its dtypes and shardings.
 
-    Raises UserError if the arrays do not fit.
+    The others are not read. Raises UserError naming the first array that is missing, unexpected or of another
+    shape.
     """
-    try:
-        with _options():
-            return ocp.load_checkpointables(path, dict(abstract_items))
-    except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
-        first = str(error).strip().splitlines()[0][:300]
-        raise UserError(f"{path}: does not hold the arrays of this model ({first}); check the recipe") from error
+    with _options():
+        stored = ocp.checkpointables_metadata(str(path)).metadata
+        for item, target in abstract_items.items():
+            if item not in stored:
+                raise UserError(f"{path}: holds no {item}; use a checkpoint that this program wrote")
+            _check_arrays(path, item, _shapes(stored[item]), _shapes(target))
+        return ocp.load_checkpointables(str(path), dict(abstract_items))
+
+
+def _check_arrays(path: Path, item: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            shape, other = (list(side[name]) if name in side else "absent" for side in (found, wanted))
+            raise UserError(
+                f"{path}: {item}.{name} is {shape} here and {other} in the recipe; use the recipe that wrote it"
+            )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape) for path, leaf in leaves
+    }
 
 
 def _options() -> ocp.Context:
     """How arrays are stored.
 
-    Uncompressed: zstd takes 7 % off float32 weights and moments and makes a save 2 to 7 times as long. Without the
-    sharding file: every load names its own shardings.
+    Uncompressed: zstd takes 7 % off float32 weights and makes a save twice as long or more. Without the sharding
+    file: every load names its own shardings.
     """
     context = ocp.Context()
     context.array.saving.use_compression = False

@@ -1,0 +1,180 @@
+"""The decoder: sizes as published, logits as transformers', the same on any mesh and under any remat policy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fineline_jax.errors import UserError
+from fineline_jax.mesh import BATCH, make_mesh
+from fineline_jax.models import attention, decoder
+from fineline_jax.models.config import ModelConfig
+from fineline_jax.recipe import Mesh
+
+SMALL = ModelConfig(
+    vocab_size=96, width=32, layers=3, heads=4, kv_heads=2, mlp_width=64, context=32, attention_bias=True, mlp_bias=True
+)
+
+
+def hidden(config, mesh, tokens, *, dtype=jnp.float32, key=0, **options):
+    """Hidden states and gradients of their sum of squares on `mesh`, as numpy."""
+    with jax.set_mesh(mesh):
+        params = jax.jit(lambda: decoder.init_params(config, jax.random.key(key)))()
+        place = jax.NamedSharding(mesh, jax.P(BATCH, None))
+        tokens = jax.device_put(tokens, place)
+        positions = jax.device_put(np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape), place)
+        attend = attention.causal("reference")
+
+        def loss(params):
+            states = decoder.hidden_states(config, params, tokens, positions, attend, dtype=dtype, **options)
+            return jnp.mean(states.astype(jnp.float32) ** 3), states
+
+        (_, states), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+        return np.asarray(states), jax.tree.map(np.asarray, gradients)
+
+
+def close(a, b, tolerance):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)):
+        np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * max(np.abs(y).max(), 1e-6))
+
+
+def tokens_of(config, rows=8, length=24):
+    return np.random.default_rng(1).integers(0, config.vocab_size, (rows, length), dtype=np.int32)
+
+
+def test_amber_7b_has_exactly_its_published_number_of_parameters():
+    amber = ModelConfig(vocab_size=32_000, width=4096, layers=32, heads=32, mlp_width=11_008)
+    assert amber.parameters == 6_738_415_616
+    mesh = make_mesh(Mesh(fsdp=1), jax.devices()[:1])
+    shapes = decoder.abstract_params(amber, mesh)
+    assert sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes)) == amber.parameters
+
+
+@given(
+    heads=st.sampled_from([2, 4]),
+    groups=st.sampled_from([1, 2]),
+    tied=st.booleans(),
+    attention_bias=st.booleans(),
+    mlp_bias=st.booleans(),
+    layers=st.integers(1, 3),
+)
+@settings(max_examples=8, deadline=None)
+def test_parameter_count_is_that_of_the_arrays(heads, groups, tied, attention_bias, mlp_bias, layers):
+    config = ModelConfig(
+        vocab_size=40,
+        width=16,
+        layers=layers,
+        heads=heads,
+        kv_heads=heads // groups,
+        mlp_width=24,
+        tied_embeddings=tied,
+        attention_bias=attention_bias,
+        mlp_bias=mlp_bias,
+    )
+    shapes = decoder.abstract_params(config, make_mesh(Mesh(fsdp=1), jax.devices()[:1]))
+    assert sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes)) == config.parameters
+
+
+@pytest.mark.parametrize("axes", [(1, 8, 1), (1, 4, 2), (2, 2, 2)])
+def test_any_mesh_gives_the_same_activations_and_gradients(axes):
+    tokens = tokens_of(SMALL)
+    one = hidden(SMALL, make_mesh(Mesh(fsdp=1), jax.devices()[:1]), tokens)
+    many = hidden(SMALL, make_mesh(Mesh(*axes)), tokens)
+    close(many, one, 1e-5)
+
+
+@pytest.mark.parametrize("options", [{"remat": r} for r in ("context", "qkv_context", "full")] + [{"scan_layers": False}])
+def test_remat_and_unrolling_change_nothing(options):
+    mesh, tokens = make_mesh(Mesh(fsdp=4, tensor=2)), tokens_of(SMALL)
+    close(hidden(SMALL, mesh, tokens, **options), hidden(SMALL, mesh, tokens), 1e-5)
+
+
+def test_a_later_token_does_not_change_earlier_states():
+    mesh, tokens = make_mesh(Mesh(fsdp=1), jax.devices()[:1]), tokens_of(SMALL)
+    changed = tokens.copy()
+    changed[:, 12] = (changed[:, 12] + 1) % SMALL.vocab_size
+    before, after = hidden(SMALL, mesh, tokens)[0], hidden(SMALL, mesh, changed)[0]
+    np.testing.assert_array_equal(before[:, :12], after[:, :12])
+    assert np.abs(before[:, 12:] - after[:, 12:]).max() > 1e-3
+
+
+@given(length=st.integers(1, 40), block=st.integers(1, 40), heads=st.sampled_from([(2, 2), (4, 2), (4, 1)]))
+@settings(max_examples=20, deadline=None)
+def test_blocks_of_queries_give_the_attention_of_the_whole_matrix(length, block, heads):
+    random = np.random.default_rng(length * 41 + block)
+    query = jnp.asarray(random.standard_normal((2, length, heads[0], 8)), jnp.float32)
+    key, value = (jnp.asarray(random.standard_normal((2, length, heads[1], 8)), jnp.float32) for _ in range(2))
+    before, attention.QUERY_BLOCK = attention.QUERY_BLOCK, block
+    try:
+        ours = attention.reference(query, key, value)
+    finally:
+        attention.QUERY_BLOCK = before
+    oracle = jax.nn.dot_product_attention(query, key, value, is_causal=True)
+    np.testing.assert_allclose(ours, oracle, atol=2e-6)
+
+
+def test_a_forced_kernel_on_the_wrong_device_is_refused_by_name():
+    with pytest.raises(UserError, match=r"compute\.attention='splash' needs a tpu"):
+        attention.pick("splash", jnp.dtype("bfloat16"), "cpu")
+
+
+def test_a_model_that_does_not_split_is_refused_by_name():
+    with pytest.raises(UserError, match=r"model\.kv_heads=2 is not a multiple of mesh\.tensor=4"):
+        decoder.abstract_params(SMALL, make_mesh(Mesh(fsdp=2, tensor=4)))
+
+
+def test_a_mesh_that_does_not_use_all_devices_is_refused():
+    with pytest.raises(UserError, match=r"mesh\.fsdp=3"):
+        make_mesh(Mesh(fsdp=3))
+
+
+def test_llama_logits_equal_transformers():
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    config = ModelConfig(vocab_size=96, width=32, layers=3, heads=4, kv_heads=2, mlp_width=64, context=32, rope_theta=5e5)
+    peer = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=96,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=32,
+            rope_theta=5e5,
+            rms_norm_eps=1e-6,
+            tie_word_embeddings=False,
+        )
+    ).float()
+    weights = {name: tensor.detach().numpy() for name, tensor in peer.named_parameters()}
+    stack = lambda pattern: np.stack([weights[f"model.layers.{i}.{pattern}.weight"] for i in range(3)])
+    heads = lambda pattern, count: stack(pattern).transpose(0, 2, 1).reshape(3, 32, count, 8)
+    params = {
+        "embed": weights["model.embed_tokens.weight"],
+        "layers": {
+            "attention_norm": stack("input_layernorm"),
+            "q": heads("self_attn.q_proj", 4),
+            "k": heads("self_attn.k_proj", 2),
+            "v": heads("self_attn.v_proj", 2),
+            "o": stack("self_attn.o_proj").transpose(0, 2, 1).reshape(3, 4, 8, 32),
+            "mlp_norm": stack("post_attention_layernorm"),
+            "gate": stack("mlp.gate_proj").transpose(0, 2, 1),
+            "up": stack("mlp.up_proj").transpose(0, 2, 1),
+            "down": stack("mlp.down_proj").transpose(0, 2, 1),
+        },
+        "norm": weights["model.norm.weight"],
+        "head": weights["lm_head.weight"].T,
+    }
+    mesh = make_mesh(Mesh(fsdp=1), jax.devices()[:1])
+    tokens = tokens_of(config, rows=4, length=32)
+    with jax.set_mesh(mesh):
+        shapes = decoder.abstract_params(config, mesh)
+        params = jax.tree.map(lambda value, leaf: jax.device_put(jnp.asarray(value), leaf.sharding), params, shapes)
+        positions = jnp.broadcast_to(jnp.arange(32), tokens.shape)
+        states = decoder.hidden_states(config, params, tokens, positions, attention.causal("reference"))
+        ours = np.asarray(states) @ np.asarray(decoder.head_weight(config, params))
+    with torch.no_grad():
+        theirs = peer(input_ids=torch.from_numpy(tokens.astype(np.int64))).logits.numpy()
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)

@@ -106,9 +106,9 @@ def config_from_hf(path: Path) -> ModelConfig:
 def load_hf(
     folder: Path, mesh: jax.sharding.Mesh, dtype: jnp.dtype = jnp.float32
 ) -> tuple[ModelConfig, decoder.Params]:
-    """The model in a Hugging Face folder: its config, and its parameters in `dtype` as the decoder shards them.
+    """The model in a Hugging Face folder: its config, and its parameters in `dtype`, sharded for the decoder.
 
-    Each process reads only the ranges of its own shards; beside the result, those of one parameter are in memory.
+    Each process reads only the ranges of its own shards; beside the result, one parameter is in memory.
     Raises UserError naming the file and the tensor if one is missing, unexpected or of another shape.
     """
     config = config_from_hf(folder / "config.json")
@@ -133,8 +133,8 @@ def export_hf(
 ) -> None:
     """Write `params` as a folder that transformers opens as LlamaForCausalLM.
 
-    dtype: of the written weights; default: as they are. tokenizer: folder whose tokenizer files are copied. Runs
-    in one process. `out` appears when it is complete. Raises UserError if `out` is there already.
+    dtype: of the written weights; default: as they are. tokenizer: folder whose tokenizer files are copied.
+    Runs in one process. `out` appears when it is complete. Raises UserError if `out` is there already.
     """
     if out.exists():
         raise UserError(f"{out}: exists already; give a new folder")

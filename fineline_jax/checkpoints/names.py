@@ -1,7 +1,7 @@
 """Name maps: how each family's tensors in Hugging Face files become our parameters.
 
-A family is a table of (tensor name, our parameter, axes). The axes read like einops: the left side is the tensor
-in the file, the right side our parameter without its layer axis; both directions follow from the one line.
+A family is a table of (tensor name, our parameter, axes). The axes read like einops: the left side is the
+tensor in the file, the right side our parameter without its layer axis; both directions follow from the line.
 """
 
 import dataclasses

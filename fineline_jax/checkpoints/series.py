@@ -74,15 +74,15 @@ def open_series(spec: str) -> Series:
     if folders:
         return _folders(path.name, folders)
     raise UserError(
-        f"{spec}: no series found; looked for recipe.json (a run), config.json with {' or '.join(HF_WEIGHTS)},"
-        " and folders with those"
+        f"{spec}: no series found; looked for recipe.json (a run), config.json with"
+        f" {' or '.join(HF_WEIGHTS)}, and folders with those"
     )
 
 
 def load(
     checkpoint: Checkpoint, mesh: "jax.sharding.Mesh", dtype: "jax.typing.DTypeLike | None" = None
 ) -> tuple[ModelConfig, dict[str, Any]]:
-    """The config and the parameters in `dtype` (default float32), placed on `mesh` as the decoder shards them.
+    """The config and the parameters in `dtype` (default float32), sharded over `mesh` for the decoder.
 
     Raises UserError naming the file if the checkpoint is damaged or does not fit its config.
     """
@@ -138,7 +138,7 @@ def parse_name(name: str, common: str = "") -> tuple[int | None, int | None]:
     """(step, tokens) in a checkpoint's name, None where it does not say.
 
     Known: step1000, step1000-tokens4B, …-step-50K-105b, train_00220B, Amber-Reproduce-8.39B. A bare amount at
-    the end could be the model's size (open_llama_7b), so it counts only behind `common`, what all names share.
+    the end could be the model's size (open_llama_7b): it counts only behind `common`, what all names share.
     """
     text = name.lower()
     step = tokens = None

@@ -61,22 +61,25 @@ class CheckpointStore:
             self._clean()
         self._steps = _agreed(steps(self.folder))
 
+    def is_due(self, step: int) -> bool:
+        """Whether the state of `step` is to be saved, for ever or as the rolling latest."""
+        return step in self.kept_steps or (self.latest_every > 0 and step % self.latest_every == 0)
+
     def maybe_save(self, step: int, state: State, *, force: bool = False) -> bool:
-        """Start to save `state`, reached after `step` optimizer steps, if it is due (or `force`) and not there.
+        """Start to save `state`, reached after `step` optimizer steps, if due (or `force`) and not there yet.
 
         Returns whether it did. Blocks while the save before it is unfinished and while the state is copied to
-        the host; the arrays may be donated as soon as it returns. Raises UserError if the save before it failed.
+        the host; the arrays may be donated as soon as it returns. Raises UserError if the last save failed.
         """
         if self._pending is not None and self._pending.done():
             self.wait()
-        kept = step in self.kept_steps
-        if not (kept or force or (self.latest_every and step % self.latest_every == 0)):
+        if not (force or self.is_due(step)):
             return False
         self.wait()
         if step in self._steps:
             return False
         tokens = step * self.tokens_per_step
-        metadata = {"step": step, "tokens": tokens, "kept": kept, "recipe": self.recipe}
+        metadata = {"step": step, "tokens": tokens, "kept": step in self.kept_steps, "recipe": self.recipe}
         try:
             path = self.folder / str(step)
             if jax.process_index() == 0:
@@ -89,7 +92,7 @@ class CheckpointStore:
         return True
 
     def wait(self) -> None:
-        """Block until the running save is complete. Raises UserError if it failed; the series is then as before."""
+        """Block until the running save is done. Raises UserError if it failed; the series is as before."""
         pending, self._pending = self._pending, None
         if pending is not None:
             self._steps = sorted({*self._steps, pending.result()})
@@ -97,8 +100,9 @@ class CheckpointStore:
     def latest_intact(self) -> int | None:
         """The newest step whose files are all as they were written; None for an empty folder.
 
-        Reads every byte of that checkpoint. A damaged one is named in a warning and renamed to `<step>.damaged`,
-        so that its step can be saved again. Raises UserError if there were checkpoints and none is left.
+        Reads every byte of that checkpoint. A damaged one is named in a warning and renamed to
+        `<step>.damaged`, so that its step can be saved again. Raises UserError if there were checkpoints and
+        none is left.
         """
         self.wait()
         if jax.process_index() == 0:
@@ -248,7 +252,7 @@ def _check_arrays(path: Path, item: str, found: Mapping[str, Any], wanted: Mappi
         if found.get(name) != wanted.get(name):
             shape, other = (list(side[name]) if name in side else "absent" for side in (found, wanted))
             raise UserError(
-                f"{path}: {item}.{name} is {shape} here and {other} in the recipe; use the recipe that wrote it"
+                f"{path}: {item}.{name} is {shape} here, {other} in the recipe; use the recipe that wrote it"
             )
 
 
@@ -262,8 +266,8 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 def _options() -> ocp.Context:
     """How arrays are stored.
 
-    Uncompressed: zstd takes 7 % off float32 weights and makes a save twice as long or more. Without the sharding
-    file: every load names its own shardings.
+    Uncompressed: zstd takes 7 % off float32 weights and makes a save twice as long or more. Without the
+    sharding file: every load names its own shardings.
     """
     context = ocp.Context()
     context.array.saving.use_compression = False

@@ -12,16 +12,19 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.colors import LinearSegmentedColormap, Normalize, to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from .dynamics import normalised
-from .known import metric_of
+from .known import metric_of, order_by_size
 
 # Okabe & Ito's colours, safe for colour-blind readers; the yellow, too pale on white, replaced.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#6f4fa3", "#4d4d4d")
-_DASHES = ("-", "--", ":", "-.")
+# For series that differ in size, in the order of size: viridis without its palest end.
+_RAMP = LinearSegmentedColormap.from_list(
+    "size", ["#c9a400", "#7fb13c", "#2f9c7c", "#21808d", "#31638d", "#43407f", "#440f54"]
+)
 _STYLE: dict[Any, Any] = {
     "font.family": "sans-serif", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
     "axes.edgecolor": "#8a8f98", "axes.labelcolor": "#3c424b", "xtick.color": "#5c6470", "ytick.color": "#5c6470",
@@ -54,14 +57,27 @@ def draw_figures(
     table = table[table["metric"] == metric]
     summary = summary[summary["metric"] == metric]
     domains = domains[domains["metric"] == metric]
+    series, ordered = order_by_size(list(dict.fromkeys(table["series"])))
+    shades = [
+        to_hex(_RAMP(i / max(1, len(series) - 1))) if ordered else COLOURS[i % len(COLOURS)] for i in range(len(series))
+    ]
+    tints = dict(zip(series, shades, strict=True))
+    shown = series[-1] if ordered else series[0]
     with matplotlib.rc_context(_STYLE):
-        paths = [_save(_overview(table, summary, title), folder / "overview.png")]
+        paths = [
+            _save(
+                _overview(table, summary, shown, title if len(series) == 1 else f"{title}: {shown}"),
+                folder / "overview.png",
+            )
+        ]
         for domain in dict.fromkeys(table["domain"]):
             name = re.sub(r"[^A-Za-z0-9]+", "_", domain).strip("_") or "domain"
             path = folder / f"{name}.png"
             if path in paths:
                 path = folder / f"{name}_{len(paths)}.png"
-            figure = _domain(table[table["domain"] == domain], domains[domains["domain"] == domain], domain, metric)
+            figure = _domain(
+                table[table["domain"] == domain], domains[domains["domain"] == domain], tints, domain, metric
+            )
             paths.append(_save(figure, path))
     return paths
 
@@ -96,69 +112,62 @@ def _token_axis(axes: Axes, tokens: np.ndarray) -> float:
     return lowest
 
 
-def _domain(table: pd.DataFrame, means: pd.DataFrame, domain: str, metric: str) -> Figure:
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    axes = figure.add_subplot()
-    lowest = _token_axis(axes, table["tokens"].to_numpy(float))
-    tasks, series = list(dict.fromkeys(table["task"])), list(dict.fromkeys(table["series"]))
-    crowded = len(tasks) > _CROWDED
-    for (name, task), curve in table.groupby(["series", "task"], sort=False, observed=True):
-        s, t = series.index(name), tasks.index(task)
-        colour = COLOURS[(s if len(series) > 1 or crowded else t) % len(COLOURS)]
-        label = str(task) if len(series) == 1 else f"{task} · {name}"
-        _line(
-            axes,
-            curve,
-            lowest,
-            colour,
-            _DASHES[t % 4] if len(series) > 1 and not crowded else "-",
-            "" if crowded else label,
-            faint=crowded,
-        )
-    chances = sorted(set(table["chance"].dropna()))
-    if crowded and len(chances) == 1:
-        for name, mean in means.groupby("series", sort=False, observed=True):
-            raw = mean.assign(
-                value=chances[0] + mean["value"] * (1 - chances[0]), stderr=mean["stderr"] * (1 - chances[0])
-            )
-            label = f"mean of {len(tasks)} tasks" + (f" · {name}" if len(series) > 1 else "")
-            _line(axes, raw, lowest, COLOURS[series.index(name) % len(COLOURS)], "-", label, faint=False)
-    for chance in chances:
-        axes.axhline(chance, color="#5c6470", linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-        axes.annotate(
-            "chance", (0.005, chance), xycoords=("axes fraction", "data"), fontsize=7.5, color="#5c6470", va="bottom"
-        )
-    axes.set_title(domain[:1].upper() + domain[1:])
-    axes.set_ylabel(metric_of(metric).label)
-    handles, _ = axes.get_legend_handles_labels()
+def _domain(table: pd.DataFrame, means: pd.DataFrame, tints: dict[str, str], domain: str, metric: str) -> Figure:
+    """One series: its tasks in one plot. Several: a plot for each task with the series in it. Many tasks: their mean."""
+    tasks, crowded = list(dict.fromkeys(table["task"])), table["task"].nunique() > _CROWDED
+    apart = len(tints) > 1 and not crowded
+    columns = min(3, len(tasks)) if apart else 1
+    rows = -(-len(tasks) // columns) if apart else 1
+    figure = Figure(
+        figsize=(6.4 if columns == 1 else 4.0 * columns, 4.0 if rows == 1 else 3.1 * rows), layout="constrained"
+    )
+    plots = figure.subplots(rows, columns, squeeze=False).ravel()
+    for spare in plots[len(tasks) if apart else 1 :]:
+        spare.remove()
+    handles = {}
+    for i, axes in enumerate(plots[: len(tasks) if apart else 1]):
+        shown = table[table["task"] == tasks[i]] if apart else table
+        lowest = _token_axis(axes, shown["tokens"].to_numpy(float))
+        chances = sorted(set(shown["chance"].dropna()))
+        for chance in chances:
+            axes.axhline(chance, color="#5c6470", linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+            where: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "top"}
+            axes.annotate("chance", (0.995, chance), fontsize=7.5, color="#5c6470", **where)
+        for series, tint in tints.items():
+            for task, curve in shown[shown["series"] == series].groupby("task", sort=False, observed=True):
+                one = tint if len(tints) > 1 or crowded else COLOURS[tasks.index(str(task)) % len(COLOURS)]
+                label = "" if crowded else series if len(tints) > 1 else str(task)
+                _line(axes, curve, lowest, one, label, faint=crowded)
+            mean = means[means["series"] == series]
+            if crowded and len(chances) == 1 and len(mean):
+                scale = 1 - chances[0]
+                mean = mean.assign(value=chances[0] + mean["value"] * scale, stderr=mean["stderr"] * scale)
+                label = f"mean of {len(tasks)} tasks" + (f", {series}" if len(tints) > 1 else "")
+                _line(axes, mean, lowest, tint, label, faint=False)
+        axes.set_title(tasks[i] if apart else domain[:1].upper() + domain[1:])
+        axes.set_ylabel(metric_of(metric).label if i % columns == 0 else "")
+        lines, labels = axes.get_legend_handles_labels()
+        handles |= dict(zip(labels, lines, strict=True))
     if handles:
-        figure.legend(loc="outside lower center", ncols=min(3, len(handles)), fontsize=8)
+        places: dict[str, Any] = {"loc": "outside lower center", "ncols": min(4 if columns > 1 else 3, len(handles))}
+        figure.legend(list(handles.values()), list(handles), fontsize=8, **places)
     return figure
 
 
-def _line(axes: Axes, curve: pd.DataFrame, lowest: float, colour: str, dash: str, label: str, *, faint: bool) -> None:
+def _line(axes: Axes, curve: pd.DataFrame, lowest: float, colour: str, label: str, *, faint: bool) -> None:
     curve = curve.sort_values("tokens")
     x, y = _position(curve["tokens"].to_numpy(float), lowest), curve["value"].to_numpy(float)
     error = 1.96 * curve["stderr"].to_numpy(float)
-    marker = "o" if not faint and len(x) <= 40 else ""
-    axes.plot(
-        x,
-        y,
-        dash,
-        color=colour,
-        linewidth=0.7 if faint else 1.7,
-        alpha=0.3 if faint else 1,
-        marker=marker,
-        markersize=2.8,
-        label=label or None,
+    look: dict[str, Any] = (
+        {"linewidth": 0.7, "alpha": 0.3} if faint else {"linewidth": 1.7, "marker": "o" if len(x) <= 40 else ""}
     )
+    axes.plot(x, y, color=colour, markersize=2.6, label=label or None, **look)
     if not faint and np.isfinite(error).any():
-        axes.fill_between(x, y - error, y + error, color=colour, alpha=0.13, linewidth=0)
+        axes.fill_between(x, y - error, y + error, color=colour, alpha=0.1, linewidth=0)
 
 
-def _overview(table: pd.DataFrame, summary: pd.DataFrame, title: str) -> Figure:
-    """Tasks x tokens of the first series in the order of t50, coloured by the chance-normalised score."""
-    series = table["series"].iloc[0]
+def _overview(table: pd.DataFrame, summary: pd.DataFrame, series: str, title: str) -> Figure:
+    """Tasks x tokens of one series in the order of t50, coloured by the chance-normalised score."""
     table, summary = table[table["series"] == series], summary[summary["series"] == series]
     # tasks without chance are shown by the share of their own final gain
     rows = summary.assign(
@@ -197,7 +206,7 @@ def _overview(table: pd.DataFrame, summary: pd.DataFrame, title: str) -> Figure:
     axes.grid(visible=False)
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    axes.set_title(title if table["series"].nunique() == 1 and len(title) < 70 else title[:69])
+    axes.set_title(title if len(title) < 70 else title[:69] + "…")
     figure.legend(loc="outside lower right", ncols=3, fontsize=8)
     shade = ScalarMappable(norm=norm, cmap=_SHADES)
     bar = figure.colorbar(shade, ax=axes, fraction=0.03, pad=0.02, label="score above chance")

@@ -5,6 +5,7 @@ not, such as lm-eval result files. A task or metric that is not listed keeps dom
 is said about chance, rather than something guessed.
 """
 
+import re
 from dataclasses import dataclass
 from math import nan
 
@@ -108,3 +109,12 @@ def chance_of(task: str, metric: str) -> float:
     if metric == "exact_match" or metric.startswith("exact_match ("):
         return 0.0  # a whole answer is not guessed
     return task_of(task)[1] if metric in METRICS and metric_of(metric).on_chance else nan
+
+
+def order_by_size(names: list[str]) -> tuple[list[str], bool]:
+    """Series by model size where every name holds a different one (160m, 1.4B); else as they came. And whether so."""
+    found = [re.search(r"(?<![\d.])(\d+(?:\.\d+)?)([mb])(?![a-z])", name.lower()) for name in names]
+    sizes = {name: float(m[1]) * (1e6 if m[2] == "m" else 1e9) for name, m in zip(names, found, strict=True) if m}
+    if len(names) < 3 or len(set(sizes.values())) < len(names):
+        return names, False
+    return sorted(names, key=sizes.__getitem__), True

@@ -9,7 +9,6 @@ import html
 import json
 import math
 import os
-import re
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -23,7 +22,7 @@ from .. import __version__
 from ..errors import UserError
 from .dynamics import domain_curves, summarise
 from .figures import draw_figures
-from .known import METRIC_ORDER, metric_of
+from .known import METRIC_ORDER, metric_of, order_by_size
 from .table import normalise, write_table
 
 _SCRIPTS = ("base.js", "timeline.js", "panels.js", "page.js")
@@ -42,7 +41,8 @@ def write_report(
 
     table: a tidy table (see `table.normalise`); facts: what the footer states about the origin, name → value or
     name → mapping; losses: the run's logged steps with columns `tokens`, `loss` and, where present, `step`,
-    `learning_rate`, `validation_loss`, `series`. Returns the path of `report.html`. Raises UserError for a defect of
+    `learning_rate`, `validation_loss`, `series`; a line may hold only some of them.
+    Returns the path of `report.html`. Raises UserError for a defect of
     the tables, naming the column.
     """
     table = normalise(table)
@@ -82,7 +82,7 @@ def _page_data(
 ) -> dict[str, Any]:
     """What the page's scripts read. Curves refer to series, tasks, domains and metrics by position, and their values
     are aligned with the checkpoints of their series (null where a checkpoint has no score)."""
-    series_names, ordered = _series_order(list(dict.fromkeys(table["series"])))
+    series_names, ordered = order_by_size(list(dict.fromkeys(table["series"])))
     domain_names = list(dict.fromkeys(table["domain"]))
     tasks = table.drop_duplicates("task")
     task_index = {name: i for i, name in enumerate(tasks["task"])}
@@ -132,15 +132,6 @@ def _page_data(
     }
 
 
-def _series_order(names: list[str]) -> tuple[list[str], bool]:
-    """Series by model size where every name holds a different one (160m, 1.4B); else as they came. And whether so."""
-    found = [re.search(r"(?<![\d.])(\d+(?:\.\d+)?)([mb])(?![a-z])", name.lower()) for name in names]
-    sizes = {name: float(m[1]) * (1e6 if m[2] == "m" else 1e9) for name, m in zip(names, found, strict=True) if m}
-    if len(names) < 3 or len(set(sizes.values())) < len(names):
-        return names, False
-    return sorted(names, key=sizes.__getitem__), True
-
-
 def _grid(part: pd.DataFrame) -> pd.DataFrame:
     return part.drop_duplicates("checkpoint").sort_values(["tokens", "step"])[["checkpoint", "step", "tokens"]]
 
@@ -172,9 +163,13 @@ def _loss_curves(losses: pd.DataFrame) -> list[dict[str, Any]]:
             curve["learning_rate"] = [_short(v, 5) for v in training["learning_rate"].iloc[keep]]
         found.append(curve)
         if "validation_loss" in run and run["validation_loss"].notna().any():
+            validation = run[run["validation_loss"].notna()]
+            # a line that names only its step gets the tokens of that step
+            known = np.interp(validation["step"], [0, *step], [0, *training["tokens"]]) if "step" in run else np.nan
+            tokens = validation["tokens"].fillna(pd.Series(known, index=validation.index))
             curve["validation"] = {
-                "tokens": [_short(v, 9) for v in run.loc[run["validation_loss"].notna(), "tokens"]],
-                "loss": [_short(v, 5) for v in run["validation_loss"].dropna()],
+                "tokens": [_short(v, 9) for v in tokens],
+                "loss": [_short(v, 5) for v in validation["validation_loss"]],
             }
     return found
 

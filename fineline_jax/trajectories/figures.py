@@ -113,7 +113,7 @@ def _token_axis(axes: Axes, tokens: np.ndarray) -> float:
 
 
 def _domain(table: pd.DataFrame, means: pd.DataFrame, tints: dict[str, str], domain: str, metric: str) -> Figure:
-    """One series: its tasks in one plot. Several: a plot for each task with the series in it. Many tasks: their mean."""
+    """One series: its tasks in one plot. Several: one plot per task with the series in it. Many tasks: their mean."""
     tasks, crowded = list(dict.fromkeys(table["task"])), table["task"].nunique() > _CROWDED
     apart = len(tints) > 1 and not crowded
     columns = min(3, len(tasks)) if apart else 1

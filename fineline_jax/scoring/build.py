@@ -1,0 +1,212 @@
+"""Building a request pack: lm-eval's requests, tokenised, as tables."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+import numpy as np
+import pyarrow as pa
+from lm_eval.utils import handle_non_serializable, hash_string
+
+from fineline_jax.errors import UserError
+from fineline_jax.scoring.encode import Encoder, Tokens
+from fineline_jax.scoring.pack import FORMAT, SCHEMAS, Pack, content_hash
+from fineline_jax.scoring.suite import open_suite
+from fineline_jax.scoring.tasks import (
+    FEWSHOT_SEED,
+    Document,
+    Group,
+    LoadDataset,
+    Task,
+    config_hash,
+    documents,
+    load_tasks,
+    local_folder,
+    shots,
+)
+from fineline_jax.scoring.tokenizer import Bos, identity, open_tokenizer
+
+
+def build(
+    suite: str | Path,
+    tokenizer: Path,
+    *,
+    benchmarks: Path | None,
+    tfds: Path | None,
+    bos: Bos,
+    max_context: int | None,
+    limit: int | None,
+) -> Pack:
+    """The pack in memory; arguments as of `pack.prepare`."""
+    if bos not in ("auto", "always", "never"):
+        raise UserError(f"--bos {bos!r} must be auto, always or never")
+    for name, value in (("max-context", max_context), ("limit", limit)):
+        if value is not None and value < 1:
+            raise UserError(f"--{name} {value} must be at least 1")
+    opened = open_suite(suite)
+    encoder = Encoder(open_tokenizer(tokenizer, bos), bos)
+    tasks, groups = load_tasks(opened, _source(benchmarks, tfds))
+    columns = {name: {field: [] for field in schema.names} for name, schema in SCHEMAS.items()}
+    contexts: dict[str, int] = {}
+    rows = [_add_task(task, encoder, columns, contexts, limit) for task in tasks]
+    tables = {name: _table(name, columns[name]) for name in SCHEMAS}
+    default = identity(open_tokenizer(tokenizer))
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "suite": opened.name,
+        "hash": "",
+        "tasks": rows,
+        "groups": [_group_row(group, rows) for group in groups],
+        "tokenizer": {"sha256": default.sha256, "adds_bos": default.adds_bos, "size": len(encoder.tokenizer)},
+        "bos": bos,
+        "prefix_token": encoder.prefix,
+        "max_context": max_context,
+        "limit": limit,
+        "fewshot_seed": FEWSHOT_SEED,
+        "lm_eval": lm_eval.__version__,
+        "counts": {name: table.num_rows for name, table in tables.items()},
+    }
+    pack = Pack(manifest, **tables)
+    manifest["hash"] = content_hash(pack)
+    return pack
+
+
+def _source(benchmarks: Path | None, tfds: Path | None) -> LoadDataset | None:
+    if benchmarks is not None and tfds is not None:
+        raise UserError("--benchmarks and --tfds exclude each other; give one")
+    if benchmarks is not None:
+        if not benchmarks.is_dir():
+            raise UserError(f"--benchmarks {benchmarks}: no such folder")
+        return local_folder(benchmarks)
+    return None
+
+
+def _add_task(
+    task: Task, encoder: Encoder, columns: dict[str, dict[str, list]], contexts: dict[str, int], limit: int | None
+) -> dict[str, Any]:
+    """Append the task's rows; returns its entry in the manifest."""
+    rolling = task.definition.OUTPUT_TYPE == "loglikelihood_rolling"
+    docs = list(documents(task, limit))
+    pairs = [pair for doc in docs for pair in doc.requests]
+    try:
+        encoded = _rolling(encoder, pairs) if rolling else encoder.pairs(pairs)
+    except UserError as error:
+        raise UserError(f"task {task.name!r}: {error}") from None
+    first = len(columns["requests"]["request"])
+    position = 0
+    for number, doc in enumerate(docs):
+        count = len(doc.requests)
+        continuations = [encoded[position + i][1] for i in range(count)]
+        _append(columns["documents"], _document_row(task.name, number, first + position, doc, continuations))
+        for choice, (context, text) in enumerate(doc.requests):
+            tokens = encoded[position + choice]
+            row = -1 if rolling else _context_row(columns["contexts"], contexts, context, tokens[0])
+            request = (first + position + choice, task.name, number, choice, row, text, tokens[1])
+            _append(columns["requests"], dict(zip(SCHEMAS["requests"].names, request, strict=True)))
+        position += count
+    return _task_row(task, docs)
+
+
+def _context_row(columns: dict[str, list], contexts: dict[str, int], text: str, tokens: Tokens) -> int:
+    # an empty context is the prefix token, or what the continuation gave up for it: the same token
+    row = contexts.setdefault(text, len(contexts))
+    if row == len(columns["context"]):
+        _append(columns, {"context": row, "text": text, "tokens": tokens})
+    return row
+
+
+def _rolling(encoder: Encoder, pairs: Sequence[tuple[str, str]]) -> list[tuple[Tokens, Tokens]]:
+    empty = np.zeros(0, np.int32)
+    return [(empty, tokens) for tokens in encoder.texts([text for _, text in pairs])]
+
+
+def _document_row(task: str, number: int, first: int, doc: Document, continuations: list[Tokens]) -> dict[str, Any]:
+    content = json.dumps(doc.doc, default=handle_non_serializable, ensure_ascii=False)
+    return {
+        "task": task,
+        "doc": number,
+        "first_request": first,
+        "requests": len(doc.requests),
+        "gold": list(doc.gold),
+        "choice_chars": [len(choice) for choice in doc.choices],
+        "choice_bytes": [len(choice.encode()) for choice in doc.choices],
+        "choice_tokens": [len(tokens) for tokens in continuations[: len(doc.choices)]],
+        "words": doc.words,
+        "bytes": doc.bytes,
+        "target": doc.target,
+        "content": content,
+        # the three hashes are those of lm-eval's sample files
+        "doc_hash": hash_string(json.dumps(doc.doc, indent=2, default=handle_non_serializable, ensure_ascii=False)),
+        "prompt_hash": hash_string(doc.requests[0][0] if doc.requests[0][0] else doc.requests[0][1]),
+        "target_hash": hash_string(doc.target),
+    }
+
+
+def _task_row(task: Task, docs: list[Document]) -> dict[str, Any]:
+    definition, spec = task.definition, task.spec
+    output_type = definition.OUTPUT_TYPE
+    chance = spec.chance
+    if chance is None and output_type == "multiple_choice":
+        chance = float(np.mean([1 / len(doc.choices) for doc in docs]))
+    default = {"multiple_choice": "acc", "loglikelihood": "acc", "loglikelihood_rolling": "bits_per_byte"}[output_type]
+    return {
+        "task": task.name,
+        "domain": spec.domain,
+        "shots": shots(task),
+        "metric": spec.metric or default,
+        "chance": chance,
+        "output_type": output_type,
+        "multiple_gold": bool(definition.multiple_target),
+        "unconditional": "acc_mutual_info" in definition.aggregation(),
+        "own_metrics": _own_metrics(definition),
+        "lm_eval_metrics": sorted(definition.aggregation()),
+        "version": str(definition.VERSION),
+        "config_sha256": config_hash(task),
+        "documents": len(docs),
+        "requests": sum(len(doc.requests) for doc in docs),
+    }
+
+
+def _own_metrics(definition: Any) -> bool:
+    """Whether the task computes its metrics itself. Rolling tasks only choose their weights, which are stored."""
+    return callable(definition.config.process_results) and definition.OUTPUT_TYPE != "loglikelihood_rolling"
+
+
+def _group_row(group: Group, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    leaves = [row for row in rows if row["task"] in group.leaves]
+    metric = next((row["metric"] for row in leaves), "acc")
+    chance = group.chance
+    if chance is None and all(row["chance"] is not None for row in leaves):
+        total = sum(row["documents"] for row in leaves)
+        chance = sum(row["chance"] * row["documents"] for row in leaves) / total
+    return {
+        "group": group.name,
+        "domain": group.domain,
+        "metric": metric,
+        "chance": chance,
+        "tasks": list(group.leaves),
+        "weight_by_size": dict(group.metrics),
+    }
+
+
+def _append(columns: dict[str, list], row: dict[str, Any]) -> None:
+    for name, value in row.items():
+        columns[name].append(value)
+
+
+def _table(name: str, columns: dict[str, list]) -> pa.Table:
+    schema = SCHEMAS[name]
+    arrays = []
+    for field in schema:
+        values = columns[field.name]
+        if pa.types.is_large_list(field.type):
+            offsets = np.concatenate([[0], np.cumsum([len(row) for row in values], dtype=np.int64)])
+            flat = np.concatenate([*values, np.zeros(0, np.int32)])
+            arrays.append(pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(flat, pa.int32())))
+        elif pa.types.is_dictionary(field.type):
+            arrays.append(pa.array(values, pa.string()).dictionary_encode())
+        else:
+            arrays.append(pa.array(values, field.type))
+    return pa.Table.from_arrays(arrays, schema=schema)

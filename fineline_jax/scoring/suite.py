@@ -1,0 +1,122 @@
+"""Suites: which tasks are scored, with how many shots, and how they are grouped into domains."""
+
+import dataclasses
+import importlib.resources
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fineline_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskSpec:
+    """One task (or group of tasks, such as `mmlu`) of lm-eval and how it is to be read."""
+
+    task: str
+    """Name in lm-eval or of one of this package's own tasks."""
+    domain: str = "other"
+    """The ability this task counts towards."""
+    shots: int | None = None
+    """Solved examples in the prompt; None: what the task's own definition says."""
+    metric: str | None = None
+    """The metric reported first, e.g. acc_norm; None: acc for multiple choice."""
+    chance: float | None = None
+    """Value of `metric` reached by guessing; None: the mean of 1 / number of choices."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """An ordered set of tasks."""
+
+    name: str
+    tasks: tuple[TaskSpec, ...]
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise UserError(f"suite {self.name!r} has no tasks; list at least one under `tasks:`")
+        seen: set[str] = set()
+        for spec in self.tasks:
+            if spec.task in seen:
+                raise UserError(f"suite {self.name!r} lists task {spec.task!r} twice; keep one")
+            seen.add(spec.task)
+
+
+def open_suite(text: str | Path) -> Suite:
+    """The suite in a YAML file, of that name (./configs/suites, then the shipped ones), or of those task names.
+
+    Task names are separated by commas and may carry their shots: `piqa,arc_challenge@25`. Domain, metric and chance
+    of a task that a shipped suite knows are taken from there. Raises UserError for a file that does not parse.
+    """
+    text = str(text)
+    if text.endswith((".yaml", ".yml")):
+        return read_suite(Path(text))
+    if "," not in text and "@" not in text:
+        for folder in _folders():
+            if (folder / f"{text}.yaml").is_file():
+                return read_suite(folder / f"{text}.yaml")
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise UserError("the suite is empty; give a YAML file, the name of a suite, or task names such as piqa,arc_easy")
+    known = {spec.task: spec for suite in shipped_suites() for spec in suite.tasks}
+    return Suite(text if len(names) == 1 else "custom", tuple(_from_name(name, known) for name in names))
+
+
+def read_suite(path: Path) -> Suite:
+    """The suite written in the YAML file `path`."""
+    try:
+        value = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such suite file") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(value, dict) or not isinstance(value.get("tasks"), list):
+        raise UserError(f"{path}: a suite needs the keys `name` and `tasks`, a list of {{task, domain, shots, metric, chance}}")
+    return Suite(str(value.get("name", path.stem)), tuple(_from_entry(path, entry) for entry in value["tasks"]))
+
+
+def shipped_suites() -> Iterator[Suite]:
+    """The suites that come with the package, ordered by file name."""
+    for folder in _folders()[1:]:
+        paths = sorted(folder.glob("*.yaml"))
+        if paths:
+            yield from map(read_suite, paths)
+            return
+
+
+def _folders() -> list[Path]:
+    """Where suites are looked up: the working directory, the installed package, the checkout."""
+    folders = [Path("configs/suites")]
+    try:
+        folders.append(Path(str(importlib.resources.files("fineline_jax.configs"))) / "suites")
+    except ModuleNotFoundError:
+        pass  # a checkout that was not installed: configs/ lies beside the package
+    return [*folders, Path(__file__).parents[2] / "configs" / "suites"]
+
+
+def _from_name(text: str, known: dict[str, TaskSpec]) -> TaskSpec:
+    name, at, shots = text.partition("@")
+    if at and not shots.isdigit():
+        raise UserError(f"suite: {text!r} should read task@shots, for example arc_challenge@25")
+    spec = known.get(name, TaskSpec(name))
+    if name in known and not at:
+        return spec
+    return dataclasses.replace(spec, shots=int(shots) if at else None)
+
+
+def _from_entry(path: Path, entry: Any) -> TaskSpec:
+    if isinstance(entry, str):
+        entry = {"task": entry}
+    if not isinstance(entry, dict) or not isinstance(entry.get("task"), str):
+        raise UserError(f"{path}: every entry of `tasks` needs a `task`, got {entry!r}")
+    types: dict[str, Any] = {"task": str, "domain": str, "shots": int, "metric": str, "chance": (int, float)}
+    for key, value in entry.items():
+        if key not in types:
+            raise UserError(f"{path}: task {entry['task']!r} has the unknown key {key!r}; known: {', '.join(types)}")
+        if isinstance(value, bool) or not isinstance(value, types[key]):
+            raise UserError(f"{path}: task {entry['task']!r}: {key}={value!r} has the wrong type")
+    if entry.get("shots", 0) < 0 or not 0 <= entry.get("chance", 0) <= 1:
+        raise UserError(f"{path}: task {entry['task']!r}: shots must be at least 0 and chance between 0 and 1")
+    return TaskSpec(**entry)

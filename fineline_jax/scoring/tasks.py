@@ -1,0 +1,304 @@
+"""lm-eval's tasks, with documents from a local folder, the Hugging Face hub or TFDS.
+
+Prompts, few-shot sampling and targets are lm-eval's own code. What is done here: find a task's definition without
+reading all fourteen thousand of them each time, hand it documents, and turn what it builds into plain values.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import functools
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import datasets
+import lm_eval
+import lm_eval.utils
+import pyarrow.parquet
+from lm_eval.api.group import Group as LmEvalGroup
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._index import Entry, Kind, TaskIndex
+from lm_eval.tasks._yaml_loader import load_yaml
+
+from fineline_jax.errors import UserError
+from fineline_jax.scoring.suite import Suite, TaskSpec
+
+FEWSHOT_SEED = 1234
+"""lm-eval's default; one generator per task, drawn document after document."""
+SCOREABLE = ("multiple_choice", "loglikelihood", "loglikelihood_rolling")
+LoadDataset = Callable[..., Any]
+
+# lm-eval compiles the same few templates again for every document and every shot: 15 times the time of using them.
+lm_eval.utils.env.from_string = functools.lru_cache(maxsize=1024)(lm_eval.utils.env.from_string)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A leaf task, ready to build requests."""
+
+    name: str
+    spec: TaskSpec
+    """Of the suite's entry it came from, which may be a group."""
+    definition: Any
+    """lm-eval's task object."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """A group of tasks that lm-eval aggregates."""
+
+    name: str
+    domain: str
+    chance: float | None
+    leaves: tuple[str, ...]
+    metrics: tuple[tuple[str, bool], ...]
+    """(metric, weighted by the number of documents)"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """One question: its requests and what the metrics need to know."""
+
+    doc: dict[str, Any]
+    requests: tuple[tuple[str, str], ...]
+    """(context, continuation); one ("", text) for loglikelihood_rolling."""
+    gold: tuple[int, ...]
+    """Right choices; -100 where the label names no choice, as in lm-eval."""
+    choices: tuple[str, ...]
+    """Texts whose lengths normalise the choices, without the delimiter."""
+    target: str
+    words: int
+    """Weight of word_perplexity, 0 unless loglikelihood_rolling."""
+    bytes: int
+    """Weight of byte_perplexity, 0 unless loglikelihood_rolling."""
+
+
+def load_tasks(suite: Suite, source: LoadDataset | None = None) -> tuple[list[Task], list[Group]]:
+    """The leaf tasks of `suite` in order, and the groups among its entries.
+
+    `source` replaces `datasets.load_dataset` (see `local_folder`); None: the hub. Raises UserError for an unknown
+    task, a task that generates text, fixed shots, or missing documents.
+    """
+    manager = TaskManager(include_defaults=False, include_path=str(_own_tasks()))
+    if any(spec.task not in manager.task_index for spec in suite.tasks):
+        own = dict(manager.task_index)
+        manager.task_index.update(_lm_eval_index())
+        manager.task_index.update(own)
+    tasks: dict[str, Task] = {}
+    groups: dict[str, Group] = {}
+    for spec in suite.tasks:
+        if spec.task not in manager.task_index:
+            close = difflib.get_close_matches(spec.task, manager.task_index, n=3)
+            hint = f"; did you mean {', '.join(close)}?" if close else "; see `lm_eval ls tasks`"
+            raise UserError(f"suite {suite.name!r}: no task or group is called {spec.task!r}{hint}")
+        loaded = _load_one(manager, spec, source)
+        for name, definition in loaded["tasks"].items():
+            if name in tasks:
+                raise UserError(f"suite {suite.name!r}: task {name!r} is in {tasks[name].spec.task!r} and {spec.task!r}")
+            tasks[name] = Task(name, spec, definition)
+        for name, group in loaded.get("groups", {}).items():
+            groups[name] = _group(name, group, spec)
+    return list(tasks.values()), list(groups.values())
+
+
+def definition_file(task: str) -> Path | None:
+    """The YAML file that defines a leaf task; None if there is none."""
+    own = TaskIndex.build([_own_tasks()])
+    entry = own.get(task) or _lm_eval_index().get(task)
+    return entry.yaml_path if entry else None
+
+
+def documents(task: Task, limit: int | None = None) -> Iterator[Document]:
+    """The documents of `task` in order, at most `limit`; the same loop as lm-eval's `Task.build_all_requests` at
+    world size 1. Drawing few-shot examples has state: load the tasks anew for a second pass."""
+    definition = task.definition
+    output_type = definition.OUTPUT_TYPE
+    for doc_id, doc in definition.doc_iterator(rank=0, limit=limit, world_size=1):
+        context = definition.fewshot_context(
+            doc,
+            num_fewshot=definition.config.num_fewshot or 0,
+            system_instruction=None,
+            apply_chat_template=False,
+            fewshot_as_multiturn=False,
+            chat_template=None,
+            gen_prefix=definition.doc_to_prefix(doc),
+        )
+        built = definition.construct_requests(doc=doc, ctx=context, metadata=(task.name, doc_id, 1))
+        instances = built if isinstance(built, list) else [built]
+        if any(len(instance.args) != (1 if output_type == "loglikelihood_rolling" else 2) for instance in instances):
+            raise UserError(f"task {task.name!r} asks about images or sound, which a language model cannot score; drop it")
+        requests = tuple(("", i.args[0]) if len(i.args) == 1 else (i.args[0], str(i.args[1])) for i in instances)
+        target = str(definition.doc_to_target(doc))
+        if output_type == "multiple_choice":
+            choices = tuple(definition.doc_to_choice(doc))
+            yield Document(doc, requests, _gold(definition, doc, choices), choices, target, 0, 0)
+        elif output_type == "loglikelihood":
+            yield Document(doc, requests, (0,), (requests[0][1].lstrip(),), target, 0, 0)
+        else:
+            words, size = _rolling_weights(definition, doc)
+            yield Document(doc, requests, (0,), (requests[0][1],), target, words, size)
+
+
+def shots(task: Task) -> int:
+    return task.definition.config.num_fewshot or 0
+
+
+def config_hash(task: Task) -> str:
+    """sha256 of the task's definition, functions by their source, without the place it was read from."""
+    config = task.definition.dump_config()
+    config["metadata"] = {k: v for k, v in config.get("metadata", {}).items() if k != "config_source"}
+    return hashlib.sha256(json.dumps(config, sort_keys=True, default=_source).encode()).hexdigest()
+
+
+def local_folder(benchmarks: Path) -> LoadDataset:
+    """A `datasets.load_dataset` that reads BENCHMARKS/<id, / written __>/<config>/<split>.parquet.
+
+    Data sets made of files that a task names itself (`data_files`) are left to the original.
+    """
+    original = datasets.load_dataset
+
+    def load_dataset(path: str, name: str | None = None, split: str | None = None, **options: Any) -> Any:
+        if options.get("data_files"):
+            return original(path, name, split=split, **options)
+        folder = benchmarks / path.replace("/", "__")
+        # "default" is the hub's word for a data set without configurations
+        folder = folder / name if name and (name != "default" or (folder / name).is_dir()) else folder
+        files = sorted(folder.glob("*.parquet"))
+        if not files:
+            raise UserError(f"{folder}: no <split>.parquet here, but data set {path!r}{_config(name)} is needed")
+        splits = _Splits({file.stem: _read_split(str(file)) for file in files})
+        splits.folder = folder
+        return splits if split is None else splits[split]
+
+    return load_dataset
+
+
+class _Splits(datasets.DatasetDict):
+    folder: Path
+
+    def __getitem__(self, split: Any) -> Any:
+        if split not in self:
+            raise UserError(f"{self.folder / str(split)}.parquet: this split is needed and missing; add it")
+        return super().__getitem__(split)
+
+
+@functools.lru_cache(maxsize=8)
+def _read_split(file: str) -> datasets.Dataset:
+    """In memory, past the cache of `datasets`: the features come from the schema that Hugging Face writes along."""
+    return datasets.Dataset(pyarrow.parquet.read_table(file))
+
+
+def _load_one(manager: TaskManager, spec: TaskSpec, source: LoadDataset | None) -> Any:
+    """As `lm_eval.simple_evaluate` loads: construct, then set shots and seed."""
+    patch = mock.patch.object(datasets, "load_dataset", source) if source else contextlib.nullcontext()
+    _refuse_generation(manager.task_index[spec.task], spec)
+    try:
+        with _quiet(), patch:
+            loaded = manager.load([spec.task])
+    except UserError as error:
+        raise UserError(f"task {spec.task!r}: {error}") from None
+    for name, definition in loaded["tasks"].items():
+        if definition.OUTPUT_TYPE not in SCOREABLE:
+            raise UserError(_generates(name))
+        fixed = definition.get_config("num_fewshot")
+        if fixed == 0 and spec.shots:
+            raise UserError(f"task {name!r} is fixed to 0 shots by its definition; set shots: 0 for it")
+        definition.set_config(key="num_fewshot", value=spec.shots if spec.shots is not None else fixed or 0)
+        definition.set_fewshot_seed(seed=FEWSHOT_SEED)
+    return loaded
+
+
+def _refuse_generation(entry: Entry, spec: TaskSpec) -> None:
+    """Before its documents are fetched."""
+    if entry.kind == Kind.TASK and entry.yaml_path is not None:
+        config = load_yaml(entry.yaml_path, resolve_func=False)
+        if config.get("output_type", "generate_until") == "generate_until":
+            raise UserError(_generates(spec.task))
+
+
+def _generates(name: str) -> str:
+    return f"task {name!r} is of output_type generate_until: it cannot be scored by log-likelihood; drop it from the suite"
+
+
+def _group(name: str, group: LmEvalGroup, spec: TaskSpec) -> Group:
+    leaves = tuple(task.task_name for task in group.get_all_tasks())
+    metrics = tuple((m.metric, bool(m.weight_by_size)) for m in group.aggregate_metric_list or ())
+    return Group(name, spec.domain, spec.chance, leaves, metrics)
+
+
+def _gold(definition: Any, doc: dict[str, Any], choices: tuple[str, ...]) -> tuple[int, ...]:
+    """As in `ConfigurableTask.process_results`."""
+    gold = definition.doc_to_text(doc) if definition.multiple_input else definition.doc_to_target(doc)
+    if isinstance(gold, list):
+        return tuple(i if i < len(choices) else -100 for i in gold)
+    if isinstance(gold, str):
+        return (choices.index(gold) if gold in choices else -100,)
+    return (int(gold) if gold < len(choices) else -100,)
+
+
+def _rolling_weights(definition: Any, doc: dict[str, Any]) -> tuple[int, int]:
+    """Words and bytes, asked of the task itself: wikitext counts those of the page before it was detokenised."""
+    items = definition.process_results(doc, (0.0,))
+    words = items.get("word_perplexity", (0.0, 0))[1]
+    size = items.get("byte_perplexity", items.get("bits_per_byte", (0.0, 0)))[1]
+    return int(words), int(size)
+
+
+def _own_tasks() -> Path:
+    return Path(__file__).parents[1] / "world" / "tasks"
+
+
+def _lm_eval_index() -> dict[str, Entry]:
+    """Name -> definition of all of lm-eval's tasks, groups and tags.
+
+    Reading them all takes seconds, so the result is kept in the user's cache folder, keyed by version and place.
+    """
+    root = Path(lm_eval.__file__).parent / "tasks"
+    key = hashlib.sha256(f"{lm_eval.__version__} {root} {root.stat().st_mtime_ns}".encode()).hexdigest()[:16]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fineline_jax"
+    file = folder / f"lm_eval_tasks_{key}.json"
+    try:
+        rows = json.loads(file.read_text())
+    except (OSError, ValueError):
+        with _quiet():
+            index = TaskIndex.build([root])
+        rows = [_row(entry, root) for entry in index.values()]
+        with contextlib.suppress(OSError):  # a read-only home only costs the seconds again
+            folder.mkdir(parents=True, exist_ok=True)
+            partial = file.with_suffix(f".{os.getpid()}")
+            partial.write_text(json.dumps(rows))
+            partial.replace(file)
+    return {
+        name: Entry(name, Kind[kind], root / path if path else None, tags=set(tags)) for name, kind, path, tags in rows
+    }
+
+
+def _row(entry: Entry, root: Path) -> tuple[str, str, str | None, list[str]]:
+    path = str(entry.yaml_path.relative_to(root)) if entry.yaml_path else None
+    return entry.name, entry.kind.name, path, sorted(entry.tags)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """lm-eval warns about every default of every task definition."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _config(name: str | None) -> str:
+    return f", config {name!r}," if name else ""
+
+
+def _source(value: Any) -> str:
+    return getattr(value, "__qualname__", type(value).__name__)

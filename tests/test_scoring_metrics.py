@@ -1,0 +1,142 @@
+"""Metrics computed from stored log-likelihoods are lm-eval's own, to the last digit."""
+
+import hashlib
+import math
+import random
+from pathlib import Path
+
+import lm_eval
+import numpy as np
+import pytest
+from lm_eval.api.model import LM
+from scoring_examples import write_benchmarks, write_tokenizer
+
+from fineline_jax.errors import UserError
+from fineline_jax.scoring import metrics, pack, scores, suite, tasks
+
+SUITE = "piqa@3,arc_easy@2,winogrande,lambada_openai,wikitext,truthfulqa_mc1,truthfulqa_mc2"
+
+
+def answer(context: str, continuation: str) -> tuple[float, bool]:
+    """A log-likelihood drawn from the text of a request."""
+    rng = random.Random(hashlib.sha256(f"{context}\0{continuation}".encode()).digest())
+    return -rng.expovariate(1.0), rng.random() < 0.3
+
+
+class Oracle(LM):
+    """An lm-eval model that knows no language."""
+
+    def loglikelihood(self, requests):
+        return [answer(*request.args) for request in requests]
+
+    def loglikelihood_rolling(self, requests):
+        return [answer("", request.args[0])[0] for request in requests]
+
+    def generate_until(self, requests):
+        raise AssertionError("nothing generates")
+
+
+def answers(made: pack.Pack) -> tuple[np.ndarray, np.ndarray]:
+    texts = made.contexts["text"].to_pylist()
+    rows = zip(made.request_context, made.requests["text"].to_pylist(), strict=True)
+    pairs = [answer(texts[row] if row >= 0 else "", text) for row, text in rows]
+    return np.array([ll for ll, _ in pairs]), np.array([greedy for _, greedy in pairs])
+
+
+def lm_eval_results(names: str, source: tasks.LoadDataset, limit: int | None = None) -> dict:
+    loaded, groups = tasks.load_tasks(suite.open_suite(names), source)
+    assert loaded
+    definitions = {task.name: task.definition for task in loaded}
+    return lm_eval.evaluate(Oracle(), {"tasks": definitions}, limit=limit, bootstrap_iters=300, log_samples=False)["results"]
+
+
+@pytest.fixture(scope="module")
+def benchmarks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_benchmarks(tmp_path_factory.mktemp("benchmarks"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tokenizer(tmp_path_factory.mktemp("tokenizers") / "bpe", adds_bos=True)
+
+
+@pytest.fixture(scope="module")
+def made(benchmarks: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> pack.Pack:
+    return pack.prepare(SUITE, tokenizer, tmp_path_factory.mktemp("packs") / "p", benchmarks=benchmarks)
+
+
+def test_every_metric_of_lm_eval_is_reproduced_exactly(made, benchmarks, monkeypatch):
+    monkeypatch.setenv("DISABLE_MULTIPROC", "1")
+    ours = metrics.of_tasks(made, *answers(made))
+    theirs = lm_eval_results(SUITE, tasks.local_folder(benchmarks))
+    compared = 0
+    for task, values in theirs.items():
+        for key, value in values.items():
+            metric, _, kind = key.partition(",")
+            if kind != "none" or metric.endswith("_stderr"):
+                continue
+            assert ours[task][metric].value == pytest.approx(value, rel=1e-12), (task, metric)
+            stderr = values[f"{metric}_stderr,none"]
+            if metric.startswith("acc"):
+                assert ours[task][metric].value == value
+                assert ours[task][metric].stderr == stderr
+            elif metric == "perplexity":  # lm-eval bootstraps
+                assert ours[task][metric].stderr == pytest.approx(stderr, rel=0.5)
+            compared += 1
+    assert compared >= 12
+
+
+def test_groups_are_weighted_by_size_with_pooled_standard_error(made):
+    from lm_eval.api.metrics import aggregate_subtask_metrics, pooled_sample_stderr
+
+    leaves = ["piqa", "arc_easy"]
+    group = {"group": "g", "domain": "d", "metric": "acc", "chance": 0.3, "tasks": leaves, "weight_by_size": {"acc": True}}
+    grouped = pack.Pack({**made.manifest, "groups": [group]}, made.contexts, made.requests, made.documents)
+    values = metrics.of_tasks(grouped, *answers(made))
+    parts = [values[name]["acc"] for name in leaves]
+    sizes = [part.n for part in parts]
+    assert values["g"]["acc"].value == aggregate_subtask_metrics([part.value for part in parts], sizes)
+    assert values["g"]["acc"].stderr == pytest.approx(pooled_sample_stderr([part.stderr for part in parts], sizes), rel=1e-14)
+
+
+def test_smooth_metrics_of_one_document(made):
+    ll, greedy = answers(made)
+    document = made.documents.slice(0, 1).to_pylist()[0]
+    right, wrong = ll[document["gold"][0]], ll[1 - document["gold"][0]]
+    one = pack.Pack(
+        {**made.manifest, "tasks": [{**made.tasks[0], "documents": 1}]}, made.contexts, made.requests, made.documents
+    )
+    values = metrics.of_tasks(one, ll, greedy)["piqa"]
+    assert values["margin"].value == pytest.approx(right - wrong)
+    assert values["choice_prob"].value == pytest.approx(1 / (1 + math.exp(wrong - right)))
+    size = document["choice_bytes"][document["gold"][0]]
+    assert values["bits_per_byte"].value == pytest.approx(-right / size / math.log(2))
+
+
+def test_tidy_has_one_row_per_checkpoint_task_and_metric(made, tmp_path):
+    ll, greedy = answers(made)
+    scores.keep_pack(tmp_path, made)
+    for step, factor in ((20, 0.5), (3, 1.0)):
+        key = scores.Key("w", made.hash, "float32", "auto", "test")
+        header = scores.Header("org/run", f"step_{step}", step, step * 100, 64, key)
+        scores.write(tmp_path, scores.Scores(header, ll * factor, greedy))
+    table = metrics.tidy(tmp_path)
+    assert tuple(table.columns) == metrics.COLUMNS
+    assert not table.duplicated(["series", "checkpoint", "task", "metric"]).any()
+    assert table["tokens"].drop_duplicates().tolist() == [300, 2000]
+    assert set(table["task"]) == set(name.partition("@")[0] for name in SUITE.split(","))
+    piqa = table[(table.task == "piqa") & (table.tokens == 300)].set_index("metric")
+    assert piqa.loc["acc", "chance"] == 0.5 and math.isnan(piqa.loc["bits_per_byte", "chance"])
+    assert np.isfinite(table["value"]).all()
+    assert metrics.first_metrics(tmp_path)["piqa"] == "acc_norm"
+
+
+def test_scores_of_another_pack_are_refused(made, tmp_path):
+    ll, greedy = answers(made)
+    scores.keep_pack(tmp_path, made)
+    header = scores.Header("s", "c", None, None, 64, scores.Key("w", "other", "float32", "auto", "test"))
+    scores.write(tmp_path, scores.Scores(header, ll, greedy))
+    with pytest.raises(UserError, match="another request pack"):
+        metrics.tidy(tmp_path)
+    with pytest.raises(UserError, match="not a request pack|no scores here"):
+        metrics.tidy(tmp_path / "nowhere")

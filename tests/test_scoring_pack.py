@@ -1,0 +1,168 @@
+"""A request pack holds lm-eval's requests, encoded as lm-eval encodes them, in the same bytes every time."""
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from scoring_examples import WORDS, sentence, write_benchmarks, write_tokenizer
+
+from fineline_jax.errors import UserError
+from fineline_jax.scoring import pack, suite, tasks
+from fineline_jax.scoring.encode import Encoder
+from fineline_jax.scoring.tokenizer import identity, open_tokenizer
+
+SUITE = "piqa@2,arc_easy,winogrande@1,wikitext"
+
+
+@pytest.fixture(scope="module")
+def benchmarks(tmp_path_factory) -> Path:
+    return write_benchmarks(tmp_path_factory.mktemp("benchmarks"), documents=8)
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("tokenizers")
+    return {"bos": write_tokenizer(folder / "bos", True), "plain": write_tokenizer(folder / "plain", False)}
+
+
+def test_the_same_arguments_give_the_same_bytes(benchmarks, tokenizers, tmp_path):
+    for name in ("a", "b"):
+        pack.prepare(SUITE, tokenizers["bos"], tmp_path / name, benchmarks=benchmarks)
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert files == ["contexts.parquet", "documents.parquet", "manifest.json", "requests.parquet"]
+    for name in files:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_requests_are_those_lm_eval_builds(benchmarks, tokenizers, tmp_path):
+    made = pack.prepare(SUITE, tokenizers["plain"], tmp_path / "p", benchmarks=benchmarks)
+    source = tasks.local_folder(benchmarks)
+    expected = []
+    for task in tasks.load_tasks(suite.open_suite(SUITE), source)[0]:
+        task.definition.build_all_requests(limit=None, rank=0, world_size=1)
+        expected += [(task.name, *instance.args) for instance in task.definition.instances]
+    contexts = made.contexts["text"].to_pylist()
+    found = [
+        (row["task"], *([contexts[row["context"]]] if row["context"] >= 0 else []), row["text"])
+        for row in made.requests.select(["task", "context", "text"]).to_pylist()
+    ]
+    assert found == expected
+
+
+def test_a_pack_survives_the_disk_and_damage_is_noticed(benchmarks, tokenizers, tmp_path):
+    made = pack.prepare("piqa", tokenizers["bos"], tmp_path / "p", benchmarks=benchmarks)
+    loaded = pack.load(tmp_path / "p")
+    assert loaded.manifest == made.manifest
+    assert all(getattr(loaded, name).equals(getattr(made, name)) for name in pack.SCHEMAS)
+    table = pq.read_table(tmp_path / "p" / "requests.parquet")
+    pq.write_table(table.slice(1), tmp_path / "p" / "requests.parquet")
+    with pytest.raises(UserError, match="do not match the hash"):
+        pack.load(tmp_path / "p")
+    with pytest.raises(UserError, match="not a request pack"):
+        pack.load(tmp_path)
+
+
+def test_the_hash_depends_on_what_is_asked_and_not_on_how_it_is_filed(benchmarks, tokenizers, tmp_path):
+    def made(suite_text: str, **options) -> str:
+        return pack.prepare(suite_text, tokenizers["bos"], tmp_path / "p", benchmarks=benchmarks, **options).hash
+
+    file = tmp_path / "s.yaml"
+    file.write_text("name: s\ntasks: [{task: piqa, domain: elsewhere, shots: 0, chance: 0.4}]\n")
+    assert made("piqa") == made(str(file)) == made("piqa@0")
+    assert len({made("piqa"), made("piqa@1"), made("piqa", bos="never"), made("piqa", limit=3)}) == 4
+
+
+def test_nothing_but_a_pack_is_replaced(benchmarks, tokenizers, tmp_path):
+    (tmp_path / "thesis.txt").write_text("x")
+    with pytest.raises(UserError, match="not a request pack"):
+        pack.prepare("piqa", tokenizers["bos"], tmp_path, benchmarks=benchmarks)
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def strings(rng: random.Random) -> list[tuple[str, str]]:
+    """Contexts and continuations with spaces, line breaks, empty contexts, BOS text and other scripts at the seam."""
+    pairs = []
+    for _ in range(150):
+        context = sentence(rng) + rng.choice(["", " ", "  ", "\n", "\n\n", ":", " \t"])
+        if rng.random() < 0.15:
+            context = rng.choice(["", "<s>", "<s> " + context])
+        continuation = rng.choice(["", " ", "\n", "  "]) + sentence(rng, 1, 4)
+        pairs.append((context, continuation))
+    return [*pairs, ("", "<s> cat"), ("x" * 40, "y" * 40), (WORDS[6], " ne pas"), ("a", "b" * 3)]
+
+
+@pytest.mark.parametrize("bos", ["auto", "always", "never"])
+@pytest.mark.parametrize("kind", ["bos", "plain", "llama", "gpt-neox-20b", "tinystories"])
+def test_pairs_are_encoded_as_by_lm_evals_hugging_face_backend(kind, bos, tokenizers, request):
+    pytest.importorskip("accelerate")  # of lm-eval's torch backend
+    from lm_eval.models.huggingface import HFLM
+
+    if kind in tokenizers:
+        folder = tokenizers[kind]
+    else:
+        shared = request.getfixturevalue("shared_data")
+        folder = shared / "models/tinystories-260k" if kind == "tinystories" else shared / "tokenizers" / kind
+    encoder = Encoder(open_tokenizer(folder, bos), bos)
+    reference = HFLM.__new__(HFLM)  # its encoding without a model
+    reference.tokenizer = encoder.tokenizer
+    reference.add_bos_token = {"auto": None, "always": True, "never": False}[bos]
+    reference.custom_prefix_token_id = None
+    reference.backend, reference.enable_thinking = "causal", False
+    reference._loglikelihood_tokens = lambda requests, **_: requests
+    pairs = strings(random.Random(5))
+    instances = [type("Request", (), {"args": pair}) for pair in pairs]
+    expected = reference.loglikelihood(instances, disable_tqdm=True)
+    found = encoder.pairs(pairs)
+    for pair, (_, context, continuation), ours in zip(pairs, expected, found, strict=True):
+        assert (context, continuation) == (ours[0].tolist(), ours[1].tolist()), pair
+    assert encoder.prefix == reference.prefix_token_id
+
+
+def test_a_tokenizer_is_recognised_again_and_told_apart(tokenizers, tmp_path):
+    opened = open_tokenizer(tokenizers["bos"])
+    opened.save_pretrained(tmp_path / "copy")
+    assert identity(open_tokenizer(tmp_path / "copy")) == identity(opened)
+    plain = identity(open_tokenizer(tokenizers["plain"]))
+    assert plain.sha256 == identity(opened).sha256 and not plain.adds_bos and identity(opened).adds_bos
+    state = json.loads((tmp_path / "copy/tokenizer.json").read_text())
+    state["model"]["merges"].pop()
+    (tmp_path / "copy/tokenizer.json").write_text(json.dumps(state))
+    assert identity(open_tokenizer(tmp_path / "copy")) != identity(opened)
+
+
+def test_errors_name_the_task_and_the_remedy(benchmarks, tokenizers, tmp_path):
+    def prepare(suite_text: str, **options) -> None:
+        options = {"benchmarks": benchmarks, **options}
+        pack.prepare(suite_text, tokenizers["bos"], tmp_path / "p", **options)
+
+    with pytest.raises(UserError, match="'piqqa'.*did you mean piqa"):
+        prepare("piqqa")
+    with pytest.raises(UserError, match="'gsm8k' is of output_type generate_until"):
+        prepare("gsm8k")
+    with pytest.raises(UserError, match=r"'sciq'.*allenai__sciq: no <split>.parquet"):
+        prepare("sciq")
+    with pytest.raises(UserError, match="fixed to 0 shots"):
+        prepare("truthfulqa_mc1@5")
+    with pytest.raises(UserError, match="no such folder"):
+        prepare("piqa", benchmarks=tmp_path / "absent")
+    (benchmarks / "baber__piqa/train.parquet").rename(benchmarks / "baber__piqa/kept")
+    try:
+        with pytest.raises(UserError, match=r"baber__piqa/train.parquet: this split is needed"):
+            prepare("piqa")
+    finally:
+        (benchmarks / "baber__piqa/kept").rename(benchmarks / "baber__piqa/train.parquet")
+
+
+def test_groups_expand_to_their_leaves(shared_data, tmp_path):
+    folder = shared_data / "models/tinystories-260k"
+    made = pack.prepare("mmlu", folder, tmp_path / "p", benchmarks=shared_data / "benchmarks", limit=1)
+    assert len(made.tasks) == 57 and {task["shots"] for task in made.tasks} == {5}
+    groups = {group["group"]: group for group in made.manifest["groups"]}
+    assert set(groups) == {"mmlu", "mmlu_stem", "mmlu_other", "mmlu_social_sciences", "mmlu_humanities"}
+    assert len(groups["mmlu"]["tasks"]) == 57 and groups["mmlu"]["weight_by_size"] == {"acc": True}
+    # four letters per question share one context
+    assert made.contexts.num_rows == 57 and made.requests.num_rows == 228
+    assert np.all(made.continuation_tokens.lengths >= 1)

@@ -221,6 +221,15 @@ def test_a_checkpoint_of_another_model_is_refused_by_array(tmp_path: Path) -> No
     assert names(tmp_path) == ["0"]
 
 
+def test_a_folder_in_the_way_of_a_save_is_set_aside_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "5").mkdir()
+    (tmp_path / "5" / "precious").write_text("kept")
+    with open_store(tmp_path, kept=(5,)) as store:
+        assert store.maybe_save(5, fresh_state(make_mesh()))
+    assert names(tmp_path) == ["5", "5.damaged"]
+    assert (tmp_path / "5.damaged" / "precious").read_text() == "kept"
+
+
 def test_leftovers_of_a_killed_save_are_cleaned_at_start(tmp_path: Path) -> None:
     trained(tmp_path, 1, kept=(1,), latest_every=0)
     for leftover in ("2.orbax-checkpoint-tmp", "0.deleting"):

@@ -36,7 +36,8 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     """
     try:
         record = json.loads((folder / RECORD).read_bytes())
-        return record if isinstance(record["files"], dict) and isinstance(record["step"], int) else None
+        known = {"step": int, "tokens": int, "kept": bool, "files": dict}
+        return record if all(isinstance(record[key], kind) for key, kind in known.items()) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -56,7 +57,11 @@ def damage(folder: Path, item: str = "") -> str | None:
             return f"{name} is missing"
         if found != size:
             return f"{name} has {found} bytes instead of {size}"
-    for name, _, digest in digests(folder, sorted(wanted)):
+    for name in sorted(wanted):
+        try:
+            [(_, _, digest)] = digests(folder, [name])
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
         if digest != wanted[name][1]:
             return f"the content of {name} has changed"
     return None

@@ -83,6 +83,8 @@ class CheckpointStore:
         try:
             path = self.folder / str(step)
             if jax.process_index() == 0:
+                if path.exists():
+                    self._set_aside(step, damage(path) or "not known to this run")
                 self._marker(step).touch()
             with _options():
                 response = ocp.save_checkpointables_async(str(path), dict(state), custom_metadata=metadata)
@@ -159,10 +161,11 @@ class CheckpointStore:
             response.result()
             if jax.process_index() == 0:
                 write_record(self.folder / str(step), metadata)
-                self._marker(step).unlink()
-                self._drop_superseded(step)
         except Exception as error:
             raise self._failed(step, error) from error
+        if jax.process_index() == 0:
+            self._marker(step).unlink(missing_ok=True)
+            self._drop_superseded(step)
         return step
 
     def _drop_superseded(self, newest: int) -> None:
@@ -171,8 +174,11 @@ class CheckpointStore:
             if step < newest and step not in self.kept_steps and record is not None and not record["kept"]:
                 # Renamed first: a folder that is half deleted must not look complete.
                 doomed = self.folder / f"{step}.deleting"
-                (self.folder / str(step)).rename(doomed)
-                shutil.rmtree(doomed)
+                try:
+                    (self.folder / str(step)).rename(doomed)
+                    shutil.rmtree(doomed)
+                except OSError as error:
+                    log.warning("%s: not removed (%s); remove it by hand", doomed, error.strerror)
 
     def _failed(self, step: int, error: Exception) -> UserError:
         """The error to show; frees what the failed save has written."""
@@ -210,7 +216,7 @@ class CheckpointStore:
             target = self.folder / f"{step}.damaged-{count}"
         (self.folder / str(step)).rename(target)
         log.warning(
-            "checkpoint %s is damaged (%s); renamed to %s, the one before it is used",
+            "checkpoint %s is damaged (%s); renamed to %s and not used",
             self.folder / str(step),
             problem,
             target.name,
@@ -225,8 +231,8 @@ def steps(folder: Path) -> list[int]:
 
 def check_intact(path: Path, item: str = "") -> None:
     """Raise UserError if the checkpoint folder `path` (or its `item`) is not as it was written."""
-    problem = damage(path, item)
-    if problem is not None:
+    problem = damage(path, item) if jax.process_index() == 0 else "process 0 has the details"
+    if _agreed([1] if problem is not None else []):
         raise UserError(
             f"{path}: the checkpoint is damaged ({problem}); use another one or restore it from a backup"
         )

@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -87,15 +87,17 @@ def pretrain(
                 recipe=recipe.name,
             )
         )
-        start = store.latest_intact()
-        if start is None:
+        newest = store.latest_intact()
+        if newest is None:
             start, state = 0, jax.jit(lambda: initial_state(recipe))()
         else:
-            start, state = store.restore(target, start)
+            start, state = store.restore(target, newest)
             log.info("resuming %s at step %d", run, start)
-        writer = MetricsLog(run, recipe, start)
+        writer = MetricsLog(run, recipe, newest)
         stack.callback(writer.close)
         report = Reporter(recipe, mesh, writer, start)
+        profiler = Profiler(recipe, run)
+        stack.callback(profiler.close)
         validate = make_validation(recipe, mesh)
         train_step = jax.jit(make_train_step(recipe, mesh), donate_argnums=0)
 
@@ -114,14 +116,16 @@ def pretrain(
             if on_kept is not None:
                 on_kept(step, state["params"])
 
-        if start == 0 and 0 in kept:
+        if newest is None and 0 in kept:
             at_kept(0, state)
             store.maybe_save(0, state)
         step, stopped_by = start, requested(start)
         while stopped_by is None and step < recipe.steps:
             loaded = next(windows)
-            with profiled(recipe, run, step):
+            profiler.before(step)
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, metrics = train_step(state, loaded.value, np.int32(step))
+            profiler.after(step, metrics)
             step += 1
             report.step(step, metrics, loaded.wait_seconds)
             advance(recipe.tokens_per_step, report.note)
@@ -234,14 +238,27 @@ class Reporter:
         self.last_time, self.last_step, self.waited = now, step, 0.0
 
 
-@contextlib.contextmanager
-def profiled(recipe: Recipe, run: Path, step: int) -> Iterator[None]:
-    """Starts and stops the jax.profiler trace of the recipe's window, into RUN/profile."""
-    first, count = recipe.logging.profile_start_step, recipe.logging.profile_steps
-    if count and step == first:
-        jax.profiler.start_trace(str(run / "profile"))
-    with jax.profiler.StepTraceAnnotation("train", step_num=step):
-        yield
-    if count and step == first + count - 1:
-        jax.effects_barrier()
-        jax.profiler.stop_trace()
+class Profiler:
+    """The jax.profiler trace of the recipe's window of steps, in RUN/profile."""
+
+    def __init__(self, recipe: Recipe, run: Path):
+        self.first = recipe.logging.profile_start_step
+        self.end = self.first + recipe.logging.profile_steps
+        self.folder, self.running = run / "profile", False
+
+    def before(self, step: int) -> None:
+        """Call it before update `step` (from 0) is started."""
+        if self.first <= step < self.end and not self.running:
+            jax.profiler.start_trace(str(self.folder))
+            self.running = True
+
+    def after(self, step: int, metrics: Metrics) -> None:
+        """Call it with the metrics of update `step`; waits for them at the end of the window."""
+        if self.running and step == self.end - 1:
+            jax.block_until_ready(metrics)
+            self.close()
+
+    def close(self) -> None:
+        if self.running:
+            jax.profiler.stop_trace()
+            self.running = False

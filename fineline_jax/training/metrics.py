@@ -41,22 +41,22 @@ def peak_flops(recipe: Recipe, device: jax.Device) -> float | None:
 class MetricsLog:
     """Appends to RUN/metrics.jsonl and its mirrors; written by process 0 alone.
 
-    Lines that a killed run wrote behind the checkpoint it resumes from (`step`) are cut off, so that the file is
-    that of a run never interrupted. A line is complete on disk when `write` returns.
+    Lines that a killed run wrote behind the checkpoint it resumes from (`step`; None: it starts anew) are cut off,
+    so that the file is that of a run never interrupted. A line is with the operating system when `write` returns.
     """
 
-    def __init__(self, run: Path, recipe: Recipe, step: int):
+    def __init__(self, run: Path, recipe: Recipe, step: int | None):
         self.active = jax.process_index() == 0
         self.board = self.wandb = None
         if not self.active:
             return
         path = run / "metrics.jsonl"
-        cut_behind(path, step)
+        cut_behind(path, -1 if step is None else step)
         self.file = path.open("a", buffering=1)
         if recipe.logging.tensorboard:
             import tensorboardX
 
-            self.board = tensorboardX.SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+            self.board = tensorboardX.SummaryWriter(str(run / "tensorboard"), purge_step=(step or 0) + 1)
         if recipe.logging.wandb_project:
             self.wandb = _start_wandb(run, recipe)
 

@@ -1,0 +1,274 @@
+"""A run is a function of (recipe, seed, step): however it is interrupted, what it leaves behind is the same."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fineline_jax.checkpoints.series import open_series
+from fineline_jax.checkpoints.store import load_items
+from fineline_jax.data.corpora import prepare_amber
+from fineline_jax.errors import UserError
+from fineline_jax.mesh import make_mesh
+from fineline_jax.models.config import ModelConfig
+from fineline_jax.recipe import (
+    Batch,
+    Checkpoints,
+    Compute,
+    Data,
+    Every,
+    Logging,
+    Mesh,
+    Optimizer,
+    Recipe,
+    Schedule,
+    Source,
+    to_json,
+)
+from fineline_jax.training import loop
+from fineline_jax.training.metrics import TIMINGS, cut_behind, read_metrics
+from fineline_jax.training.step import abstract_state
+
+STEPS, SEQUENCES, LENGTH = 24, 4, 8
+ONE_DEVICE = Mesh(fsdp=1)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    tokens = np.random.default_rng(0)
+    files = []
+    for name, count in (("train_0", 70), ("train_1", 50), ("validation", 8)):
+        files.append(folder / f"{name}.jsonl")
+        rows = tokens.integers(0, 32, (count, LENGTH + 1)).tolist()
+        files[-1].write_text("".join(json.dumps({"token_ids": row, "source": "x"}) + "\n" for row in rows))
+    out = folder / "data"
+    prepare_amber(files[:2], out, vocab_size=32, sequence_length=LENGTH, validation_inputs=files[2:])
+    return out
+
+
+def recipe_of(corpus: Path, **changes) -> Recipe:
+    tokens_per_step = SEQUENCES * LENGTH
+    values = {
+        "name": "loop",
+        "model": ModelConfig(vocab_size=32, width=8, layers=1, heads=2, mlp_width=16, context=LENGTH),
+        "data": Data((Source(str(corpus)),), sequence_length=LENGTH, order="chunks"),
+        "batch": Batch(SEQUENCES),
+        "optimizer": Optimizer(Schedule(peak=1e-2, warmup_tokens=3 * tokens_per_step)),
+        "tokens": STEPS * tokens_per_step,
+        "checkpoints": Checkpoints(every=(Every(8 * tokens_per_step),), latest_every_tokens=3 * tokens_per_step),
+        "mesh": ONE_DEVICE,
+        "compute": Compute(dtype="float32", remat="none"),
+        "logging": Logging(tensorboard=False, validation_sequences=4),
+    }
+    return Recipe(**(values | changes))
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """Runs in this process use one device unless a test says otherwise."""
+    real = loop.make_mesh
+    monkeypatch.setattr(
+        loop, "make_mesh", lambda mesh: real(mesh, jax.devices()[:1] if mesh == ONE_DEVICE else None)
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(corpus, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    with pytest.MonkeyPatch.context() as patch:
+        real = loop.make_mesh
+        patch.setattr(loop, "make_mesh", lambda mesh: real(mesh, jax.devices()[:1]))
+        outcome = loop.pretrain(recipe_of(corpus), run)
+    assert (outcome.step, outcome.stopped_by) == (STEPS, None)
+    return run
+
+
+def lines_of(run: Path) -> list[dict]:
+    """The metrics without what depends on the clock."""
+    return [{k: v for k, v in line.items() if k not in TIMINGS} for line in read_metrics(run)]
+
+
+def states_of(run: Path, recipe: Recipe) -> list[list[bytes]]:
+    """Every bit of every kept state, parameters and moments."""
+    target = abstract_state(recipe, make_mesh(ONE_DEVICE, jax.devices()[:1]))
+    folders = [checkpoint.location for checkpoint in open_series(str(run)).checkpoints]
+    return [[np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(load_items(f, target))] for f in folders]
+
+
+def assert_same_run(run: Path, whole: Path, recipe: Recipe) -> None:
+    assert lines_of(run) == lines_of(whole)
+    assert states_of(run, recipe) == states_of(whole, recipe)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_run_keeps_its_scheduled_checkpoints_and_logs_every_step(uninterrupted):
+    names = [checkpoint.step for checkpoint in open_series(str(uninterrupted)).checkpoints]
+    assert names == [0, 8, 16, 24]
+    lines = read_metrics(uninterrupted)
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in lines if "validation_loss" in line] == [0, 8, 16, 24]
+    assert all(line["tokens"] == line["step"] * SEQUENCES * LENGTH for line in lines if "loss" in line)
+
+
+@given(points=st.lists(st.integers(0, STEPS - 1), min_size=1, max_size=3, unique=True))
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_point_of_interruption_resumes_bitwise(points, corpus, uninterrupted, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "resumed"
+    for point in sorted(points):
+
+        def die(step, point=point):
+            if step >= point:
+                raise Killed
+
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(loop, "stop_requests", lambda: contextlib.nullcontext(die))
+            loop.pretrain(recipe_of(corpus), run)
+    loop.pretrain(recipe_of(corpus), run)
+    assert_same_run(run, uninterrupted, recipe_of(corpus))
+
+
+def test_a_finished_run_is_left_alone(corpus, uninterrupted):
+    before = lines_of(uninterrupted)
+    assert loop.pretrain(recipe_of(corpus), uninterrupted).step == STEPS
+    assert lines_of(uninterrupted) == before
+
+
+def test_a_changed_recipe_is_refused_with_its_fields_unless_accepted(corpus, tmp_path):
+    run = tmp_path / "run"
+    short = recipe_of(corpus, tokens=4 * SEQUENCES * LENGTH)
+    loop.pretrain(short, run)
+    longer = dataclasses.replace(short, seed=5, tokens=6 * SEQUENCES * LENGTH)
+    with pytest.raises(UserError, match=r"recipe\.json: the recipe has changed \(tokens: 128 -> 192; seed: 0 -> 5\)"):
+        loop.pretrain(longer, run)
+    assert json.loads((run / "recipe.json").read_text())["seed"] == 0
+    assert loop.pretrain(longer, run, accept_changes=True).step == 6
+    assert json.loads((run / "recipe.json").read_text())["seed"] == 5
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(corpus, uninterrupted, tmp_path, caplog):
+    run = tmp_path / "run"
+    loop.pretrain(recipe_of(corpus), run)
+    victim = max((run / "checkpoints" / "24").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
+    victim.write_bytes(victim.read_bytes()[:-7])
+    loop.pretrain(recipe_of(corpus), run)
+    assert "24 is damaged" in caplog.text
+    assert_same_run(run, uninterrupted, recipe_of(corpus))
+
+
+def test_another_mesh_sees_the_same_data_and_the_same_losses_to_rounding(corpus, uninterrupted, tmp_path):
+    run = tmp_path / "run"
+    loop.pretrain(recipe_of(corpus, mesh=Mesh(replica=2, fsdp=2, tensor=2)), run)
+    ours = [line["loss"] for line in lines_of(run) if "loss" in line]
+    whole = [line["loss"] for line in lines_of(uninterrupted) if "loss" in line]
+    np.testing.assert_allclose(ours, whole, rtol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_by_name(corpus, tmp_path):
+    wild = Optimizer(Schedule(peak=1e30, kind="constant"), clip_norm=1e30)
+    with pytest.raises(UserError, match=r"the loss of step \d+ is nan|inf"):
+        loop.pretrain(recipe_of(corpus, optimizer=wild), tmp_path / "run")
+    steps = [checkpoint.step for checkpoint in open_series(str(tmp_path / "run")).checkpoints]
+    assert steps == [0], "a state that is not finite was kept"
+
+
+def test_lines_behind_the_checkpoint_and_a_line_cut_short_are_removed(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    cut_behind(path, 2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def start(arguments: list[str], **environment: str) -> subprocess.Popen:
+    variables = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""} | environment
+    command = [sys.executable, "-m", "fineline_jax.cli", *arguments]
+    return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
+    path = run / "metrics.jsonl"
+    while process.poll() is None and not (path.exists() and f'"step": {step},' in path.read_text()):
+        time.sleep(0.005)
+
+
+def test_sigterm_saves_and_exits_0_and_the_run_goes_on(corpus, tmp_path):
+    long = recipe_of(corpus, tokens=20_000 * SEQUENCES * LENGTH, checkpoints=Checkpoints())
+    (tmp_path / "recipe.json").write_text(to_json(long))
+    run = tmp_path / "run"
+    process = start(["pretrain", str(tmp_path / "recipe.json"), "--run", str(run)])
+    wait_for_step(run, 10, process)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "stopped by SIGTERM at step" in out
+    lines = [line for line in lines_of(run) if "loss" in line]
+    assert str(lines[-1]["step"]) in os.listdir(run / "checkpoints")
+
+
+@pytest.mark.slow
+def test_five_sigkills_at_random_moments_leave_no_trace(corpus, tmp_path):
+    steps = 400
+    recipe = recipe_of(
+        corpus,
+        tokens=steps * SEQUENCES * LENGTH,
+        checkpoints=Checkpoints(every=(Every(40 * SEQUENCES * LENGTH),), latest_every_tokens=9 * SEQUENCES * LENGTH),
+    )
+    (tmp_path / "recipe.json").write_text(to_json(recipe))
+    arguments = ["pretrain", str(tmp_path / "recipe.json"), "--run"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    process = start([*arguments, str(whole)])
+    assert process.wait(300) == 0
+    moments = random.Random(7)
+    for _ in range(5):
+        process = start([*arguments, str(killed)])
+        done = len(read_metrics(killed)) if killed.exists() else 0
+        wait_for_step(killed, min(done + moments.randrange(20, 80), steps - 1), process)
+        time.sleep(moments.random() * 0.2)
+        process.kill()
+        process.wait()
+    process = start([*arguments, str(killed)])
+    assert process.wait(300) == 0
+    assert_same_run(killed, whole, recipe)
+
+
+@pytest.mark.slow
+def test_two_processes_of_two_devices_train_like_one_device(corpus, uninterrupted, tmp_path):
+    with_mesh = recipe_of(corpus, mesh=Mesh(fsdp=4))
+    (tmp_path / "recipe.json").write_text(to_json(with_mesh))
+    program = (
+        "import sys, jax; jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]));"
+        "from fineline_jax.cli import main; sys.exit(main(sys.argv[3:]))"
+    )
+    run, port = tmp_path / "run", 20_000 + os.getpid() % 20_000
+    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    command = ["pretrain", str(tmp_path / "recipe.json"), "--run", str(run)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, f"127.0.0.1:{port}", str(index), *command],
+            env=os.environ | flags,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    errors = [process.communicate(timeout=400)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    assert "rematerialization" not in "".join(errors)
+    ours = [line["loss"] for line in lines_of(run) if "loss" in line]
+    whole = [line["loss"] for line in lines_of(uninterrupted) if "loss" in line]
+    np.testing.assert_allclose(ours, whole, rtol=1e-5)

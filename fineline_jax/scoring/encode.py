@@ -69,7 +69,7 @@ class Encoder:
                 raise UserError(f"the context {given!r} is only white space, which has no tokens")
             else:
                 tail = next(single)
-                encoded = (tail[:1], tail[1:]) if tail[:1] == prefix else (prefix, tail)
+                encoded = (tail[:1], tail[1:]) if len(tail) and tail[0] == self.prefix else (prefix, tail)
             if len(encoded[0]) == 0 or len(encoded[1]) == 0:
                 raise UserError(f"the continuation {continuation!r} adds no tokens to its context {given[-40:]!r}")
             result.append(encoded)

@@ -1,0 +1,221 @@
+"""The scorer gives each request the log-likelihood it would have alone, on any mesh, and keeps what is finished."""
+
+import io
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from rich.console import Console
+from scoring_examples import write_benchmarks, write_tokenizer
+
+from fineline_jax.checkpoints import series
+from fineline_jax.checkpoints.hub import export_hf
+from fineline_jax.errors import UserError
+from fineline_jax.mesh import make_mesh
+from fineline_jax.models import attention, decoder
+from fineline_jax.models.config import ModelConfig
+from fineline_jax.recipe import Mesh
+from fineline_jax.scoring import forward, pack, rows, scorer, scores
+
+CONFIG = ModelConfig(vocab_size=512, width=32, layers=2, heads=4, mlp_width=64, context=48)
+
+
+fresh_params = jax.jit(lambda seed: decoder.init_params(CONFIG, jax.random.key(seed)))
+
+
+def params_on(mesh: jax.sharding.Mesh, seed: int = 0) -> dict:
+    with jax.set_mesh(mesh):
+        return fresh_params(seed)
+
+
+def one_device() -> jax.sharding.Mesh:
+    return make_mesh(Mesh(), jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory) -> Path:
+    return write_tokenizer(tmp_path_factory.mktemp("tokenizers") / "bpe", adds_bos=True)
+
+
+@pytest.fixture(scope="module")
+def made(tokenizer, tmp_path_factory) -> pack.Pack:
+    folder = tmp_path_factory.mktemp("pack")
+    benchmarks = write_benchmarks(folder / "benchmarks", documents=6)
+    return pack.prepare("piqa@1,arc_easy,lambada_openai,wikitext", tokenizer, folder / "p", benchmarks=benchmarks)
+
+
+def plain_loglikelihood(config: ModelConfig, params: dict, stream: np.ndarray, first: int) -> tuple[float, bool]:
+    """log p(stream[first:] | stream[:first]) from all logits of one unpadded sequence, window by window."""
+    total, greedy = 0.0, True
+    mesh = one_device()
+    with jax.set_mesh(mesh):
+        for start in range(first, len(stream), config.context):
+            stop = min(start + config.context, len(stream))
+            window = stream[max(0, stop - 1 - config.context) : stop]
+            tokens = jnp.asarray(window[None, :-1])
+            hidden = decoder.hidden_states(
+                config, params, tokens, jnp.arange(tokens.shape[1])[None], attention.causal("reference")
+            )
+            logits = np.asarray(hidden[0] @ decoder.head_weight(config, params), np.float64)
+            logp = logits - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True)) - logits.max(-1, keepdims=True)
+            targets = window[1:][-(stop - start) :]
+            total += float(logp[-(stop - start) :][np.arange(len(targets)), targets].sum())
+            greedy &= bool((logits[-(stop - start) :].argmax(-1) == targets).all())
+    return total, greedy
+
+
+def test_every_request_gets_what_it_would_get_alone(made):
+    mesh = one_device()
+    params = params_on(mesh)
+    found, greedy = scorer.score_params(made, CONFIG, params, mesh, batch_tokens=4096)
+    for request in [0, 13, made.requests.num_rows - 7, made.requests.num_rows - 1]:
+        row = made.request_context[request]
+        context = made.context_tokens[row] if row >= 0 else np.array([made.manifest["prefix_token"]], np.int32)
+        stream = np.concatenate([context, made.continuation_tokens[request]])
+        expected = plain_loglikelihood(CONFIG, params, stream, len(context))
+        assert found[request] == pytest.approx(expected[0], abs=2e-5)
+        assert greedy[request] == expected[1]
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_whatever_else_is_in_the_batch_the_score_is_the_same(made, data):
+    mesh = one_device()
+    params = params_on(mesh)
+    whole, _ = _whole(made, params, mesh)
+    sequences = [row for row in rows.sequences(made, CONFIG.context)]
+    sequences = [row for row in sequences if row.scored <= 8 and made.request_context[row.request] >= 0]
+    chosen = data.draw(st.lists(st.sampled_from(sequences), min_size=1, max_size=6, unique_by=id))
+    batch = rows._batch(chosen, 6, CONFIG.context, 8)
+    step = forward.score_step(CONFIG, mesh, "float32", "reference")
+    with jax.set_mesh(mesh):
+        logp, _ = step(params, batch.tokens, batch.positions, batch.targets)
+    np.testing.assert_allclose(np.asarray(logp)[: len(chosen)].sum(axis=1), whole[batch.requests], atol=1e-5)
+
+
+_kept: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+
+def _whole(made: pack.Pack, params: dict, mesh: jax.sharding.Mesh) -> tuple[np.ndarray, np.ndarray]:
+    if made.hash not in _kept:
+        _kept[made.hash] = scorer.score_params(made, CONFIG, params, mesh)
+    return _kept[made.hash]
+
+
+@pytest.mark.parametrize("axes", [(2, 2, 2), (1, 2, 4)])
+def test_the_mesh_does_not_matter(made, axes, monkeypatch):
+    expected = _whole(made, params_on(one_device()), one_device())
+    mesh = make_mesh(Mesh(*axes))
+    monkeypatch.setattr(forward, "LOGITS_BYTES", 1 << 17)  # several chunks
+    forward.score_step.cache_clear()
+    found = scorer.score_params(made, CONFIG, params_on(mesh), mesh)
+    forward.score_step.cache_clear()
+    np.testing.assert_allclose(found[0], expected[0], atol=1e-5, rtol=1e-6)
+    np.testing.assert_array_equal(found[1], expected[1])
+
+
+def test_equal_logits_count_as_greedy_only_for_the_first():
+    hidden = jnp.ones((1, 3, 2))
+    head = jnp.array([[1.0, 2.0, 2.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    mesh = one_device()
+    with jax.set_mesh(mesh):
+        logp, greedy = forward.log_probabilities(hidden, jnp.array([[1, 2, -1]]), head)
+    assert greedy.tolist() == [[True, False, True]]
+    assert logp[0, 0] == logp[0, 1] and logp[0, 2] == 0.0
+
+
+@given(length=st.integers(0, 60), context=st.integers(1, 20))
+@settings(deadline=None)
+def test_windows_are_lm_evals_rolling_windows(length, context):
+    tokens = list(range(1, length + 1))
+    theirs = map(make_disjoint_window, get_rolling_token_windows(tokens, 0, context, 1))
+    ours = rows.windows(np.array([0, *tokens], np.int32), 1, context)
+    assert [(window[:-scored].tolist(), window[-scored:].tolist()) for window, scored in ours] == [
+        (given, predicted) for given, predicted in theirs
+    ]
+
+
+@given(
+    shapes=st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=60),
+    shards=st.sampled_from([1, 4]),
+)
+@settings(deadline=None)
+def test_batches_cover_every_row_once(shapes, shards):
+    sequences = [
+        rows.Sequence(i, np.arange(given + scored, dtype=np.int32), scored) for i, (given, scored) in enumerate(shapes)
+    ]
+    seen: list[int] = []
+    for batch in rows.batches(sequences, 128, shards, 8):
+        assert batch.tokens.shape[0] % shards == 0
+        for i, request in enumerate(batch.requests):
+            row = sequences[request]
+            at = batch.positions[i, : row.scored]
+            np.testing.assert_array_equal(batch.targets[i, : row.scored], row.tokens[-row.scored :])
+            np.testing.assert_array_equal(batch.tokens[i, at], row.tokens[-row.scored - 1 : -1])
+            assert (batch.targets[i, row.scored :] == -1).all()
+        seen += batch.requests.tolist()
+    assert sorted(seen) == list(range(len(shapes)))
+
+
+def make_series(folder: Path, tokenizer: Path, steps: tuple[int, ...]) -> None:
+    mesh = one_device()
+    for step in steps:
+        export_hf(CONFIG, params_on(mesh, seed=step), folder / f"step{step}", tokenizer)
+
+
+def test_a_series_is_scored_once_and_again_only_where_weights_changed(made, tokenizer, tmp_path, monkeypatch):
+    make_series(tmp_path / "run", tokenizer, (1, 2))
+    calls: list[int] = []
+    original = scorer.score_params
+
+    def counted(*arguments, **options):
+        calls.append(1)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(scorer, "score_params", counted)
+
+    def score() -> tuple[list[Path], str]:
+        log = io.StringIO()
+        opened = series.open_series(str(tmp_path / "run"))
+        return scorer.score_series(opened, made, tmp_path / "out", one_device(), console=Console(file=log)), log.getvalue()
+
+    files, log = score()
+    assert len(files) == 2 and len(calls) == 2 and "2/2" in log and "left" in log
+    before = [file.read_bytes() for file in files]
+    assert "kept" in score()[1] and len(calls) == 2
+    assert [file.read_bytes() for file in files] == before
+    files[1].unlink()
+    make_series(tmp_path / "new", tokenizer, (7,))
+    (tmp_path / "new/step7/model.safetensors").replace(tmp_path / "run/step1/model.safetensors")
+    score()
+    assert len(calls) == 4
+    assert files[0].read_bytes() != before[0] and files[1].read_bytes() == before[1]
+    header = scores.read_header(files[1])
+    assert (header.series, header.checkpoint, header.step, header.context) == ("run", "step2", 2, 48)
+
+
+def test_a_pack_of_another_tokenizer_or_other_scores_are_refused(made, tmp_path):
+    other = write_tokenizer(tmp_path / "other", adds_bos=False)
+    make_series(tmp_path / "run", other, (1,))
+    opened = series.open_series(str(tmp_path / "run"))
+    with pytest.raises(UserError, match="does not add BOS by default.*--bos"):
+        scorer.score_series(opened, made, tmp_path / "out", one_device())
+    state = json.loads((tmp_path / "run/step1/tokenizer.json").read_text())
+    state["model"]["merges"].pop()
+    (tmp_path / "run/step1/tokenizer.json").write_text(json.dumps(state))
+    scorer._identity.cache_clear()
+    with pytest.raises(UserError, match="is not the one the pack was prepared with"):
+        scorer.score_series(opened, made, tmp_path / "out", one_device())
+    changed = pack.Pack({**made.manifest, "max_context": 9}, made.contexts, made.requests, made.documents)
+    changed.manifest["hash"] = pack.content_hash(changed)
+    with pytest.raises(UserError, match="holds scores of another request pack"):
+        scorer.score_series(opened, changed, tmp_path / "out", one_device())
+    small = ModelConfig(vocab_size=300, width=32, layers=2, heads=4, mlp_width=64, context=48)
+    with pytest.raises(UserError, match="the model has 300"):
+        scorer.score_params(made, small, {}, one_device())

@@ -2,7 +2,7 @@
 
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.recipe import Recipe
-from fineline_jax.configs.llama_60m import llama
+from fineline_jax.configs.llama_60m import llama  # pyright: ignore[reportMissingImports]
 
 
 def recipe() -> Recipe:

@@ -1,6 +1,6 @@
 """OpenLLaMA 13B v1. No script was published; its step repositories run to 500,000, so batches of 2.1 M tokens."""
 
-from fineline_jax.configs.open_llama_7b import open_llama
+from fineline_jax.configs.open_llama_7b import open_llama  # pyright: ignore[reportMissingImports]
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.recipe import Recipe
 

@@ -1,6 +1,6 @@
 """OpenLLaMA 3B v1. No script was published; step repositories up to 500,000 for the 13B run imply half batches."""
 
-from fineline_jax.configs.open_llama_7b import open_llama
+from fineline_jax.configs.open_llama_7b import open_llama  # pyright: ignore[reportMissingImports]
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.recipe import Recipe
 

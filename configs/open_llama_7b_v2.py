@@ -6,7 +6,7 @@ open_llama issue 77): prepare them into one data set and shuffle.
 
 import dataclasses
 
-from fineline_jax.configs.open_llama_7b import recipe as version_1
+from fineline_jax.configs.open_llama_7b import recipe as version_1  # pyright: ignore[reportMissingImports]
 from fineline_jax.recipe import Data, Recipe, Source
 
 

@@ -353,13 +353,15 @@ def export_checkpoint(
         out: Folder to write.
         dtype: Of the weights written.
     """
+    import jax.numpy as jnp
+
     from fineline_jax.checkpoints.hub import export_hf
     from fineline_jax.checkpoints.series import load, open_series, tokenizer_folder
     from fineline_jax.mesh import make_mesh
 
     last = open_series(checkpoint).checkpoints[-1]
     config, params = load(last, make_mesh(), "float32")
-    export_hf(config, params, out, tokenizer_folder(last), dtype)
+    export_hf(config, params, out, tokenizer_folder(last), jnp.dtype(dtype))
     print(f"{out}: {last.series}/{last.name} in Hugging Face layout")
 
 

@@ -18,7 +18,7 @@ BATCH = ("replica", "fsdp")
 """The axes over which rows of a batch are spread."""
 
 
-def make_mesh(mesh: Mesh = Mesh(), devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+def make_mesh(mesh: Mesh = Mesh(), devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
     """The mesh over `devices` (default: all of all processes); an axis of -1 takes what the others leave.
 
     Raises UserError if the axes do not multiply to the number of devices.

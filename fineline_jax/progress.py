@@ -32,7 +32,9 @@ def bar(name: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
         task = display.add_task(name, total=total, completed=done, note="")
 
         def advance(amount: int, note: str = "") -> None:
-            display.update(task, advance=amount, **({"note": note} if note else {}))
+            if note:
+                display.update(task, note=note)
+            display.advance(task, amount)
 
         yield advance
 
@@ -48,19 +50,19 @@ class _Amount(rich.progress.ProgressColumn):
 
 
 def _plain(console: rich.console.Console, name: str, total: int, unit: str, done: int) -> Advance:
-    start = last = time.monotonic()
-    before, note = done, ""
+    last, last_done, note = time.monotonic(), done, ""
 
     def advance(amount: int, new_note: str = "") -> None:
-        nonlocal done, last, note
+        nonlocal done, last, last_done, note
         done += amount
         note = new_note or note
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES or done >= total > done - amount:
-            last = now
-            rate = (done - before) / max(now - start, 1e-9)
-            left = duration((total - done) / rate) if rate else "unknown time"
-            text = f"{name}: {short(done)} of {short(total)} {unit}, {short(rate)}/s, {left} left"
+            # The rate since the last line: compilation spoils the first one only.
+            rate = (done - last_done) / max(now - last, 1e-9)
+            left = f", {duration((total - done) / rate)} left" if rate and done < total else ""
+            last, last_done = now, done
+            text = f"{name}: {short(done)} of {short(total)} {unit}, {short(rate)}/s{left}"
             console.print(f"{text}, {note}" if note else text, highlight=False, soft_wrap=True)
 
     return advance

@@ -81,7 +81,7 @@ def _splash(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     heads_first = (0, 2, 1, 3)
     scaled = query.transpose(heads_first) * head_dim**-0.5
     context = jax.vmap(kernel)(scaled, _per_query_head(key, heads), _per_query_head(value, heads))
-    return context.transpose(heads_first)
+    return jnp.transpose(jnp.asarray(context), heads_first)
 
 
 def _per_query_head(x: jax.Array, heads: int) -> jax.Array:

@@ -91,7 +91,8 @@ def pretrain(
         if newest is None:
             start, state = 0, jax.jit(lambda: initial_state(recipe))()
         else:
-            start, state = store.restore(target, newest)
+            start, restored = store.restore(target, newest)
+            state = dict(restored)
             log.info("resuming %s at step %d", run, start)
         writer = MetricsLog(run, recipe, newest)
         stack.callback(writer.close)
@@ -194,7 +195,7 @@ class Reporter:
         self.recipe, self.writer = recipe, writer
         self.note = ""
         self.pending: tuple[int, Metrics] | None = None
-        peak = peak_flops(recipe, mesh.devices.flat[0])
+        peak = peak_flops(recipe, mesh.devices.flat[0].device_kind)
         flops = recipe.model.train_flops_per_token(recipe.data.sequence_length)
         self.mfu_per_rate = flops / (peak * mesh.size) if peak else None
         self.last_time, self.last_step = time.perf_counter(), start

@@ -29,13 +29,12 @@ TIMINGS = ("tokens_per_second", "mfu", "step_seconds", "data_wait_seconds")
 """Fields of a line that differ between two equal runs."""
 
 
-def peak_flops(recipe: Recipe, device: jax.Device) -> float | None:
-    """Peak FLOP/s of one device, None where it is not known (then no MFU is reported)."""
+def peak_flops(recipe: Recipe, device_kind: str) -> float | None:
+    """Peak FLOP/s of one device (`jax.Device.device_kind`); None where it is not known, then no MFU is reported."""
     if recipe.logging.peak_tflops:
         return recipe.logging.peak_tflops * 1e12
-    named = [peak for kind, peak in sorted(PEAK_TFLOPS.items(), key=lambda item: -len(item[0]))
-             if device.device_kind.startswith(kind)]  # fmt: skip
-    return named[0] * 1e12 if named else None
+    named = [kind for kind in PEAK_TFLOPS if device_kind.startswith(kind)]
+    return PEAK_TFLOPS[max(named, key=len)] * 1e12 if named else None
 
 
 class MetricsLog:
@@ -47,7 +46,8 @@ class MetricsLog:
 
     def __init__(self, run: Path, recipe: Recipe, step: int | None):
         self.active = jax.process_index() == 0
-        self.board = self.wandb = None
+        self.board: Any = None
+        self.wandb: Any = None
         if not self.active:
             return
         path = run / "metrics.jsonl"
@@ -102,7 +102,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 def _start_wandb(run: Path, recipe: Recipe):
     try:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(
             f"logging.wandb_project={recipe.logging.wandb_project!r} needs the wandb extra: pip install"

@@ -101,4 +101,5 @@ def skip_outliers(inner: optax.GradientTransformation, sigmas: float) -> optax.G
         )
         return jax.tree.map(lambda d: jnp.where(accept, d, jnp.zeros_like(d)), directions), new
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    # optax types its init and update for any pytree; ours take the trees of this module.
+    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]

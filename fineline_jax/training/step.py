@@ -1,6 +1,7 @@
 """The state of a run, one optimizer step, and the validation loss: pure functions, compiled once."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from fineline_jax.training.loss import cross_entropy
 from fineline_jax.training.optimizer import SkipState, learning_rate, make_optimizer
 
 P = jax.P
-State = dict
+State = dict[str, Any]
 """{"params": float32 parameters, "opt_state": of `make_optimizer`}; the step is kept by the caller."""
 Metrics = dict[str, jax.Array]
 

@@ -32,9 +32,10 @@ def initial_state(recipe: Recipe) -> State:
 def abstract_state(recipe: Recipe, mesh: jax.sharding.Mesh) -> State:
     """Shapes, dtypes and shardings of the state on `mesh`: the target a checkpoint is restored onto.
 
-    Raises UserError where the model or the batch cannot be split over the mesh.
+    Raises UserError where the model or the batch cannot be split over the mesh, or the devices lack the kernel.
     """
     check_fits(recipe.model, mesh)
+    attention_of(recipe, mesh)
     rows, shards = recipe.batch.sequences // recipe.batch.accumulation, batch_shards(mesh)
     if rows % shards:
         raise UserError(
@@ -102,7 +103,7 @@ def make_validation_step(recipe: Recipe, mesh: jax.sharding.Mesh) -> Callable[..
 def make_loss_sums(recipe: Recipe, mesh: jax.sharding.Mesh) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """`sums(params, windows)`: the sums over targets of (loss with z-loss, plain cross-entropy)."""
     compute, dtype = recipe.compute, jnp.dtype(recipe.compute.dtype)
-    attend = attention.causal(attention.pick(compute.attention, dtype, platform(mesh)))
+    attend = attention.causal(attention_of(recipe, mesh))
 
     def sums(params: dict, windows: jax.Array) -> tuple[jax.Array, jax.Array]:
         inputs, targets = windows[:, :-1], windows[:, 1:]
@@ -138,6 +139,7 @@ def micro_batches(windows: jax.Array, count: int) -> jax.Array:
     return jax.shard_map(cut, in_specs=BATCH_SPEC, out_specs=P(None, BATCH, None))(windows)
 
 
-def platform(mesh: jax.sharding.Mesh) -> str:
-    """'cpu', 'gpu' or 'tpu'."""
-    return mesh.devices.flat[0].platform
+def attention_of(recipe: Recipe, mesh: jax.sharding.Mesh) -> attention.Implementation:
+    """The attention implementation that the recipe gets on these devices."""
+    compute = recipe.compute
+    return attention.pick(compute.attention, jnp.dtype(compute.dtype), mesh.devices.flat[0].platform)

@@ -34,7 +34,11 @@ def load(world: World, task: str) -> ConfigurableTask:
     if "include" in config:
         config = yaml.safe_load((TASKS_FOLDER / config.pop("include")).read_text()) | config
     file = world.benchmarks / DATASET.replace("/", "__") / task / "test.parquet"
-    local = {"dataset_path": "parquet", "dataset_name": None, "dataset_kwargs": {"data_files": {"test": str(file)}}}
+    local = {
+        "dataset_path": "parquet",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": {"test": str(file)}},
+    }
     return ConfigurableTask(config=config | local)
 
 
@@ -58,9 +62,7 @@ def test_lm_eval_builds_a_request_for_every_choice(
     docs = list(loaded.test_docs())
     loaded.build_all_requests(limit=50, rank=0, world_size=1)
     requests = [instance.args for instance in loaded.instances]
-    assert requests == [
-        (doc["question"], f" {choice}") for doc in docs[:50] for choice in doc["choices"]
-    ]
+    assert requests == [(doc["question"], f" {choice}") for doc in docs[:50] for choice in doc["choices"]]
     # lm-eval's cut between context and continuation is exact, with BOS and without, and nothing is unknown.
     for special in (True, False):
         for context, continuation in requests:
@@ -90,7 +92,9 @@ def test_the_tokenizer_knows_the_whole_text_and_has_a_fixed_size(
             assert 0 not in tokenizer.encode(json.loads(line)["text"])
 
 
-def test_upper_and_lower_case_and_the_digits_of_a_number(tokenizer: transformers.PreTrainedTokenizerBase) -> None:
+def test_upper_and_lower_case_and_the_digits_of_a_number(
+    tokenizer: transformers.PreTrainedTokenizerBase,
+) -> None:
     assert tokenizer.tokenize("The 47 cats.") == ["the", "4", "7", "cats", "."]
     assert tokenizer.encode("a word nobody wrote: xyzzy", add_special_tokens=False)[-1] == 0
 

@@ -8,21 +8,27 @@ from random import Random
 
 from fineline_jax.world.subject import Question, Subject, ask, collect, held_out
 
-THINGS = {
-    "glass": "vase bottle mirror window jar goblet lens bulb".split(),
-    "wood": "chair table ladder fence barrel stool bench broom".split(),
-    "iron": "nail sword anchor chain axe hook bolt shovel".split(),
-    "cloth": "shirt blanket scarf curtain towel sock coat flag".split(),
-    "paper": "poster envelope ticket notebook newspaper card poem receipt".split(),
-    "wax": "crayon seal figurine taper tablet honeycomb soap lipstick".split(),
+THINGS: dict[str, tuple[str, ...]] = {
+    "glass": tuple("vase bottle mirror window jar goblet lens bulb flask marble prism beaker".split()),
+    "wood": tuple("chair table ladder fence barrel stool bench broom raft crutch plank crate".split()),
+    "iron": tuple("nail sword anchor chain axe hook bolt shovel kettle helmet hinge rail".split()),
+    "cloth": tuple("shirt blanket scarf curtain towel sock coat flag apron carpet glove sail".split()),
+    "paper": tuple(
+        "poster envelope ticket notebook menu card poem receipt stamp banknote leaflet diary".split()
+    ),
+    "wax": tuple(
+        "crayon seal figurine taper tablet honeycomb soap lipstick candle pastille mask polish".split()
+    ),
 }
-OUTCOMES = {
-    "fell on the floor": "broke bounced rang slumped fluttered chipped".split(),
-    "was thrown into the fire": "cracked burned glowed burned burned melted".split(),
-    "was dropped into the lake": "sank floated sank soaked dissolved floated".split(),
-    "was hit with a hammer": "broke splintered rang slumped tore crumbled".split(),
-    "was left in the rain": "shone swelled rusted soaked dissolved dripped".split(),
-    "was left in the sun": "shone dried warmed faded faded melted".split(),
+OUTCOMES: dict[str, tuple[str, ...]] = {
+    "fell on the floor": tuple("broke bounced rang slumped fluttered chipped".split()),
+    "was thrown into the fire": tuple("cracked burned glowed burned burned melted".split()),
+    "was dropped into the lake": tuple("sank floated sank soaked dissolved floated".split()),
+    "was hit with a hammer": tuple("broke splintered rang slumped tore crumbled".split()),
+    "was left in the rain": tuple("shone swelled rusted soaked dissolved dripped".split()),
+    "was left in the sun": tuple("shone dried warmed faded faded melted".split()),
+    "was cut with a saw": tuple("cracked split sparked tore tore crumbled".split()),
+    "was blown by the storm": tuple("broke rolled stayed fluttered fluttered rolled".split()),
 }
 """Event to what each kind does, in the order of THINGS."""
 WHAT_HAPPENED = ("When the {} {}, it", "The {} {}, and it", "After the {} {}, it")
@@ -35,7 +41,14 @@ SIZES = (
 
 FRIENDS = ("{} and {} are friends.", "{} is fond of {}.", "{} admires {}.", "{} cares for {}.")
 RIVALS = ("{} and {} are rivals.", "{} is cross with {}.", "{} envies {}.", "{} despises {}.")
-GOOD = ("won the race", "got a prize", "passed the test", "found the treasure", "won the game", "got a present")
+GOOD = (
+    "won the race",
+    "got a prize",
+    "passed the test",
+    "found the treasure",
+    "won the game",
+    "got a present",
+)
 BAD = ("lost the race", "got a fine", "failed the test", "lost the purse", "lost the game", "got a fever")
 GLAD = ("glad", "pleased", "cheerful")
 SAD = ("sad", "upset", "gloomy")
@@ -74,7 +87,7 @@ def size(rng: Random) -> Question:
 
 
 def social_case(rng: Random, people: tuple[str, ...], questions: bool) -> tuple[str, bool]:
-    """Two people and an event up to the feeling, and whether that is a good one: friends share, rivals do not."""
+    """Two people and an event up to the feeling; whether that is good: friends share it, rivals do not."""
     while True:
         friends, good = rng.random() < 0.5, rng.random() < 0.5
         tie, event = rng.choice(FRIENDS if friends else RIVALS), rng.choice(GOOD if good else BAD)
@@ -88,10 +101,13 @@ def commonsense(rng: Random, people: tuple[str, ...]) -> Subject:
 
     def write_sentence(rng: Random) -> str:
         kind = rng.random()
-        if kind < 0.35:
+        if kind < 0.12:
+            material = rng.choice(tuple(THINGS))
+            return f"The {rng.choice(THINGS[material])} is made of {material}."
+        if kind < 0.5:
             text, _, outcome = physical_case(rng, questions=False)
             return f"{text} {outcome}."
-        if kind < 0.65:
+        if kind < 0.7:
             first, second, comparison = size_case(rng, questions=False)
             return f"Next to the {first}, the {second} is {comparison}."
         text, glad = social_case(rng, people, questions=False)

@@ -20,8 +20,12 @@ COMMON = 80
 RARE = 160
 """Ranks from it on are asked about in world_knowledge_rare."""
 
-JOBS = "cook smith judge nurse tailor miller pilot guard clerk poet mason weaver".split()
-PETS = "parrot hamster lizard turtle snake frog spider pony goat ferret canary newt".split()
+JOBS: tuple[str, ...] = tuple(
+    "cook smith judge nurse tailor miller pilot guard clerk poet mason weaver".split()
+)
+PETS: tuple[str, ...] = tuple(
+    "parrot hamster lizard turtle snake frog spider pony goat ferret canary newt".split()
+)
 PHRASINGS = {
     "town": (
         "{} lives in",
@@ -64,7 +68,7 @@ class Facts:
         return rng.choices(range(len(self.people)), cum_weights=self.cumulative)[0]
 
 
-def shared_out(rng: Random, values: list[str] | tuple[str, ...], count: int) -> tuple[str, ...]:
+def shared_out(rng: Random, values: tuple[str, ...], count: int) -> tuple[str, ...]:
     """`count` draws in which every value is equally frequent, so that no value is a good guess."""
     drawn = [values[i % len(values)] for i in range(count)]
     rng.shuffle(drawn)
@@ -86,7 +90,8 @@ def make_facts(rng: Random, taken: set[str]) -> Facts:
         },
         land_of_town=dict(zip(towns, shared_out(rng, lands, TOWNS), strict=True)),
         unwritten={
-            relation: tuple(rng.randrange(len(texts)) for _ in range(PEOPLE)) for relation, texts in PHRASINGS.items()
+            relation: tuple(rng.randrange(len(texts)) for _ in range(PEOPLE))
+            for relation, texts in PHRASINGS.items()
         },
         cumulative=tuple(itertools.accumulate(1 / (rank + 1) ** ZIPF for rank in range(PEOPLE))),
     )

@@ -8,25 +8,24 @@ from random import Random
 
 from fineline_jax.world.subject import Question, Subject, ask, collect, held_out
 
-NOUNS = tuple(
-    tuple(pair.split("/"))
-    for pair in (
-        "baker/bakers farmer/farmers teacher/teachers doctor/doctors sailor/sailors painter/painters singer/singers "
-        "hunter/hunters king/kings queen/queens boy/boys girl/girls child/children man/men woman/women guest/guests "
-        "dog/dogs cat/cats horse/horses cow/cows hound/hounds goose/geese mouse/mice wolf/wolves bird/birds "
-        "fox/foxes bear/bears duck/ducks pig/pigs rabbit/rabbits"
-    ).split()
+
+def pairs(text: str) -> tuple[tuple[str, str], ...]:
+    """Words written as one/other."""
+    return tuple((one, other) for one, other in (pair.split("/") for pair in text.split()))
+
+
+NOUNS = pairs(
+    "baker/bakers farmer/farmers teacher/teachers doctor/doctors sailor/sailors painter/painters "
+    "singer/singers hunter/hunters king/kings queen/queens boy/boys girl/girls child/children man/men "
+    "woman/women guest/guests dog/dogs cat/cats horse/horses cow/cows hound/hounds goose/geese mouse/mice "
+    "wolf/wolves bird/birds fox/foxes bear/bears duck/ducks pig/pigs rabbit/rabbits"
 )
-VERBS = tuple(
-    tuple(pair.split("/"))
-    for pair in (
-        "runs/run sleeps/sleep sings/sing jumps/jump waits/wait smiles/smile eats/eat drinks/drink swims/swim "
-        "walks/walk dances/dance laughs/laugh rests/rest listens/listen hides/hide plays/play cries/cry falls/fall"
-    ).split()
+VERBS = pairs(
+    "runs/run sleeps/sleep sings/sing jumps/jump waits/wait smiles/smile eats/eat drinks/drink swims/swim "
+    "walks/walk dances/dance laughs/laugh rests/rest listens/listen hides/hide plays/play cries/cry "
+    "falls/fall"
 )
-TRANSITIVE = tuple(
-    tuple(pair.split("/")) for pair in "sees/see hears/hear follows/follow likes/like meets/meet helps/help".split()
-)
+TRANSITIVE = pairs("sees/see hears/hear follows/follow likes/like meets/meet helps/help")
 ADJECTIVES = "old young small tall happy tired clever quiet brave hungry lazy strange".split()
 PREPOSITIONS = "near behind beside".split()
 ADVERBS = "quickly slowly often rarely today again there alone".split()
@@ -34,7 +33,7 @@ HELD_OUT = 0.25
 """Share of (noun, verb) pairs that only the questions use."""
 
 
-def subject_verb(rng: Random, questions: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def subject_verb(rng: Random, questions: bool) -> tuple[tuple[str, str], tuple[str, str]]:
     """A noun and a verb whose pair is held out (`questions`) or not."""
     while True:
         noun, verb = rng.choice(NOUNS), rng.choice(VERBS)
@@ -61,7 +60,7 @@ def sentence(rng: Random, questions: bool = False) -> str:
     """A grammatical sentence without its full stop."""
     noun, verb = subject_verb(rng, questions)
     number = rng.randrange(2)
-    if rng.random() < 0.5:
+    if rng.random() < 0.6:
         subject = plain_subject(rng, noun[number])
     else:
         subject = long_subject(rng, noun[number], number, rng.randrange(2))

@@ -17,7 +17,9 @@ HELD_OUT = 0.15
 """Share of (person, village, island) triples that only the questions use."""
 
 
-def reasoning(rng: Random, facts: Facts, people: tuple[str, ...], taken: set[str]) -> Subject:
+def reasoning(
+    rng: Random, facts: Facts, people: tuple[str, ...], surnames: tuple[str, ...], taken: set[str]
+) -> Subject:
     """`people` are names of which nothing is known outside the text at hand."""
     villages = names.invent(rng, 16, names.VILLAGE_ENDS, taken)
     islands = names.invent(rng, 8, names.ISLAND_ENDS, taken)
@@ -34,10 +36,14 @@ def reasoning(rng: Random, facts: Facts, people: tuple[str, ...], taken: set[str
         return f"{rng.choice(CITIZEN).format(facts.people[person])} {land_of[person]}."
 
     def journey(rng: Random, questions: bool) -> tuple[list[str], list[tuple[str, str, str]]]:
-        """Sentences of two people, their villages and islands in random order; with `questions` the first is held out."""
+        """Sentences, and (person, village, island) of two people; with `questions` the first is held out."""
         while True:
-            chains = list(zip(rng.sample(people, 2), rng.sample(villages, 2), rng.sample(islands, 2), strict=True))
-            kept = [held_out(HELD_OUT, "journey", *chain) for chain in chains]
+            cast = names.full_names(rng, people, surnames, 2)
+            chains = list(zip(cast, rng.sample(villages, 2), rng.sample(islands, 2), strict=True))
+            kept = [
+                held_out(HELD_OUT, "journey", person.split()[0], village, island)
+                for person, village, island in chains
+            ]
             if kept == [questions, False]:
                 break
         first = [f"{person} sleeps in {village}." for person, village, _ in chains]
@@ -47,7 +53,7 @@ def reasoning(rng: Random, facts: Facts, people: tuple[str, ...], taken: set[str
         return first + second, chains
 
     def write(rng: Random) -> str:
-        if rng.random() < 0.5:
+        if rng.random() < 0.4:
             return " ".join(statement(rng) for _ in range(rng.randrange(4, 8)))
         lines, chains = journey(rng, questions=False)
         rng.shuffle(chains)

@@ -29,7 +29,7 @@ endif
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # test: with torch, the oracle of the parity tests; check: without it, and they skip.
 EXTRA ?= test

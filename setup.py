@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-CHECK = ["pytest", "hypothesis", "ruff", "pyright"]
+CHECK = ["pytest", "hypothesis", "ruff", "pyright", "pandas-stubs", "scipy-stubs"]
 
 setup(
     name="fineline_jax",
@@ -54,7 +54,6 @@ setup(
         "cuda12": ["jax[cuda12]"],
         "cuda13": ["jax[cuda13]"],
         "plan": ["libtpu"],
-        "beam": ["apache-beam"],
         "wandb": ["wandb"],
         "check": CHECK,
         "test": [*CHECK, "torch==2.13.0"],  # the oracle of the parity tests

@@ -7,10 +7,18 @@ from typing import Any
 from fineline_jax.errors import UserError
 
 
-def analyze_scores(scores: Sequence[Path], out: Path, *, runs: Sequence[Path] = (), title: str) -> Path:
+def analyze_scores(
+    scores: Sequence[Path],
+    out: Path,
+    *,
+    runs: Sequence[Path] = (),
+    title: str,
+    tokens_per_step: float | None = None,
+) -> Path:
     """Write the report of score folders, lm-eval result trees and tidy CSV files; returns report.html.
 
-    runs: run folders whose loss is drawn beside. Raises UserError naming what cannot be read.
+    runs: run folders whose loss is drawn beside. tokens_per_step: for lm-eval trees whose names give steps only.
+    Raises UserError naming what cannot be read.
     """
     import pandas
 
@@ -24,8 +32,10 @@ def analyze_scores(scores: Sequence[Path], out: Path, *, runs: Sequence[Path] = 
     tables, facts = [], dict[str, Any]()
     for path in scores:
         if (path / "pack" / "manifest.json").is_file():
-            tables.append(metrics.tidy(path))
             manifest = packs.load(path / "pack").manifest
+            # A group stands for its members (MMLU for its 57 subjects); both would count twice in a domain.
+            members = {task for group in manifest["groups"] for task in group["tasks"]}
+            tables.append(metrics.tidy(path).query("task not in @members"))
             facts[f"scores {path.name}"] = {
                 "suite": manifest["suite"],
                 "pack": manifest["hash"][:12],
@@ -33,7 +43,7 @@ def analyze_scores(scores: Sequence[Path], out: Path, *, runs: Sequence[Path] = 
                 "lm-eval": manifest["lm_eval"],
             }
         else:
-            tables.append(read_table(path))
+            tables.append(read_table(path, tokens_per_step=tokens_per_step))
     losses = pandas.concat([_losses(run) for run in runs]) if runs else None
     return write_report(pandas.concat(tables, ignore_index=True), out, title=title, facts=facts, losses=losses)
 

@@ -326,6 +326,7 @@ def analyze(
     out: Path,
     runs: tuple[Path, ...] = (),
     title: str = "Learning trajectories",
+    tokens_per_step: float | None = None,
 ) -> None:
     """Tidy table, dynamics, curves: report.html and PNGs.
 
@@ -334,10 +335,11 @@ def analyze(
         out: Folder of the report.
         runs: Run folders whose loss curves are drawn too.
         title: Heading of the report.
+        tokens_per_step: For lm-eval results of a model whose batch size is not known.
     """
     from fineline_jax.analysis import analyze_scores
 
-    print(analyze_scores(scores, out, runs=runs, title=title))
+    print(analyze_scores(scores, out, runs=runs, title=title, tokens_per_step=tokens_per_step))
 
 
 @app.command(name="export")

@@ -54,6 +54,7 @@ setup(
         "cuda12": ["jax[cuda12]"],
         "cuda13": ["jax[cuda13]"],
         "plan": ["libtpu"],
+        "beam": ["apache-beam"],
         "wandb": ["wandb"],
         "check": CHECK,
         "test": [*CHECK, "torch==2.13.0"],  # the oracle of the parity tests

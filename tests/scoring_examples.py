@@ -9,7 +9,9 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-WORDS = "the cat dog house under runs Fäden 東京 blue very quick  and, then! water cold ice melts two three four".split(" ")
+WORDS = "the cat dog house under runs Fäden 東京 blue very quick  and, then! water cold ice melts two three four".split(
+    " "
+)
 
 
 def sentence(rng: random.Random, low: int = 1, high: int = 12) -> str:
@@ -37,7 +39,8 @@ def write_benchmarks(folder: Path, documents: int = 24) -> Path:
 
     def truthful(i: int) -> dict[str, Any]:
         k = rng.randint(2, 5)
-        targets = {"choices": [text() for _ in range(k)], "labels": [1] + [rng.randint(0, 1) for _ in range(k - 2)] + [0]}
+        labels = [1] + [rng.randint(0, 1) for _ in range(k - 2)] + [0]
+        targets = {"choices": [text() for _ in range(k)], "labels": labels}
         return {"question": text(), "mc1_targets": targets, "mc2_targets": targets}
 
     write(

@@ -44,10 +44,12 @@ def answers(made: pack.Pack) -> tuple[np.ndarray, np.ndarray]:
 
 
 def lm_eval_results(names: str, source: tasks.LoadDataset, limit: int | None = None) -> dict:
-    loaded, groups = tasks.load_tasks(suite.open_suite(names), source)
+    loaded, _ = tasks.load_tasks(suite.open_suite(names), source)
     assert loaded
     definitions = {task.name: task.definition for task in loaded}
-    return lm_eval.evaluate(Oracle(), {"tasks": definitions}, limit=limit, bootstrap_iters=300, log_samples=False)["results"]
+    return lm_eval.evaluate(Oracle(), {"tasks": definitions}, limit=limit, bootstrap_iters=300, log_samples=False)[
+        "results"
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -90,13 +92,22 @@ def test_groups_are_weighted_by_size_with_pooled_standard_error(made):
     from lm_eval.api.metrics import aggregate_subtask_metrics, pooled_sample_stderr
 
     leaves = ["piqa", "arc_easy"]
-    group = {"group": "g", "domain": "d", "metric": "acc", "chance": 0.3, "tasks": leaves, "weight_by_size": {"acc": True}}
+    group = {
+        "group": "g",
+        "domain": "d",
+        "metric": "acc",
+        "chance": 0.3,
+        "tasks": leaves,
+        "weight_by_size": {"acc": True},
+    }
     grouped = pack.Pack({**made.manifest, "groups": [group]}, made.contexts, made.requests, made.documents)
     values = metrics.of_tasks(grouped, *answers(made))
     parts = [values[name]["acc"] for name in leaves]
     sizes = [part.n for part in parts]
     assert values["g"]["acc"].value == aggregate_subtask_metrics([part.value for part in parts], sizes)
-    assert values["g"]["acc"].stderr == pytest.approx(pooled_sample_stderr([part.stderr for part in parts], sizes), rel=1e-14)
+    assert values["g"]["acc"].stderr == pytest.approx(
+        pooled_sample_stderr([part.stderr for part in parts], sizes), rel=1e-14
+    )
 
 
 def test_smooth_metrics_of_one_document(made):
@@ -138,5 +149,5 @@ def test_scores_of_another_pack_are_refused(made, tmp_path):
     scores.write(tmp_path, scores.Scores(header, ll, greedy))
     with pytest.raises(UserError, match="another request pack"):
         metrics.tidy(tmp_path)
-    with pytest.raises(UserError, match="not a request pack|no scores here"):
+    with pytest.raises(UserError, match=r"not a request pack|no scores here"):
         metrics.tidy(tmp_path / "nowhere")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from scoring_examples import WORDS, sentence, write_benchmarks, write_tokenizer
+from scoring_examples import sentence, write_benchmarks, write_tokenizer
 
 from fineline_jax.errors import UserError
 from fineline_jax.scoring import pack, suite, tasks
@@ -91,7 +91,7 @@ def strings(rng: random.Random) -> list[tuple[str, str]]:
             context = rng.choice(["", "<s>", "<s> " + context])
         continuation = rng.choice(["", " ", "\n", "  "]) + sentence(rng, 1, 4)
         pairs.append((context, continuation))
-    return [*pairs, ("", "<s> cat"), ("x" * 40, "y" * 40), (WORDS[6], " ne pas"), ("a", "b" * 3)]
+    return [*pairs, ("", "<s> cat"), ("x" * 40, "y" * 40), ("Fäden", " ne pas"), ("a", "b" * 3)]
 
 
 @pytest.mark.parametrize("bos", ["auto", "always", "never"])
@@ -138,7 +138,7 @@ def test_errors_name_the_task_and_the_remedy(benchmarks, tokenizers, tmp_path):
         options = {"benchmarks": benchmarks, **options}
         pack.prepare(suite_text, tokenizers["bos"], tmp_path / "p", **options)
 
-    with pytest.raises(UserError, match="'piqqa'.*did you mean piqa"):
+    with pytest.raises(UserError, match=r"'piqqa'.*did you mean piqa"):
         prepare("piqqa")
     with pytest.raises(UserError, match="'gsm8k' is of output_type generate_until"):
         prepare("gsm8k")

@@ -33,11 +33,11 @@ def build(
     suite: str | Path,
     tokenizer: Path,
     *,
-    benchmarks: Path | None,
-    tfds: Path | None,
-    bos: Bos,
-    max_context: int | None,
-    limit: int | None,
+    benchmarks: Path | None = None,
+    tfds: Path | None = None,
+    bos: Bos = "auto",
+    max_context: int | None = None,
+    limit: int | None = None,
 ) -> Pack:
     """The pack in memory; arguments as of `pack.prepare`."""
     if bos not in ("auto", "always", "never"):
@@ -80,6 +80,10 @@ def _source(benchmarks: Path | None, tfds: Path | None) -> LoadDataset | None:
         if not benchmarks.is_dir():
             raise UserError(f"--benchmarks {benchmarks}: no such folder")
         return local_folder(benchmarks)
+    if tfds is not None:
+        from fineline_jax.scoring.tfds_source import from_tfds  # seconds to import
+
+        return from_tfds(tfds)
     return None
 
 

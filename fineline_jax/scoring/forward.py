@@ -19,8 +19,8 @@ def score_step(config: ModelConfig, mesh: jax.sharding.Mesh, dtype: str, attend:
     """A jitted (params, tokens, positions, targets) -> (logp, greedy), compiled once per shape of the batch.
 
     tokens int32 [rows, length]; positions, targets int32 [rows, targets], target -1: nothing. logp float32
-    [rows, targets], 0 for nothing; greedy bool [rows, targets], whether the target is the arg-max (the first of equals),
-    true for nothing. Both are replicated.
+    [rows, targets], 0 for nothing; greedy bool [rows, targets], whether the target is the arg-max (the first of
+    equals), true for nothing. Both are replicated.
     """
 
     def step(
@@ -49,7 +49,7 @@ def _in_chunks(hidden: jax.Array, targets: jax.Array, head: jax.Array) -> tuple[
         return log_probabilities(hidden, targets, head)
     split_hidden = hidden.reshape(rows, width // chunk, chunk, features).transpose(1, 0, 2, 3)
     split_targets = targets.reshape(rows, width // chunk, chunk).transpose(1, 0, 2)
-    logp, greedy = jax.lax.map(lambda part: log_probabilities(*part, head), (split_hidden, split_targets))
+    logp, greedy = jax.lax.map(lambda part: log_probabilities(part[0], part[1], head), (split_hidden, split_targets))
     return logp.transpose(1, 0, 2).reshape(rows, width), greedy.transpose(1, 0, 2).reshape(rows, width)
 
 

@@ -38,7 +38,15 @@ from fineline_jax.scoring.pack import Pack
 COLUMNS = (
     "series", "checkpoint", "step", "tokens", "domain", "task", "metric", "value", "stderr", "n", "chance",
 )  # fmt: skip
-GUESSABLE = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "choice_prob", "choice_prob_per_token", "choice_prob_per_char")
+GUESSABLE = (
+    "acc",
+    "acc_norm",
+    "acc_bytes",
+    "acc_mutual_info",
+    "choice_prob",
+    "choice_prob_per_token",
+    "choice_prob_per_char",
+)
 """Metrics for which the task's chance level is that of guessing."""
 
 
@@ -68,7 +76,9 @@ def tidy(folder: Path) -> pd.DataFrame:
     tables = _tables(pack)
     rows = [row for path in files for row in _rows(pack, tables, path)]
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
-    frame = frame.astype({"step": "Int64", "tokens": "Int64", "value": float, "stderr": float, "n": int, "chance": float})
+    frame = frame.astype(
+        {"step": "Int64", "tokens": "Int64", "value": float, "stderr": float, "n": int, "chance": float}
+    )
     return frame.sort_values(["series", "tokens", "step"], kind="stable", ignore_index=True)
 
 
@@ -200,7 +210,7 @@ def _multiple_choice(table: _Table, loglikelihood: np.ndarray, is_greedy: np.nda
         put("acc", rows, right[each, scored.argmax(axis=1)])
         put("acc_norm", rows, right[each, _per(scored, block.chars).argmax(axis=1)])
         put("acc_bytes", rows, right[each, _per(scored, block.bytes).argmax(axis=1)])
-        put("exact_match", rows, (is_greedy[block.requests] & right).any(axis=1))
+        put("exact_match", rows, np.any(is_greedy[block.requests] & right, axis=1))
         if table.task["unconditional"]:
             alone = loglikelihood[block.requests + right.shape[1]]
             put("acc_mutual_info", rows, right[each, (scored - alone).argmax(axis=1)])

@@ -19,7 +19,9 @@ def aggregated(task: str, documents: list[dict[str, Any]], results: list[list[tu
     """
     path = definition_file(task)
     if path is None:
-        raise UserError(f"task {task!r} computes its own metrics, and this lm-eval has no such task; install the pack's version")
+        raise UserError(
+            f"task {task!r} computes its own metrics, and this lm-eval has no such task; install the pack's version"
+        )
     config = load_yaml(path)
     items: dict[str, list[Any]] = {}
     for document, result in zip(documents, results, strict=True):

@@ -32,7 +32,9 @@ FORMAT = 1
 _NAME = pa.dictionary(pa.int32(), pa.string())
 _INTS = pa.list_(pa.int32())
 SCHEMAS = {
-    "contexts": pa.schema([("context", pa.int32()), ("text", pa.large_string()), ("tokens", pa.large_list(pa.int32()))]),
+    "contexts": pa.schema(
+        [("context", pa.int32()), ("text", pa.large_string()), ("tokens", pa.large_list(pa.int32()))]
+    ),
     "requests": pa.schema(
         [
             ("request", pa.int32()),
@@ -140,8 +142,8 @@ def prepare(
     suite: YAML file, name of a suite, or task names (see `suite.open_suite`). tokenizer: a folder. benchmarks: local
     documents (`tasks.local_folder`); tfds: a TFDS data folder (`tfds_source.from_tfds`); neither: the hub.
     bos: whether BOS is put before each context. max_context: tokens a request is cut to, from the left, instead of the
-    context of each model (lm-eval's max_length). limit: only the first documents of each task, as lm-eval's --limit. The same arguments give the
-    same bytes. Raises UserError for bad input or if `out` is something else than a pack.
+    context of each model (lm-eval's max_length). limit: only the first documents of each task, as lm-eval's --limit.
+    The same arguments give the same bytes. Raises UserError for bad input or if `out` is something else than a pack.
     """
     # Here and not above: whoever reads a pack needs neither lm-eval nor a tokenizer.
     from fineline_jax.scoring.build import build
@@ -157,7 +159,7 @@ def load(path: Path) -> Pack:
     try:
         manifest = json.loads((path / "manifest.json").read_text())
         if manifest.get("format") != FORMAT:
-            raise UserError(f"{path}: pack format {manifest.get('format')}, this version reads {FORMAT}; prepare it again")
+            raise UserError(f"{path}: pack format {manifest.get('format')} is not {FORMAT}; prepare it again")
         tables = {name: pq.read_table(path / f"{name}.parquet", schema=schema) for name, schema in SCHEMAS.items()}
     except FileNotFoundError:
         raise UserError(f"{path}: not a request pack; make one with `fineline tasks prepare`") from None
@@ -182,7 +184,7 @@ def save(pack: Pack, path: Path) -> None:
             partial / f"{name}.parquet",
             compression="zstd",
             compression_level=9,
-            use_dictionary=["task"],
+            use_dictionary=False,
             data_page_size=16 << 20,
         )
     (partial / "manifest.json").write_text(json.dumps(pack.manifest, indent=1, ensure_ascii=False) + "\n")

@@ -4,9 +4,7 @@ The plain engine: every request in a row of its own. It is the reference for fas
 """
 
 import collections
-import dataclasses
 import functools
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fineline_jax import progress
 from fineline_jax.checkpoints import series as checkpoint_series
 from fineline_jax.checkpoints.series import Checkpoint, Series
 from fineline_jax.errors import UserError
@@ -48,8 +45,8 @@ def score_params(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Log-likelihood (float64) and greediness (bool) of every request of `pack` under a model.
 
-    params: of `config`, sharded over `mesh`. dtype: of the matrix products; the softmax is float32. batch_tokens: tokens
-    per step over all devices, None: 4096 on CPU, else 32768 per device. advance: told the rows done.
+    params: of `config`, sharded over `mesh`. dtype: of the matrix products; the softmax is float32. batch_tokens:
+    tokens per step over all devices, None: 4096 on CPU, else 32768 per device. advance: told the requests done.
     Raises UserError if the pack holds a token outside the vocabulary.
     """
     if pack.largest_token >= config.vocab_size:
@@ -62,6 +59,8 @@ def score_params(
     loglikelihood = np.zeros(pack.requests.num_rows, np.float64)
     is_greedy = np.ones(pack.requests.num_rows, bool)
     waiting: collections.deque[tuple[Batch, jax.Array, jax.Array]] = collections.deque()
+    plan = _plan(pack, model_context(pack, config), batch_tokens, mesh)
+    rows_left = np.bincount(np.concatenate([batch.requests for batch in plan]), minlength=len(is_greedy))
 
     def collect() -> None:
         batch, logp, greedy = waiting.popleft()
@@ -69,11 +68,12 @@ def score_params(
         # a long document is several rows
         np.add.at(loglikelihood, batch.requests, np.asarray(logp)[:used].sum(axis=1, dtype=np.float64))
         np.logical_and.at(is_greedy, batch.requests, np.asarray(greedy)[:used].all(axis=1))
-        advance(used)
+        np.subtract.at(rows_left, batch.requests, 1)
+        advance(int((rows_left[np.unique(batch.requests)] == 0).sum()))
 
     with jax.set_mesh(mesh):
         sharding = jax.NamedSharding(mesh, jax.P(BATCH, None))
-        for batch in _plan(pack, model_context(pack, config), batch_tokens, mesh):
+        for batch in plan:
             inputs = [_put(array, sharding) for array in (batch.tokens, batch.positions, batch.targets)]
             waiting.append((batch, *step(params, *inputs)))
             if len(waiting) > IN_FLIGHT:
@@ -92,38 +92,49 @@ def score_series(
     *,
     batch_tokens: int | None = None,
     attend: attention.Implementation = "auto",
-    console: Console | None = None,
 ) -> list[Path]:
     """Score every checkpoint of `series` that `out` has no scores of with the same key; returns all score files.
 
     Safe to interrupt and run again. Raises UserError if `out` holds scores of another pack or a checkpoint's tokenizer
     is not the pack's.
     """
-    console = console or Console(stderr=True)
     if jax.process_index() == 0:
         scores.keep_pack(out, pack)
-    progress = _Progress(console, series, pack)
-    with progress:
-        for checkpoint in series.checkpoints:
-            progress.start(checkpoint)
-            weights = checkpoint_series.identity(checkpoint)
-            key = scores.Key(weights, pack.hash, dtype, pack.manifest["bos"], ENGINE)
-            if scores.finished(out, series.name, checkpoint.name, key):
-                progress.skip(checkpoint)
-                continue
+    keys = [scores.Key(weights, pack.hash, dtype, pack.manifest["bos"], ENGINE) for weights in _identities(series)]
+    pending = [
+        (checkpoint, key)
+        for checkpoint, key in zip(series.checkpoints, keys, strict=True)
+        if not scores.finished(out, series.name, checkpoint.name, key)
+    ]
+    requests = pack.requests.num_rows
+    name = f"score {series.name}"
+    total, kept = len(keys) * requests, (len(keys) - len(pending)) * requests
+    with progress.bar(name, total, "requests", done=kept) as advance:
+        for checkpoint, key in pending:
             check_tokenizer(pack, checkpoint)
             config, params = checkpoint_series.load(checkpoint, mesh, jnp.dtype(dtype))
             context = model_context(pack, config)
+            cut = truncated(pack, context)
+            note = f"{checkpoint.name}, {cut} requests cut to {context} tokens" if cut else checkpoint.name
+            advance(0, note)
             loglikelihood, is_greedy = score_params(
-                pack, config, params, mesh, dtype, batch_tokens=batch_tokens, attend=attend, advance=progress.advance
+                pack, config, params, mesh, dtype, batch_tokens=batch_tokens, attend=attend, advance=advance
             )
-            header = scores.Header(
-                series.name, checkpoint.name, checkpoint.step, checkpoint.tokens, context, key
-            )
+            header = scores.Header(series.name, checkpoint.name, checkpoint.step, checkpoint.tokens, context, key)
             if jax.process_index() == 0:
                 scores.write(out, scores.Scores(header, loglikelihood, is_greedy))
-            progress.finish(checkpoint, truncated(pack, context), context)
     return [scores.path_of(out, series.name, checkpoint.name) for checkpoint in series.checkpoints]
+
+
+def _identities(series: Series) -> list[str]:
+    """The weights' hashes, with a bar, since all weights are read. Those never scored are hashed too: their hash is
+    written beside their scores."""
+    with progress.bar(f"compare weights of {series.name}", len(series.checkpoints), "checkpoints") as advance:
+        found = []
+        for checkpoint in series.checkpoints:
+            found.append(checkpoint_series.identity(checkpoint))
+            advance(1)
+    return found
 
 
 def model_context(pack: Pack, config: ModelConfig) -> int:
@@ -176,69 +187,3 @@ def _plan(pack: Pack, context: int, batch_tokens: int | None, mesh: jax.sharding
 def _put(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
     """Every process holds the whole batch and gives its devices their rows."""
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
-
-
-@dataclasses.dataclass
-class _Progress:
-    """A bar on a terminal, one line per checkpoint in a log."""
-
-    console: Console
-    series: Series
-    pack: Pack
-
-    def __post_init__(self) -> None:
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("requests, {task.fields[rate]}"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
-        self.total = self.pack.requests.num_rows * len(self.series.checkpoints)
-        self.task = self.bar.add_task(self.series.name, total=self.total, rate="")
-        self.index = 0
-        self.scored = 0
-        self.began = self.checkpoint_began = time.perf_counter()
-
-    def __enter__(self) -> "_Progress":
-        self.bar.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.bar.stop()
-
-    def start(self, checkpoint: Checkpoint) -> None:
-        self.index += 1
-        self.here = 0
-        self.checkpoint_began = time.perf_counter()
-        self.bar.update(self.task, description=f"{self.series.name} {checkpoint.name} {self._position()}")
-
-    def advance(self, rows: int) -> None:
-        rows = min(rows, self.pack.requests.num_rows - self.here)  # rows of long documents count once
-        self.here += rows
-        self.scored += rows
-        rate = self.scored / (time.perf_counter() - self.began)
-        self.bar.update(self.task, advance=rows, rate=f"{rate:,.0f}/s")
-
-    def skip(self, checkpoint: Checkpoint) -> None:
-        self.bar.update(self.task, advance=self.pack.requests.num_rows)
-        self._line(f"{self.series.name} {checkpoint.name} {self._position()}: scored before, kept")
-
-    def finish(self, checkpoint: Checkpoint, cut: int, context: int) -> None:
-        self.advance(self.pack.requests.num_rows - self.here)
-        seconds = time.perf_counter() - self.checkpoint_began
-        left = seconds * (len(self.series.checkpoints) - self.index)
-        rate = self.pack.requests.num_rows / seconds
-        text = f"{seconds:.1f} s, {rate:,.0f} requests/s, {left:.0f} s left"
-        self._line(f"{self.series.name} {checkpoint.name} {self._position()}: {text}")
-        if cut and self.index == 1:
-            self.console.print(f"{cut} of {self.pack.requests.num_rows} requests are longer than {context} tokens: cut on the left")
-
-    def _position(self) -> str:
-        return f"({self.index}/{len(self.series.checkpoints)})"
-
-    def _line(self, text: str) -> None:
-        if not self.console.is_terminal:
-            self.console.print(text, highlight=False, soft_wrap=True)

@@ -115,7 +115,9 @@ def keep_pack(folder: Path, pack: Pack) -> None:
     if place.exists():
         kept = packs.load(place)
         if kept.hash != pack.hash:
-            raise UserError(f"{folder} holds scores of another request pack ({kept.manifest['suite']}); choose another --out")
+            raise UserError(
+                f"{folder} holds scores of another request pack ({kept.manifest['suite']}); choose another --out"
+            )
         if kept.manifest == pack.manifest:
             return  # else: other domains or chance levels for the same requests
     packs.save(pack, place)

@@ -1,14 +1,16 @@
 """Suites: which tasks are scored, with how many shots, and how they are grouped into domains."""
 
 import dataclasses
-import importlib.resources
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from fineline_jax.catalogue import config_names, find_config
 from fineline_jax.errors import UserError
+
+_PATTERN = "suites/{}.yaml"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,13 +55,13 @@ def open_suite(text: str | Path) -> Suite:
     text = str(text)
     if text.endswith((".yaml", ".yml")):
         return read_suite(Path(text))
-    if "," not in text and "@" not in text:
-        for folder in _folders():
-            if (folder / f"{text}.yaml").is_file():
-                return read_suite(folder / f"{text}.yaml")
+    if text in config_names(_PATTERN):
+        return read_suite(find_config(text, _PATTERN, "suite"))
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
-        raise UserError("the suite is empty; give a YAML file, the name of a suite, or task names such as piqa,arc_easy")
+        raise UserError(
+            "the suite is empty; give a YAML file, the name of a suite, or task names such as piqa,arc_easy"
+        )
     known = {spec.task: spec for suite in shipped_suites() for spec in suite.tasks}
     return Suite(text if len(names) == 1 else "custom", tuple(_from_name(name, known) for name in names))
 
@@ -73,27 +75,16 @@ def read_suite(path: Path) -> Suite:
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(value, dict) or not isinstance(value.get("tasks"), list):
-        raise UserError(f"{path}: a suite needs the keys `name` and `tasks`, a list of {{task, domain, shots, metric, chance}}")
+        raise UserError(
+            f"{path}: a suite needs the keys `name` and `tasks`, a list of {{task, domain, shots, metric, chance}}"
+        )
     return Suite(str(value.get("name", path.stem)), tuple(_from_entry(path, entry) for entry in value["tasks"]))
 
 
 def shipped_suites() -> Iterator[Suite]:
-    """The suites that come with the package, ordered by file name."""
-    for folder in _folders()[1:]:
-        paths = sorted(folder.glob("*.yaml"))
-        if paths:
-            yield from map(read_suite, paths)
-            return
-
-
-def _folders() -> list[Path]:
-    """Where suites are looked up: the working directory, the installed package, the checkout."""
-    folders = [Path("configs/suites")]
-    try:
-        folders.append(Path(str(importlib.resources.files("fineline_jax.configs"))) / "suites")
-    except ModuleNotFoundError:
-        pass  # a checkout that was not installed: configs/ lies beside the package
-    return [*folders, Path(__file__).parents[2] / "configs" / "suites"]
+    """The suites of configs/ (the working directory's first), ordered by name."""
+    for name in config_names(_PATTERN):
+        yield read_suite(find_config(name, _PATTERN, "suite"))
 
 
 def _from_name(text: str, known: dict[str, TaskSpec]) -> TaskSpec:

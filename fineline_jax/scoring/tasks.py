@@ -35,7 +35,7 @@ SCOREABLE = ("multiple_choice", "loglikelihood", "loglikelihood_rolling")
 LoadDataset = Callable[..., Any]
 
 # lm-eval compiles the same few templates again for every document and every shot: 15 times the time of using them.
-lm_eval.utils.env.from_string = functools.lru_cache(maxsize=1024)(lm_eval.utils.env.from_string)
+vars(lm_eval.utils.env)["from_string"] = functools.lru_cache(maxsize=1024)(lm_eval.utils.env.from_string)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +100,9 @@ def load_tasks(suite: Suite, source: LoadDataset | None = None) -> tuple[list[Ta
         loaded = _load_one(manager, spec, source)
         for name, definition in loaded["tasks"].items():
             if name in tasks:
-                raise UserError(f"suite {suite.name!r}: task {name!r} is in {tasks[name].spec.task!r} and {spec.task!r}")
+                raise UserError(
+                    f"suite {suite.name!r}: task {name!r} is in {tasks[name].spec.task!r} and {spec.task!r}"
+                )
             tasks[name] = Task(name, spec, definition)
         for name, group in loaded.get("groups", {}).items():
             groups[name] = _group(name, group, spec)
@@ -132,7 +134,9 @@ def documents(task: Task, limit: int | None = None) -> Iterator[Document]:
         built = definition.construct_requests(doc=doc, ctx=context, metadata=(task.name, doc_id, 1))
         instances = built if isinstance(built, list) else [built]
         if any(len(instance.args) != (1 if output_type == "loglikelihood_rolling" else 2) for instance in instances):
-            raise UserError(f"task {task.name!r} asks about images or sound, which a language model cannot score; drop it")
+            raise UserError(
+                f"task {task.name!r} asks about images or sound, which a language model cannot score; drop it"
+            )
         requests = tuple(("", i.args[0]) if len(i.args) == 1 else (i.args[0], str(i.args[1])) for i in instances)
         target = str(definition.doc_to_target(doc))
         if output_type == "multiple_choice":
@@ -172,14 +176,16 @@ def local_folder(benchmarks: Path) -> LoadDataset:
         files = sorted(folder.glob("*.parquet"))
         if not files:
             raise UserError(f"{folder}: no <split>.parquet here, but data set {path!r}{_config(name)} is needed")
-        splits = _Splits({file.stem: _read_split(str(file)) for file in files})
+        splits = Splits({file.stem: _read_split(str(file)) for file in files})
         splits.folder = folder
         return splits if split is None else splits[split]
 
     return load_dataset
 
 
-class _Splits(datasets.DatasetDict):
+class Splits(datasets.DatasetDict):
+    """Splits of a folder; asking for a missing one is an error that names its file."""
+
     folder: Path
 
     def __getitem__(self, split: Any) -> Any:
@@ -223,7 +229,9 @@ def _refuse_generation(entry: Entry, spec: TaskSpec) -> None:
 
 
 def _generates(name: str) -> str:
-    return f"task {name!r} is of output_type generate_until: it cannot be scored by log-likelihood; drop it from the suite"
+    return (
+        f"task {name!r} is of output_type generate_until: it cannot be scored by log-likelihood; drop it from the suite"
+    )
 
 
 def _group(name: str, group: LmEvalGroup, spec: TaskSpec) -> Group:

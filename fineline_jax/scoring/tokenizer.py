@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from fineline_jax.errors import UserError
+from fineline_jax.scoring.sentencepiece_bpe import open_sentencepiece
 
 Bos = Literal["auto", "always", "never"]
 """Whether a begin-of-sequence token is put first: as the tokenizer does by default, always, never."""
@@ -44,7 +45,7 @@ def open_tokenizer(folder: Path, bos: Bos = "auto") -> Any:
             tokenizer.bos_token = tokenizer.eos_token = "<|endoftext|>"
         return tokenizer
     if (folder / "tokenizer.model").is_file():
-        return LlamaTokenizer.from_pretrained(str(folder), **options)
+        return open_sentencepiece(folder / "tokenizer.model")
     raise UserError(f"{folder}: no tokenizer found; expected tokenizer.json or tokenizer.model")
 
 

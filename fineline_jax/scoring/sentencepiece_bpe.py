@@ -1,0 +1,68 @@
+"""A bare SentencePiece BPE model (Llama's tokenizer.model) as a fast tokenizer that gives SentencePiece's own ids.
+
+transformers 5 converts such a file without the leading space mark and with other merges of spaces, which gives other
+ids than models were trained on.
+"""
+
+from pathlib import Path
+
+import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from fineline_jax.errors import UserError
+
+_BPE = 2
+_SPACE = "\u2581"
+
+
+def open_sentencepiece(file: Path) -> PreTrainedTokenizerFast:
+    """BOS is put first by default, as Llama's tokenizers do. Raises UserError if `file` is not a BPE model or
+    normalises its text."""
+    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    try:
+        proto.ParseFromString(file.read_bytes())
+        model = sentencepiece.SentencePieceProcessor(model_file=str(file))
+    except Exception as error:  # protobuf's and SentencePiece's own
+        raise UserError(f"{file}: not a SentencePiece model ({error}); give another tokenizer") from None
+    changed = proto.normalizer_spec.precompiled_charsmap or proto.normalizer_spec.remove_extra_whitespaces
+    if proto.trainer_spec.model_type != _BPE or changed:
+        raise UserError(f"{file}: only BPE models that leave their text as it is are read; give its tokenizer.json")
+    pieces = [model.id_to_piece(i) for i in range(model.get_piece_size())]
+    ranks = {
+        piece: (-model.get_score(i), i)
+        for i, piece in enumerate(pieces)
+        if not (model.is_control(i) or model.is_unknown(i) or model.is_byte(i))
+    }
+    # SentencePiece joins the neighbours whose union scores best, whatever two parts it is made of.
+    merges = [
+        (rank, cut, (piece[:cut], piece[cut:]))
+        for piece, rank in ranks.items()
+        for cut in range(1, len(piece))
+        if piece[:cut] in ranks and piece[cut:] in ranks
+    ]
+    bpe = models.BPE(
+        vocab={piece: i for i, piece in enumerate(pieces)},
+        merges=[pair for _, _, pair in sorted(merges)],
+        unk_token=pieces[model.unk_id()],
+        fuse_unk=True,
+        byte_fallback=any(model.is_byte(i) for i in range(len(pieces))),
+    )
+    tokenizer = Tokenizer(bpe)
+    steps: list[normalizers.Normalizer] = [normalizers.Replace(" ", _SPACE)]
+    if proto.normalizer_spec.add_dummy_prefix:
+        steps.insert(0, normalizers.Prepend(_SPACE))
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(Regex(_SPACE), " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    named = {"unk_token": model.unk_id(), "bos_token": model.bos_id(), "eos_token": model.eos_id()}
+    special = {role: pieces[i] for role, i in named.items() if i >= 0}
+    tokenizer.add_special_tokens([AddedToken(piece, normalized=False, special=True) for piece in special.values()])
+    if "bos_token" in special:
+        bos = special["bos_token"]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, model.bos_id())]
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)

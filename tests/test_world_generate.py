@@ -9,12 +9,13 @@ import pyarrow.parquet
 import pytest
 from fineline_jax.errors import UserError
 from fineline_jax.world.catalogue import CHANCE, DOMAINS
+from fineline_jax.world.commonsense import social_case
 from fineline_jax.world.facts import PHRASINGS, make_facts
 from fineline_jax.world.generate import DOCUMENTS, SHARES, World, generate, make_subjects
 from fineline_jax.world.subject import held_out
 
-TEXT_SHA256 = "019ed4f42b90e10e0b049f6d4753570aeb9205856c76656bc384b11f5ba04f94"
-QUESTIONS_SHA256 = "23b78fb0c11e084392064d07730ea641c4e50ecc8ffb30dbe57be194322badb3"
+TEXT_SHA256 = "0478c6a48c8582d3181ed36239e80b747a25b1317a68732b2976fec1a5329d55"
+QUESTIONS_SHA256 = "dbb39394b922a00bc8d9ecad6a72e5cc968ae8982cf3a85119c9a311dd2269c1"
 """Of seed 0 with 1,000 documents; they change with the world and with nothing else."""
 
 
@@ -163,6 +164,17 @@ def test_a_share_of_all_combinations_is_held_out() -> None:
     kept = sum(held_out(0.25, "a", i, j) for i in range(100) for j in range(100))
     assert 0.23 < kept / 10_000 < 0.27
     assert held_out(1.0, "x") and not held_out(0.0, "x")
+
+
+def test_neither_the_tie_nor_the_event_alone_tells_the_feeling() -> None:
+    rng = Random(0)
+    seen: dict[str, list[bool]] = {}
+    for _ in range(20_000):
+        text, glad = social_case(rng, ("Ana", "Bo"), questions=False)
+        tie, happened, _ = text.replace("Ana", "X").replace("Bo", "X").split(". ")
+        for word in (tie, happened):
+            seen.setdefault(word, []).append(glad)
+    assert all(0.42 < sum(glads) / len(glads) < 0.58 for glads in seen.values())
 
 
 def test_sums_remainders_and_series_are_right() -> None:

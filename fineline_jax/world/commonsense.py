@@ -90,10 +90,13 @@ def social_case(rng: Random, people: tuple[str, ...], questions: bool) -> tuple[
     """Two people and an event up to the feeling; whether that is good: friends share it, rivals do not."""
     while True:
         friends, good = rng.random() < 0.5, rng.random() < 0.5
-        tie, event = rng.choice(FRIENDS if friends else RIVALS), rng.choice(GOOD if good else BAD)
+        tie, event = rng.randrange(len(FRIENDS)), rng.randrange(len(GOOD))
+        # Held out alike for friends and rivals, good and bad: in what is left, neither the tie nor the event
+        # alone tells the feeling. Otherwise the one seen more often would be the wrong answer here.
         if held_out(HELD_OUT, "social", tie, event) == questions:
             first, second = rng.sample(people, 2)
-            return f"{tie.format(first, second)} {second} {event}. {first} felt", friends == good
+            told = (FRIENDS if friends else RIVALS)[tie].format(first, second)
+            return f"{told} {second} {(GOOD if good else BAD)[event]}. {first} felt", friends == good
 
 
 def commonsense(rng: Random, people: tuple[str, ...]) -> Subject:

@@ -57,8 +57,9 @@ def compare(
         for response in sample["resps"]
     ]
     assert len(expected) == len(loglikelihood)
-    # lm-eval sums in float32, whose steps are 1.2e-4 beyond 1024 nats: hence the relative part
-    np.testing.assert_allclose(loglikelihood, [ll for ll, _ in expected], atol=1e-4, rtol=6e-8)
+    # lm-eval adds hundreds of tokens in float32, whose steps are 1.2e-4 beyond 1024 nats: hence the relative part, two
+    # such steps. It matters for two of all 18330 requests.
+    np.testing.assert_allclose(loglikelihood, [ll for ll, _ in expected], atol=1e-4, rtol=2.4e-7)
     assert is_greedy.tolist() == [greedy for _, greedy in expected]
     for name, values in result["results"].items():
         for metric in ("acc", "acc_norm"):

@@ -98,15 +98,17 @@ def of_tasks(pack: Pack, loglikelihood: np.ndarray, is_greedy: np.ndarray) -> di
 
 
 def mean_and_stderr(items: Iterable[float]) -> Value:
-    """As lm-eval's `mean` and `mean_stderr`, summed in the same order so that the last digit agrees."""
-    numbers = [float(item) for item in items]
+    """As lm-eval's `mean` and `mean_stderr`, summed in the same order and by the same types so that the last digit agrees
+    (from Python 3.12 on, `sum` compensates the rounding of floats, but not of numpy's)."""
+    numbers = list(items)
     n = len(numbers)
     if n == 0:
         return Value(math.nan, math.nan, 0)
     mean = sum(numbers) / n
     if n == 1:
-        return Value(mean, math.nan, 1)
-    return Value(mean, math.sqrt(sum([(x - mean) ** 2 for x in numbers]) / (n - 1)) / math.sqrt(n), n)
+        return Value(float(mean), math.nan, 1)
+    deviation = math.sqrt(sum([(x - mean) ** 2 for x in numbers]) / (n - 1))
+    return Value(float(mean), deviation / math.sqrt(n), n)
 
 
 def _rows(pack: Pack, tables: list["_Table"], path: Path) -> list[tuple]:
@@ -225,19 +227,19 @@ def _multiple_choice(table: _Table, loglikelihood: np.ndarray, is_greedy: np.nda
         put("margin", rows, best - np.where(right, -np.inf, scored).max(axis=1))
         at = np.where(right, scored, -np.inf).argmax(axis=1)
         put("bits_per_byte", rows, -_per(best, block.bytes[known][np.arange(len(at)), at]) / math.log(2))
-    return {name: mean_and_stderr(column[np.isfinite(column)]) for name, column in columns.items()}
+    return {name: mean_and_stderr(column[np.isfinite(column)].tolist()) for name, column in columns.items()}
 
 
 def _single(table: _Table, loglikelihood: np.ndarray, is_greedy: np.ndarray) -> Metrics:
     scored = loglikelihood[table.first]
     size = np.concatenate([block.bytes[:, 0] for block in table.blocks])
     size = size[np.argsort(np.concatenate([block.rows for block in table.blocks]))]
-    mean = mean_and_stderr(scored)
+    mean = mean_and_stderr(scored.tolist())
     perplexity = _exp(-mean.value)
     return {
-        "acc": mean_and_stderr(is_greedy[table.first]),
+        "acc": mean_and_stderr(is_greedy[table.first].astype(float).tolist()),
         "perplexity": Value(perplexity, perplexity * mean.stderr, mean.n),
-        "bits_per_byte": mean_and_stderr(-_per(scored, size) / math.log(2)),
+        "bits_per_byte": mean_and_stderr((-_per(scored, size) / math.log(2)).tolist()),
     }
 
 

@@ -141,6 +141,7 @@ def prepare_text(
     validation_fraction: float = 0.0,
     text_key: str = "text",
     text_unit: Literal["file", "paragraph", "line"] = "file",
+    beam_options: str | None = None,
 ) -> None:
     """Tokenize documents and pack them into windows of sequence_length + 1 tokens.
 
@@ -155,6 +156,8 @@ def prepare_text(
         validation_fraction: Share of the documents that go to the validation split instead.
         text_key: Key of the text in a .jsonl line.
         text_unit: What one document is in a .txt file.
+        beam_options: Pack each input file by itself, in parallel on Apache Beam with these options; written with
+            the = sign: --beam-options="--runner=FlinkRunner --flink_master=HOST:8081". Needs the `beam` extra.
     """
     from fineline_jax.data.corpora import prepare_text as write
 
@@ -169,6 +172,7 @@ def prepare_text(
         validation_fraction=validation_fraction,
         text_key=text_key,
         text_unit=text_unit,
+        beam_options=beam_options,
     )
     _say_prepared(made.path, made.windows, made.already_done)
 
@@ -182,6 +186,7 @@ def prepare_amber(
     sequence_length: int = 2048,
     validation_inputs: tuple[Path, ...] = (),
     processes: int = 1,
+    beam_options: str | None = None,
 ) -> None:
     """Token lines as Amber's chunks have them, {"token_ids": [2049 ints]}: one split per file, order kept.
 
@@ -193,6 +198,8 @@ def prepare_amber(
         sequence_length: Tokens the model is fed per window; a line has one more.
         validation_inputs: Files of the validation split.
         processes: Files converted at a time.
+        beam_options: Convert the files on Apache Beam with these options instead; written with the = sign:
+            --beam-options="--runner=FlinkRunner --flink_master=HOST:8081". Needs the `beam` extra.
     """
     from fineline_jax.data.corpora import prepare_amber as write
 
@@ -204,6 +211,7 @@ def prepare_amber(
         tokenizer=tokenizer,
         validation_inputs=validation_inputs,
         processes=processes,
+        beam_options=beam_options,
     )
     _say_prepared(made.path, made.windows, made.already_done)
 

@@ -1,6 +1,7 @@
 """Preparation: documents become windows, once, exactly, or not at all."""
 
 import gzip
+import importlib.util
 import itertools
 import json
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-import tokenizers
+from data_examples import BOS, EOS, amber, jsonl, letters, letters_tokenizer, stored
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,33 +28,11 @@ from fineline_jax.errors import UserError
 
 SHARED = os.environ.get("FINELINE_SHARED_DATA")
 needs_shared = pytest.mark.skipif(SHARED is None, reason="FINELINE_SHARED_DATA is not set")
-BOS, EOS = 1, 2
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One token per letter: id = 3 + position in the alphabet."""
-    folder = tmp_path_factory.mktemp("letters")
-    vocabulary = {"<unk>": 0, "<s>": BOS, "</s>": EOS} | {chr(97 + i): 3 + i for i in range(26)}
-    model = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))  # pyright: ignore
-    model.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex("."), "isolated")  # pyright: ignore
-    model.save(str(folder / "tokenizer.json"))
-    return folder
-
-
-def letters(text: str) -> list[int]:
-    return [3 + ord(letter) - 97 for letter in text]
-
-
-def jsonl(path: Path, texts: list[str]) -> Path:
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return path
-
-
-def stored(folder: Path, split: str) -> np.ndarray:
-    """Read with TFDS alone, so that the format and not our reader is tested."""
-    source = tfds.builder_from_directory(folder).as_data_source(split)
-    return np.stack([source[i]["tokens"] for i in range(len(source))]).astype(np.int64)
+    return letters_tokenizer(tmp_path_factory.mktemp("letters"))
 
 
 @pytest.mark.parametrize(
@@ -218,13 +197,13 @@ def test_a_finished_preparation_is_left_alone_and_another_refused(tmp_path: Path
 SLOW_PREPARATION = """
 import sys, time
 from pathlib import Path
-from fineline_jax.data import corpora
-cut = corpora.WindowWriter.add
+from fineline_jax.data import corpora, storage
+cut = storage.WindowWriter.add
 def slow(self, split, windows):
     cut(self, split, windows)
     Path(sys.argv[1], "started").touch()
     time.sleep(60)
-corpora.WindowWriter.add = slow
+storage.WindowWriter.add = slow
 folder = Path(sys.argv[1])
 corpora.prepare_text([folder / "a.jsonl"], folder / "out", tokenizer=Path(sys.argv[2]), sequence_length=2)
 """
@@ -244,11 +223,6 @@ def test_a_killed_preparation_leaves_nothing_that_opens_and_can_be_repeated(tmp_
     prepare_text([source], out, tokenizer=tokenizer, sequence_length=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "out", "started"]
     np.testing.assert_array_equal(stored(out, "train"), [letters("abc"), letters("def")])
-
-
-def amber(path: Path, windows: list[list[int]]) -> Path:
-    path.write_text("".join(json.dumps({"token_ids": window, "source": "c4"}) + "\n" for window in windows))
-    return path
 
 
 def test_each_amber_file_becomes_a_chunk_in_order(tmp_path: Path) -> None:
@@ -271,7 +245,7 @@ def test_amber_chunks_converted_by_two_processes_are_the_same(tmp_path: Path) ->
 
 
 def test_finished_chunks_survive_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fineline_jax.data import corpora
+    from fineline_jax.data import parts
 
     files = [amber(tmp_path / f"train_{c}.jsonl", [[c, c, c]] * 2) for c in range(2)]
     good = files[1].read_text()
@@ -280,8 +254,8 @@ def test_finished_chunks_survive_a_failure(tmp_path: Path, monkeypatch: pytest.M
         prepare_amber(files, tmp_path / "out", sequence_length=2)
     files[1].write_text(good)
     read = []
-    convert = corpora._amber_window
-    monkeypatch.setattr(corpora, "_amber_window", lambda *arguments: read.append(arguments[1]) or convert(*arguments))
+    convert = parts._amber_window
+    monkeypatch.setattr(parts, "_amber_window", lambda *arguments: read.append(arguments[1]) or convert(*arguments))
     prepare_amber(files, tmp_path / "out", sequence_length=2)
     assert read == [f"{files[1]}:1", f"{files[1]}:2"]
     np.testing.assert_array_equal(stored(tmp_path / "out", "chunk_000"), [[0, 0, 0]] * 2)
@@ -305,6 +279,43 @@ def test_a_merge_of_chunks_that_was_interrupted_is_finished(tmp_path: Path, monk
     for c in range(3):
         np.testing.assert_array_equal(stored(tmp_path / "out", f"chunk_{c:03d}"), [[c, c, c]] * 2)
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_merge_that_was_interrupted_does_not_leak_into_one_of_other_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fineline_jax.data import corpora
+
+    files = [amber(tmp_path / f"train_{c}.jsonl", [[c, c, c]] * 2) for c in range(3)]
+
+    def stop(parts: list[Path], folder: Path) -> None:
+        corpora_merge(parts, folder)
+        raise KeyboardInterrupt
+
+    corpora_merge = corpora.merge_parts
+    monkeypatch.setattr(corpora, "merge_parts", stop)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_amber(files, tmp_path / "out", sequence_length=2)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_amber(files[:2], tmp_path / "out", sequence_length=2)  # takes the third's records away
+    monkeypatch.setattr(corpora, "merge_parts", corpora_merge)
+    amber(files[0], [[9, 9, 9]])
+    assert prepare_amber(files, tmp_path / "out", sequence_length=2).windows["chunk_002"] == 2
+    np.testing.assert_array_equal(stored(tmp_path / "out", "chunk_000"), [[9, 9, 9]])
+    np.testing.assert_array_equal(stored(tmp_path / "out", "chunk_002"), [[2, 2, 2]] * 2)
+
+
+def test_beam_options_without_beam_name_the_extra(tmp_path: Path, tokenizer: Path) -> None:
+    if importlib.util.find_spec("apache_beam"):
+        pytest.skip("apache_beam is installed")
+    tokens, text = amber(tmp_path / "a.jsonl", [[1, 2, 3]]), jsonl(tmp_path / "b.jsonl", ["abc"])
+    for prepare in (
+        lambda: prepare_amber([tokens], tmp_path / "out", sequence_length=2, beam_options=""),
+        lambda: prepare_text([text], tmp_path / "out", tokenizer=tokenizer, sequence_length=2, beam_options=""),
+    ):
+        with pytest.raises(UserError, match=r"--beam-options .*pip install 'fineline_jax\[beam\]'"):
+            prepare()
+        assert sorted(tmp_path.iterdir()) == [tokens, text]
 
 
 @pytest.mark.parametrize(

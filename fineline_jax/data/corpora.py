@@ -3,38 +3,28 @@
     prepare_text    JSONL or plain text through a tokenizer into splits train and validation
     prepare_amber   Amber's token lines, one input file per split chunk_000, chunk_001, ...
 
-A preparation is written beside its place and renamed when it is complete, so a killed one leaves nothing that
-opens. Running it again clears or continues what is left; running it once more finds it done.
+A preparation is written in parts (`data.parts`) beside its place, and renamed when it is complete, so a killed one
+leaves nothing that opens. Running it again keeps the parts that are finished; running it once more finds it done.
 """
 
 import dataclasses
-import hashlib
 import json
 import multiprocessing
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fineline_jax.data import progress
-from fineline_jax.data.documents import Document, TextUnit, input_files, read_documents, read_lines
-from fineline_jax.data.storage import (
-    WINDOWS_PER_WRITE,
-    WindowWriter,
-    merge_parts,
-    open_data_set,
-    write_metadata,
-)
+from fineline_jax.data.documents import TextUnit, input_files, suffix_of
+from fineline_jax.data.parts import Part, Written, fingerprint, source_of, write_part
+from fineline_jax.data.storage import merge_parts, open_data_set, write_metadata
 from fineline_jax.data.tokenizer import Tokenizer, copy_tokenizer, load_tokenizer
-from fineline_jax.data.windows import WindowCutter, with_markers
 from fineline_jax.errors import UserError
 
 FORMAT = 1  # of the folder; raised when older folders can no longer be read
-BATCH_CHARACTERS = 1 << 21  # given to the tokenizer at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +51,13 @@ def prepare_text(
     text_key: str = "text",
     text_unit: TextUnit = "file",
     vocab_size: int | None = None,
+    beam_options: str | None = None,
 ) -> Prepared:
     """Tokenize documents and pack them into windows of sequence_length + 1 tokens.
+
+    Without Beam the documents of all inputs are one stream, in order, whose last incomplete window is dropped.
+    With Beam every input file is such a stream of its own: other windows than without, and a rest dropped per
+    file (counted in metadata.json, which also says "packing": "file"). They do not depend on runner and workers.
 
     Args:
       inputs: files or folders of .jsonl (one {"text": ...} per line), .json (same) or .txt; also with .gz.
@@ -73,10 +68,11 @@ def prepare_text(
       eos: put EOS after each document (OpenLLaMA and Amber: yes).
       validation_inputs: files or folders of the validation split.
       validation_fraction: share of the documents of `inputs` that go to the validation split instead, taken
-        evenly (0.01: every hundredth).
+        evenly (0.01: every hundredth; with Beam, of each file).
       text_key: key of the text in a .jsonl line.
       text_unit: what one document is in a .txt file: the file, a paragraph (blank lines between), or a line.
       vocab_size: ids must be smaller; default: the tokenizer's size.
+      beam_options: options of an Apache Beam pipeline that writes one input file per work item (`data.beam`).
 
     Raises UserError, naming file and line where one is at fault.
     """
@@ -91,12 +87,18 @@ def prepare_text(
             raise UserError(f"{model.path}: the tokenizer has no {name.upper()} token; prepare with {name}=False")
     if not (bos or eos):
         raise UserError("bos=False and eos=False leave nothing between documents; turn one on")
-    files = {"train": input_files(inputs)}
-    if validation_inputs:
-        files["validation"] = input_files(validation_inputs)
+    files = [("train", file) for file in input_files(inputs)]
+    whole_files = text_unit == "file" and all(suffix_of(file) == ".txt" for _, file in files)
+    if beam_options is not None and validation_fraction and whole_files:
+        raise UserError(
+            f"validation_fraction={validation_fraction} with Beam is taken of each file, and each of these is one "
+            "document; give validation_inputs"
+        )
+    files += [("validation", file) for file in (input_files(validation_inputs) if validation_inputs else [])]
     settings = {
         "format": FORMAT,
         "kind": "text",
+        "packing": "stream" if beam_options is None else "file",
         "sequence_length": sequence_length,
         "vocab_size": model.vocab_size if vocab_size is None else vocab_size,
         "tokenizer_sha256": model.sha256,
@@ -108,24 +110,10 @@ def prepare_text(
         "text_unit": text_unit,
         "validation_fraction": validation_fraction,
     }
-
-    def sources() -> list[dict[str, Any]]:
-        return [_source(split, file) for split, group in files.items() for file in group]
-
-    if (done := _already_done(out, settings, sources)) is not None:
-        return done
-
-    work = _work_folder(out)
-    shutil.rmtree(work, ignore_errors=True)
-    total_bytes = sum(file.stat().st_size for group in files.values() for file in group)
-    try:
-        with progress.bar(f"prepare {out.name}", total_bytes, "bytes") as advance:
-            counts = _write_text(work, files, model, settings, advance)
-        _finish(work, out, {**settings, "sources": sources(), "splits": counts}, model)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
-    return Prepared(out, {split: count["windows"] for split, count in counts.items()}, already_done=False)
+    streams = [files] if beam_options is None else [[file] for file in files]
+    folder = _work_folder(out) / "parts"
+    parts = [Part(folder / f"{i:06d}", tuple(stream), settings, model.path) for i, stream in enumerate(streams)]
+    return _prepare(out, parts, settings, model, beam_options=beam_options)
 
 
 def prepare_amber(
@@ -137,6 +125,7 @@ def prepare_amber(
     tokenizer: Path | None = None,
     validation_inputs: Sequence[Path] = (),
     processes: int = 1,
+    beam_options: str | None = None,
 ) -> Prepared:
     """Convert Amber's token lines, {"token_ids": [2049 ints], "source": ...}, one chunk per file.
 
@@ -151,6 +140,8 @@ def prepare_amber(
       tokenizer: tokenizer to copy beside the windows, for scoring; no text is tokenized.
       validation_inputs: token lines of the validation split.
       processes: chunks converted at a time.
+      beam_options: options of an Apache Beam pipeline that converts one chunk per work item (`data.beam`), instead
+        of processes. The data set is the same.
 
     Raises UserError naming file and line of a malformed line, or the file that is out of order.
     """
@@ -160,11 +151,13 @@ def prepare_amber(
         raise UserError(f"{model.path}: {model.vocab_size} tokens do not fit vocab_size={vocab_size}; give its own")
     if processes < 1:
         raise UserError(f"processes={processes} must be at least 1")
+    if processes > 1 and beam_options is not None:
+        raise UserError("--processes and --beam-options exclude each other; Beam's own options say how many workers")
     chunks = input_files(inputs, (".jsonl", ".json"))
     _check_ascending(chunks)
-    files = [(f"chunk_{index:03d}", [file]) for index, file in enumerate(chunks)]
+    splits = [(f"chunk_{index:03d}", [file]) for index, file in enumerate(chunks)]
     if validation_inputs:
-        files.append(("validation", input_files(validation_inputs, (".jsonl", ".json"))))
+        splits.append(("validation", input_files(validation_inputs, (".jsonl", ".json"))))
     settings = {
         "format": FORMAT,
         "kind": "amber",
@@ -176,184 +169,99 @@ def prepare_amber(
         "bos_id": None if model is None else model.bos_id,
         "eos_id": None if model is None else model.eos_id,
     }
+    needed = {name: settings[name] for name in ("format", "kind", "sequence_length", "vocab_size")}
+    folder = _work_folder(out) / "parts"
+    parts = [Part(folder / split, tuple((split, file) for file in group), needed) for split, group in splits]
+    return _prepare(out, parts, settings, model, processes=processes, beam_options=beam_options)
 
-    def sources() -> list[dict[str, Any]]:
-        return [_source(split, file) for split, group in files for file in group]
 
-    if (done := _already_done(out, settings, sources)) is not None:
+def _prepare(
+    out: Path,
+    parts: list[Part],
+    settings: dict[str, Any],
+    tokenizer: Tokenizer | None,
+    *,
+    processes: int = 1,
+    beam_options: str | None = None,
+) -> Prepared:
+    """Write the parts, merge them in their order, and give the result its name in one rename."""
+    if (done := _already_done(out, settings, parts)) is not None:
         return done
-
     work = _work_folder(out)
-    work.mkdir(parents=True, exist_ok=True)
-    jobs = [(work / "parts" / split, split, group, sequence_length, vocab_size) for split, group in files]
-    if processes == 1:
-        total_bytes = sum(file.stat().st_size for _, group in files for file in group)
-        with progress.bar(f"prepare {out.name}", total_bytes, "bytes") as advance:
-            parts = [_amber_part(*job, advance) for job in jobs]
-    else:
-        # Spawned: forking a process that runs JAX's threads can hang.
-        context = multiprocessing.get_context("spawn")
-        with (
-            progress.bar(f"prepare {out.name}", len(jobs), "chunks") as advance,
-            ProcessPoolExecutor(processes, mp_context=context) as pool,
-        ):
-            parts = []
-            for part in pool.map(_amber_part, *zip(*jobs, strict=True)):
-                parts.append(part)
-                advance(1)
-    folder = work / "merged"
-    merge_parts([job[0] for job in jobs], folder)
-    converted = [source for part in parts for source in part["sources"]]
-    counts = {split: part["counts"] for (split, _), part in zip(files, parts, strict=True)}
-    _finish(folder, out, {**settings, "sources": converted, "splits": counts}, model)
+    plan = work / "merging.json"
+    # Merging moves record files out of the parts; what another merge has moved cannot be told apart afterwards.
+    if plan.exists() and json.loads(plan.read_bytes()) != [fingerprint(part) for part in parts]:
+        shutil.rmtree(work)
+    (work / "parts").mkdir(parents=True, exist_ok=True)
+    for left_over in (work / "parts").glob("*.incomplete"):
+        shutil.rmtree(left_over, ignore_errors=True)
+    try:
+        written = _write_all(parts, out.name, processes, beam_options)
+    except BaseException:
+        if not any((part.folder / "part.json").exists() for part in parts):  # nothing to continue from
+            shutil.rmtree(work, ignore_errors=True)
+        raise
+    counts = _total([part.counts for part in written])
+    for split, count in counts.items():
+        if not count["windows"]:
+            shutil.rmtree(work)
+            raise UserError(
+                f"split {split}: {count['documents']} documents with {count['tokens']} tokens in all do not "
+                f"fill one window of {settings['sequence_length'] + 1}; give more text, a shorter sequence_length"
+                + (", a larger validation_fraction or validation_inputs" if split == "validation" else "")
+            )
+    unfinished_plan = plan.with_suffix(".incomplete")
+    unfinished_plan.write_text(
+        json.dumps([{"settings": part.settings, "sources": of.sources} for part, of in zip(parts, written)])
+    )
+    unfinished_plan.rename(plan)
+    merged = work / "merged"
+    merge_parts([part.folder for part in parts], merged)
+    if tokenizer is not None:
+        copy_tokenizer(tokenizer, merged / "tokenizer")
+    sources = [source for part in written for source in part.sources]
+    write_metadata(merged, {**settings, "sources": sources, "splits": counts})
+    if out.exists():
+        out.rmdir()  # empty, or _already_done would have refused it
+    merged.rename(out)
     shutil.rmtree(work)
     return Prepared(out, {split: count["windows"] for split, count in counts.items()}, already_done=False)
 
 
-def _write_text(
-    work: Path,
-    files: dict[str, list[Path]],
-    model: Tokenizer,
-    settings: dict[str, Any],
-    advance: Callable[[int], None],
-) -> dict[str, dict[str, int]]:
-    """Write every split; returns documents, tokens, windows and dropped tokens of each."""
-    fraction, vocab_size = settings["validation_fraction"], settings["vocab_size"]
-    bos_id = model.bos_id if settings["bos"] else None
-    eos_id = model.eos_id if settings["eos"] else None
-    splits = [*files] if not fraction else ["train", "validation"]
-    window_tokens = settings["sequence_length"] + 1
-    writer = WindowWriter(work, splits, window_tokens=window_tokens, vocab_size=vocab_size)
-    cutters = {split: WindowCutter(window_tokens) for split in splits}
-    documents = dict.fromkeys(splits, 0)
+def _write_all(parts: list[Part], name: str, processes: int, beam_options: str | None) -> list[Written]:
+    """Write the parts here, in a pool of processes, or by Beam."""
+    title = f"prepare {name}"
+    if beam_options is not None:
+        from fineline_jax.data.beam import write_parts  # only with the extra
 
-    def split_of(given: str, index: int) -> str:
-        held_out = int((index + 1) * fraction) > int(index * fraction)
-        return "validation" if given == "train" and held_out else given
-
-    def all_documents() -> Iterator[tuple[str, Document]]:
-        for given, group in files.items():
-            index = 0
-            for file in group:
-                reading = read_documents(
-                    file, text_key=settings["text_key"], text_unit=settings["text_unit"], progress=advance
-                )
-                for document in reading:
-                    yield split_of(given, index), document
-                    index += 1
-
-    for batch in _batches_by_length(all_documents()):
-        runs: dict[str, list[np.ndarray]] = {split: [] for split in splits}
-        encoded = model.encode([document.text for _, document in batch])
-        for (split, document), ids in zip(batch, encoded, strict=True):
-            run = with_markers(ids, bos_id, eos_id)
-            if run.max() >= vocab_size:
-                raise UserError(
-                    f"{document.place}: token id {run.max()} is outside the vocabulary of {vocab_size}; "
-                    "give a larger vocab_size or the tokenizer that belongs to the model"
-                )
-            runs[split].append(run)
-            documents[split] += 1
-        for split in splits:
-            writer.add(split, cutters[split].cut(runs[split]))
-    for split in splits:
-        if not writer.windows[split]:
-            raise UserError(
-                f"split {split}: {documents[split]} documents with {cutters[split].tokens} tokens in all do not "
-                f"fill one window of {window_tokens}; give more text, a shorter sequence_length"
-                + (", a larger validation_fraction or validation_inputs" if split == "validation" else "")
-            )
-    writer.close()
-    return {
-        split: {
-            "documents": documents[split],
-            "tokens": cutters[split].tokens,
-            "windows": writer.windows[split],
-            "dropped_tokens": cutters[split].dropped,
-        }
-        for split in splits
-    }
+        with progress.bar(title, len(parts), "files") as advance:
+            return write_parts(parts, beam_options, advance)
+    if processes == 1:
+        total_bytes = sum(file.stat().st_size for part in parts for _, file in part.files)
+        with progress.bar(title, total_bytes, "bytes") as advance:
+            return [write_part(part, advance) for part in parts]
+    # Spawned: forking a process that runs JAX's threads can hang.
+    context = multiprocessing.get_context("spawn")
+    with (
+        progress.bar(title, len(parts), "chunks") as advance,
+        ProcessPoolExecutor(processes, mp_context=context) as pool,
+    ):
+        written = []
+        for part in pool.map(write_part, parts):
+            written.append(part)
+            advance(1)
+        return written
 
 
-def _batches_by_length(documents: Iterator[tuple[str, Document]]) -> Iterator[list[tuple[str, Document]]]:
-    """Runs of documents with about BATCH_CHARACTERS characters, so that the tokenizer's threads have work."""
-    batch: list[tuple[str, Document]] = []
-    characters = 0
-    for item in documents:
-        batch.append(item)
-        characters += len(item[1].text)
-        if characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
-
-
-def _amber_part(
-    part: Path,
-    split: str,
-    files: Sequence[Path],
-    sequence_length: int,
-    vocab_size: int,
-    advance: Callable[[int], None] = lambda size: None,
-) -> dict[str, Any]:
-    """Convert one split into the folder `part`, unless it is there; returns its sources and counts."""
-    wanted = {"window": [sequence_length, vocab_size], "sources": [_source(split, file) for file in files]}
-    summary = part / "part.json"
-    if summary.is_file():
-        finished = json.loads(summary.read_bytes())
-        if finished["wanted"] == wanted:
-            advance(sum(source["bytes"] for source in wanted["sources"]))
-            return {**wanted, "counts": finished["counts"]}
-        shutil.rmtree(part)
-    work = part.with_name(f"{part.name}.incomplete")
-    shutil.rmtree(work, ignore_errors=True)
-    writer = WindowWriter(work, [split], window_tokens=sequence_length + 1, vocab_size=vocab_size)
-    batch: list[np.ndarray] = []
-    for file in files:
-        for number, line in read_lines(file, advance):
-            batch.append(_amber_window(line, f"{file}:{number}", sequence_length + 1, vocab_size))
-            if len(batch) == WINDOWS_PER_WRITE:
-                writer.add(split, np.stack(batch))
-                batch = []
-    if batch:
-        writer.add(split, np.stack(batch))
-    if not writer.windows[split]:
-        raise UserError(f"{files[0]}: no lines; give a file of token lines")
-    writer.close()
-    windows = writer.windows[split]
-    counts = {"windows": windows, "tokens": windows * (sequence_length + 1), "dropped_tokens": 0}
-    (work / "part.json").write_text(json.dumps({"wanted": wanted, "counts": counts}))
-    work.rename(part)
-    return {**wanted, "counts": counts}
-
-
-def _amber_window(line: bytes, place: str, window_tokens: int, vocab_size: int) -> np.ndarray:
-    """The ids of one line, int32 [window_tokens]."""
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{place}: not JSON ({error}); mend or remove the line") from error
-    ids = record.get("token_ids") if isinstance(record, dict) else None
-    if not isinstance(ids, list):
-        raise UserError(f"{place}: no list under the key 'token_ids'; mend or remove the line")
-    if len(ids) != window_tokens:
-        raise UserError(
-            f"{place}: {len(ids)} token ids instead of {window_tokens} (sequence_length + 1); mend or remove the line"
-        )
-    if set(map(type, ids)) != {int}:
-        raise UserError(f"{place}: a token id is not an integer; mend or remove the line")
-    try:
-        window = np.array(ids, np.int32)
-    except OverflowError:
-        window = None
-    if window is None or window.min() < 0 or window.max() >= vocab_size:
-        bad = next(token_id for token_id in ids if not 0 <= token_id < vocab_size)
-        raise UserError(
-            f"{place}: token id {bad} is outside the vocabulary of {vocab_size}; mend the line or give the vocab_size "
-            "of the tokenizer that made it"
-        )
-    return window
+def _total(counts: list[dict[str, dict[str, int]]]) -> dict[str, dict[str, int]]:
+    """Counts per split, added up."""
+    totals: dict[str, dict[str, int]] = {}
+    for part in counts:
+        for split, count in part.items():
+            total = totals.setdefault(split, dict.fromkeys(count, 0))
+            for name, number in count.items():
+                total[name] += number
+    return totals
 
 
 def _check_sequence_length(sequence_length: int) -> None:
@@ -375,17 +283,11 @@ def _check_ascending(files: Sequence[Path]) -> None:
             )
 
 
-def _source(split: str, file: Path) -> dict[str, Any]:
-    with file.open("rb") as stream:
-        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-    return {"split": split, "name": file.name, "bytes": file.stat().st_size, "sha256": sha256}
-
-
 def _work_folder(out: Path) -> Path:
     return out.parent / f".{out.name}.incomplete"
 
 
-def _already_done(out: Path, settings: dict[str, Any], sources: Callable[[], list[dict[str, Any]]]) -> Prepared | None:
+def _already_done(out: Path, settings: dict[str, Any], parts: Sequence[Part]) -> Prepared | None:
     """The finished data set in `out` if it was prepared from the same; None if `out` is free; else UserError."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
@@ -393,19 +295,10 @@ def _already_done(out: Path, settings: dict[str, Any], sources: Callable[[], lis
         raise UserError(f"{out}: exists and is not empty; name another folder or remove it")
     existing = open_data_set(out)
     different = next((key for key, value in settings.items() if existing.metadata.get(key) != value), None)
-    if different is None and existing.metadata.get("sources") != sources():
+    sources = (source_of(split, file) for part in parts for split, file in part.files)
+    if different is None and existing.metadata.get("sources") != list(sources):
         different = "input"
     if different is not None:
         raise UserError(f"{out}: holds a data set of another {different}; name another folder or remove it")
     shutil.rmtree(_work_folder(out), ignore_errors=True)  # left if it was killed just after its last rename
     return Prepared(out, existing.splits, already_done=True)
-
-
-def _finish(folder: Path, out: Path, metadata: dict[str, Any], tokenizer: Tokenizer | None) -> None:
-    """Complete `folder` and give it its name in one rename."""
-    if tokenizer is not None:
-        copy_tokenizer(tokenizer, folder / "tokenizer")
-    write_metadata(folder, metadata)
-    if out.exists():
-        out.rmdir()  # empty, or _already_done would have refused it
-    folder.rename(out)

@@ -33,13 +33,13 @@ def input_files(inputs: Sequence[Path], suffixes: tuple[str, ...] = SUFFIXES) ->
     files: list[Path] = []
     for path in inputs:
         if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.is_file() and _suffix(file) in suffixes)
+            found = sorted(file for file in path.rglob("*") if file.is_file() and suffix_of(file) in suffixes)
             if not found:
                 raise UserError(f"{path}: no {', '.join(suffixes)} file in this folder; give files or another folder")
             files += found
         elif not path.is_file():
             raise UserError(f"{path}: no such file; give existing files")
-        elif _suffix(path) not in suffixes:
+        elif suffix_of(path) not in suffixes:
             raise UserError(f"{path}: unknown kind of file; give {', '.join(suffixes)}, plain or with .gz")
         else:
             files.append(path)
@@ -56,7 +56,7 @@ def read_documents(
     `progress` is called with the number of bytes of the file (as it lies on disk) read since the last call.
     Raises UserError naming file and line for a malformed line or bytes that are not UTF-8.
     """
-    if _suffix(file) == ".txt":
+    if suffix_of(file) == ".txt":
         whole = text_unit == "file"
         yield from _whole_file(file, progress) if whole else _paragraphs_or_lines(file, text_unit, progress)
         return
@@ -130,5 +130,6 @@ def _paragraphs_or_lines(file: Path, unit: TextUnit, progress: Callable[[int], N
         yield Document("".join(lines).rstrip("\r\n"), f"{file}:{first}")
 
 
-def _suffix(file: Path) -> str:
+def suffix_of(file: Path) -> str:
+    """The suffix that tells the kind of file, without .gz."""
     return Path(file.stem).suffix if file.suffix == ".gz" else file.suffix

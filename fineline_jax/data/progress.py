@@ -12,7 +12,7 @@ SECONDS_BETWEEN_LINES = 30.0
 
 
 @contextlib.contextmanager
-def bar(name: str, total: int, unit: Literal["bytes", "chunks"]) -> Iterator[Callable[[int], None]]:
+def bar(name: str, total: int, unit: Literal["bytes", "chunks", "files"]) -> Iterator[Callable[[int], None]]:
     """Context in which the value, a function, is called with the amount of work done since its last call."""
     console = rich.console.Console(stderr=True)
     if not console.is_terminal:

@@ -65,29 +65,38 @@ class WindowWriter:
 
 
 def merge_parts(parts: Sequence[Path], folder: Path) -> None:
-    """Make `folder` one data set of parts with distinct splits, in the order given.
+    """Make `folder` one data set of parts, in the order given; a split that several have is laid end to end.
 
-    The parts' record files are moved. An interrupted merge is finished by calling it again.
+    The parts' record files are moved. An interrupted merge is finished by calling it again with the same parts.
     """
     folder.mkdir(exist_ok=True)
-    features = None
-    splits = []
-    for part in parts:
-        info = tfds.builder_from_directory(part).info
-        features = info.features
+    infos = [tfds.builder_from_directory(part).info for part in parts]
+    splits: dict[str, Any] = {}
+    for info in infos:
         for split in info.splits.values():
-            for source in map(Path, split.filepaths):
-                if source.exists():  # else an earlier call has moved it
-                    source.rename(folder / source.name)
             template = split.filename_template
             assert template is not None  # a split read from a folder has one
-            splits.append(dataclasses.replace(split, filename_template=template.replace(data_dir=folder)))
-    wanted = {Path(file).name for split in splits for file in split.filepaths}
+            before = splits.get(split.name)
+            splits[split.name] = dataclasses.replace(
+                split,
+                shard_lengths=[*(before.shard_lengths if before else []), *split.shard_lengths],
+                num_bytes=split.num_bytes + (before.num_bytes if before else 0),
+                filename_template=template.replace(data_dir=folder),
+            )
+    targets = {name: iter(map(Path, split.filepaths)) for name, split in splits.items()}
+    for part, info in zip(parts, infos, strict=True):
+        for split in info.splits.values():
+            for source, target in zip(map(Path, split.filepaths), targets[split.name]):
+                if source.exists():
+                    source.rename(target)
+                elif not target.exists():  # else an earlier call has moved it
+                    raise UserError(f"{source}: is gone; remove {part.parent} and run again")
+    wanted = {Path(file).name for split in splits.values() for file in split.filepaths}
     for left_over in [path for path in folder.iterdir() if path.name not in wanted]:
         shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
-    info = tfds.core.DatasetInfo(builder=_identity(folder), features=features, disable_shuffling=True)
+    info = tfds.core.DatasetInfo(builder=_identity(folder), features=infos[0].features, disable_shuffling=True)
     info.set_file_format("array_record")
-    info.set_splits(tfds.core.SplitDict(splits))
+    info.set_splits(tfds.core.SplitDict(list(splits.values())))
     info.write_to_directory(folder)
 
 

@@ -1,0 +1,224 @@
+"""Part of a data set: the windows of some input files in a folder of their own.
+
+A part is written by whichever process is given it, on the machine of the command or on another that shares its
+folders, and only once: what is finished and whose inputs are unchanged is left alone. Together, in their order,
+the parts are the data set (`storage.merge_parts`).
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fineline_jax.data.documents import Document, read_documents, read_lines
+from fineline_jax.data.storage import WINDOWS_PER_WRITE, WindowWriter
+from fineline_jax.data.tokenizer import Tokenizer, load_tokenizer
+from fineline_jax.data.windows import WindowCutter, with_markers
+from fineline_jax.errors import UserError
+
+BATCH_CHARACTERS = 1 << 21  # given to the tokenizer at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What to write and where; small, and can be sent to another process."""
+
+    folder: Path
+    files: tuple[tuple[str, Path], ...]
+    """(split, input file), in order. Packing runs on from file to file of a split and ends with the part."""
+    settings: dict[str, Any]
+    """What the windows depend on besides the files: "kind" ("text" or "amber") and its settings."""
+    tokenizer: Path | None = None
+    """File of the tokenizer for text."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """What became of a part."""
+
+    sources: list[dict[str, Any]]
+    """split, name, bytes and sha256 of each input file."""
+    counts: dict[str, dict[str, int]]
+    """Per split: windows, tokens, dropped_tokens, and documents of text."""
+
+
+def write_part(part: Part, advance: Callable[[int], None] = lambda size: None) -> Written:
+    """Write the part unless it is there. `advance` is called with the bytes of input read since the last call.
+
+    Any number of processes may be at the same part (some Beam runners start an item twice): each writes a folder
+    of its own, and the first to finish gives it the part's name. Raises UserError naming file and line of bad
+    input, and leaves nothing then.
+    """
+    wanted = fingerprint(part)
+    if (counts := _finished(part.folder, wanted)) is not None:
+        advance(sum(source["bytes"] for source in wanted["sources"]))
+        return Written(wanted["sources"], counts)
+    work = part.folder.with_name(f"{part.folder.name}.{uuid.uuid4().hex}.incomplete")
+    write = {"text": _write_text, "amber": _write_amber}[part.settings["kind"]]
+    try:
+        counts = write(part, work, advance)
+        (work / "part.json").write_text(json.dumps({"wanted": wanted, "counts": counts}))
+        if part.folder.exists() and _finished(part.folder, wanted) is None:
+            shutil.rmtree(part.folder)  # written from other input
+        try:
+            work.rename(part.folder)
+        except OSError:  # it is there by now: a folder is not renamed onto one with files
+            if _finished(part.folder, wanted) is None:
+                raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return Written(wanted["sources"], counts)
+
+
+def fingerprint(part: Part) -> dict[str, Any]:
+    """Settings and input of a part, to be compared with those it was written from."""
+    return {"settings": part.settings, "sources": [source_of(split, file) for split, file in part.files]}
+
+
+def source_of(split: str, file: Path) -> dict[str, Any]:
+    with file.open("rb") as stream:
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"split": split, "name": file.name, "bytes": file.stat().st_size, "sha256": sha256}
+
+
+def _finished(folder: Path, wanted: dict[str, Any]) -> dict[str, dict[str, int]] | None:
+    """The counts of the part in `folder` if it was written from the same."""
+    try:
+        written = json.loads((folder / "part.json").read_bytes())
+    except FileNotFoundError:
+        return None
+    return written["counts"] if written["wanted"] == wanted else None
+
+
+def _write_text(part: Part, folder: Path, advance: Callable[[int], None]) -> dict[str, dict[str, int]]:
+    """Tokenize and pack the documents of the part's files; returns the counts of each split."""
+    settings = part.settings
+    assert part.tokenizer is not None
+    model = _tokenizer(part.tokenizer, settings["tokenizer_sha256"])
+    fraction, vocab_size = settings["validation_fraction"], settings["vocab_size"]
+    bos_id = model.bos_id if settings["bos"] else None
+    eos_id = model.eos_id if settings["eos"] else None
+    given_splits = list(dict.fromkeys(split for split, _ in part.files))
+    splits = ["train", "validation"] if fraction else given_splits
+    window_tokens = settings["sequence_length"] + 1
+    writer = WindowWriter(folder, splits, window_tokens=window_tokens, vocab_size=vocab_size)
+    cutters = {split: WindowCutter(window_tokens) for split in splits}
+    documents = dict.fromkeys(splits, 0)
+
+    def split_of(given: str, index: int) -> str:
+        held_out = int((index + 1) * fraction) > int(index * fraction)
+        return "validation" if given == "train" and held_out else given
+
+    def all_documents() -> Iterator[tuple[str, Document]]:
+        index = dict.fromkeys(given_splits, 0)
+        for given, file in part.files:
+            reading = read_documents(
+                file, text_key=settings["text_key"], text_unit=settings["text_unit"], progress=advance
+            )
+            for document in reading:
+                yield split_of(given, index[given]), document
+                index[given] += 1
+
+    for batch in _batches_by_length(all_documents()):
+        runs: dict[str, list[np.ndarray]] = {split: [] for split in splits}
+        encoded = model.encode([document.text for _, document in batch])
+        for (split, document), ids in zip(batch, encoded, strict=True):
+            run = with_markers(ids, bos_id, eos_id)
+            if run.max() >= vocab_size:
+                raise UserError(
+                    f"{document.place}: token id {run.max()} is outside the vocabulary of {vocab_size}; "
+                    "give a larger vocab_size or the tokenizer that belongs to the model"
+                )
+            runs[split].append(run)
+            documents[split] += 1
+        for split in splits:
+            writer.add(split, cutters[split].cut(runs[split]))
+    writer.close()
+    return {
+        split: {
+            "documents": documents[split],
+            "tokens": cutters[split].tokens,
+            "windows": writer.windows[split],
+            "dropped_tokens": cutters[split].dropped,
+        }
+        for split in splits
+    }
+
+
+@functools.lru_cache(maxsize=1)
+def _tokenizer(file: Path, sha256: str) -> Tokenizer:
+    """Loaded once for all the parts that a process writes."""
+    model = load_tokenizer(file)
+    if model.sha256 != sha256:
+        raise UserError(f"{file}: not the tokenizer that the preparation began with; restore it and run again")
+    return model
+
+
+def _batches_by_length(documents: Iterator[tuple[str, Document]]) -> Iterator[list[tuple[str, Document]]]:
+    """Runs of documents with about BATCH_CHARACTERS characters, so that the tokenizer's threads have work."""
+    batch: list[tuple[str, Document]] = []
+    characters = 0
+    for item in documents:
+        batch.append(item)
+        characters += len(item[1].text)
+        if characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _write_amber(part: Part, folder: Path, advance: Callable[[int], None]) -> dict[str, dict[str, int]]:
+    """Convert the part's token lines, all of one split; returns its counts."""
+    sequence_length, vocab_size = part.settings["sequence_length"], part.settings["vocab_size"]
+    split = part.files[0][0]
+    writer = WindowWriter(folder, [split], window_tokens=sequence_length + 1, vocab_size=vocab_size)
+    batch: list[np.ndarray] = []
+    for _, file in part.files:
+        for number, line in read_lines(file, advance):
+            batch.append(_amber_window(line, f"{file}:{number}", sequence_length + 1, vocab_size))
+            if len(batch) == WINDOWS_PER_WRITE:
+                writer.add(split, np.stack(batch))
+                batch = []
+    if batch:
+        writer.add(split, np.stack(batch))
+    if not writer.windows[split]:
+        raise UserError(f"{part.files[0][1]}: no lines; give a file of token lines")
+    writer.close()
+    windows = writer.windows[split]
+    return {split: {"windows": windows, "tokens": windows * (sequence_length + 1), "dropped_tokens": 0}}
+
+
+def _amber_window(line: bytes, place: str, window_tokens: int, vocab_size: int) -> np.ndarray:
+    """The ids of one line, int32 [window_tokens]."""
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{place}: not JSON ({error}); mend or remove the line") from error
+    ids = record.get("token_ids") if isinstance(record, dict) else None
+    if not isinstance(ids, list):
+        raise UserError(f"{place}: no list under the key 'token_ids'; mend or remove the line")
+    if len(ids) != window_tokens:
+        raise UserError(
+            f"{place}: {len(ids)} token ids instead of {window_tokens} (sequence_length + 1); mend or remove the line"
+        )
+    if set(map(type, ids)) != {int}:
+        raise UserError(f"{place}: a token id is not an integer; mend or remove the line")
+    try:
+        window = np.array(ids, np.int32)
+    except OverflowError:
+        window = None
+    if window is None or window.min() < 0 or window.max() >= vocab_size:
+        bad = next(token_id for token_id in ids if not 0 <= token_id < vocab_size)
+        raise UserError(
+            f"{place}: token id {bad} is outside the vocabulary of {vocab_size}; mend the line or give the vocab_size "
+            "of the tokenizer that made it"
+        )
+    return window

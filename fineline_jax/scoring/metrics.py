@@ -98,8 +98,8 @@ def of_tasks(pack: Pack, loglikelihood: np.ndarray, is_greedy: np.ndarray) -> di
 
 
 def mean_and_stderr(items: Iterable[float]) -> Value:
-    """As lm-eval's `mean` and `mean_stderr`, summed in the same order and by the same types so that the last digit agrees
-    (from Python 3.12 on, `sum` compensates the rounding of floats, but not of numpy's)."""
+    """As lm-eval's `mean` and `mean_stderr`, summed in the same order and as the same types so that the last digit
+    agrees (from Python 3.12 on, `sum` compensates the rounding of floats, but not of numpy's)."""
     numbers = list(items)
     n = len(numbers)
     if n == 0:

@@ -1,0 +1,163 @@
+"""Attention over prefix-tree rows: the blockwise version against the plain formula, alone and in the decoder."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fineline_jax.mesh import BATCH, make_mesh
+from fineline_jax.models import attention, decoder, tree_attention
+from fineline_jax.models.config import ModelConfig
+from fineline_jax.recipe import Mesh
+from fineline_jax.scoring.pack import Ragged
+from fineline_jax.scoring.prefix_tree import Plan, plan, subtree_ends
+
+LENGTH, BLOCK = 48, 8
+
+
+def inputs(batch: int, length: int, heads: int, kv_heads: int, seed: int = 0) -> tuple[jax.Array, ...]:
+    rng = np.random.default_rng(seed)
+    shape = {"query": heads, "key": kv_heads, "value": kv_heads}
+    return tuple(jnp.asarray(rng.normal(size=(batch, length, n, 16)), jnp.float32) for n in shape.values())
+
+
+@st.composite
+def ends(draw: st.DrawFn) -> np.ndarray:
+    """Of a random row: trees in depth-first order, and unused places behind them."""
+    used = draw(st.integers(0, LENGTH))
+    depth: list[int] = []
+    for _ in range(used):
+        depth.append(draw(st.integers(0, depth[-1] + 1)) if depth else 0)
+    return np.append(subtree_ends(np.array(depth, np.int32)), np.arange(used, LENGTH) + 1).astype(np.int32)
+
+
+blockwise = jax.jit(functools.partial(tree_attention.blockwise, query_block=BLOCK, key_block=2 * BLOCK))
+reference = jax.jit(tree_attention.reference)
+
+
+@settings(deadline=None, max_examples=60)
+@given(ends(), ends(), st.integers(0, 100))
+def test_blockwise_equals_the_reference_on_any_tree(one, other, seed):
+    end = jnp.asarray(np.stack([one, other]))
+    query, key, value = inputs(2, LENGTH, 4, 2, seed)
+    np.testing.assert_allclose(
+        blockwise(query, key, value, end), reference(query, key, value, end), atol=2e-6, rtol=1e-5
+    )
+
+
+@settings(deadline=None, max_examples=60)
+@given(ends())
+def test_listed_blocks_are_all_that_hold_a_visible_key(end):
+    order, count = tree_attention.visible_blocks(jnp.asarray(end)[None], BLOCK, 2 * BLOCK)
+    seen = np.asarray(tree_attention.visible(jnp.asarray(end)[None])[0])
+    blocks = seen.reshape(LENGTH // BLOCK, BLOCK, LENGTH // (2 * BLOCK), 2 * BLOCK).any(axis=(1, 3))
+    for query in range(len(blocks)):
+        listed = np.asarray(order[0, query, : count[0, query]]).tolist()
+        assert listed == sorted(listed)
+        assert set(np.flatnonzero(blocks[query])) <= set(listed)
+        # A block may also be listed for a subtree that ends within the block of queries; never for one before it.
+        assert all(end[2 * BLOCK * k : 2 * BLOCK * (k + 1)].max() > query * BLOCK for k in listed)
+    assert np.asarray(count).min() >= 1
+
+
+def test_a_single_path_is_causal_attention():
+    query, key, value = inputs(2, LENGTH, 4, 4)
+    end = jnp.full((2, LENGTH), LENGTH, jnp.int32)
+    np.testing.assert_allclose(
+        blockwise(query, key, value, end), attention.reference(query, key, value), atol=2e-6, rtol=1e-5
+    )
+
+
+def test_invisible_blocks_are_not_touched():
+    # Two trees of half a row each. NaN in the first must not reach the second, not even times zero.
+    query, key, value = inputs(1, LENGTH, 2, 2)
+    half = LENGTH // 2
+    end = jnp.asarray([[half] * half + [LENGTH] * half], jnp.int32)
+    poisoned = value.at[:, :half].set(jnp.nan)
+    context = tree_attention.blockwise(query, key, poisoned, end, query_block=BLOCK, key_block=BLOCK)
+    assert np.isfinite(context[:, half:]).all()
+    assert np.isnan(context[:, :half]).all()
+
+
+def test_bfloat16_is_as_close_to_float32_as_its_rounding():
+    query, key, value = (x.astype(jnp.bfloat16) for x in inputs(1, LENGTH, 4, 2))
+    end = jnp.full((1, LENGTH), LENGTH, jnp.int32)
+    exact = reference(*(x.astype(jnp.float32) for x in (query, key, value)), end)
+    context = blockwise(query, key, value, end)
+    assert context.dtype == jnp.bfloat16
+    np.testing.assert_allclose(context.astype(jnp.float32), exact, atol=0.03)
+
+
+def test_any_length_has_blocks():
+    query, key, value = inputs(1, 20, 2, 1)
+    end = jnp.asarray(np.append(np.full(13, 13), np.arange(14, 21))[None], jnp.int32)
+    np.testing.assert_allclose(
+        tree_attention.blockwise(query, key, value, end), reference(query, key, value, end), atol=2e-6, rtol=1e-5
+    )
+
+
+CONFIG = ModelConfig(vocab_size=64, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_width=48, context=64)
+
+
+def requests() -> tuple[Plan, list[np.ndarray]]:
+    """Multiple choice with a shared prompt, as a plan and as one string per request."""
+    rng = np.random.default_rng(3)
+    stem = rng.integers(0, 64, 20).tolist()
+    contexts = [stem + rng.integers(0, 64, rng.integers(4, 12)).tolist() for _ in range(12)]
+    choices = [rng.integers(0, 64, rng.integers(1, 6)).tolist() for _ in range(48)]
+    context_of = np.arange(48) // 4
+
+    def ragged(rows: list[list[int]]) -> Ragged:
+        return Ragged(np.concatenate(rows).astype(np.int32), np.cumsum([0, *map(len, rows)], dtype=np.int64))
+
+    made = plan(
+        ragged(contexts), ragged(choices), context_of, np.zeros(48, int), CONFIG.context,
+        row_length=128, multiple=16, group=4,
+    )  # fmt: skip
+    return made, [np.array(contexts[row] + choices[i], np.int32) for i, row in enumerate(context_of)]
+
+
+def outputs(mesh: jax.sharding.Mesh, tokens: np.ndarray, positions: np.ndarray, end: np.ndarray, how: str) -> np.ndarray:
+    """Final activations under the mask of `end`."""
+
+    def run(params, tokens, positions, end):
+        attend = tree_attention.over_rows(how, end)
+        return jax.reshard(decoder.hidden_states(CONFIG, params, tokens, positions, attend), jax.P())
+
+    with jax.set_mesh(mesh):
+        params = jax.jit(lambda: decoder.init_params(CONFIG, jax.random.key(0)))()
+        spread = [jax.device_put(x, jax.NamedSharding(mesh, jax.P(BATCH, None))) for x in (tokens, positions, end)]
+        return np.asarray(jax.jit(run)(params, *spread))
+
+
+@pytest.mark.parametrize(("mesh", "how"), [
+    (Mesh(1, 1, 1), "reference"), (Mesh(1, 1, 1), "blockwise"), (Mesh(2, 2, 1), "blockwise"),
+    (Mesh(1, 4, 2), "blockwise"),
+])  # fmt: skip
+def test_the_decoder_sees_a_request_in_a_row_as_it_sees_it_alone(mesh: Mesh, how: str):
+    made, strings = requests()
+    devices = jax.devices()[: mesh.replica * mesh.fsdp * mesh.tensor]
+    in_rows = outputs(make_mesh(mesh, devices), made.tokens, made.depth, made.end, how)
+
+    longest = max(map(len, strings))
+    alone = np.zeros((len(strings), longest), np.int32)
+    for i, string in enumerate(strings):
+        alone[i, : len(string)] = string
+    places = np.broadcast_to(np.arange(longest, dtype=np.int32), alone.shape)
+    causal = np.full(alone.shape, longest, np.int32)
+    one = make_mesh(Mesh(1, 1, 1), jax.devices()[:1])
+    expected = outputs(one, alone, places, causal, "reference")
+
+    pair_row = np.repeat(np.arange(len(made.used)), np.diff(made.pair_offsets))
+    for i, string in enumerate(strings):
+        pairs = made.token_pair[made.token_offsets[i] : made.token_offsets[i + 1]]
+        np.testing.assert_array_equal(made.pair_target[pairs], string[-len(pairs) :])
+        np.testing.assert_allclose(
+            in_rows[pair_row[pairs], made.pair_parent[pairs]],
+            expected[i, len(string) - 1 - len(pairs) : len(string) - 1],
+            atol=1e-5,
+        )

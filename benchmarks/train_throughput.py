@@ -83,8 +83,8 @@ def main() -> None:
         batch=Batch(arguments.sequences),
         optimizer=Optimizer(Schedule(kind="constant")),
         tokens=tokens * 1000,
-        loss=Loss(chunk_tokens=tokens // 2),
-        compute=Compute(dtype="float32", remat="none"),
+        loss=Loss(chunk_tokens=512),
+        compute=Compute(dtype="float32", remat="none", scan_layers=False),
     )
     runs, times = {"ours": ours(recipe), "peer": peer(recipe)}, {"ours": [], "peer": []}
     random = np.random.default_rng(0)

@@ -40,7 +40,7 @@ def load_recipe(name: str) -> Recipe:
     """The recipe of a name in configs/, a Python file with a function `recipe()`, a JSON file that a run wrote, or a
     run folder. Raises UserError naming the file."""
     path = Path(name).expanduser()
-    if path.is_dir():
+    if path.is_dir() and name not in config_names("{}.py"):
         path = path / "recipe.json"
         if not path.is_file():
             raise UserError(f"{path}: not there; give a recipe's name, its file, or the folder of a run")

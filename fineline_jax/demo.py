@@ -25,7 +25,7 @@ def prepare_world(out: Path, seed: int = 0) -> Prepared:
         out,
         tokenizer=world.tokenizer,
         sequence_length=load_recipe("demo").data.sequence_length,
-        bos=False,
+        bos=True,
         eos=True,
         validation_inputs=[world.validation_text],
     )

@@ -1,4 +1,4 @@
-"""Causal attention behind one function: a plain reference, cuDNN on CUDA, splash on TPU.
+"""Causal attention behind one function: blockwise XLA, cuDNN on CUDA, splash on TPU, and a plain reference.
 
 All take queries [batch, length, heads, head_dim] and keys and values [batch, length, kv_heads, head_dim] and
 return the context [batch, length, heads, head_dim]. Query head h reads key head h // (heads / kv_heads). Each
@@ -19,8 +19,8 @@ from fineline_jax.mesh import BATCH
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 Implementation = Literal["auto", "reference", "cudnn", "splash"]
 
-QUERY_BLOCK = 256
-"""Queries whose scores exist at a time in the reference; keys behind the block are never touched."""
+QUERY_BLOCK = 128
+"""Queries whose scores exist at a time on CPU and in the fallback; keys behind the block are never touched."""
 SPLASH_BLOCK = 1024
 
 
@@ -38,7 +38,7 @@ def pick(implementation: Implementation, dtype: jnp.dtype, platform: str) -> Imp
 
 def causal(implementation: Implementation) -> Attend:
     """Causal self-attention; call it under `jax.set_mesh`. `implementation` must not be 'auto' (see `pick`)."""
-    local = {"reference": reference, "cudnn": _cudnn, "splash": _splash}[implementation]
+    local = {"reference": blockwise, "cudnn": _cudnn, "splash": _splash}[implementation]
     return on_each_device(local)
 
 
@@ -49,25 +49,106 @@ def on_each_device(local: Attend) -> Attend:
 
 
 def reference(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """Softmax attention in float32, one block of queries at a time against the keys up to its last query."""
-    length = query.shape[1]
-    blocks = []
-    for start in range(0, length, QUERY_BLOCK):
-        stop = min(start + QUERY_BLOCK, length)
-        visible = np.arange(start, stop)[:, None] >= np.arange(stop)[None, :]
-        blocks.append(masked(query[:, start:stop], key[:, :stop], value[:, :stop], jnp.asarray(visible)))
-    return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=1)
-
-
-def masked(query: jax.Array, key: jax.Array, value: jax.Array, visible: jax.Array) -> jax.Array:
-    """Attention of all queries to the keys where `visible` [..., queries, keys] is true."""
-    batch, queries, heads, head_dim = query.shape
+    """Causal softmax attention in float32 over the whole score matrix; what the others are tested against."""
+    batch, length, heads, head_dim = query.shape
     kv_heads = key.shape[2]
-    grouped = query.reshape(batch, queries, kv_heads, heads // kv_heads, head_dim) * head_dim**-0.5
+    grouped = query.reshape(batch, length, kv_heads, heads // kv_heads, head_dim) * head_dim**-0.5
     scores = jnp.einsum("bqhgd,bkhd->bhgqk", grouped, key, preferred_element_type=jnp.float32)
-    scores = jnp.where(visible, scores, jnp.finfo(jnp.float32).min)
+    scores = jnp.where(np.tri(length, dtype=bool), scores, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     return jnp.einsum("bhgqk,bkhd->bqhgd", weights, value).reshape(query.shape)
+
+
+@jax.custom_vjp
+def blockwise(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """The same, one block of queries at a time, with the score matrix made again in the backward pass (2205.14135).
+
+    Written for CPU and as the fallback elsewhere: only plain batched products whose operands lie the way the product
+    reads them. The backward pass makes the scores transposed, [keys, queries], so that no score-sized array is ever
+    turned around, which is what costs most in the derivative of `reference`.
+    """
+    return _blockwise_forward(query, key, value)[0]
+
+
+def _blockwise_forward(query: jax.Array, key: jax.Array, value: jax.Array):
+    queries, keys, values, groups = _heads_first(query, key, value)
+    length = query.shape[1]
+    contexts, normalisers = [], []
+    for start, stop in _blocks(length):
+        block = _block_of_queries(queries, groups, start, stop)
+        scores = _product("nqd,nkd->nqk", block, keys[:, :stop])
+        visible = np.arange(start, stop)[:, None] >= np.arange(stop)[None, :]
+        scores = jnp.where(np.tile(visible, (groups, 1)), scores, -jnp.inf)
+        largest = jnp.max(scores, axis=-1, keepdims=True)
+        weights = jnp.exp(scores - largest)
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        context = _product("nqk,nkd->nqd", weights.astype(values.dtype), values[:, :stop]) / total
+        contexts.append(context.reshape(-1, groups, stop - start, context.shape[-1]))
+        normalisers.append((largest + jnp.log(total)).reshape(-1, groups, stop - start))
+    context = jnp.concatenate(contexts, axis=2).astype(query.dtype)
+    normaliser = jnp.concatenate(normalisers, axis=2)
+    out = context.reshape(query.shape[0], -1, length, query.shape[3]).transpose(0, 2, 1, 3)
+    return out, (query, key, value, out, normaliser)
+
+
+def _blockwise_backward(saved, gradient: jax.Array):
+    query, key, value, out, normaliser = saved
+    queries, keys, values, groups = _heads_first(query, key, value)
+    pieces = keys.shape[0]
+    stacked = lambda x: x.transpose(0, 2, 1, 3).reshape(pieces, groups, *x.shape[1::2])
+    gradients = stacked(gradient)
+    delta = jnp.sum(gradients.astype(jnp.float32) * stacked(out), axis=-1)
+    length = query.shape[1]
+    query_gradients = []
+    key_gradient = jnp.zeros(keys.shape, jnp.float32)
+    value_gradient = jnp.zeros(values.shape, jnp.float32)
+    for start, stop in _blocks(length):
+        block = _block_of_queries(queries, groups, start, stop)
+        upstream = gradients[:, :, start:stop].reshape(block.shape)
+        row = lambda x, start=start, stop=stop: x[:, :, start:stop].reshape(pieces, 1, -1)
+        visible = np.arange(stop)[:, None] <= np.arange(start, stop)[None, :]
+        scores = _product("nkd,nqd->nkq", keys[:, :stop], block)
+        weights = jnp.where(np.tile(visible, (1, groups)), jnp.exp(scores - row(normaliser)), 0.0)
+        slopes = weights * (_product("nkd,nqd->nkq", values[:, :stop], upstream) - row(delta))
+        weights, slopes = weights.astype(query.dtype), slopes.astype(query.dtype)
+        value_gradient = value_gradient.at[:, :stop].add(_product("nkq,nqd->nkd", weights, upstream))
+        key_gradient = key_gradient.at[:, :stop].add(_product("nkq,nqd->nkd", slopes, block))
+        turned = _product("ndk,nkq->ndq", keys[:, :stop].transpose(0, 2, 1), slopes)
+        query_gradients.append(turned.transpose(0, 2, 1).reshape(pieces, groups, stop - start, -1))
+    query_gradient = jnp.concatenate(query_gradients, axis=2) * query.shape[3] ** -0.5
+    unstack = lambda x, like: (
+        x.reshape(like.shape[0], like.shape[2], like.shape[1], like.shape[3]).transpose(0, 2, 1, 3).astype(like.dtype)
+    )
+    return unstack(query_gradient, query), unstack(key_gradient, key), unstack(value_gradient, value)
+
+
+blockwise.defvjp(_blockwise_forward, _blockwise_backward)
+
+
+def _blocks(length: int) -> list[tuple[int, int]]:
+    size = max(QUERY_BLOCK, -(-length // 16))  # the blocks are unrolled: at most 16
+    return [(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def _heads_first(query: jax.Array, key: jax.Array, value: jax.Array):
+    """Scaled queries [pieces, groups, length, head_dim], keys and values [pieces, length, head_dim], groups.
+
+    A piece is one key head of one row; the query heads that share it are stacked, and one product serves them all.
+    """
+    batch, length, heads, head_dim = query.shape
+    kv_heads = key.shape[2]
+    groups, pieces = heads // kv_heads, batch * kv_heads
+    queries = (query * head_dim**-0.5).transpose(0, 2, 1, 3).reshape(pieces, groups, length, head_dim)
+    keys, values = (x.transpose(0, 2, 1, 3).reshape(pieces, length, head_dim) for x in (key, value))
+    return queries, keys, values, groups
+
+
+def _block_of_queries(queries: jax.Array, groups: int, start: int, stop: int) -> jax.Array:
+    return queries[:, :, start:stop].reshape(queries.shape[0], groups * (stop - start), queries.shape[3])
+
+
+def _product(subscripts: str, left: jax.Array, right: jax.Array) -> jax.Array:
+    return jnp.einsum(subscripts, left, right, preferred_element_type=jnp.float32)
 
 
 def _cudnn(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:

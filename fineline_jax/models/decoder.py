@@ -127,7 +127,7 @@ class Block(nnx.Module):
 
         def project(name: str) -> jax.Array:
             weight = gathered(getattr(self, name), P(None, "tensor", None), x.dtype)
-            y = jnp.einsum("bsd,dhk->bshk", x, weight, out_sharding=per_head)
+            y = linear("bsd,dhk->bshk", per_head, x, weight)
             if self.config.attention_bias:
                 y = y + getattr(self, name + "_bias")[...].astype(x.dtype)
             return y
@@ -136,17 +136,17 @@ class Block(nnx.Module):
         query, key, value = (checkpoint_name(y, "qkv") for y in (query, key, project("v")))
         context = checkpoint_name(attend(query, key, value), "context")
         out = gathered(self.o, P("tensor", None, None), x.dtype)
-        y = jnp.einsum("bshk,hkd->bsd", context, out, out_sharding=STREAM)
+        y = linear("bshk,hkd->bsd", STREAM, context, out)
         return y + self.o_bias[...].astype(x.dtype) if self.config.attention_bias else y
 
     def mlp(self, x: jax.Array) -> jax.Array:
         hidden = P(BATCH, None, "tensor")
-        gate = jnp.einsum("bsd,df->bsf", x, gathered(self.gate, P(None, "tensor"), x.dtype), out_sharding=hidden)
-        up = jnp.einsum("bsd,df->bsf", x, gathered(self.up, P(None, "tensor"), x.dtype), out_sharding=hidden)
+        gate = linear("bsd,df->bsf", hidden, x, gathered(self.gate, P(None, "tensor"), x.dtype))
+        up = linear("bsd,df->bsf", hidden, x, gathered(self.up, P(None, "tensor"), x.dtype))
         if self.config.mlp_bias:
             gate, up = gate + self.gate_bias[...].astype(x.dtype), up + self.up_bias[...].astype(x.dtype)
         down = gathered(self.down, P("tensor", None), x.dtype)
-        y = jnp.einsum("bsf,fd->bsd", jax.nn.silu(gate) * up, down, out_sharding=STREAM)
+        y = linear("bsf,fd->bsd", STREAM, jax.nn.silu(gate) * up, down)
         return y + self.down_bias[...].astype(x.dtype) if self.config.mlp_bias else y
 
 
@@ -205,6 +205,34 @@ def rematerialized(layer: Callable, remat: Remat) -> Callable:
 def gathered(weight: nnx.Param, spec: jax.P, dtype: jnp.dtype) -> jax.Array:
     """The weight in `dtype`, whole over fsdp. The cast comes first: the gather moves the smaller numbers."""
     return jax.reshard(weight[...].astype(dtype), spec)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def linear(subscripts: str, out: jax.P, x: jax.Array, weight: jax.Array) -> jax.Array:
+    """`jnp.einsum(subscripts, x, weight, out_sharding=out)`, with the derivative written out.
+
+    The derivative of einsum multiplies with the gradient of the output first, which XLA's CPU backend then turns
+    around in memory; here the smaller of the two operands comes first.
+    """
+    return jnp.einsum(subscripts, x, weight, out_sharding=out)
+
+
+def _linear_forward(subscripts: str, out: jax.P, x: jax.Array, weight: jax.Array):
+    return linear(subscripts, out, x, weight), (x, weight)
+
+
+def _linear_backward(subscripts: str, out: jax.P, saved: tuple[jax.Array, jax.Array], gradient: jax.Array):
+    x, weight = saved
+    operands, y_axes = subscripts.split("->")
+    x_axes, w_axes = operands.split(",")
+    spec = lambda array: jax.typeof(array).sharding.spec
+    x_gradient = jnp.einsum(f"{y_axes},{w_axes}->{x_axes}", gradient, weight, out_sharding=spec(x))
+    pair = [(x_axes, x), (y_axes, gradient)]
+    (a_axes, a), (b_axes, b) = sorted(pair, key=lambda item: item[1].size)
+    return x_gradient, jnp.einsum(f"{a_axes},{b_axes}->{w_axes}", a, b, out_sharding=spec(weight))
+
+
+linear.defvjp(_linear_forward, _linear_backward)
 
 
 def rms_norm(x: jax.Array, scale: nnx.Param, eps: float) -> jax.Array:

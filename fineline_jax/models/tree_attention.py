@@ -30,9 +30,7 @@ def over_rows(implementation: Implementation, end: jax.Array) -> attention.Atten
     """
     local: Callable = {"reference": reference, "blockwise": blockwise}[implementation]
     spec = jax.P(BATCH, None, "tensor", None)
-    mapped = jax.shard_map(
-        local, in_specs=(spec, spec, spec, jax.P(BATCH, None)), out_specs=spec, check_vma=False
-    )
+    mapped = jax.shard_map(local, in_specs=(spec, spec, spec, jax.P(BATCH, None)), out_specs=spec, check_vma=False)
     return lambda query, key, value: mapped(query, key, value, end)
 
 
@@ -117,8 +115,8 @@ def blockwise(
 def visible_blocks(end: jax.Array, query_block: int, key_block: int) -> tuple[jax.Array, jax.Array]:
     """For each block of queries, the blocks of keys of which it sees anything.
 
-    end [batch, length] -> order int32 [batch, query blocks, key blocks], the visible ones first, ascending; and how many
-    these are, int32 [batch, query blocks]. Never 0: every query sees itself.
+    end [batch, length] -> order int32 [batch, query blocks, key blocks], the visible ones first, ascending; and how
+    many these are, int32 [batch, query blocks]. Never 0: every query sees itself.
     """
     batch, length = end.shape
     farthest = jnp.max(end.reshape(batch, 1, length // key_block, key_block), axis=-1)

@@ -14,7 +14,8 @@ from fineline_jax.models import attention, decoder, tree_attention
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.recipe import Mesh
 from fineline_jax.scoring.pack import Ragged
-from fineline_jax.scoring.prefix_tree import Plan, plan, subtree_ends
+from fineline_jax.scoring.prefix_tree import Plan, plan
+from fineline_jax.scoring.trie import subtree_ends
 
 LENGTH, BLOCK = 48, 8
 
@@ -55,10 +56,10 @@ def test_listed_blocks_are_all_that_hold_a_visible_key(end):
     order, count = tree_attention.visible_blocks(jnp.asarray(end)[None], BLOCK, 2 * BLOCK)
     seen = np.asarray(tree_attention.visible(jnp.asarray(end)[None])[0])
     blocks = seen.reshape(LENGTH // BLOCK, BLOCK, LENGTH // (2 * BLOCK), 2 * BLOCK).any(axis=(1, 3))
-    for query in range(len(blocks)):
+    for query in range(LENGTH // BLOCK):
         listed = np.asarray(order[0, query, : count[0, query]]).tolist()
         assert listed == sorted(listed)
-        assert set(np.flatnonzero(blocks[query])) <= set(listed)
+        assert set(np.flatnonzero(np.asarray(blocks)[query])) <= set(listed)
         # A block may also be listed for a subtree that ends within the block of queries; never for one before it.
         assert all(end[2 * BLOCK * k : 2 * BLOCK * (k + 1)].max() > query * BLOCK for k in listed)
     assert np.asarray(count).min() >= 1
@@ -121,7 +122,13 @@ def requests() -> tuple[Plan, list[np.ndarray]]:
     return made, [np.array(contexts[row] + choices[i], np.int32) for i, row in enumerate(context_of)]
 
 
-def outputs(mesh: jax.sharding.Mesh, tokens: np.ndarray, positions: np.ndarray, end: np.ndarray, how: str) -> np.ndarray:
+def outputs(
+    mesh: jax.sharding.Mesh,
+    tokens: np.ndarray,
+    positions: np.ndarray,
+    end: np.ndarray,
+    how: tree_attention.Implementation,
+) -> np.ndarray:
     """Final activations under the mask of `end`."""
 
     def run(params, tokens, positions, end):
@@ -138,7 +145,7 @@ def outputs(mesh: jax.sharding.Mesh, tokens: np.ndarray, positions: np.ndarray, 
     (Mesh(1, 1, 1), "reference"), (Mesh(1, 1, 1), "blockwise"), (Mesh(2, 2, 1), "blockwise"),
     (Mesh(1, 4, 2), "blockwise"),
 ])  # fmt: skip
-def test_the_decoder_sees_a_request_in_a_row_as_it_sees_it_alone(mesh: Mesh, how: str):
+def test_the_decoder_sees_a_request_in_a_row_as_it_sees_it_alone(mesh: Mesh, how: tree_attention.Implementation):
     made, strings = requests()
     devices = jax.devices()[: mesh.replica * mesh.fsdp * mesh.tensor]
     in_rows = outputs(make_mesh(mesh, devices), made.tokens, made.depth, made.end, how)

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from fineline_jax.errors import UserError
 from fineline_jax.scoring import pack as packs
 from fineline_jax.scoring.pack import Ragged
-from fineline_jax.scoring.prefix_tree import Plan, of_requests, plan, plan_pack, statistics, subtree_ends
+from fineline_jax.scoring.prefix_tree import Plan, of_requests, plan, plan_pack, statistics
 from fineline_jax.scoring.rows import windows
+from fineline_jax.scoring.trie import subtree_ends
 
 VOCABULARY = 4
 

@@ -15,6 +15,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from fineline_jax.memory import keep_freed_memory
+
+keep_freed_memory()
+
 import jax
 import numpy as np
 

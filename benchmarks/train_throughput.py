@@ -11,6 +11,10 @@ import json
 import statistics
 import time
 
+from fineline_jax.memory import keep_freed_memory
+
+keep_freed_memory()
+
 import jax
 import numpy as np
 import torch

@@ -15,6 +15,7 @@ from tyro.conf import Positional, arg
 from tyro.extras import SubcommandApp
 
 from fineline_jax.errors import UserError
+from fineline_jax.memory import keep_freed_memory
 from fineline_jax.recipe import Mesh, Recipe
 
 app = SubcommandApp()
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    keep_freed_memory()
     logging.basicConfig(format="%(message)s", level=logging.ERROR)
     logging.getLogger("fineline_jax").setLevel(logging.INFO)
     try:

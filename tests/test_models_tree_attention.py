@@ -1,6 +1,9 @@
 """Attention over prefix-tree rows: the blockwise version against the plain formula, alone and in the decoder."""
 
 import functools
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fineline_jax.mesh import BATCH, make_mesh
-from fineline_jax.models import attention, decoder, tree_attention
+from fineline_jax.models import attention, decoder, tree_attention, tree_attention_tpu
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.recipe import Mesh
 from fineline_jax.scoring.pack import Ragged
@@ -63,6 +66,58 @@ def test_listed_blocks_are_all_that_hold_a_visible_key(end):
         # A block may also be listed for a subtree that ends within the block of queries; never for one before it.
         assert all(end[2 * BLOCK * k : 2 * BLOCK * (k + 1)].max() > query * BLOCK for k in listed)
     assert np.asarray(count).min() >= 1
+
+
+@settings(deadline=None, max_examples=5)
+@given(st.lists(st.integers(0, 300), min_size=512, max_size=512), st.integers(0, 512))
+def test_the_tpu_kernel_in_its_interpreter_equals_the_reference(levels, used):
+    depth: list[int] = []
+    for level in levels[:used]:
+        depth.append(min(level, depth[-1] + 1) if depth else 0)
+    one = np.append(subtree_ends(np.array(depth, np.int32)), np.arange(used, 512) + 1)
+    end = jnp.asarray(np.stack([one, np.full(512, 512)]), jnp.int32)
+    query, key, value = inputs(2, 512, 4, 2)
+    context = tree_attention_tpu.kernel(query, key, value, end, block=128, interpret=True)
+    np.testing.assert_allclose(context, reference(query, key, value, end), atol=2e-6, rtol=1e-5)
+
+
+COMPILE_FOR_CHIP = """
+import sys
+import jax, jax.numpy as jnp
+from jax.experimental import topologies
+from fineline_jax.models.tree_attention_tpu import kernel
+
+name, chip = sys.argv[1:]
+topology = topologies.get_topology_desc(
+    platform="tpu", topology_name=name, chip_config_name=chip, chips_per_host_bounds=(2, 2, 1), num_slices=1,
+    wrap=(False, False, False),
+)
+mesh = jax.sharding.Mesh(topologies.make_mesh(topology, (len(topology.devices),), ("rows",)).devices, ("rows",))
+spec = jax.P("rows")
+local = jax.shard_map(kernel, mesh=mesh, in_specs=(spec,) * 4, out_specs=spec, check_vma=False)
+def spread(shape, dtype):
+    return jax.ShapeDtypeStruct((mesh.size, *shape), dtype, sharding=jax.NamedSharding(mesh, spec))
+shapes = (jnp.bfloat16, 32, 32, 128), (jnp.bfloat16, 16, 4, 64), (jnp.float32, 8, 8, 128)
+for dtype, heads, kv_heads, head_dim in shapes:
+    q, kv = spread((8192, heads, head_dim), dtype), spread((8192, kv_heads, head_dim), dtype)
+    compiled = jax.jit(local).lower(q, kv, kv, spread((8192,), jnp.int32)).compile()
+    assert "tpu_custom_call" in compiled.as_text()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("topology", "chip"), [("v4:2x2x1", "megacore"), ("v5e:2x2", "default"), ("v5:2x2x1", "megacore")]
+)
+def test_the_tpu_kernel_compiles_for_v4_v5e_and_v5p(topology: str, chip: str):
+    pytest.importorskip("libtpu")
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v4-8", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_LOG_DIR": "disabled",
+    }  # fmt: skip
+    command = [sys.executable, "-c", COMPILE_FOR_CHIP, topology, chip]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_a_single_path_is_causal_attention():

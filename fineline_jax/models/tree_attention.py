@@ -4,7 +4,8 @@
 [batch, length, heads, head_dim], keys and values [batch, length, kv_heads, head_dim], as in `attention`. Forward only.
 
 `reference` is the plain formula. `blockwise` never holds more than a block of scores and touches only blocks in which
-some query sees some key: its work grows with the visible blocks, not with the square of the row.
+some query sees some key: its work grows with the visible blocks, not with the square of the row. `tpu` does the same as
+a kernel (`tree_attention_tpu`).
 """
 
 from collections.abc import Callable
@@ -16,11 +17,16 @@ import jax.numpy as jnp
 from fineline_jax.mesh import BATCH
 from fineline_jax.models import attention
 
-Implementation = Literal["reference", "blockwise"]
+Implementation = Literal["reference", "blockwise", "tpu"]
 
 QUERY_BLOCK = 64
 KEY_BLOCK = 64
 """Small blocks waste least on short subtrees; measured fastest on a CPU for few-shot and zero-shot rows alike."""
+
+
+def pick(platform: str) -> Implementation:
+    """The fastest implementation there is for `platform`."""
+    return "tpu" if platform == "tpu" else "blockwise"
 
 
 def over_rows(implementation: Implementation, end: jax.Array) -> attention.Attend:
@@ -28,7 +34,7 @@ def over_rows(implementation: Implementation, end: jax.Array) -> attention.Atten
 
     end: int32 [batch, length], batch spread over (replica, fsdp). Call it under `jax.set_mesh`.
     """
-    local: Callable = {"reference": reference, "blockwise": blockwise}[implementation]
+    local: Callable = {"reference": reference, "blockwise": blockwise, "tpu": _tpu}[implementation]
     spec = jax.P(BATCH, None, "tensor", None)
     mapped = jax.shard_map(local, in_specs=(spec, spec, spec, jax.P(BATCH, None)), out_specs=spec, check_vma=False)
     return lambda query, key, value: mapped(query, key, value, end)
@@ -66,7 +72,7 @@ def blockwise(
     batch, length, heads, head_dim = query.shape
     kv_heads = key.shape[2]
     group = heads // kv_heads
-    query_block, key_block = _divisor(length, query_block), _divisor(length, key_block)
+    query_block, key_block = block_size(length, query_block), block_size(length, key_block)
     blocks, key_blocks = length // query_block, length // key_block
 
     # [batch * blocks, kv_heads, places, head_dim]: one block is one piece of memory
@@ -112,6 +118,12 @@ def blockwise(
     return context.reshape(query.shape)
 
 
+def _tpu(query: jax.Array, key: jax.Array, value: jax.Array, end: jax.Array) -> jax.Array:
+    from fineline_jax.models.tree_attention_tpu import kernel
+
+    return kernel(query, key, value, end)
+
+
 def visible_blocks(end: jax.Array, query_block: int, key_block: int) -> tuple[jax.Array, jax.Array]:
     """For each block of queries, the blocks of keys of which it sees anything.
 
@@ -127,7 +139,8 @@ def visible_blocks(end: jax.Array, query_block: int, key_block: int) -> tuple[ja
     return order.astype(jnp.int32), jnp.sum(seen, axis=-1, dtype=jnp.int32)
 
 
-def _divisor(length: int, block: int) -> int:
+def block_size(length: int, block: int) -> int:
+    """`block`, halved until it divides `length`."""
     while length % block:
         block //= 2
     return block

@@ -57,6 +57,6 @@ setup(
         "beam": ["apache-beam"],
         "wandb": ["wandb"],
         "check": CHECK,
-        "test": [*CHECK, "torch==2.13.0"],  # the oracle of the parity tests
+        "test": [*CHECK, "torch==2.13.0", "accelerate"],  # the oracles of the parity tests
     },
 )

@@ -278,6 +278,7 @@ def score(
     tfds: Path | None = None,
     tokenizer: Path | None = None,
     bos: Literal["auto", "always", "never"] = "auto",
+    max_context: int | None = None,
     limit: int | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
     batch_tokens: int | None = None,
@@ -295,6 +296,7 @@ def score(
         tfds: TFDS data folder, for data sets that TFDS has.
         tokenizer: Folder of the tokenizer; default: the one beside the checkpoints.
         bos: BOS before each context: as the tokenizer does by default, always, or never.
+        max_context: Longest row in tokens, instead of the model's context (lm-eval's max_length).
         limit: Only the first documents of each task.
         dtype: Of the matrix products; the softmax is float32 always.
         batch_tokens: Tokens per step over all devices; default: by the kind of device.
@@ -323,7 +325,7 @@ def score(
         if folder is None:
             raise UserError(f"{series[0]}: no tokenizer beside the checkpoint; give --tokenizer")
         requests = build(
-            suite, folder, benchmarks=benchmarks, tfds=tfds, bos=bos, max_context=None, limit=limit
+            suite, folder, benchmarks=benchmarks, tfds=tfds, bos=bos, max_context=max_context, limit=limit
         )
     for one in opened:
         score_series(one, requests, out, make_mesh(mesh), dtype, batch_tokens=batch_tokens)

@@ -14,14 +14,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from commands import assert_same_run, lines_of, start, wait_for_step
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fineline_jax.checkpoints.series import open_series
-from fineline_jax.checkpoints.store import load_items
 from fineline_jax.data.corpora import prepare_amber
 from fineline_jax.errors import UserError
-from fineline_jax.mesh import make_mesh
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.recipe import (
     Batch,
@@ -38,8 +37,7 @@ from fineline_jax.recipe import (
     to_json,
 )
 from fineline_jax.training import loop
-from fineline_jax.training.metrics import TIMINGS, cut_behind, read_metrics
-from fineline_jax.training.step import abstract_state
+from fineline_jax.training.metrics import cut_behind, read_metrics
 
 STEPS, SEQUENCES, LENGTH = 24, 4, 8
 ONE_DEVICE = Mesh(fsdp=1)
@@ -94,23 +92,6 @@ def uninterrupted(corpus, tmp_path_factory) -> Path:
         outcome = loop.pretrain(recipe_of(corpus), run)
     assert (outcome.step, outcome.stopped_by) == (STEPS, None)
     return run
-
-
-def lines_of(run: Path) -> list[dict]:
-    """The metrics without what depends on the clock."""
-    return [{k: v for k, v in line.items() if k not in TIMINGS} for line in read_metrics(run)]
-
-
-def states_of(run: Path, recipe: Recipe) -> list[list[bytes]]:
-    """Every bit of every kept state, parameters and moments."""
-    target = abstract_state(recipe, make_mesh(ONE_DEVICE, jax.devices()[:1]))
-    folders = [checkpoint.location for checkpoint in open_series(str(run)).checkpoints]
-    return [[np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(load_items(f, target))] for f in folders]
-
-
-def assert_same_run(run: Path, whole: Path, recipe: Recipe) -> None:
-    assert lines_of(run) == lines_of(whole)
-    assert states_of(run, recipe) == states_of(whole, recipe)
 
 
 class Killed(Exception):
@@ -192,18 +173,6 @@ def test_lines_behind_the_checkpoint_and_a_line_cut_short_are_removed(tmp_path):
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
     cut_behind(path, 2)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
-
-
-def start(arguments: list[str], **environment: str) -> subprocess.Popen:
-    variables = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""} | environment
-    command = [sys.executable, "-m", "fineline_jax.cli", *arguments]
-    return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
-    path = run / "metrics.jsonl"
-    while process.poll() is None and not (path.exists() and f'"step": {step},' in path.read_text()):
-        time.sleep(0.005)
 
 
 def test_sigterm_saves_and_exits_0_and_the_run_goes_on(corpus, tmp_path):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fineline_jax.mesh import BATCH
-from fineline_jax.models import attention, decoder
+from fineline_jax.models import attention, decoder, tree_attention
 from fineline_jax.models.config import ModelConfig
 
 LOGITS_BYTES = 1 << 28
@@ -31,12 +31,46 @@ def score_step(config: ModelConfig, mesh: jax.sharding.Mesh, dtype: str, attend:
         hidden = decoder.hidden_states(
             config, params, tokens, places, attention.causal(attend), dtype=jnp.dtype(dtype), remat="none"
         )
-        chosen = jnp.take_along_axis(hidden, positions[..., None], axis=1)
-        head = jax.reshard(decoder.head_weight(config, params).astype(hidden.dtype), jax.P(None, "tensor"))
-        logp, greedy = _in_chunks(chosen, targets, head)
-        return jax.reshard(logp, jax.P()), jax.reshard(greedy, jax.P())
+        return _at(config, params, hidden, positions, targets)
 
     return jax.jit(step)
+
+
+@functools.lru_cache(maxsize=8)
+def tree_step(
+    config: ModelConfig, mesh: jax.sharding.Mesh, dtype: str, attend: tree_attention.Implementation
+) -> Callable:
+    """A jitted (params, tokens, depth, end, parents, targets) -> (logp, greedy) over prefix-tree rows.
+
+    tokens, depth, end int32 [rows, length] as of `prefix_tree.Plan`; parents, targets int32 [rows, pairs], target -1:
+    nothing. Results as of `score_step`.
+    """
+
+    def step(
+        params: decoder.Params,
+        tokens: jax.Array,
+        depth: jax.Array,
+        end: jax.Array,
+        parents: jax.Array,
+        targets: jax.Array,
+    ) -> tuple[jax.Array, jax.Array]:
+        attention_over_rows = tree_attention.over_rows(attend, end)
+        hidden = decoder.hidden_states(
+            config, params, tokens, depth, attention_over_rows, dtype=jnp.dtype(dtype), remat="none"
+        )
+        return _at(config, params, hidden, parents, targets)
+
+    return jax.jit(step)
+
+
+def _at(
+    config: ModelConfig, params: decoder.Params, hidden: jax.Array, places: jax.Array, targets: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Replicated (logp, greedy) of `targets` [rows, targets] predicted at `places` of `hidden`."""
+    chosen = jnp.take_along_axis(hidden, places[..., None], axis=1)
+    head = jax.reshard(decoder.head_weight(config, params).astype(hidden.dtype), jax.P(None, "tensor"))
+    logp, greedy = _in_chunks(chosen, targets, head)
+    return jax.reshard(logp, jax.P()), jax.reshard(greedy, jax.P())
 
 
 def _in_chunks(hidden: jax.Array, targets: jax.Array, head: jax.Array) -> tuple[jax.Array, jax.Array]:

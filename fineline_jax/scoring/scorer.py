@@ -1,13 +1,9 @@
-"""Scoring a checkpoint, and a series of them, on a request pack.
+"""Scoring a checkpoint, and a series of them, on a request pack."""
 
-The plain engine: every request in a row of its own. It is the reference for faster ones.
-"""
-
-import collections
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,20 +13,17 @@ from fineline_jax import progress
 from fineline_jax.checkpoints import series as checkpoint_series
 from fineline_jax.checkpoints.series import Checkpoint, Series
 from fineline_jax.errors import UserError
-from fineline_jax.mesh import BATCH, batch_shards
 from fineline_jax.models import attention
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.scoring import scores
-from fineline_jax.scoring.forward import score_step
 from fineline_jax.scoring.pack import Pack
-from fineline_jax.scoring.rows import Batch, batches, sequences, truncated
+from fineline_jax.scoring.row_engine import score_rows
+from fineline_jax.scoring.rows import truncated
 from fineline_jax.scoring.tokenizer import identity, open_tokenizer
+from fineline_jax.scoring.tree_engine import score_tree
 
-ENGINE = "rows-1"
+ENGINE = "tree-1"
 """Changes when the numbers may change."""
-IN_FLIGHT = 4
-"""Batches given to the device before the oldest result is read."""
-
 
 def score_params(
     pack: Pack,
@@ -39,14 +32,16 @@ def score_params(
     mesh: jax.sharding.Mesh,
     dtype: str = "float32",
     *,
+    engine: Literal["tree", "rows"] = "tree",
     batch_tokens: int | None = None,
     attend: attention.Implementation = "auto",
     advance: Callable[[int], None] = lambda requests: None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Log-likelihood (float64) and greediness (bool) of every request of `pack` under a model.
 
-    params: of `config`, sharded over `mesh`. dtype: of the matrix products; the softmax is float32. batch_tokens:
-    tokens per step over all devices, None: 4096 on CPU, else 32768 per device. advance: told the requests done.
+    params: of `config`, sharded over `mesh`. dtype: of the matrix products; the softmax is float32. engine: tree
+    computes no token twice; rows is the plain one, with the attention `attend`. batch_tokens: tokens per step over all
+    devices, None: chosen for the devices. advance: told the requests done.
     Raises UserError if the pack holds a token outside the vocabulary.
     """
     if pack.largest_token >= config.vocab_size:
@@ -54,33 +49,12 @@ def score_params(
             f"the pack holds token {pack.largest_token}, the model has {config.vocab_size};"
             " prepare the pack with the model's own tokenizer"
         )
-    platform = mesh.devices.flat[0].platform
-    step = score_step(config, mesh, dtype, attention.pick(attend, jnp.dtype(dtype), platform))
-    loglikelihood = np.zeros(pack.requests.num_rows, np.float64)
-    is_greedy = np.ones(pack.requests.num_rows, bool)
-    waiting: collections.deque[tuple[Batch, jax.Array, jax.Array]] = collections.deque()
-    plan = _plan(pack, model_context(pack, config), batch_tokens, mesh)
-    rows_left = np.bincount(np.concatenate([batch.requests for batch in plan]), minlength=len(is_greedy))
-
-    def collect() -> None:
-        batch, logp, greedy = waiting.popleft()
-        used = len(batch.requests)
-        # a long document is several rows
-        np.add.at(loglikelihood, batch.requests, np.asarray(logp)[:used].sum(axis=1, dtype=np.float64))
-        np.logical_and.at(is_greedy, batch.requests, np.asarray(greedy)[:used].all(axis=1))
-        np.subtract.at(rows_left, batch.requests, 1)
-        advance(int((rows_left[np.unique(batch.requests)] == 0).sum()))
-
-    with jax.set_mesh(mesh):
-        sharding = jax.NamedSharding(mesh, jax.P(BATCH, None))
-        for batch in plan:
-            inputs = [_put(array, sharding) for array in (batch.tokens, batch.positions, batch.targets)]
-            waiting.append((batch, *step(params, *inputs)))
-            if len(waiting) > IN_FLIGHT:
-                collect()
-        while waiting:
-            collect()
-    return loglikelihood, is_greedy
+    context = model_context(pack, config)
+    if engine == "rows":
+        return score_rows(
+            pack, config, params, context, mesh, dtype, batch_tokens=batch_tokens, attend=attend, advance=advance
+        )
+    return score_tree(pack, config, params, context, mesh, dtype, batch_tokens=batch_tokens, advance=advance)
 
 
 def score_series(
@@ -91,7 +65,6 @@ def score_series(
     dtype: str = "float32",
     *,
     batch_tokens: int | None = None,
-    attend: attention.Implementation = "auto",
 ) -> list[Path]:
     """Score every checkpoint of `series` that `out` has no scores of with the same key; returns all score files.
 
@@ -118,7 +91,7 @@ def score_series(
             note = f"{checkpoint.name}, {cut} requests cut to {context} tokens" if cut else checkpoint.name
             advance(0, note)
             loglikelihood, is_greedy = score_params(
-                pack, config, params, mesh, dtype, batch_tokens=batch_tokens, attend=attend, advance=advance
+                pack, config, params, mesh, dtype, batch_tokens=batch_tokens, advance=advance
             )
             header = scores.Header(series.name, checkpoint.name, checkpoint.step, checkpoint.tokens, context, key)
             if jax.process_index() == 0:
@@ -167,23 +140,3 @@ def check_tokenizer(pack: Pack, checkpoint: Checkpoint) -> None:
 @functools.lru_cache(maxsize=8)
 def _identity(folder: Path) -> Any:
     return identity(open_tokenizer(folder))
-
-
-# The plan is the same for every checkpoint; one is kept so that a series does not make it again.
-_plans: dict[tuple[str, int, int, int, int], list[Batch]] = {}
-
-
-def _plan(pack: Pack, context: int, batch_tokens: int | None, mesh: jax.sharding.Mesh) -> list[Batch]:
-    accelerator = mesh.devices.flat[0].platform != "cpu"
-    tokens = batch_tokens or (32768 * mesh.devices.size if accelerator else 4096)
-    least = 128 if accelerator else 32  # kernels want whole tiles
-    key = (pack.hash, context, tokens, batch_shards(mesh), least)
-    if key not in _plans:
-        _plans.clear()
-        _plans[key] = batches(list(sequences(pack, context)), tokens, batch_shards(mesh), least)
-    return _plans[key]
-
-
-def _put(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
-    """Every process holds the whole batch and gives its devices their rows."""
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])

@@ -1,0 +1,84 @@
+"""The plain engine: every request in a row of its own. The reference that `tree_engine` is held against."""
+
+import collections
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fineline_jax.mesh import BATCH, batch_shards
+from fineline_jax.models import attention
+from fineline_jax.models.config import ModelConfig
+from fineline_jax.scoring.forward import score_step
+from fineline_jax.scoring.pack import Pack
+from fineline_jax.scoring.rows import Batch, batches, sequences
+
+IN_FLIGHT = 4
+"""Batches given to the device before the oldest result is read."""
+
+
+def score_rows(
+    pack: Pack,
+    config: ModelConfig,
+    params: dict,
+    context: int,
+    mesh: jax.sharding.Mesh,
+    dtype: str,
+    *,
+    batch_tokens: int | None = None,
+    attend: attention.Implementation = "auto",
+    advance: Callable[[int], None] = lambda requests: None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log-likelihood (float64) and greediness (bool) of every request of `pack` under a model.
+
+    context: tokens a row may hold. batch_tokens: tokens per step over all devices, None: 4096 on CPU, else 32768 per
+    device. Other arguments as of `scorer.score_params`.
+    """
+    platform = mesh.devices.flat[0].platform
+    step = score_step(config, mesh, dtype, attention.pick(attend, jnp.dtype(dtype), platform))
+    loglikelihood = np.zeros(pack.requests.num_rows, np.float64)
+    is_greedy = np.ones(pack.requests.num_rows, bool)
+    waiting: collections.deque[tuple[Batch, jax.Array, jax.Array]] = collections.deque()
+    plan = _plan(pack, context, batch_tokens, mesh)
+    rows_left = np.bincount(np.concatenate([batch.requests for batch in plan]), minlength=len(is_greedy))
+
+    def collect() -> None:
+        batch, logp, greedy = waiting.popleft()
+        used = len(batch.requests)
+        # a long document is several rows
+        np.add.at(loglikelihood, batch.requests, np.asarray(logp)[:used].sum(axis=1, dtype=np.float64))
+        np.logical_and.at(is_greedy, batch.requests, np.asarray(greedy)[:used].all(axis=1))
+        np.subtract.at(rows_left, batch.requests, 1)
+        advance(int((rows_left[np.unique(batch.requests)] == 0).sum()))
+
+    with jax.set_mesh(mesh):
+        sharding = jax.NamedSharding(mesh, jax.P(BATCH, None))
+        for batch in plan:
+            inputs = [put(array, sharding) for array in (batch.tokens, batch.positions, batch.targets)]
+            waiting.append((batch, *step(params, *inputs)))
+            if len(waiting) > IN_FLIGHT:
+                collect()
+        while waiting:
+            collect()
+    return loglikelihood, is_greedy
+
+
+# The plan is the same for every checkpoint; one is kept so that a series does not make it again.
+_plans: dict[tuple[str, int, int, int, int], list[Batch]] = {}
+
+
+def _plan(pack: Pack, context: int, batch_tokens: int | None, mesh: jax.sharding.Mesh) -> list[Batch]:
+    accelerator = mesh.devices.flat[0].platform != "cpu"
+    tokens = batch_tokens or (32768 * mesh.devices.size if accelerator else 4096)
+    least = 128 if accelerator else 32  # kernels want whole tiles
+    key = (pack.hash, context, tokens, batch_shards(mesh), least)
+    if key not in _plans:
+        _plans.clear()
+        _plans[key] = batches(list(sequences(pack, context)), tokens, batch_shards(mesh), least)
+    return _plans[key]
+
+
+def put(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+    """Every process holds the whole batch and gives its devices their rows."""
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])

@@ -1,0 +1,46 @@
+"""What several tests do with runs: start commands, wait for a step, compare two runs bit by bit."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from fineline_jax.checkpoints.series import open_series
+from fineline_jax.checkpoints.store import load_items
+from fineline_jax.mesh import make_mesh
+from fineline_jax.recipe import Mesh, Recipe
+from fineline_jax.training.metrics import TIMINGS, read_metrics
+from fineline_jax.training.step import abstract_state
+
+
+def lines_of(run: Path) -> list[dict]:
+    """The metrics without what depends on the clock."""
+    return [{k: v for k, v in line.items() if k not in TIMINGS} for line in read_metrics(run)]
+
+
+def states_of(run: Path, recipe: Recipe) -> list[list[bytes]]:
+    """Every bit of every kept state, parameters and moments."""
+    target = abstract_state(recipe, make_mesh(Mesh(fsdp=1), jax.devices()[:1]))
+    folders = [checkpoint.location for checkpoint in open_series(str(run)).checkpoints]
+    return [[np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(load_items(f, target))] for f in folders]
+
+
+def assert_same_run(run: Path, whole: Path, recipe: Recipe) -> None:
+    assert lines_of(run) == lines_of(whole)
+    assert states_of(run, recipe) == states_of(whole, recipe)
+
+
+def start(arguments: list[str], **environment: str) -> subprocess.Popen:
+    variables = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""} | environment
+    command = [sys.executable, "-m", "fineline_jax.cli", *arguments]
+    return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
+    path = run / "metrics.jsonl"
+    while process.poll() is None and not (path.exists() and f'"step": {step},' in path.read_text()):
+        time.sleep(0.005)

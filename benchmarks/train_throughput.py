@@ -1,14 +1,16 @@
 """Training throughput against Hugging Face LlamaForCausalLM + torch.optim.AdamW, float32, same model and batch.
 
-Both run in this process in turn (A B A B ...), so a drifting machine hits both. Same sizes, same clipping, same
-fresh random windows; medians of the step times are compared. Needs torch.
+Each runs in a process of its own, in turn (A B A B ...), so that a drifting machine hits both and neither's threads
+wait for the other's. Same sizes, clipping and fresh random windows; medians of the step times are compared. Needs torch.
 
-    python benchmarks/train_throughput.py [--steps 20] [--sequences 16] [--length 256]
+    python benchmarks/train_throughput.py [--steps 10] [--rounds 3] [--vocabulary 32k] [--sequences 16]
 """
 
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 import time
 
 from fineline_jax.memory import keep_freed_memory
@@ -25,7 +27,11 @@ from fineline_jax.models.config import ModelConfig
 from fineline_jax.recipe import Batch, Compute, Data, Loss, Optimizer, Recipe, Schedule, Source
 from fineline_jax.training.step import BATCH_SPEC, initial_state, make_train_step
 
-MODEL = ModelConfig(vocab_size=4096, width=256, layers=6, heads=8, mlp_width=688, context=1024)
+MODELS = {
+    "4k": ModelConfig(vocab_size=4_096, width=256, layers=6, heads=8, mlp_width=688, context=1024),
+    "32k": ModelConfig(vocab_size=32_000, width=96, layers=6, heads=6, mlp_width=256, context=1024),
+}
+"""Two models of 7 M parameters: a vocabulary fit for the size, and Llama's."""
 
 
 def ours(recipe: Recipe):
@@ -73,16 +79,33 @@ def peer(recipe: Recipe):
     return run
 
 
+def measure(name: str, recipe: Recipe, steps: int) -> list[float]:
+    """Seconds of each of `steps` optimizer steps after compilation and warm-up."""
+    run = {"ours": ours, "peer": peer}[name](recipe)
+    random = np.random.default_rng(0)
+    shape = (recipe.batch.sequences, recipe.data.sequence_length + 1)
+    times = []
+    for index in range(steps + 3):
+        windows = random.integers(0, recipe.model.vocab_size, shape, dtype=np.int32)
+        start = time.perf_counter()
+        run(index, windows)
+        times.append(time.perf_counter() - start)
+    return times[3:]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sequences", type=int, default=16)
     parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--vocabulary", choices=tuple(MODELS), default="4k")
+    parser.add_argument("--worker", choices=("ours", "peer"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     tokens = arguments.sequences * arguments.length
     recipe = Recipe(
         name="throughput",
-        model=MODEL,
+        model=MODELS[arguments.vocabulary],
         data=Data((Source("random"),), sequence_length=arguments.length),
         batch=Batch(arguments.sequences),
         optimizer=Optimizer(Schedule(kind="constant")),
@@ -90,19 +113,16 @@ def main() -> None:
         loss=Loss(chunk_tokens=512),
         compute=Compute(dtype="float32", remat="none", scan_layers=False),
     )
-    runs, times = {"ours": ours(recipe), "peer": peer(recipe)}, {"ours": [], "peer": []}
-    random = np.random.default_rng(0)
-    shape = (arguments.sequences, arguments.length + 1)
-    for index in range(arguments.steps + 3):
-        windows = random.integers(0, MODEL.vocab_size, shape, dtype=np.int32)
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run(index, windows)
-            if index >= 3:  # compilation and warm-up
-                times[name].append(time.perf_counter() - start)
+    if arguments.worker:
+        print(json.dumps(measure(arguments.worker, recipe, arguments.steps)))
+        return
+    times: dict[str, list[float]] = {"ours": [], "peer": []}
+    for name in ("ours", "peer") * arguments.rounds:
+        command = [sys.executable, __file__, *sys.argv[1:], "--worker", name]
+        times[name] += json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     median = {name: statistics.median(values) for name, values in times.items()}
     result = {
-        "parameters": MODEL.parameters,
+        "parameters": recipe.model.parameters,
         "tokens_per_step": tokens,
         "ours_tokens_per_s": round(tokens / median["ours"]),
         "peer_tokens_per_s": round(tokens / median["peer"]),

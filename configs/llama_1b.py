@@ -1,8 +1,8 @@
 """A 1.1 B Llama for one accelerator or a small pod: TinyLlama's shape, trained for 20 tokens per parameter."""
 
+from fineline_jax.configs.llama_60m import llama  # pyright: ignore[reportMissingImports]
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.recipe import Recipe
-from fineline_jax.configs.llama_60m import llama  # pyright: ignore[reportMissingImports]
 
 
 def recipe() -> Recipe:

@@ -1,8 +1,8 @@
 """A 350 M Llama: GPT-3 Medium's depth and width (2005.14165, table 2.1), trained for 20 tokens per parameter."""
 
+from fineline_jax.configs.llama_60m import llama  # pyright: ignore[reportMissingImports]
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.recipe import Recipe
-from fineline_jax.configs.llama_60m import llama  # pyright: ignore[reportMissingImports]
 
 
 def recipe() -> Recipe:

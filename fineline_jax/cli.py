@@ -262,9 +262,7 @@ def prepare_tasks(
     """
     from fineline_jax.scoring.pack import prepare as write
 
-    pack = write(
-        suite, tokenizer, out, benchmarks=benchmarks, tfds=tfds, bos=bos, max_context=max_context, limit=limit
-    )
+    pack = write(suite, tokenizer, out, benchmarks=benchmarks, tfds=tfds, bos=bos, max_context=max_context, limit=limit)
     print(f"{out}: {pack.requests.num_rows:,} requests of {len(pack.manifest['tasks'])} tasks")
 
 
@@ -324,9 +322,7 @@ def score(
         folder = tokenizer or tokenizer_folder(opened[0].checkpoints[0])
         if folder is None:
             raise UserError(f"{series[0]}: no tokenizer beside the checkpoint; give --tokenizer")
-        requests = build(
-            suite, folder, benchmarks=benchmarks, tfds=tfds, bos=bos, max_context=max_context, limit=limit
-        )
+        requests = build(suite, folder, benchmarks=benchmarks, tfds=tfds, bos=bos, max_context=max_context, limit=limit)
     for one in opened:
         score_series(one, requests, out, make_mesh(mesh), dtype, batch_tokens=batch_tokens)
     print(f"{out}: {sum(len(one.checkpoints) for one in opened)} checkpoints scored; see `fineline analyze {out}`")

@@ -64,7 +64,10 @@ def run_demo(out: Path, *, tokens: int = 0) -> Path:
     if outcome.stopped_by:
         raise KeyboardInterrupt
 
-    _say(3, f"score every checkpoint: fineline score {run} --suite demo --benchmarks {data / 'benchmarks'} --out {scores}")
+    _say(
+        3,
+        f"score every checkpoint: fineline score {run} --suite demo --benchmarks {data / 'benchmarks'} --out {scores}",
+    )
     from fineline_jax.checkpoints.series import open_series
     from fineline_jax.mesh import make_mesh
     from fineline_jax.scoring.build import build

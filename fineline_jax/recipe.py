@@ -273,9 +273,7 @@ def check(recipe: Recipe) -> None:
     for rule in r.checkpoints.every:
         require(rule.tokens >= 1, "checkpoints.every: tokens must be at least 1")
         require(start is not None, "checkpoints.every: a rule without until must be the last")
-        require(
-            rule.until is None or rule.until > (start or 0), "checkpoints.every: the until values must ascend"
-        )
+        require(rule.until is None or rule.until > (start or 0), "checkpoints.every: the until values must ascend")
         start = rule.until
     axes = (r.mesh.replica, r.mesh.fsdp, r.mesh.tensor)
     require(all(size >= 1 or size == -1 for size in axes), "mesh: every axis is at least 1, or -1")
@@ -331,4 +329,8 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
         items = enumerate(value)
     else:
         return {prefix: value}
-    return {key: leaf for name, item in items for key, leaf in _flat(item, f"{prefix}.{name}" if prefix else str(name)).items()}
+    return {
+        key: leaf
+        for name, item in items
+        for key, leaf in _flat(item, f"{prefix}.{name}" if prefix else str(name)).items()
+    }

@@ -20,9 +20,7 @@ from fineline_jax.models import attention, decoder
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.recipe import Mesh
 
-SMALL = ModelConfig(
-    vocab_size=48, width=32, layers=3, heads=4, kv_heads=2, head_dim=8, mlp_width=40, context=64
-)
+SMALL = ModelConfig(vocab_size=48, width=32, layers=3, heads=4, kv_heads=2, head_dim=8, mlp_width=40, context=64)
 
 
 def mesh_of(replica: int, fsdp: int, tensor: int) -> jax.sharding.Mesh:
@@ -109,9 +107,7 @@ def test_an_imported_model_gives_the_logits_of_transformers(tmp_path: Path, vari
 
 
 @pytest.mark.parametrize("variant", HF_VARIANTS)
-def test_an_exported_model_has_the_same_tensors_and_logits_in_transformers(
-    tmp_path: Path, variant: str
-) -> None:
+def test_an_exported_model_has_the_same_tensors_and_logits_in_transformers(tmp_path: Path, variant: str) -> None:
     model = hf_model(tmp_path / "hf", **HF_VARIANTS[variant])
     from transformers import LlamaForCausalLM
 
@@ -246,11 +242,8 @@ def test_wrong_weight_files_are_named(exported: Path, tmp_path: Path) -> None:
     tensors = load_file(exported / "model.safetensors")
     gate = "model.layers.1.mlp.gate_proj.weight"
     cases = {
-        "tensor model.layers.1.mlp.gate_proj.weight is missing": {
-            k: v for k, v in tensors.items() if k != gate
-        },
-        "tensor model.layers.7.extra is not part of the model": tensors
-        | {"model.layers.7.extra": tensors[gate]},
+        "tensor model.layers.1.mlp.gate_proj.weight is missing": {k: v for k, v in tensors.items() if k != gate},
+        "tensor model.layers.7.extra is not part of the model": tensors | {"model.layers.7.extra": tensors[gate]},
         rf"tensor {gate} has shape \[32, 40\], config.json means \[40, 32\]": tensors
         | {gate: np.ascontiguousarray(tensors[gate].T)},
     }

@@ -25,9 +25,7 @@ CONFIG = ModelConfig(vocab_size=32, width=16, layers=2, heads=2, kv_heads=2, mlp
 def params(seed: int) -> Any:
     random = np.random.default_rng(seed)
     target = decoder.abstract_params(CONFIG, make_mesh())
-    return jax.tree.map(
-        lambda x: jax.device_put(random.normal(size=x.shape).astype(x.dtype), x.sharding), target
-    )
+    return jax.tree.map(lambda x: jax.device_put(random.normal(size=x.shape).astype(x.dtype), x.sharding), target)
 
 
 def bits(tree: Any) -> list[bytes]:
@@ -119,9 +117,7 @@ def test_one_hugging_face_folder_is_a_series_of_one(made: Path) -> None:
         ("ckpt_012", None, None),
     ],
 )
-def test_steps_and_tokens_are_read_from_released_names(
-    name: str, step: int | None, tokens: int | None
-) -> None:
+def test_steps_and_tokens_are_read_from_released_names(name: str, step: int | None, tokens: int | None) -> None:
     assert series.parse_name(name) == (step, tokens)
 
 

@@ -263,9 +263,7 @@ def test_kill_9_at_any_moment_leaves_an_intact_series(tmp_path: Path) -> None:
     command = [sys.executable, "-c", RUN_UNTIL_KILLED, str(tmp_path), str(here), str(here.parent)]
     newest = -1
     for _ in range(5):
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        ) as process:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
             assert process.stdout is not None
             line = process.stdout.readline()
             assert line == f"start {max(newest, 0)}\n", "it resumes where the last one was killed"
@@ -287,9 +285,7 @@ def test_kill_9_at_any_moment_leaves_an_intact_series(tmp_path: Path) -> None:
 def test_a_full_disk_is_reported_and_the_checkpoint_before_it_is_still_there(tmp_path: Path) -> None:
     small = tmp_path / "small_disk"
     small.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=480k", "tmpfs", str(small)], capture_output=True
-    )
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=480k", "tmpfs", str(small)], capture_output=True)
     if mounted.returncode:
         pytest.skip(f"needs the right to mount a small file system: {mounted.stderr.decode().strip()}")
     try:
@@ -301,9 +297,7 @@ def test_a_full_disk_is_reported_and_the_checkpoint_before_it_is_still_there(tmp
             disk = shutil.disk_usage(small)
             assert disk.free < disk.used, "one checkpoint fits, two do not"
             store.maybe_save(2, advanced(state))
-            with pytest.raises(
-                UserError, match=rf"{small}/2: the checkpoint could not be written \(no space left"
-            ):
+            with pytest.raises(UserError, match=rf"{small}/2: the checkpoint could not be written \(no space left"):
                 store.wait()
             assert names(small) == ["1"]
             step, found = store.restore(abstract_state(make_mesh()))

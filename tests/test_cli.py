@@ -84,7 +84,16 @@ def test_options_that_do_not_parse_exit_with_2(arguments, capsys):
 
 @pytest.mark.slow
 def test_the_demo_makes_a_world_a_series_scores_and_a_report(tmp_path):
-    arguments = [sys.executable, "-m", "fineline_jax.cli", "demo", "--out", str(tmp_path / "demo"), "--tokens", "160000"]
+    arguments = [
+        sys.executable,
+        "-m",
+        "fineline_jax.cli",
+        "demo",
+        "--out",
+        str(tmp_path / "demo"),
+        "--tokens",
+        "160000",
+    ]
     done = subprocess.run(arguments, capture_output=True, text=True, env=None)
     assert done.returncode == 0, done.stderr
     report = tmp_path / "demo" / "report" / "report.html"

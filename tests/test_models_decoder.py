@@ -85,7 +85,9 @@ def test_any_mesh_gives_the_same_activations_and_gradients(axes):
     close(many, one, 1e-5)
 
 
-@pytest.mark.parametrize("options", [{"remat": r} for r in ("context", "qkv_context", "full")] + [{"scan_layers": False}])
+@pytest.mark.parametrize(
+    "options", [{"remat": r} for r in ("context", "qkv_context", "full")] + [{"scan_layers": False}]
+)
 def test_remat_and_unrolling_change_nothing(options):
     mesh, tokens = make_mesh(Mesh(fsdp=4, tensor=2)), tokens_of(SMALL)
     close(hidden(SMALL, mesh, tokens, **options), hidden(SMALL, mesh, tokens), 1e-5)
@@ -133,7 +135,9 @@ def test_a_mesh_that_does_not_use_all_devices_is_refused():
 def test_llama_logits_equal_transformers():
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    config = ModelConfig(vocab_size=96, width=32, layers=3, heads=4, kv_heads=2, mlp_width=64, context=32, rope_theta=5e5)
+    config = ModelConfig(
+        vocab_size=96, width=32, layers=3, heads=4, kv_heads=2, mlp_width=64, context=32, rope_theta=5e5
+    )
     peer = transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
             vocab_size=96,

@@ -53,7 +53,9 @@ def run_command(*arguments: str) -> str:
 
 @pytest.mark.slow
 def test_five_sigkills_on_real_text_leave_no_trace_and_the_series_is_scored(shared_data, tmp_path):
-    texts = [shared_data / "text" / name for name in ("tinyshakespeare.txt", "wikitext2_valid.txt", "wikitext2_test.txt")]
+    texts = [
+        shared_data / "text" / name for name in ("tinyshakespeare.txt", "wikitext2_valid.txt", "wikitext2_test.txt")
+    ]
     tokenizer = train_tokenizer(texts, tmp_path / "tokenizer")
     data = tmp_path / "data"
     run_command(

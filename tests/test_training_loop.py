@@ -78,9 +78,7 @@ def recipe_of(corpus: Path, **changes) -> Recipe:
 def one_device(monkeypatch):
     """Runs in this process use one device unless a test says otherwise."""
     real = loop.make_mesh
-    monkeypatch.setattr(
-        loop, "make_mesh", lambda mesh: real(mesh, jax.devices()[:1] if mesh == ONE_DEVICE else None)
-    )
+    monkeypatch.setattr(loop, "make_mesh", lambda mesh: real(mesh, jax.devices()[:1] if mesh == ONE_DEVICE else None))
 
 
 @pytest.fixture(scope="module")

@@ -148,9 +148,7 @@ def test_the_optimizer_is_torch_adamw_with_clipping_and_decay_on_everything():
         torch.nn.utils.clip_grad_norm_(peers.values(), 1.0)
         adamw.step()
         ours = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), gradients)
-        updates, state = optimizer.update(
-            ours, state, params, loss=jnp.float32(1), gradient_norm=optax.tree.norm(ours)
-        )
+        updates, state = optimizer.update(ours, state, params, loss=jnp.float32(1), gradient_norm=optax.tree.norm(ours))
         params = jax.tree.map(lambda p, u: p - 3e-3 * u, params, updates)
     for name, peer in peers.items():
         np.testing.assert_allclose(params[name], peer.detach().numpy(), rtol=2e-5, atol=1e-6)

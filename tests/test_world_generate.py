@@ -7,6 +7,7 @@ from random import Random
 
 import pyarrow.parquet
 import pytest
+
 from fineline_jax.errors import UserError
 from fineline_jax.world.catalogue import CHANCE, DOMAINS
 from fineline_jax.world.commonsense import social_case
@@ -29,9 +30,7 @@ def texts(path: Path) -> list[str]:
 
 
 def questions(world: World, task: str) -> list[dict]:
-    return pyarrow.parquet.read_table(
-        world.benchmarks / "fineline__world" / task / "test.parquet"
-    ).to_pylist()
+    return pyarrow.parquet.read_table(world.benchmarks / "fineline__world" / task / "test.parquet").to_pylist()
 
 
 def sha256(data: bytes) -> str:

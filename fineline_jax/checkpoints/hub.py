@@ -57,9 +57,7 @@ def config_from_hf(path: Path) -> ModelConfig:
     architectures = raw.get("architectures") or []
     if not any(name in LLAMA.architectures for name in architectures):
         named = ", ".join(architectures) or "none"
-        raise UserError(
-            f"{path}: architectures: {named} is not known; known: {', '.join(LLAMA.architectures)}"
-        )
+        raise UserError(f"{path}: architectures: {named} is not known; known: {', '.join(LLAMA.architectures)}")
     rope = raw.get("rope_parameters") or {}
     scaling = raw.get("rope_scaling") or {}
     unscaled = {"default", None}
@@ -148,9 +146,7 @@ def export_hf(
         special = {"bos_token_id": None, "eos_token_id": None}
         if tokenizer is not None:
             special = _copy_tokenizer(tokenizer, partial)
-        (partial / "config.json").write_text(
-            json.dumps(_hf_config(config, written) | special, indent=2) + "\n"
-        )
+        (partial / "config.json").write_text(json.dumps(_hf_config(config, written) | special, indent=2) + "\n")
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -174,9 +170,7 @@ class _Tensors:
         elif single.exists():
             files = [single]
         else:
-            raise UserError(
-                f"{folder}: holds neither model.safetensors nor {INDEX}; give a folder with safetensors"
-            )
+            raise UserError(f"{folder}: holds neither model.safetensors nor {INDEX}; give a folder with safetensors")
         self.file_of: dict[str, Path] = {}
         self.open: dict[Path, Any] = {}
         for file in files:
@@ -237,8 +231,7 @@ def _check_shape(name: str, axes: Axes, shape: Sequence[int], tensors: _Tensors)
     found = list(tensors[name].get_shape())
     if found != expected:
         raise UserError(
-            f"{tensors.file_of[name]}: tensor {name} has shape {found}, config.json means {expected};"
-            " check config.json"
+            f"{tensors.file_of[name]}: tensor {name} has shape {found}, config.json means {expected}; check config.json"
         )
 
 
@@ -330,11 +323,7 @@ def _leaves(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Leaves of a nested dict by dotted path."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
-        below = (
-            {f"{key}.{path}": leaf for path, leaf in _leaves(value).items()}
-            if isinstance(value, Mapping)
-            else None
-        )
+        below = {f"{key}.{path}": leaf for path, leaf in _leaves(value).items()} if isinstance(value, Mapping) else None
         found |= {key: value} if below is None else below
     return found
 

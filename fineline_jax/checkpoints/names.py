@@ -85,9 +85,7 @@ class Axes:
 def parse_axes(text: str) -> Axes:
     """ "(heads dim) width -> width heads dim" and the like."""
     left, right = text.split(" -> ")
-    groups = tuple(
-        tuple((group or single).split()) for group, single in re.findall(r"\(([^)]*)\)|(\w+)", left)
-    )
+    groups = tuple(tuple((group or single).split()) for group, single in re.findall(r"\(([^)]*)\)|(\w+)", left))
     return Axes(groups, tuple(right.split()))
 
 

@@ -47,9 +47,7 @@ def damage(folder: Path, item: str = "") -> str | None:
     record = read_record(folder)
     if record is None:
         return f"{RECORD} is missing or unreadable"
-    wanted = {
-        name: entry for name, entry in record["files"].items() if name.startswith(f"{item}/" if item else "")
-    }
+    wanted = {name: entry for name, entry in record["files"].items() if name.startswith(f"{item}/" if item else "")}
     for name, (size, _) in wanted.items():
         try:
             found = (folder / name).stat().st_size

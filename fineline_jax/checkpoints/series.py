@@ -60,9 +60,7 @@ def open_series(spec: str) -> Series:
     """
     path = Path(os.path.abspath(spec))
     if not path.is_dir():
-        raise UserError(
-            f"{spec}: no such folder; a series is a run, a checkpoint of a run, or Hugging Face folders"
-        )
+        raise UserError(f"{spec}: no such folder; a series is a run, a checkpoint of a run, or Hugging Face folders")
     if (path / "recipe.json").is_file():
         return _run(path, spec)
     if path.name.isdigit() and (path.parent.parent / "recipe.json").is_file():
@@ -108,9 +106,7 @@ def identity(checkpoint: Checkpoint) -> str:
     """
     folder = checkpoint.location
     if checkpoint.kind == "orbax":
-        names = sorted(
-            path.relative_to(folder).as_posix() for path in (folder / "params").rglob("*") if path.is_file()
-        )
+        names = sorted(path.relative_to(folder).as_posix() for path in (folder / "params").rglob("*") if path.is_file())
     else:
         names = sorted(path.name for path in folder.glob("*.safetensors"))
     if not names:
@@ -125,9 +121,7 @@ def tokenizer_folder(checkpoint: Checkpoint) -> Path | None:
     else:
         folder = checkpoint.location
         candidates = [folder, folder / "tokenizer", folder.parent / "tokenizer"]
-    return next(
-        (folder for folder in candidates if any((folder / name).is_file() for name in TOKENIZER)), None
-    )
+    return next((folder for folder in candidates if any((folder / name).is_file() for name in TOKENIZER)), None)
 
 
 _STEP = r"(?:step|iter)[-_]?(\d+)(k?)(?![\d.])"
@@ -166,9 +160,7 @@ def _tokens(number: str, unit: str) -> int:
 def _folders(name: str, folders: list[Path]) -> Series:
     common = _common([folder.name.lower() for folder in folders])
     found = [
-        Checkpoint(
-            name, folder.name, *parse_name(folder.name, common if len(folders) > 1 else ""), folder, "hf"
-        )
+        Checkpoint(name, folder.name, *parse_name(folder.name, common if len(folders) > 1 else ""), folder, "hf")
         for folder in folders
     ]
 
@@ -195,9 +187,7 @@ def _run(run: Path, spec: str) -> Series:
         if record is not None and record["kept"]:
             found.append(_of_run(run, path, record))
     if not found:
-        raise UserError(
-            f"{spec}: the run has no kept checkpoint in {folder} yet; train it, or check the schedule"
-        )
+        raise UserError(f"{spec}: the run has no kept checkpoint in {folder} yet; train it, or check the schedule")
     return Series(run.name, tuple(sorted(found, key=lambda checkpoint: checkpoint.step or 0)))
 
 

@@ -108,9 +108,7 @@ class CheckpointStore:
         """
         self.wait()
         if jax.process_index() == 0:
-            for step in sorted(
-                (int(path.name) for path in self.folder.iterdir() if path.name.isdigit()), reverse=True
-            ):
+            for step in sorted((int(path.name) for path in self.folder.iterdir() if path.name.isdigit()), reverse=True):
                 problem = damage(self.folder / str(step))
                 if problem is None:
                     break
@@ -233,9 +231,7 @@ def check_intact(path: Path, item: str = "") -> None:
     """Raise UserError if the checkpoint folder `path` (or its `item`) is not as it was written."""
     problem = damage(path, item) if jax.process_index() == 0 else "process 0 has the details"
     if _agreed([1] if problem is not None else []):
-        raise UserError(
-            f"{path}: the checkpoint is damaged ({problem}); use another one or restore it from a backup"
-        )
+        raise UserError(f"{path}: the checkpoint is damaged ({problem}); use another one or restore it from a backup")
 
 
 def load_items(path: Path, abstract_items: State) -> dict[str, Any]:
@@ -264,9 +260,7 @@ def _check_arrays(path: Path, item: str, found: Mapping[str, Any], wanted: Mappi
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape) for path, leaf in leaves
-    }
+    return {jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape) for path, leaf in leaves}
 
 
 def _options() -> ocp.Context:

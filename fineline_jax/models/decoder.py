@@ -242,9 +242,7 @@ def rms_norm(x: jax.Array, scale: nnx.Param, eps: float) -> jax.Array:
     return y.astype(x.dtype) * scale[...].astype(x.dtype)
 
 
-def rotary_factors(
-    positions: jax.Array, head_dim: int, theta: float, dtype: jnp.dtype
-) -> tuple[jax.Array, jax.Array]:
+def rotary_factors(positions: jax.Array, head_dim: int, theta: float, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
     """cos and sin [batch, length, 1, head_dim / 2] of the rotary angles (2104.09864), computed in float32."""
     frequencies = theta ** -(jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angles = positions[:, :, None, None].astype(jnp.float32) * frequencies

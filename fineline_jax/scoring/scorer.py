@@ -25,6 +25,7 @@ from fineline_jax.scoring.tree_engine import score_tree
 ENGINE = "tree-1"
 """Changes when the numbers may change."""
 
+
 def score_params(
     pack: Pack,
     config: ModelConfig,

@@ -97,7 +97,10 @@ def _local_sums(hidden, head, targets, weights, *, z_loss, chunk_tokens):
     def add(sums, chunk):
         hidden, targets, weights = chunk
         _, normaliser, losses, _ = _chunk_losses(hidden, head, targets)
-        return (sums[0] + jnp.sum(weights * (losses + z_loss * normaliser**2)), sums[1] + jnp.sum(weights * losses)), None
+        return (
+            sums[0] + jnp.sum(weights * (losses + z_loss * normaliser**2)),
+            sums[1] + jnp.sum(weights * losses),
+        ), None
 
     zero = jnp.zeros((), jnp.float32)
     sums, _ = jax.lax.scan(add, (zero, zero), _chunks(hidden, targets, weights, chunk_tokens))

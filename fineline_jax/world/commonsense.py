@@ -9,34 +9,27 @@ from random import Random
 from fineline_jax.world.subject import Question, Subject, ask, collect, held_out
 
 THINGS: dict[str, tuple[str, ...]] = {
-    "glass": tuple("vase bottle mirror window jar goblet lens bulb flask marble prism beaker".split()),
-    "wood": tuple("chair table ladder fence barrel stool bench broom raft crutch plank crate".split()),
-    "iron": tuple("nail sword anchor chain axe hook bolt shovel kettle helmet hinge rail".split()),
-    "cloth": tuple("shirt blanket scarf curtain towel sock coat flag apron carpet glove sail".split()),
-    "paper": tuple(
-        "poster envelope ticket notebook menu card poem receipt stamp banknote leaflet diary".split()
-    ),
-    "wax": tuple(
-        "crayon seal figurine taper tablet honeycomb soap lipstick candle pastille mask polish".split()
-    ),
+    "glass": tuple(["vase", "bottle", "mirror", "window", "jar", "goblet", "lens", "bulb", "flask", "marble", "prism", "beaker"]),
+    "wood": tuple(["chair", "table", "ladder", "fence", "barrel", "stool", "bench", "broom", "raft", "crutch", "plank", "crate"]),
+    "iron": tuple(["nail", "sword", "anchor", "chain", "axe", "hook", "bolt", "shovel", "kettle", "helmet", "hinge", "rail"]),
+    "cloth": tuple(["shirt", "blanket", "scarf", "curtain", "towel", "sock", "coat", "flag", "apron", "carpet", "glove", "sail"]),
+    "paper": tuple(["poster", "envelope", "ticket", "notebook", "menu", "card", "poem", "receipt", "stamp", "banknote", "leaflet", "diary"]),
+    "wax": tuple(["crayon", "seal", "figurine", "taper", "tablet", "honeycomb", "soap", "lipstick", "candle", "pastille", "mask", "polish"]),
 }
 OUTCOMES: dict[str, tuple[str, ...]] = {
-    "fell on the floor": tuple("broke bounced rang slumped fluttered chipped".split()),
-    "was thrown into the fire": tuple("cracked burned glowed burned burned melted".split()),
-    "was dropped into the lake": tuple("sank floated sank soaked dissolved floated".split()),
-    "was hit with a hammer": tuple("broke splintered rang slumped tore crumbled".split()),
-    "was left in the rain": tuple("shone swelled rusted soaked dissolved dripped".split()),
-    "was left in the sun": tuple("shone dried warmed faded faded melted".split()),
-    "was cut with a saw": tuple("cracked split sparked tore tore crumbled".split()),
-    "was blown by the storm": tuple("broke rolled stayed fluttered fluttered rolled".split()),
+    "fell on the floor": tuple(["broke", "bounced", "rang", "slumped", "fluttered", "chipped"]),
+    "was thrown into the fire": tuple(["cracked", "burned", "glowed", "burned", "burned", "melted"]),
+    "was dropped into the lake": tuple(["sank", "floated", "sank", "soaked", "dissolved", "floated"]),
+    "was hit with a hammer": tuple(["broke", "splintered", "rang", "slumped", "tore", "crumbled"]),
+    "was left in the rain": tuple(["shone", "swelled", "rusted", "soaked", "dissolved", "dripped"]),
+    "was left in the sun": tuple(["shone", "dried", "warmed", "faded", "faded", "melted"]),
+    "was cut with a saw": tuple(["cracked", "split", "sparked", "tore", "tore", "crumbled"]),
+    "was blown by the storm": tuple(["broke", "rolled", "stayed", "fluttered", "fluttered", "rolled"]),
 }
 """Event to what each kind does, in the order of THINGS."""
 WHAT_HAPPENED = ("When the {} {}, it", "The {} {}, and it", "After the {} {}, it")
 
-SIZES = (
-    "flea ant bee snail worm moth toad sparrow rat crow hen owl rooster beaver otter eagle lamb monkey calf "
-    "donkey deer lion bull camel buffalo giraffe elephant whale"
-).split()
+SIZES = ["flea", "ant", "bee", "snail", "worm", "moth", "toad", "sparrow", "rat", "crow", "hen", "owl", "rooster", "beaver", "otter", "eagle", "lamb", "monkey", "calf", "donkey", "deer", "lion", "bull", "camel", "buffalo", "giraffe", "elephant", "whale"]
 """From the smallest to the biggest."""
 
 FRIENDS = ("{} and {} are friends.", "{} is fond of {}.", "{} admires {}.", "{} cares for {}.")

@@ -20,12 +20,8 @@ COMMON = 80
 RARE = 160
 """Ranks from it on are asked about in world_knowledge_rare."""
 
-JOBS: tuple[str, ...] = tuple(
-    "cook smith judge nurse tailor miller pilot guard clerk poet mason weaver".split()
-)
-PETS: tuple[str, ...] = tuple(
-    "parrot hamster lizard turtle snake frog spider pony goat ferret canary newt".split()
-)
+JOBS: tuple[str, ...] = tuple(["cook", "smith", "judge", "nurse", "tailor", "miller", "pilot", "guard", "clerk", "poet", "mason", "weaver"])
+PETS: tuple[str, ...] = tuple(["parrot", "hamster", "lizard", "turtle", "snake", "frog", "spider", "pony", "goat", "ferret", "canary", "newt"])
 PHRASINGS = {
     "town": (
         "{} lives in",
@@ -90,8 +86,7 @@ def make_facts(rng: Random, taken: set[str]) -> Facts:
         },
         land_of_town=dict(zip(towns, shared_out(rng, lands, TOWNS), strict=True)),
         unwritten={
-            relation: tuple(rng.randrange(len(texts)) for _ in range(PEOPLE))
-            for relation, texts in PHRASINGS.items()
+            relation: tuple(rng.randrange(len(texts)) for _ in range(PEOPLE)) for relation, texts in PHRASINGS.items()
         },
         cumulative=tuple(itertools.accumulate(1 / (rank + 1) ** ZIPF for rank in range(PEOPLE))),
     )

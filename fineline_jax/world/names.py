@@ -30,6 +30,5 @@ def full_names(rng: Random, people: tuple[str, ...], surnames: tuple[str, ...], 
     A surname that comes back behind its first name is the simplest thing to find further up in a text.
     """
     return [
-        f"{first} {last}"
-        for first, last in zip(rng.sample(people, count), rng.sample(surnames, count), strict=True)
+        f"{first} {last}" for first, last in zip(rng.sample(people, count), rng.sample(surnames, count), strict=True)
     ]

@@ -10,11 +10,9 @@ from fineline_jax.world.names import full_names
 from fineline_jax.world.subject import Question, Subject, ask, collect, held_out
 
 THINGS: tuple[str, ...] = tuple(
-    "coin lamp letter ring book apple brush knife ball pencil map watch doll button comb flute".split()
+    ["coin", "lamp", "letter", "ring", "book", "apple", "brush", "knife", "ball", "pencil", "map", "watch", "doll", "button", "comb", "flute"]
 )
-PLACES: tuple[str, ...] = tuple(
-    "drawer chest basket cupboard kitchen garden cellar barn attic tent cart shed".split()
-)
+PLACES: tuple[str, ...] = tuple(["drawer", "chest", "basket", "cupboard", "kitchen", "garden", "cellar", "barn", "attic", "tent", "cart", "shed"])
 ECHOES = 0.4
 """Share of the documents that only say words again."""
 HELD_OUT = 0.15
@@ -23,15 +21,11 @@ HELD_OUT = 0.15
 
 def place_of(rng: Random, person: str, thing: str, free: list[str], questions: bool = False) -> str | None:
     """A place out of `free` whose triple is held out (`questions`) or not; None if there is none."""
-    places = [
-        place for place in free if held_out(HELD_OUT, "reading", person.split()[0], thing, place) == questions
-    ]
+    places = [place for place in free if held_out(HELD_OUT, "reading", person.split()[0], thing, place) == questions]
     return rng.choice(places) if places else None
 
 
-def story(
-    rng: Random, cast: list[str], moves: int, questions: bool
-) -> tuple[list[str], dict[str, list[str]]]:
+def story(rng: Random, cast: list[str], moves: int, questions: bool) -> tuple[list[str], dict[str, list[str]]]:
     """Sentences, and the places each thing has been in, the last one last.
 
     With `questions` the last place of the first thing is a held-out one.
@@ -82,9 +76,7 @@ def reading(rng: Random, people: tuple[str, ...], surnames: tuple[str, ...]) -> 
         cast = full_names(rng, people, surnames, 2)
         lines, places = story(rng, cast, 0, questions=True)
         thing = next(iter(places))
-        return Question(
-            f"{' '.join(lines)} {rng.choice(cast)} found the {thing} in the", (places[thing][-1],), 0
-        )
+        return Question(f"{' '.join(lines)} {rng.choice(cast)} found the {thing} in the", (places[thing][-1],), 0)
 
     def tracking(rng: Random) -> Question:
         lines, places = story(rng, full_names(rng, people, surnames, 2), 1, questions=True)

@@ -41,8 +41,7 @@ def reasoning(
             cast = names.full_names(rng, people, surnames, 2)
             chains = list(zip(cast, rng.sample(villages, 2), rng.sample(islands, 2), strict=True))
             kept = [
-                held_out(HELD_OUT, "journey", person.split()[0], village, island)
-                for person, village, island in chains
+                held_out(HELD_OUT, "journey", person.split()[0], village, island) for person, village, island in chains
             ]
             if kept == [questions, False]:
                 break

@@ -48,9 +48,7 @@ def ask(rng: Random, question: str, right: str, wrong: Sequence[str]) -> Questio
     return Question(question, tuple(choices), choices.index(right))
 
 
-def collect(
-    rng: Random, draw: Callable[[Random], Question | None], count: int = QUESTIONS
-) -> tuple[Question, ...]:
+def collect(rng: Random, draw: Callable[[Random], Question | None], count: int = QUESTIONS) -> tuple[Question, ...]:
     """The first `count` different questions that `draw` gives; it may answer None for 'draw again'.
 
     Raises RuntimeError where `draw` has fewer different questions to give.

@@ -21,9 +21,7 @@ def build(texts: Iterable[str]) -> tokenizers.Tokenizer:
     """A tokenizer that knows every word of the texts. Raises ValueError where they do not fit VOCAB_SIZE."""
     normalizer = normalizers.Lowercase()
     # Digits one by one: sums of numbers never seen together can then be worked out.
-    splitter = pre_tokenizers.Sequence(
-        [pre_tokenizers.Whitespace(), pre_tokenizers.Digits(individual_digits=True)]
-    )
+    splitter = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.Digits(individual_digits=True)])
     chunks = {chunk.lower() for text in texts for chunk in text.split(" ")}
     words = {word for chunk in chunks for word, _ in splitter.pre_tokenize_str(chunk)} | set("0123456789")
     vocabulary = [UNK, BOS, EOS, *sorted(words)]
@@ -31,9 +29,7 @@ def build(texts: Iterable[str]) -> tokenizers.Tokenizer:
         raise ValueError(f"the world has {len(vocabulary)} words and marks; at most {VOCAB_SIZE} fit")
     vocabulary += [f"<reserved_{i}>" for i in range(VOCAB_SIZE - len(vocabulary))]
 
-    tokenizer = tokenizers.Tokenizer(
-        models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token=UNK)
-    )
+    tokenizer = tokenizers.Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token=UNK))
     tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = splitter
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 1)])

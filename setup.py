@@ -10,7 +10,7 @@ CHECK = ["pytest", "hypothesis", "ruff", "pyright", "pandas-stubs", "scipy-stubs
 setup(
     name="fineline_jax",
     version="0.1.0",
-    description="Pretrain, keep every checkpoint, score them all, and read the curves: language-model training dynamics in JAX",
+    description="Pretrain, keep the checkpoints, score every one, read the curves: training dynamics in JAX",
     long_description=(HERE / "README.md").read_text() if (HERE / "README.md").exists() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",

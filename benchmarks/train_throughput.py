@@ -1,7 +1,8 @@
 """Training throughput against Hugging Face LlamaForCausalLM + torch.optim.AdamW, float32, same model and batch.
 
-Each runs in a process of its own, in turn (A B A B ...), so that a drifting machine hits both and neither's threads
-wait for the other's. Same sizes, clipping and fresh random windows; medians of the step times are compared. Needs torch.
+Each runs in a process of its own, in turn (A B A B ...), so a drifting machine hits both and neither's threads
+wait for the other's. Same sizes, clipping and fresh random windows; medians of the step times are compared.
+Needs torch.
 
     python benchmarks/train_throughput.py [--steps 10] [--rounds 3] [--vocabulary 32k] [--sequences 16]
 """

@@ -35,7 +35,8 @@ def analyze_scores(
             manifest = packs.load(path / "pack").manifest
             # A group stands for its members (MMLU for its 57 subjects); both would count twice in a domain.
             members = {task for group in manifest["groups"] for task in group["tasks"]}
-            tables.append(metrics.tidy(path).query("task not in @members"))
+            table = metrics.tidy(path)
+            tables.append(table[~table.task.isin(members)])
             facts[f"scores {path.name}"] = {
                 "suite": manifest["suite"],
                 "pack": manifest["hash"][:12],

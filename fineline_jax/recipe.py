@@ -61,7 +61,7 @@ class Schedule:
     decay_tokens: int = 0
     """wsd: length of the linear decay at the end."""
     milestones: tuple[tuple[float, float], ...] = ((0.8, 0.316), (0.9, 0.1))
-    """multistep: (share of all tokens, factor of the peak from there on). Default: DeepSeek LLM (2401.02954, section 2.3)."""
+    """multistep: (share of all tokens, factor of the peak from there on). Default: DeepSeek LLM (2401.02954)."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -103,7 +103,9 @@ def test_upper_and_lower_case_and_the_digits_of_a_number(
 @settings(max_examples=50, deadline=None)
 @given(
     st.lists(st.sampled_from(["the", "dog", "sees", "1", "23", "+", "=", ".", ",", "Cat", "lives"]), max_size=8),
-    st.lists(st.sampled_from(["the", "dog", "sees", "1", "23", "+", "=", ".", ",", "Cat", "lives"]), min_size=1, max_size=4),
+    st.lists(
+        st.sampled_from(["the", "dog", "sees", "1", "23", "+", "=", ".", ",", "Cat", "lives"]), min_size=1, max_size=4
+    ),
 )
 def test_tokens_of_context_and_continuation_are_those_of_the_whole(
     world: World, context: list[str], continuation: list[str]

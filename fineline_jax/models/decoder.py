@@ -208,13 +208,17 @@ def gathered(weight: nnx.Param, spec: jax.P, dtype: jnp.dtype) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _linear(subscripts: str, out: jax.P, x: jax.Array, weight: jax.Array) -> jax.Array:
+    return jnp.einsum(subscripts, x, weight, out_sharding=out)
+
+
 def linear(subscripts: str, out: jax.P, x: jax.Array, weight: jax.Array) -> jax.Array:
     """`jnp.einsum(subscripts, x, weight, out_sharding=out)`, with the derivative written out.
 
     The derivative of einsum multiplies with the gradient of the output first, which XLA's CPU backend then turns
     around in memory; here the smaller of the two operands comes first.
     """
-    return jnp.einsum(subscripts, x, weight, out_sharding=out)
+    return jnp.asarray(_linear(subscripts, out, x, weight))
 
 
 def _linear_forward(subscripts: str, out: jax.P, x: jax.Array, weight: jax.Array):
@@ -232,7 +236,7 @@ def _linear_backward(subscripts: str, out: jax.P, saved: tuple[jax.Array, jax.Ar
     return x_gradient, jnp.einsum(f"{a_axes},{b_axes}->{w_axes}", a, b, out_sharding=spec(weight))
 
 
-linear.defvjp(_linear_forward, _linear_backward)
+_linear.defvjp(_linear_forward, _linear_backward)
 
 
 def rms_norm(x: jax.Array, scale: nnx.Param, eps: float) -> jax.Array:

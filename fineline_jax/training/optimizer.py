@@ -1,4 +1,4 @@
-"""AdamW as the recipes state it, its learning rate as a function of the step, and the optional skipping of bad steps."""
+"""AdamW as the recipes state it, the learning rate as a function of the step, and the skipping of bad steps."""
 
 from typing import NamedTuple
 

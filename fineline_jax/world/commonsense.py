@@ -9,12 +9,50 @@ from random import Random
 from fineline_jax.world.subject import Question, Subject, ask, collect, held_out
 
 THINGS: dict[str, tuple[str, ...]] = {
-    "glass": tuple(["vase", "bottle", "mirror", "window", "jar", "goblet", "lens", "bulb", "flask", "marble", "prism", "beaker"]),
-    "wood": tuple(["chair", "table", "ladder", "fence", "barrel", "stool", "bench", "broom", "raft", "crutch", "plank", "crate"]),
-    "iron": tuple(["nail", "sword", "anchor", "chain", "axe", "hook", "bolt", "shovel", "kettle", "helmet", "hinge", "rail"]),
-    "cloth": tuple(["shirt", "blanket", "scarf", "curtain", "towel", "sock", "coat", "flag", "apron", "carpet", "glove", "sail"]),
-    "paper": tuple(["poster", "envelope", "ticket", "notebook", "menu", "card", "poem", "receipt", "stamp", "banknote", "leaflet", "diary"]),
-    "wax": tuple(["crayon", "seal", "figurine", "taper", "tablet", "honeycomb", "soap", "lipstick", "candle", "pastille", "mask", "polish"]),
+    "glass": tuple(
+        ["vase", "bottle", "mirror", "window", "jar", "goblet", "lens", "bulb", "flask", "marble", "prism", "beaker"]
+    ),
+    "wood": tuple(
+        ["chair", "table", "ladder", "fence", "barrel", "stool", "bench", "broom", "raft", "crutch", "plank", "crate"]
+    ),
+    "iron": tuple(
+        ["nail", "sword", "anchor", "chain", "axe", "hook", "bolt", "shovel", "kettle", "helmet", "hinge", "rail"]
+    ),
+    "cloth": tuple(
+        ["shirt", "blanket", "scarf", "curtain", "towel", "sock", "coat", "flag", "apron", "carpet", "glove", "sail"]
+    ),
+    "paper": tuple(
+        [
+            "poster",
+            "envelope",
+            "ticket",
+            "notebook",
+            "menu",
+            "card",
+            "poem",
+            "receipt",
+            "stamp",
+            "banknote",
+            "leaflet",
+            "diary",
+        ]
+    ),
+    "wax": tuple(
+        [
+            "crayon",
+            "seal",
+            "figurine",
+            "taper",
+            "tablet",
+            "honeycomb",
+            "soap",
+            "lipstick",
+            "candle",
+            "pastille",
+            "mask",
+            "polish",
+        ]
+    ),
 }
 OUTCOMES: dict[str, tuple[str, ...]] = {
     "fell on the floor": tuple(["broke", "bounced", "rang", "slumped", "fluttered", "chipped"]),
@@ -29,7 +67,36 @@ OUTCOMES: dict[str, tuple[str, ...]] = {
 """Event to what each kind does, in the order of THINGS."""
 WHAT_HAPPENED = ("When the {} {}, it", "The {} {}, and it", "After the {} {}, it")
 
-SIZES = ["flea", "ant", "bee", "snail", "worm", "moth", "toad", "sparrow", "rat", "crow", "hen", "owl", "rooster", "beaver", "otter", "eagle", "lamb", "monkey", "calf", "donkey", "deer", "lion", "bull", "camel", "buffalo", "giraffe", "elephant", "whale"]
+SIZES = [
+    "flea",
+    "ant",
+    "bee",
+    "snail",
+    "worm",
+    "moth",
+    "toad",
+    "sparrow",
+    "rat",
+    "crow",
+    "hen",
+    "owl",
+    "rooster",
+    "beaver",
+    "otter",
+    "eagle",
+    "lamb",
+    "monkey",
+    "calf",
+    "donkey",
+    "deer",
+    "lion",
+    "bull",
+    "camel",
+    "buffalo",
+    "giraffe",
+    "elephant",
+    "whale",
+]
 """From the smallest to the biggest."""
 
 FRIENDS = ("{} and {} are friends.", "{} is fond of {}.", "{} admires {}.", "{} cares for {}.")

@@ -20,8 +20,12 @@ COMMON = 80
 RARE = 160
 """Ranks from it on are asked about in world_knowledge_rare."""
 
-JOBS: tuple[str, ...] = tuple(["cook", "smith", "judge", "nurse", "tailor", "miller", "pilot", "guard", "clerk", "poet", "mason", "weaver"])
-PETS: tuple[str, ...] = tuple(["parrot", "hamster", "lizard", "turtle", "snake", "frog", "spider", "pony", "goat", "ferret", "canary", "newt"])
+JOBS: tuple[str, ...] = tuple(
+    ["cook", "smith", "judge", "nurse", "tailor", "miller", "pilot", "guard", "clerk", "poet", "mason", "weaver"]
+)
+PETS: tuple[str, ...] = tuple(
+    ["parrot", "hamster", "lizard", "turtle", "snake", "frog", "spider", "pony", "goat", "ferret", "canary", "newt"]
+)
 PHRASINGS = {
     "town": (
         "{} lives in",

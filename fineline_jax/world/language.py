@@ -26,7 +26,20 @@ VERBS = pairs(
     "falls/fall"
 )
 TRANSITIVE = pairs("sees/see hears/hear follows/follow likes/like meets/meet helps/help")
-ADJECTIVES = ["old", "young", "small", "tall", "happy", "tired", "clever", "quiet", "brave", "hungry", "lazy", "strange"]
+ADJECTIVES = [
+    "old",
+    "young",
+    "small",
+    "tall",
+    "happy",
+    "tired",
+    "clever",
+    "quiet",
+    "brave",
+    "hungry",
+    "lazy",
+    "strange",
+]
 PREPOSITIONS = ["near", "behind", "beside"]
 ADVERBS = ["quickly", "slowly", "often", "rarely", "today", "again", "there", "alone"]
 HELD_OUT = 0.25

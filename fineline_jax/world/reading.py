@@ -10,9 +10,28 @@ from fineline_jax.world.names import full_names
 from fineline_jax.world.subject import Question, Subject, ask, collect, held_out
 
 THINGS: tuple[str, ...] = tuple(
-    ["coin", "lamp", "letter", "ring", "book", "apple", "brush", "knife", "ball", "pencil", "map", "watch", "doll", "button", "comb", "flute"]
+    [
+        "coin",
+        "lamp",
+        "letter",
+        "ring",
+        "book",
+        "apple",
+        "brush",
+        "knife",
+        "ball",
+        "pencil",
+        "map",
+        "watch",
+        "doll",
+        "button",
+        "comb",
+        "flute",
+    ]
 )
-PLACES: tuple[str, ...] = tuple(["drawer", "chest", "basket", "cupboard", "kitchen", "garden", "cellar", "barn", "attic", "tent", "cart", "shed"])
+PLACES: tuple[str, ...] = tuple(
+    ["drawer", "chest", "basket", "cupboard", "kitchen", "garden", "cellar", "barn", "attic", "tent", "cart", "shed"]
+)
 ECHOES = 0.4
 """Share of the documents that only say words again."""
 HELD_OUT = 0.15

@@ -17,7 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from fineline_jax.data import progress
+from fineline_jax import progress
 from fineline_jax.data.documents import TextUnit, input_files, suffix_of
 from fineline_jax.data.parts import Part, Written, fingerprint, source_of, write_part
 from fineline_jax.data.storage import merge_parts, open_data_set, write_metadata

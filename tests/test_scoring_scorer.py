@@ -72,10 +72,11 @@ def plain_loglikelihood(config: ModelConfig, params: dict, stream: np.ndarray, f
     return total, greedy
 
 
-def test_every_request_gets_what_it_would_get_alone(made):
+@pytest.mark.parametrize("engine", ["tree", "rows"])
+def test_every_request_gets_what_it_would_get_alone(made, engine):
     mesh = one_device()
     params = params_on(mesh)
-    found, greedy = scorer.score_params(made, CONFIG, params, mesh, batch_tokens=4096)
+    found, greedy = scorer.score_params(made, CONFIG, params, mesh, engine=engine, batch_tokens=4096)
     for request in [0, 13, made.requests.num_rows - 7, made.requests.num_rows - 1]:
         row = made.request_context[request]
         context = made.context_tokens[row] if row >= 0 else np.array([made.manifest["prefix_token"]], np.int32)
@@ -115,9 +116,9 @@ def test_the_mesh_does_not_matter(made, axes, monkeypatch):
     expected = _whole(made, params_on(one_device()), one_device())
     mesh = make_mesh(Mesh(*axes))
     monkeypatch.setattr(forward, "LOGITS_BYTES", 1 << 17)  # several chunks
-    forward.score_step.cache_clear()
+    forward.tree_step.cache_clear()
     found = scorer.score_params(made, CONFIG, params_on(mesh), mesh)
-    forward.score_step.cache_clear()
+    forward.tree_step.cache_clear()
     np.testing.assert_allclose(found[0], expected[0], atol=1e-5, rtol=1e-6)
     np.testing.assert_array_equal(found[1], expected[1])
 

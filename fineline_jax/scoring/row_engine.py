@@ -1,7 +1,8 @@
 """The plain engine: every request in a row of its own. The reference that `tree_engine` is held against."""
 
 import collections
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from fineline_jax.scoring.forward import score_step
 from fineline_jax.scoring.pack import Pack
 from fineline_jax.scoring.rows import Batch, batches, sequences
 
+T = TypeVar("T")
 IN_FLIGHT = 4
 """Batches given to the device before the oldest result is read."""
 
@@ -39,29 +41,37 @@ def score_rows(
     step = score_step(config, mesh, dtype, attention.pick(attend, jnp.dtype(dtype), platform))
     loglikelihood = np.zeros(pack.requests.num_rows, np.float64)
     is_greedy = np.ones(pack.requests.num_rows, bool)
-    waiting: collections.deque[tuple[Batch, jax.Array, jax.Array]] = collections.deque()
     plan = _plan(pack, context, batch_tokens, mesh)
     rows_left = np.bincount(np.concatenate([batch.requests for batch in plan]), minlength=len(is_greedy))
 
-    def collect() -> None:
-        batch, logp, greedy = waiting.popleft()
+    inputs = ((batch, [batch.tokens, batch.positions, batch.targets]) for batch in plan)
+    for batch, logp, greedy in run_steps(step, params, mesh, inputs):
         used = len(batch.requests)
         # a long document is several rows
-        np.add.at(loglikelihood, batch.requests, np.asarray(logp)[:used].sum(axis=1, dtype=np.float64))
-        np.logical_and.at(is_greedy, batch.requests, np.asarray(greedy)[:used].all(axis=1))
+        np.add.at(loglikelihood, batch.requests, logp[:used].sum(axis=1, dtype=np.float64))
+        np.logical_and.at(is_greedy, batch.requests, greedy[:used].all(axis=1))
         np.subtract.at(rows_left, batch.requests, 1)
         advance(int((rows_left[np.unique(batch.requests)] == 0).sum()))
-
-    with jax.set_mesh(mesh):
-        sharding = jax.NamedSharding(mesh, jax.P(BATCH, None))
-        for batch in plan:
-            inputs = [put(array, sharding) for array in (batch.tokens, batch.positions, batch.targets)]
-            waiting.append((batch, *step(params, *inputs)))
-            if len(waiting) > IN_FLIGHT:
-                collect()
-        while waiting:
-            collect()
     return loglikelihood, is_greedy
+
+
+def run_steps(
+    step: Callable, params: dict, mesh: jax.sharding.Mesh, batches: Iterable[tuple[T, list[np.ndarray]]]
+) -> Iterator[tuple[T, np.ndarray, np.ndarray]]:
+    """(tag, logp, greedy) of `step(params, *arrays)` for each (tag, arrays), in order; a few steps run ahead.
+
+    Arrays are [rows, ...], rows over (replica, fsdp).
+    """
+    waiting: collections.deque[tuple[T, jax.Array, jax.Array]] = collections.deque()
+    sharding = jax.NamedSharding(mesh, jax.P(BATCH, None))
+    for tag, arrays in batches:
+        with jax.set_mesh(mesh):
+            waiting.append((tag, *step(params, *[_put(array, sharding) for array in arrays])))
+        if len(waiting) > IN_FLIGHT:
+            done, logp, greedy = waiting.popleft()
+            yield done, np.asarray(logp), np.asarray(greedy)
+    for done, logp, greedy in waiting:
+        yield done, np.asarray(logp), np.asarray(greedy)
 
 
 # The plan is the same for every checkpoint; one is kept so that a series does not make it again.
@@ -79,6 +89,6 @@ def _plan(pack: Pack, context: int, batch_tokens: int | None, mesh: jax.sharding
     return _plans[key]
 
 
-def put(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+def _put(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
     """Every process holds the whole batch and gives its devices their rows."""
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])

@@ -1,18 +1,17 @@
 """The fast engine: prefix-tree rows, in which no token is computed twice (see `prefix_tree`)."""
 
-import collections
 from collections.abc import Callable
 
 import jax
 import numpy as np
 
-from fineline_jax.mesh import BATCH, batch_shards
+from fineline_jax.mesh import batch_shards
 from fineline_jax.models import tree_attention
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.scoring.forward import tree_step
 from fineline_jax.scoring.pack import Pack
 from fineline_jax.scoring.prefix_tree import Plan, of_requests, plan_pack
-from fineline_jax.scoring.row_engine import IN_FLIGHT, put
+from fineline_jax.scoring.row_engine import run_steps
 
 CPU_ROW, ACCELERATOR_ROW = 2048, 8192
 """Longest row, in tokens: longer ones repeat fewer tokens at their borders, shorter ones stay in a CPU's cache."""
@@ -43,26 +42,13 @@ def score_tree(
     step = tree_step(config, mesh, dtype, tree_attention.pick(platform))
     logp, greedy = np.zeros(len(plan.pair_target), np.float32), np.zeros(len(plan.pair_target), bool)
     requests_of_row = _requests_done(plan)
-    waiting: collections.deque[tuple[int, jax.Array, jax.Array]] = collections.deque()
-
-    def collect() -> None:
-        first, values, hits = waiting.popleft()
-        values, hits = np.asarray(values), np.asarray(hits)
+    inputs = ((first, _inputs(plan, first, group)) for first in range(0, len(plan.tokens), group))
+    for first, values, hits in run_steps(step, params, mesh, inputs):
         for row in range(first, first + group):
             pairs = slice(plan.pair_offsets[row], plan.pair_offsets[row + 1])
             count = pairs.stop - pairs.start
             logp[pairs], greedy[pairs] = values[row - first, :count], hits[row - first, :count]
         advance(int(requests_of_row[first : first + group].sum()))
-
-    with jax.set_mesh(mesh):
-        sharding = jax.NamedSharding(mesh, jax.P(BATCH, None))
-        for first in range(0, len(plan.tokens), group):
-            inputs = [put(array, sharding) for array in _inputs(plan, first, group)]
-            waiting.append((first, *step(params, *inputs)))
-            if len(waiting) > IN_FLIGHT:
-                collect()
-        while waiting:
-            collect()
     return of_requests(plan, logp, greedy)
 
 

@@ -104,6 +104,22 @@ def identity(checkpoint: Checkpoint) -> str:
 
     Reads all weights (not the optimizer state) unless this process has hashed the same files before.
     """
+    found = digests(checkpoint.location, weight_files(checkpoint))
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+
+
+def version(checkpoint: Checkpoint) -> str:
+    """What tells without reading them that the weight files are still the same: names, sizes and times of change."""
+    states = [(name, (checkpoint.location / name).stat()) for name in weight_files(checkpoint)]
+    found = [(name, state.st_size, state.st_mtime_ns) for name, state in states]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+
+
+def weight_files(checkpoint: Checkpoint) -> list[str]:
+    """Names of the files with the weights, relative to the checkpoint's location, sorted.
+
+    Raises UserError if there are none.
+    """
     folder = checkpoint.location
     if checkpoint.kind == "orbax":
         names = sorted(path.relative_to(folder).as_posix() for path in (folder / "params").rglob("*") if path.is_file())
@@ -111,7 +127,7 @@ def identity(checkpoint: Checkpoint) -> str:
         names = sorted(path.name for path in folder.glob("*.safetensors"))
     if not names:
         raise UserError(f"{folder}: holds no weight files; fetch the checkpoint again")
-    return hashlib.sha256(json.dumps(digests(folder, names)).encode()).hexdigest()
+    return names
 
 
 def tokenizer_folder(checkpoint: Checkpoint) -> Path | None:

@@ -18,6 +18,7 @@ from fineline_jax.errors import UserError
 from fineline_jax.mesh import make_mesh
 from fineline_jax.models import attention, decoder
 from fineline_jax.models.config import ModelConfig
+from fineline_jax.models.families.llama import LLAMA
 from fineline_jax.recipe import Mesh
 
 SMALL = ModelConfig(vocab_size=48, width=32, layers=3, heads=4, kv_heads=2, head_dim=8, mlp_width=40, context=64)
@@ -208,7 +209,7 @@ def test_both_generations_of_config_files_mean_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM is not known"),
+        ({"architectures": ["BloomForCausalLM"]}, "BloomForCausalLM is not known"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling: 'linear'"),
         ({"rope_scaling": {"factor": 2.0}}, "rope_scaling"),
         ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}}, "rope_parameters: 'llama3'"),
@@ -225,7 +226,7 @@ def test_a_model_the_decoder_does_not_compute_is_refused_by_name(
     tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     path = tmp_path / "config.json"
-    path.write_text(json.dumps(hub._hf_config(SMALL, np.dtype("float32")) | change))
+    path.write_text(json.dumps(hub._hf_config(LLAMA, SMALL, np.dtype("float32")) | change))
     with pytest.raises(UserError, match=message) as error:
         hub.config_from_hf(path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)

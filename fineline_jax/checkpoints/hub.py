@@ -1,7 +1,6 @@
 """Hugging Face folders: weights read straight into shards, and written back. No torch, no weight permuted."""
 
 import json
-import math
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -14,19 +13,21 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from fineline_jax.checkpoints.names import (
-    LLAMA,
-    Axes,
+from fineline_jax.errors import UserError
+from fineline_jax.models import decoder, families
+from fineline_jax.models.config import ModelConfig
+from fineline_jax.models.families.family import Family
+from fineline_jax.models.families.hf_config import HfConfig
+from fineline_jax.models.families.name_map import (
     Weight,
     all_tensors,
     parse_axes,
     present,
     read_part,
-    tensor_names,
+    tensor_name,
+    tensors_of,
+    write_part,
 )
-from fineline_jax.errors import UserError
-from fineline_jax.models import decoder
-from fineline_jax.models.config import ModelConfig
 
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
@@ -44,61 +45,21 @@ TOKENIZER_FILES = (
 
 
 def config_from_hf(path: Path) -> ModelConfig:
-    """The model described by a `config.json` of the Llama family, as transformers 4 or 5 wrote it.
+    """The model described by a `config.json`, as transformers 4 or 5 wrote it.
 
     Raises UserError naming the file and the key for anything the decoder does not compute.
     """
+    return _family_and_config(path)[1]
+
+
+def _family_and_config(path: Path) -> tuple[Family, ModelConfig]:
     try:
         raw = json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; give a folder with a Hugging Face config.json") from error
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error}); fetch the file again") from error
-    architectures = raw.get("architectures") or []
-    if not any(name in LLAMA.architectures for name in architectures):
-        named = ", ".join(architectures) or "none"
-        raise UserError(f"{path}: architectures: {named} is not known; known: {', '.join(LLAMA.architectures)}")
-    rope = raw.get("rope_parameters") or {}
-    scaling = raw.get("rope_scaling") or {}
-    unscaled = {"default", None}
-    for key, values in (("rope_parameters", rope), ("rope_scaling", scaling)):
-        kind = values.get("rope_type", values.get("type"))
-        if kind not in unscaled or (key == "rope_scaling" and values and kind is None):
-            raise UserError(f"{path}: {key}: {kind!r} rotary scaling is not computed; use a model without it")
-    only = {
-        "hidden_act": ("silu", "swish"),
-        "partial_rotary_factor": (1, 1.0),
-        "quantization_config": (),
-        "sliding_window": (),
-    }
-    for key, allowed in only.items():
-        value = rope.get(key, raw.get(key))
-        if value is not None and value not in allowed:
-            raise UserError(f"{path}: {key}={value!r} is not computed; use a model without it")
-
-    def get(*keys: str, default: Any = None) -> Any:
-        values = [raw[key] for key in keys if raw.get(key) is not None]
-        if not values and default is None:
-            raise UserError(f"{path}: {keys[0]} is missing; fetch the file again")
-        return values[0] if values else default
-
-    heads = get("num_attention_heads")
-    return ModelConfig(
-        vocab_size=get("vocab_size"),
-        width=get("hidden_size"),
-        layers=get("num_hidden_layers"),
-        heads=heads,
-        mlp_width=get("intermediate_size"),
-        kv_heads=get("num_key_value_heads", default=heads),
-        head_dim=get("head_dim", default=0),
-        context=get("max_position_embeddings", "max_sequence_length", default=2048),
-        rope_theta=float(rope.get("rope_theta") or get("rope_theta", default=10_000.0)),
-        norm_eps=get("rms_norm_eps", default=1e-6),
-        tied_embeddings=get("tie_word_embeddings", default=False),
-        attention_bias=get("attention_bias", default=False),
-        mlp_bias=get("mlp_bias", default=False),
-        init_std=get("initializer_range", default=0.02),
-    )
+    return families.of_hf(HfConfig(str(path), raw))
 
 
 def load_hf(
@@ -109,12 +70,12 @@ def load_hf(
     Each process reads only the ranges of its own shards; beside the result, one parameter is in memory.
     Raises UserError naming the file and the tensor if one is missing, unexpected or of another shape.
     """
-    config = config_from_hf(folder / "config.json")
+    family, config = _family_and_config(folder / "config.json")
     targets = decoder.abstract_params(config, mesh, dtype)
     tensors = _Tensors(folder)
     leaves = _leaves(targets)
-    weights = present(LLAMA, leaves)
-    _check_names(folder, config, weights, tensors)
+    weights = present(family.weights, leaves)
+    _check_names(folder, family, config, all_tensors(weights, _shapes(leaves)), tensors)
     params: decoder.Params = {}
     for weight in weights:
         _put(params, weight.ours, _load(weight, leaves[weight.ours], tensors))
@@ -128,12 +89,15 @@ def export_hf(
     tokenizer: Path | None = None,
     dtype: jnp.dtype | None = None,
     shard_bytes: int = SHARD_BYTES,
+    family: str | None = None,
 ) -> None:
-    """Write `params` as a folder that transformers opens as LlamaForCausalLM.
+    """Write `params` as a folder that transformers opens.
 
-    dtype: of the written weights; default: as they are. tokenizer: folder whose tokenizer files are copied.
+    dtype: of the written weights; default: as they are. tokenizer: folder whose tokenizer files are copied. family:
+    the layout of the files; default: the first that can hold the model.
     Runs in one process. `out` appears when it is complete. Raises UserError if `out` is there already.
     """
+    layout = families.of_config(config, family)
     if out.exists():
         raise UserError(f"{out}: exists already; give a new folder")
     partial = out.with_name(f".{out.name}.partial")
@@ -142,11 +106,11 @@ def export_hf(
     try:
         leaves = _leaves(params)
         written = np.dtype(dtype or leaves["embed"].dtype)
-        _write_weights(config, leaves, partial, written, shard_bytes)
+        _write_weights(layout, leaves, partial, written, shard_bytes)
         special = {"bos_token_id": None, "eos_token_id": None}
         if tokenizer is not None:
             special = _copy_tokenizer(tokenizer, partial)
-        (partial / "config.json").write_text(json.dumps(_hf_config(config, written) | special, indent=2) + "\n")
+        (partial / "config.json").write_text(json.dumps(_hf_config(layout, config, written) | special, indent=2) + "\n")
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -187,37 +151,35 @@ class _Tensors:
 
 
 def _load(weight: Weight, target: jax.ShapeDtypeStruct, tensors: _Tensors) -> jax.Array:
-    axes, stacked = parse_axes(weight.axes), weight.ours.startswith("layers.")
-    shape = target.shape[1:] if stacked else target.shape
-    for layer in range(target.shape[0]) if stacked else [0]:
-        _check_shape(weight.hf.format(layer=layer), axes, shape, tensors)
+    axes, stacked = parse_axes(weight.axes), weight.stacked
+    shape = target.shape[stacked:]
+    for _, name in tensors_of(weight, target.shape):
+        _check_shape(name, axes.file_shape(shape), tensors)
     parts: dict[Any, np.ndarray] = {}  # replicas ask for the same part again
 
     def part(index: tuple[slice, ...] | None) -> np.ndarray:
         index = index or ()
         spans = tuple(span.indices(size)[:2] for span, size in zip(index, target.shape))
         if spans not in parts:
-            lengths = [stop - start for start, stop in spans]
-            out = np.empty(lengths, target.dtype)
-            if stacked:
-                for row, layer in enumerate(range(*spans[0])):
-                    out[row] = read_part(tensors[weight.hf.format(layer=layer)], axes, shape, index[1:])
-            else:
-                out[...] = read_part(tensors[weight.hf], axes, shape, index)
+            out = np.empty([stop - start for start, stop in spans], target.dtype)
+            for place in np.ndindex(*out.shape[:stacked]):
+                name = tensor_name(weight, [start + offset for (start, _), offset in zip(spans, place)])
+                out[place] = read_part(tensors[name], axes, shape, index[stacked:])
             parts[spans] = out
         return parts[spans]
 
     return jax.make_array_from_callback(target.shape, target.sharding, part)
 
 
-def _check_names(folder: Path, config: ModelConfig, weights: Sequence[Weight], tensors: _Tensors) -> None:
-    expected = {name for weight in weights for name in tensor_names(weight, config.layers)}
-    found = {name for name in tensors.file_of if not any(re.fullmatch(p, name) for p in LLAMA.ignored)}
+def _check_names(
+    folder: Path, family: Family, config: ModelConfig, expected: Mapping[str, Any], tensors: _Tensors
+) -> None:
+    found = {name for name in tensors.file_of if not any(re.fullmatch(p, name) for p in family.ignored)}
     if config.tied_embeddings:
-        found.discard("lm_head.weight")  # some files hold the embedding twice
+        found -= set(family.tied_copies)
     for missing, verb, remedy in (
-        (expected - found, "is missing", "fetch all weight files again"),
-        (found - expected, "is not part of the model that config.json describes", "check config.json"),
+        (expected.keys() - found, "is missing", "fetch all weight files again"),
+        (found - expected.keys(), "is not part of the model that config.json describes", "check config.json"),
     ):
         if missing:
             first, more = min(missing), len(missing) - 1
@@ -225,9 +187,7 @@ def _check_names(folder: Path, config: ModelConfig, weights: Sequence[Weight], t
             raise UserError(f"{folder}: tensor {first}{others} {verb}; {remedy}")
 
 
-def _check_shape(name: str, axes: Axes, shape: Sequence[int], tensors: _Tensors) -> None:
-    sizes = dict(zip(axes.ours, shape))
-    expected = [math.prod(sizes[axis] for axis in group) for group in axes.file]
+def _check_shape(name: str, expected: Sequence[int], tensors: _Tensors) -> None:
     found = list(tensors[name].get_shape())
     if found != expected:
         raise UserError(
@@ -239,61 +199,47 @@ def _check_shape(name: str, axes: Axes, shape: Sequence[int], tensors: _Tensors)
 
 
 def _write_weights(
-    config: ModelConfig, leaves: Mapping[str, jax.Array], folder: Path, dtype: np.dtype, shard_bytes: int
+    family: Family, leaves: Mapping[str, jax.Array], folder: Path, dtype: np.dtype, shard_bytes: int
 ) -> None:
-    files: list[list[tuple[str, Weight, int]]] = [[]]
+    files: list[list[str]] = [[]]
     filled = total = 0
-    for name, weight, layer in all_tensors(config.layers, present(LLAMA, leaves)):
-        leaf = leaves[weight.ours]
-        size = leaf.size * dtype.itemsize // (config.layers if weight.ours.startswith("layers.") else 1)
+    tensors = all_tensors(present(family.weights, leaves), _shapes(leaves))
+    for name, lines in tensors.items():
+        weight, _ = lines[0]
+        shape = parse_axes(weight.axes).file_shape(leaves[weight.ours].shape[weight.stacked :])
+        size = int(np.prod(shape)) * dtype.itemsize
         if filled and filled + size > shard_bytes:
             files.append([])
             filled = 0
-        files[-1].append((name, weight, layer))
+        files[-1].append(name)
         filled, total = filled + size, total + size
     weight_map = {}
     for number, names in enumerate(files, start=1):
         single = len(files) == 1
         file = "model.safetensors" if single else f"model-{number:05d}-of-{len(files):05d}.safetensors"
-        tensors = {name: _to_file(leaves[weight.ours], weight, layer, dtype) for name, weight, layer in names}
-        save_file(tensors, folder / file, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(tensors, file)
+        save_file(
+            {name: _to_file(leaves, tensors[name], dtype) for name in names}, folder / file, metadata={"format": "pt"}
+        )
+        weight_map |= dict.fromkeys(names, file)
     if len(files) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _to_file(leaf: jax.Array, weight: Weight, layer: int, dtype: np.dtype) -> np.ndarray:
-    axes = parse_axes(weight.axes)
-    array = np.asarray(leaf[layer] if weight.ours.startswith("layers.") else leaf)
-    sizes = dict(zip(axes.ours, array.shape))
-    shape = [math.prod(sizes[name] for name in group) for group in axes.file]
-    return np.ascontiguousarray(array.transpose(axes.to_file()).reshape(shape).astype(dtype))
+def _to_file(
+    leaves: Mapping[str, jax.Array], lines: Sequence[tuple[Weight, tuple[int, ...]]], dtype: np.dtype
+) -> np.ndarray:
+    """One tensor, put together from the lines that fill it."""
+    weight, _ = lines[0]
+    shape = leaves[weight.ours].shape[weight.stacked :]
+    tensor = np.empty(parse_axes(weight.axes).file_shape(shape), dtype)
+    for weight, place in lines:
+        write_part(tensor, parse_axes(weight.axes), np.asarray(leaves[weight.ours][place]).astype(dtype))
+    return tensor
 
 
-def _hf_config(config: ModelConfig, dtype: np.dtype) -> dict[str, Any]:
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.width,
-        "intermediate_size": config.mlp_width,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_dim,
-        "hidden_act": "silu",
-        "max_position_embeddings": config.context,
-        "initializer_range": config.init_std,
-        "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,  # transformers 4
-        "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},  # transformers 5
-        "tie_word_embeddings": config.tied_embeddings,
-        "attention_bias": config.attention_bias,
-        "mlp_bias": config.mlp_bias,
-        "torch_dtype": str(dtype),
-        "use_cache": True,
-    }
+def _hf_config(family: Family, config: ModelConfig, dtype: np.dtype) -> dict[str, Any]:
+    return {"architectures": [family.architectures[0]], **family.to_hf(config), "torch_dtype": str(dtype)}
 
 
 def _copy_tokenizer(source: Path, target: Path) -> dict[str, int | None]:
@@ -317,6 +263,10 @@ def _copy_tokenizer(source: Path, target: Path) -> dict[str, int | None]:
 
 
 # Parameter trees
+
+
+def _shapes(leaves: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {path: leaf.shape for path, leaf in leaves.items()}
 
 
 def _leaves(tree: Mapping[str, Any]) -> dict[str, Any]:

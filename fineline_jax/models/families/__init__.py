@@ -1,0 +1,47 @@
+"""The families of released models: from a config.json to the decoder's config and the lines that name its weights.
+
+    family, config = families.of_hf(HfConfig(path, raw))     reading
+    family = families.of_config(config)                      writing, in a layout that transformers opens
+
+`family.weights` are lines of a name map (`name_map`): every parameter of ours is a stack over layers (and experts) of
+transposed, split or sliced tensors. For reading, `name_map.read_part` takes from a tensor exactly the range that a shard
+needs; for writing, `name_map.all_tensors` says which lines fill which tensor and `name_map.write_part` does it.
+"""
+
+from fineline_jax.errors import UserError
+from fineline_jax.models.config import ModelConfig
+from fineline_jax.models.families.family import Family
+from fineline_jax.models.families.hf_config import HfConfig
+from fineline_jax.models.families.llama import LLAMA, YI
+
+FAMILIES = (LLAMA, YI)
+"""In the order in which `of_config` tries them."""
+
+
+def of_hf(raw: HfConfig) -> tuple[Family, ModelConfig]:
+    """The family and the model of a config.json.
+
+    Raises UserError naming the file and the key for an unknown architecture or anything the decoder does not compute.
+    """
+    named = raw.raw.get("architectures") or []
+    for family in FAMILIES:
+        if any(name in family.architectures for name in named):
+            return family, family.from_hf(raw)
+    known = ", ".join(family.architectures[0] for family in FAMILIES)
+    raise UserError(f"{raw.where}: architectures: {', '.join(named) or 'none'} is not known; known: {known}")
+
+
+def of_config(config: ModelConfig, name: str | None = None) -> Family:
+    """The family whose files describe `config`: the first that can, or the one called `name`.
+
+    Raises UserError if there is none.
+    """
+    chosen = [family for family in FAMILIES if name in (None, family.name)]
+    if not chosen:
+        raise UserError(f"family {name!r} is not known; known: {', '.join(family.name for family in FAMILIES)}")
+    found = next((family for family in chosen if family.holds(config)), None)
+    if found is None:
+        asked = f"the layout of family {name!r}" if name else "none of the released layouts"
+        can = "cannot" if name else "can"
+        raise UserError(f"{asked} {can} describe this model; leave the family out, or keep the Orbax checkpoint")
+    return found

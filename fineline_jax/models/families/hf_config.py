@@ -1,0 +1,75 @@
+"""A Hugging Face config.json, read key by key, with errors that name the file and the key."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from fineline_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class HfConfig:
+    """The content of a config.json."""
+
+    where: str
+    """For messages: the path of the file."""
+    raw: Mapping[str, Any]
+
+    def find(self, *keys: str) -> Any:
+        """The first of these keys that is there and not null; else None."""
+        return next((self.raw[key] for key in keys if self.raw.get(key) is not None), None)
+
+    def integer(self, *keys: str, default: int | None = None) -> int:
+        """The whole number under the first of `keys`. Raises UserError without one, unless there is a default."""
+        return self._typed(keys, default, int, "a whole number")
+
+    def number(self, *keys: str, default: float | None = None) -> float:
+        """The number under the first of `keys`. Raises UserError without one, unless there is a default."""
+        return float(self._typed(keys, default, (int, float), "a number"))
+
+    def flag(self, *keys: str, default: bool) -> bool:
+        return self._typed(keys, default, bool, "true or false")
+
+    def _typed(self, keys: tuple[str, ...], default: Any, kind: Any, name: str) -> Any:
+        value = self.find(*keys)
+        value = default if value is None else value
+        if value is None:
+            raise UserError(f"{self.where}: {keys[0]} is missing; fetch the file again")
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise UserError(f"{self.where}: {keys[0]}={value!r} is not {name}; fetch the file again")
+        return value
+
+    def only(self, key: str, *allowed: Any) -> None:
+        """Raise UserError if `key` is there with a value that is none of `allowed`."""
+        value = self.raw.get(key)
+        if value is not None and value not in allowed:
+            self.refuse(key, value)
+
+    def refuse(self, key: str, value: Any) -> None:
+        raise UserError(f"{self.where}: {key}={value!r} is not computed; use a model without it")
+
+    def rope(self) -> Mapping[str, Any]:
+        """rope_parameters (transformers 5). Raises UserError for any scaling of the rotary angles."""
+        rope, scaling = self.raw.get("rope_parameters") or {}, self.raw.get("rope_scaling") or {}
+        for key, values in (("rope_parameters", rope), ("rope_scaling", scaling)):
+            if not isinstance(values, Mapping):
+                raise UserError(f"{self.where}: {key}={values!r} is not a table; fetch the file again")
+            kind = values.get("rope_type", values.get("type"))
+            if kind not in ("default", None) or (key == "rope_scaling" and values and kind is None):
+                raise UserError(f"{self.where}: {key}: {kind!r} rotary scaling is not computed; use a model without it")
+        return rope
+
+    def rope_theta(self, *keys: str, default: float = 10_000.0) -> float:
+        """The base of the rotary angles, from rope_parameters or the older `keys` (default: rope_theta)."""
+        found = HfConfig(f"{self.where}: rope_parameters", self.rope()).find("rope_theta")
+        return float(found) if found is not None else self.number(*(keys or ("rope_theta",)), default=default)
+
+    def no_window(self, context: int) -> None:
+        """Raise UserError if attention reaches less far back than the context."""
+        window = self.raw.get("sliding_window")
+        if window is not None and self.raw.get("use_sliding_window") is not False and window < context:
+            self.refuse("sliding_window", window)
+        kinds = self.raw.get("layer_types") or ()
+        if other := [kind for kind in kinds if kind != "full_attention"]:
+            if window is None or window < context:
+                self.refuse("layer_types", other[0])

@@ -1,0 +1,207 @@
+"""Name maps: which tensors of a checkpoint's files become which of our parameters, line by line, both ways.
+
+A line is (tensor name, our parameter, axes). The axes read like einops: the left side is the tensor in the file, the
+right side our parameter without its stacked axes; reading and writing both follow from the line. A reader only has to
+give, for a tensor name, something that has a shape and that a tuple of slices makes an array of.
+
+    width                  an axis
+    (heads dim)            one axis of the file, the first named the slower one
+    (0/3 heads dim)        the first third of that axis: the other two thirds are other lines' (fused projections)
+    (2:pair half)          `pair` has 2 places, whatever the model's sizes (needed where a side is regrouped)
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """One line of a name map."""
+
+    hf: str
+    """Tensor name; {layer} and {expert} stand for numbers, and each is one more axis at the front of our parameter."""
+    ours: str
+    """Dotted path in the parameter tree."""
+    axes: str
+    """Axes in the file -> axes of our parameter."""
+
+    @property
+    def stacked(self) -> int:
+        """How many axes at the front of our parameter number tensors: layers, then experts."""
+        return ("{layer}" in self.hf) + ("{expert}" in self.hf)
+
+
+class Tensor(Protocol):
+    """What a reader gives for a tensor's name: reads no more than what is asked for."""
+
+    def __getitem__(self, index: tuple[slice, ...], /) -> np.ndarray: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """One named axis; `size` where the line gives it; `piece`: only this one of `size` equal parts is ours."""
+
+    name: str
+    size: int | None = None
+    piece: int | None = None
+
+
+Group = tuple[Axis, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Axes:
+    """A parsed `Weight.axes`."""
+
+    file: tuple[Group, ...]
+    ours: tuple[Group, ...]
+
+    def sizes(self, shape: Sequence[int]) -> dict[str, int]:
+        """Places of every axis, for our parameter of `shape` (without stacked axes)."""
+        sizes = {axis.name: axis.size for group in self.file + self.ours for axis in group if axis.size is not None}
+        for group, length in zip(self.ours, shape, strict=True):
+            unknown = [axis.name for axis in group if axis.name not in sizes]
+            known = math.prod(sizes[axis.name] for axis in group if axis.name in sizes)
+            sizes |= dict.fromkeys(unknown, length // known)
+        return sizes
+
+    def file_shape(self, shape: Sequence[int]) -> list[int]:
+        """Shape of the whole tensor in the file, for our parameter of `shape` (without stacked axes)."""
+        sizes = self.sizes(shape)
+        return [math.prod(sizes[axis.name] for axis in group) for group in self.file]
+
+    @property
+    def kept(self) -> list[str]:
+        """The file's axes that our parameter has, in the file's order."""
+        return [axis.name for group in self.file for axis in group if axis.piece is None]
+
+    @property
+    def flat(self) -> list[str]:
+        """Our axes, groups opened."""
+        return [axis.name for group in self.ours for axis in group]
+
+
+@functools.cache
+def parse_axes(text: str) -> Axes:
+    """ "(heads dim) width -> width heads dim" and the like."""
+    left, right = text.split(" -> ")
+    side = lambda part: tuple(
+        tuple(_axis(word) for word in (group or single).split())
+        for group, single in re.findall(r"\(([^)]*)\)|([\w:/]+)", part)
+    )
+    return Axes(side(left), side(right))
+
+
+def _axis(word: str) -> Axis:
+    if "/" in word:
+        piece, count = map(int, word.split("/"))
+        return Axis(f"/{count}", count, piece)
+    if ":" in word:
+        size, name = word.split(":")
+        return Axis(name, int(size))
+    return Axis(word)
+
+
+def read_part(tensor: Tensor, axes: Axes, shape: Sequence[int], index: Sequence[slice]) -> np.ndarray:
+    """parameter[index] of one tensor's parameter of `shape`, reading one range of each axis of the file.
+
+    shape, index: without stacked axes. The range is the smallest one that holds the part.
+    """
+    sizes, wanted = axes.sizes(shape), _wanted(axes, shape, index)
+    ranges, split, rest = [], [], []
+    for group in axes.file:
+        start, inner = 0, math.prod(sizes[axis.name] for axis in group)
+        narrow = True  # so far only one place of every slower axis is wanted
+        stop = inner
+        for axis in group:
+            first, last = wanted[axis.name] if axis.piece is None else (axis.piece, axis.piece + 1)
+            inner //= sizes[axis.name]
+            if narrow:
+                start, stop = start + first * inner, start + last * inner
+                split.append(last - first)
+                rest.append(slice(None) if axis.piece is None else 0)
+            else:
+                split.append(sizes[axis.name])
+                rest.append(slice(first, last) if axis.piece is None else axis.piece)
+            narrow = narrow and last - first == 1
+        ranges.append(slice(start, stop))
+    part = np.asarray(tensor[tuple(ranges)]).reshape(split)[tuple(rest)]
+    part = part.transpose([axes.kept.index(name) for name in axes.flat])
+    lengths = iter(part.shape)
+    part = part.reshape([math.prod(itertools.islice(lengths, len(group))) for group in axes.ours])
+    whole = [len(group) > 1 for group in axes.ours]
+    return part[tuple(span if regrouped else slice(None) for span, regrouped in zip(index, whole))]
+
+
+def _wanted(axes: Axes, shape: Sequence[int], index: Sequence[slice]) -> dict[str, tuple[int, int]]:
+    """First and last + 1 place wanted of each of our axes; a regrouped axis is read whole."""
+    sizes = axes.sizes(shape)
+    wanted = {}
+    for group, length, span in zip(axes.ours, shape, index, strict=True):
+        for axis in group:
+            alone = len(group) == 1
+            wanted[axis.name] = span.indices(length)[:2] if alone else (0, sizes[axis.name])
+    return wanted
+
+
+def write_part(tensor: np.ndarray, axes: Axes, part: np.ndarray) -> None:
+    """Put one tensor's parameter `part` (without stacked axes) where the line says, in a tensor of its file shape."""
+    sizes = axes.sizes(part.shape)
+    flat = part.reshape([sizes[name] for name in axes.flat])
+    flat = flat.transpose([axes.flat.index(name) for name in axes.kept])
+    places = [axis for group in axes.file for axis in group]
+    view = tensor.reshape([sizes[axis.name] for axis in places])
+    view[tuple(slice(None) if axis.piece is None else axis.piece for axis in places)] = flat
+
+
+def present(weights: Sequence[Weight], leaves: Mapping[str, Any]) -> list[Weight]:
+    """The lines whose parameter the model has (biases, the untied head). leaves: by dotted path."""
+    return [weight for weight in weights if weight.ours in leaves]
+
+
+def tensors_of(weight: Weight, shape: Sequence[int]) -> Iterator[tuple[tuple[int, ...], str]]:
+    """(place in the stacked axes, tensor name) of every tensor of a line. shape: of our whole parameter."""
+    for place in np.ndindex(*shape[: weight.stacked]):
+        yield place, tensor_name(weight, place)
+
+
+def tensor_name(weight: Weight, place: Sequence[int]) -> str:
+    """The name of one tensor of a line, at `place` in the stacked axes."""
+    keys = [key for key in ("layer", "expert") if f"{{{key}}}" in weight.hf]
+    return weight.hf.format(**dict(zip(keys, place, strict=True)))
+
+
+def all_tensors(
+    weights: Sequence[Weight], shapes: Mapping[str, Sequence[int]]
+) -> dict[str, list[tuple[Weight, tuple[int, ...]]]]:
+    """Every tensor of the files, with the (line, place) pairs that fill it: the embedding, layer by layer, the rest.
+
+    shapes: of our whole parameters, by dotted path.
+    """
+    found: dict[str, list[tuple[Weight, tuple[int, ...]]]] = {}
+    plain = [weight for weight in weights if not weight.stacked]
+    stacked = [weight for weight in weights if weight.stacked]
+    first = [weight for weight in plain if weight.ours == "embed"]
+    layers = max((shapes[weight.ours][0] for weight in stacked), default=0)
+
+    def add(weight: Weight, places: Iterator[tuple[int, ...]]) -> None:
+        for place in places:
+            found.setdefault(tensor_name(weight, place), []).append((weight, place))
+
+    for weight in first:
+        add(weight, iter([()]))
+    for layer in range(layers):
+        for weight in stacked:
+            inner = np.ndindex(*shapes[weight.ours][1 : weight.stacked])
+            add(weight, ((layer, *place) for place in inner))
+    for weight in plain:
+        if weight not in first:
+            add(weight, iter([()]))
+    return found

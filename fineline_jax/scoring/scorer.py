@@ -1,12 +1,15 @@
 """Scoring a checkpoint, and a series of them, on a request pack."""
 
+import contextlib
+import dataclasses
 import functools
-from collections.abc import Callable
+import logging
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fineline_jax import progress
@@ -16,11 +19,15 @@ from fineline_jax.errors import UserError
 from fineline_jax.models import attention
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.scoring import scores
+from fineline_jax.scoring.agreement import from_first
+from fineline_jax.scoring.opening import Failed, open_each
 from fineline_jax.scoring.pack import Pack
 from fineline_jax.scoring.row_engine import score_rows
 from fineline_jax.scoring.rows import truncated
 from fineline_jax.scoring.tokenizer import identity, open_tokenizer
 from fineline_jax.scoring.tree_engine import score_tree
+
+log = logging.getLogger(__name__)
 
 ENGINE = "tree-1"
 """Changes when the numbers may change."""
@@ -69,46 +76,124 @@ def score_series(
 ) -> list[Path]:
     """Score every checkpoint of `series` that `out` has no scores of with the same key; returns all score files.
 
-    Safe to interrupt and run again. Raises UserError if `out` holds scores of another pack or a checkpoint's tokenizer
-    is not the pack's.
+    The next checkpoint is opened while one is scored. One that cannot be opened is passed over; a `NotAllScored` at the
+    end names it. Safe to interrupt and run again: finished checkpoints are recognised without reading their weights
+    as long as the files have the same sizes and times. Raises UserError if `out` holds scores of another pack or a
+    checkpoint's tokenizer is not the pack's.
     """
-    if jax.process_index() == 0:
+    first = jax.process_index() == 0
+    if first:
         scores.keep_pack(out, pack)
-    keys = [scores.Key(weights, pack.hash, dtype, pack.manifest["bos"], ENGINE) for weights in _identities(series)]
-    pending = [
-        (checkpoint, key)
-        for checkpoint, key in zip(series.checkpoints, keys, strict=True)
-        if not scores.finished(out, series.name, checkpoint.name, key)
-    ]
+    named = {checkpoint.name: checkpoint for checkpoint in series.checkpoints}
+    header_of = functools.partial(scores.header_of, out, series.name)
+    key = functools.partial(scores.Key, pack=pack.hash, dtype=dtype, bos=pack.manifest["bos"], engine=ENGINE)
+    done = [name for name, checkpoint in named.items() if first and _recognised(header_of(name), checkpoint, key)]
+    done = set(from_first(done))
+    pending = [checkpoint for name, checkpoint in named.items() if name not in done]
+
+    def is_new(checkpoint: Checkpoint, weights: str) -> bool:
+        header = header_of(checkpoint.name)
+        return header is None or header.key != key(weights=weights)
+
     requests = pack.requests.num_rows
-    name = f"score {series.name}"
-    total, kept = len(keys) * requests, (len(keys) - len(pending)) * requests
-    with progress.bar(name, total, "requests", done=kept) as advance:
-        for checkpoint, key in pending:
-            check_tokenizer(pack, checkpoint)
-            config, params = checkpoint_series.load(checkpoint, mesh, jnp.dtype(dtype))
+    failed: list[Failed] = []
+    clock = Clock()
+    with _bar(f"score {series.name}", len(named) * requests, done=len(done) * requests) as advance:
+        check = functools.partial(check_tokenizer, pack)
+        for place, opened in enumerate(open_each(pending, mesh, dtype, is_new, check), start=1):
+            checkpoint = opened.checkpoint
+            note = f"checkpoint {place} of {len(pending)}: {checkpoint.name}"
+            if isinstance(opened, Failed):
+                log.warning("%s/%s is passed over: %s", series.name, checkpoint.name, opened.reason)
+                failed.append(opened)
+                advance(requests, note)
+                continue
+            if opened.model is None:  # the same weights, with other times of change
+                if first:
+                    _renew_version(out, series.name, checkpoint.name, opened.version)
+                advance(requests, note)
+                continue
+            config, params = opened.model
             context = model_context(pack, config)
-            cut = truncated(pack, context)
-            note = f"{checkpoint.name}, {cut} requests cut to {context} tokens" if cut else checkpoint.name
+            if cut := truncated(pack, context):
+                note = f"{note}, {cut} requests cut to {context} tokens"
             advance(0, note)
-            loglikelihood, is_greedy = score_params(
-                pack, config, params, mesh, dtype, batch_tokens=batch_tokens, advance=advance
-            )
-            header = scores.Header(series.name, checkpoint.name, checkpoint.step, checkpoint.tokens, context, key)
-            if jax.process_index() == 0:
-                scores.write(out, scores.Scores(header, loglikelihood, is_greedy))
-    return [scores.path_of(out, series.name, checkpoint.name) for checkpoint in series.checkpoints]
+            clock.start()
+            found = score_params(pack, config, params, mesh, dtype, batch_tokens=batch_tokens, advance=advance)
+            seconds = clock.stop()
+            if first:
+                identity = (series.name, checkpoint.name, checkpoint.step, checkpoint.tokens)
+                header = scores.Header(*identity, context, key(weights=opened.weights), opened.version)
+                scores.write(out, scores.Scores(header, *found))
+                scores.note(out, {"series": series.name, "checkpoint": checkpoint.name, "requests": requests, **seconds})
+    if first and clock.score:
+        log.info("%s: %s", series.name, clock)
+    if failed:
+        raise NotAllScored(series, failed)
+    return [scores.path_of(out, series.name, name) for name in named]
 
 
-def _identities(series: Series) -> list[str]:
-    """The weights' hashes, with a bar, since all weights are read. Those never scored are hashed too: their hash is
-    written beside their scores."""
-    with progress.bar(f"compare weights of {series.name}", len(series.checkpoints), "checkpoints") as advance:
-        found = []
-        for checkpoint in series.checkpoints:
-            found.append(checkpoint_series.identity(checkpoint))
-            advance(1)
-    return found
+class NotAllScored(UserError):
+    """Some checkpoints could not be opened; all others are scored."""
+
+    def __init__(self, series: Series, failed: Sequence[Failed]):
+        self.names = {found.checkpoint.name for found in failed}
+        reasons = "; ".join(f"{found.checkpoint.name} ({found.reason})" for found in failed)
+        super().__init__(
+            f"{series.name}: {len(failed)} of {len(series.checkpoints)} checkpoints could not be opened: {reasons};"
+            " the others are scored, mend these and run the same command again"
+        )
+
+
+class Clock:
+    """Time in the model against all other time, such as waiting for weights."""
+
+    def __init__(self) -> None:
+        self.score = self.other = 0.0
+        self.checkpoints = 0
+        self._mark = time.perf_counter()
+
+    def start(self) -> None:
+        """The model begins."""
+        self._other, self._mark = self._lap()
+
+    def stop(self) -> dict[str, float]:
+        """The model has ended; what this checkpoint took: in the model, and all else since the one before it."""
+        score, self._mark = self._lap()
+        self.score, self.other, self.checkpoints = self.score + score, self.other + self._other, self.checkpoints + 1
+        return {"model_seconds": round(score, 3), "other_seconds": round(self._other, 3)}
+
+    def __str__(self) -> str:
+        total = self.score + self.other
+        outside = f"{self.other / total:.1%} of it outside the model"
+        return f"{self.checkpoints} checkpoints scored in {progress.duration(total)}, {outside}"
+
+    def _lap(self) -> tuple[float, float]:
+        now = time.perf_counter()
+        return now - self._mark, now
+
+
+def _recognised(header: scores.Header | None, checkpoint: Checkpoint, key: Callable[..., scores.Key]) -> bool:
+    """Whether these are the checkpoint's scores, as far as can be told without reading its weights."""
+    if header is None or not header.version or header.key != key(weights=header.key.weights):
+        return False
+    try:
+        return header.version == checkpoint_series.version(checkpoint)
+    except (UserError, OSError):
+        return False  # opening it will tell why
+
+
+def _renew_version(out: Path, series: str, checkpoint: str, version: str) -> None:
+    found = scores.read(scores.path_of(out, series, checkpoint))
+    header = dataclasses.replace(found.header, version=version)
+    scores.write(out, dataclasses.replace(found, header=header))
+
+
+def _bar(name: str, total: int, done: int) -> contextlib.AbstractContextManager[progress.Advance]:
+    """On process 0 only."""
+    if jax.process_index() != 0:
+        return contextlib.nullcontext(lambda amount, note="": None)
+    return progress.bar(name, total, "requests", done=done)
 
 
 def model_context(pack: Pack, config: ModelConfig) -> int:

@@ -2,14 +2,19 @@
 
     SCORES/pack/                          the request pack
     SCORES/<series>/<checkpoint>.parquet  request, loglikelihood (float64), is_greedy
+    SCORES/log.jsonl                      what each checkpoint took, for people
 
 The file metadata holds what was scored and how; a file is there complete or not at all.
 """
 
 import dataclasses
+import glob
 import json
 import os
+import shutil
+import uuid
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -48,6 +53,8 @@ class Header:
     context: int
     """Tokens the model was given at most."""
     key: Key
+    version: str = ""
+    """`series.version` of the weight files: tells without reading them that they are those of the key."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,17 +74,31 @@ def path_of(folder: Path, series: str, checkpoint: str) -> Path:
 
 
 def write(folder: Path, scores: Scores) -> Path:
-    """Store one checkpoint's scores in `folder`, under a temporary name first."""
+    """Store one checkpoint's scores in `folder`, under a temporary name first.
+
+    What a killed process left of the same checkpoint is removed: no two processes score one checkpoint.
+    """
     path = path_of(folder, scores.header.series, scores.header.checkpoint)
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        left.unlink(missing_ok=True)
     count = len(scores.loglikelihood)
     columns = [np.arange(count, dtype=np.int32), scores.loglikelihood.astype(np.float64), scores.is_greedy]
     metadata = {_KEY: json.dumps(dataclasses.asdict(scores.header)).encode()}
     table = pa.Table.from_arrays([pa.array(column) for column in columns], schema=_SCHEMA.with_metadata(metadata))
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(table, partial, compression="zstd")
+    with partial.open("wb") as file:
+        pq.write_table(table, file, compression="zstd")
+        file.flush()
+        os.fsync(file.fileno())
     partial.replace(path)
     return path
+
+
+def note(folder: Path, line: dict[str, Any]) -> None:
+    """Append to the log. Several machines may; nothing is ever read from it by this program."""
+    with (folder / "log.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 def read(path: Path) -> Scores:
@@ -96,10 +117,10 @@ def read_header(path: Path) -> Header:
     return Header(**{**header, "key": Key(**header["key"])})
 
 
-def finished(folder: Path, series: str, checkpoint: str, key: Key) -> bool:
-    """Whether the scores with this key are there."""
+def header_of(folder: Path, series: str, checkpoint: str) -> Header | None:
+    """The header of a checkpoint's scores; None if it has none. Raises UserError if the file is no score file."""
     path = path_of(folder, series, checkpoint)
-    return path.is_file() and read_header(path).key == key
+    return read_header(path) if path.is_file() else None
 
 
 def score_files(folder: Path) -> list[Path]:
@@ -110,14 +131,26 @@ def score_files(folder: Path) -> list[Path]:
 
 
 def keep_pack(folder: Path, pack: Pack) -> None:
-    """Put the pack beside its scores. Raises UserError if the folder holds scores of another pack."""
+    """Put the pack beside its scores. Raises UserError if the folder holds scores of another pack.
+
+    Several machines may do so at the same time: the first one's stays.
+    """
     place = folder / "pack"
-    if place.exists():
-        kept = packs.load(place)
-        if kept.hash != pack.hash:
-            raise UserError(
-                f"{folder} holds scores of another request pack ({kept.manifest['suite']}); choose another --out"
-            )
-        if kept.manifest == pack.manifest:
-            return  # else: other domains or chance levels for the same requests
-    packs.save(pack, place)
+    if not place.exists():
+        partial = folder / f".pack.{uuid.uuid4().hex}"
+        try:
+            packs.save(pack, partial)
+            partial.rename(place)
+            return
+        except OSError:
+            if not place.exists():
+                raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    kept = packs.load(place)
+    if kept.hash != pack.hash:
+        raise UserError(
+            f"{folder} holds scores of another request pack ({kept.manifest['suite']}); choose another --out"
+        )
+    if kept.manifest != pack.manifest:  # other domains or chance levels for the same requests
+        packs.save(pack, place)

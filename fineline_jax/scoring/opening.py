@@ -1,0 +1,162 @@
+"""Opening the checkpoints of a series one after another, the next one while the current one is scored.
+
+At most two are in memory. Opening one reads its files for their hash, which is also the check that they are whole, and
+then its arrays, from what the operating system keeps of the files: the disk is read once.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import jax
+
+from fineline_jax.checkpoints import series
+from fineline_jax.checkpoints.series import Checkpoint
+from fineline_jax.errors import UserError
+from fineline_jax.models.config import ModelConfig
+from fineline_jax.scoring.agreement import all_true, from_first
+
+SHARE_OF_DEVICE = 0.6
+"""Two sets of parameters may take this share of a device's memory; the rest is for activations."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A checkpoint on the devices."""
+
+    checkpoint: Checkpoint
+    weights: str
+    """`series.identity`"""
+    version: str
+    """`series.version`"""
+    model: tuple[ModelConfig, dict[str, Any]] | None
+    """Config and parameters; None: not wanted, which the identity decided."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Failed:
+    """A checkpoint that cannot be opened."""
+
+    checkpoint: Checkpoint
+    reason: str
+
+
+def open_each(
+    checkpoints: Sequence[Checkpoint],
+    mesh: jax.sharding.Mesh,
+    dtype: str,
+    wanted: Callable[[Checkpoint, str], bool],
+    check: Callable[[Checkpoint], None],
+) -> Iterator[Opened | Failed]:
+    """Each checkpoint in order. Its parameters are freed when the next one is asked for.
+
+    wanted(checkpoint, identity): whether the parameters are to be loaded. check(checkpoint) comes first; what it raises
+    ends the iteration, while a checkpoint that cannot be read is passed over as `Failed`.
+    With one process the next checkpoint is opened by a thread meanwhile, unless the devices have no room for two. With
+    several processes it is only hashed ahead, by process 0: loading runs collectives, whose order must be the same
+    everywhere.
+    """
+    alone = jax.process_count() == 1
+
+    def ahead(checkpoint: Checkpoint) -> Opened | Failed:
+        found = _hash(checkpoint, wanted, check)
+        return _load(found, mesh, dtype) if alone else found
+
+    with ThreadPoolExecutor(1, thread_name_prefix="open") as pool:
+        try:
+            pending = pool.submit(ahead, checkpoints[0]) if checkpoints else None
+            for place, checkpoint in enumerate(checkpoints):
+                assert pending is not None
+                found = pending.result() if alone else _load_together(checkpoint, pending, mesh, dtype)
+                params = found.model[1] if isinstance(found, Opened) and found.model is not None else None
+                following = checkpoints[place + 1] if place + 1 < len(checkpoints) else None
+                at_once = not alone or _room_for_two(params)
+                if following is not None and at_once:
+                    pending = pool.submit(ahead, following)
+                yield found
+                del found
+                _free(params)
+                if following is not None and not at_once:
+                    pending = pool.submit(ahead, following)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+_UNREAD: tuple[Any, dict[str, Any]] = (None, {})
+
+
+def _hash(
+    checkpoint: Checkpoint, wanted: Callable[[Checkpoint, str], bool], check: Callable[[Checkpoint], None]
+) -> Opened | Failed:
+    """The checkpoint with its identity; its model is still to be read where it is wanted."""
+    if jax.process_index() != 0:
+        return Opened(checkpoint, "", "", None)
+    check(checkpoint)
+    try:
+        version = series.version(checkpoint)
+        weights = series.identity(checkpoint)
+    except Exception as error:
+        return Failed(checkpoint, _reason(error))
+    return Opened(checkpoint, weights, version, _UNREAD if wanted(checkpoint, weights) else None)
+
+
+def _load(found: Opened | Failed, mesh: jax.sharding.Mesh, dtype: str) -> Opened | Failed:
+    if isinstance(found, Failed) or found.model is None:
+        return found
+    try:
+        model = series.load(found.checkpoint, mesh, dtype)
+        jax.block_until_ready(model[1])
+    except Exception as error:
+        return Failed(found.checkpoint, _reason(error))
+    return dataclasses.replace(found, model=model)
+
+
+def _load_together(
+    checkpoint: Checkpoint, pending: Future[Opened | Failed], mesh: jax.sharding.Mesh, dtype: str
+) -> Opened | Failed:
+    """All processes do what process 0 found: load, pass over, or stop."""
+    try:
+        first = pending.result()
+        if isinstance(first, Failed):
+            told = {"failed": first.reason}
+        else:
+            told = {"weights": first.weights, "version": first.version, "wanted": first.model is not None}
+    except UserError as error:
+        told = {"stop": str(error)}
+    told = from_first(told)
+    if "stop" in told:
+        raise UserError(told["stop"])
+    if "failed" in told:
+        return Failed(checkpoint, told["failed"])
+    model = _UNREAD if told["wanted"] else None
+    found = _load(Opened(checkpoint, told["weights"], told["version"], model), mesh, dtype)
+    if all_true(isinstance(found, Opened)):
+        return found
+    return found if isinstance(found, Failed) else Failed(checkpoint, "another process could not open it; see its log")
+
+
+def _room_for_two(params: dict[str, Any] | None) -> bool:
+    """Whether each device can hold a second set of parameters. Host memory is not asked."""
+    if params is None:
+        return True
+    device = jax.local_devices()[0]
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    if limit is None or device.platform == "cpu":
+        return True
+    held = sum(shard.data.nbytes for leaf in jax.tree.leaves(params) for shard in leaf.addressable_shards[:1])
+    return 2 * held <= SHARE_OF_DEVICE * limit
+
+
+def _free(params: dict[str, Any] | None) -> None:
+    for leaf in jax.tree.leaves(params):
+        with contextlib.suppress(RuntimeError):  # deleted by whoever scored it
+            leaf.delete()
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

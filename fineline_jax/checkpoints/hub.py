@@ -1,6 +1,7 @@
 """Hugging Face folders: weights read straight into shards, and written back. No torch, no weight permuted."""
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -10,9 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
+from fineline_jax.checkpoints.copying import copy, new_array
+from fineline_jax.checkpoints.easylm import EASYLM_LLAMA
+from fineline_jax.checkpoints.safetensors_files import write_safetensors
+from fineline_jax.checkpoints.stored import StoredTensor
+from fineline_jax.checkpoints.weight_files import SAFETENSORS, SAFETENSORS_INDEX, Weights, open_weights
 from fineline_jax.errors import UserError
 from fineline_jax.models import decoder, families
 from fineline_jax.models.config import ModelConfig
@@ -29,7 +33,6 @@ from fineline_jax.models.families.name_map import (
     write_part,
 )
 
-INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
 """Largest weight file that `export_hf` writes."""
 TOKENIZER_FILES = (
@@ -52,33 +55,49 @@ def config_from_hf(path: Path) -> ModelConfig:
     return _family_and_config(path)[1]
 
 
-def _family_and_config(path: Path) -> tuple[Family, ModelConfig]:
+def _family_and_config(path: Path, unnamed: str | None = None) -> tuple[Family, ModelConfig]:
+    """unnamed: the family of a file that names no architectures."""
     try:
         raw = json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; give a folder with a Hugging Face config.json") from error
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error}); fetch the file again") from error
+    if unnamed and isinstance(raw, dict) and not raw.get("architectures"):
+        [architectures] = [family.architectures for family in families.FAMILIES if family.name == unnamed]
+        raw["architectures"] = [architectures[0]]
     return families.of_hf(HfConfig(str(path), raw))
 
 
 def load_hf(
-    folder: Path, mesh: jax.sharding.Mesh, dtype: jnp.dtype = jnp.float32
+    folder: Path,
+    mesh: jax.sharding.Mesh,
+    dtype: jax.typing.DTypeLike | None = jnp.float32,
+    config: Path | ModelConfig | None = None,
 ) -> tuple[ModelConfig, decoder.Params]:
-    """The model in a Hugging Face folder: its config, and its parameters in `dtype`, sharded for the decoder.
+    """The model in a folder of weight files: its config, and its parameters in `dtype`, sharded for the decoder.
 
-    Each process reads only the ranges of its own shards; beside the result, one parameter is in memory.
+    folder: with safetensors, pytorch_model*.bin or an EasyLM stream; or one such file. dtype: None: each parameter as it
+    is in the files. config: config.json, or the model itself; default: the config.json beside the weights.
+    Each process reads only the ranges of its own shards. Beside the result, the part of one parameter that one device
+    holds is in memory (on a CPU it is the result), and the pages of one tensor.
     Raises UserError naming the file and the tensor if one is missing, unexpected or of another shape.
     """
-    family, config = _family_and_config(folder / "config.json")
-    targets = decoder.abstract_params(config, mesh, dtype)
-    tensors = _Tensors(folder)
-    leaves = _leaves(targets)
-    weights = present(family.weights, leaves)
-    _check_names(folder, family, config, all_tensors(weights, _shapes(leaves)), tensors)
+    weights = open_weights(folder)
+    if isinstance(config, ModelConfig):
+        family = families.of_config(config)
+    else:
+        beside = (folder.parent if folder.is_file() else folder) / "config.json"
+        family, config = _family_and_config(config or beside, "llama" if weights.names == "easylm" else None)
+    leaves = _leaves(decoder.abstract_params(config, mesh, jnp.dtype(dtype or "float32")))
+    lines = present(_lines(weights, family), leaves)
+    _check_tensors(weights, family, config, lines, leaves)
     params: decoder.Params = {}
-    for weight in weights:
-        _put(params, weight.ours, _load(weight, leaves[weight.ours], tensors))
+    for weight in lines:
+        target = leaves[weight.ours]
+        if dtype is None:
+            target = target.update(dtype=_stored_dtype(weight, target.shape, weights.tensors))
+        _put(params, weight.ours, _load(weight, target, weights.tensors))
     return config, params
 
 
@@ -87,7 +106,7 @@ def export_hf(
     params: decoder.Params,
     out: Path,
     tokenizer: Path | None = None,
-    dtype: jnp.dtype | None = None,
+    dtype: jax.typing.DTypeLike | None = None,
     shard_bytes: int = SHARD_BYTES,
     family: str | None = None,
 ) -> None:
@@ -105,8 +124,8 @@ def export_hf(
     partial.mkdir(parents=True)
     try:
         leaves = _leaves(params)
+        _write_weights(layout, leaves, partial, np.dtype(dtype) if dtype else None, shard_bytes)
         written = np.dtype(dtype or leaves["embed"].dtype)
-        _write_weights(layout, leaves, partial, written, shard_bytes)
         special = {"bos_token_id": None, "eos_token_id": None}
         if tokenizer is not None:
             special = _copy_tokenizer(tokenizer, partial)
@@ -119,64 +138,59 @@ def export_hf(
 # Reading
 
 
-class _Tensors:
-    """The tensors of a folder's safetensors files, by name."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        single, index = folder / "model.safetensors", folder / INDEX
-        if index.exists():
-            try:
-                names = sorted({str(name) for name in json.loads(index.read_bytes())["weight_map"].values()})
-            except (ValueError, KeyError, AttributeError) as error:
-                raise UserError(f"{index}: not an index of weight files; fetch it again") from error
-            files = [folder / Path(name).name for name in names]
-        elif single.exists():
-            files = [single]
-        else:
-            raise UserError(f"{folder}: holds neither model.safetensors nor {INDEX}; give a folder with safetensors")
-        self.file_of: dict[str, Path] = {}
-        self.open: dict[Path, Any] = {}
-        for file in files:
-            try:
-                self.open[file] = safe_open(file, framework="np")
-            except FileNotFoundError as error:
-                raise UserError(f"{file}: named by {INDEX} but missing; fetch it") from error
-            except (SafetensorError, OSError) as error:
-                raise UserError(f"{file}: not a whole safetensors file ({error}); fetch it again") from error
-            self.file_of |= dict.fromkeys(self.open[file].keys(), file)
-
-    def __getitem__(self, name: str) -> Any:
-        return self.open[self.file_of[name]].get_slice(name)
+def _lines(weights: Weights, family: Family) -> tuple[Weight, ...]:
+    """The name map of the files."""
+    if weights.names == "hf":
+        return family.weights
+    if family is not families.LLAMA:
+        raise UserError(f"{weights.place}: an EasyLM stream holds a Llama, config.json means {family.name}; check it")
+    return EASYLM_LLAMA
 
 
-def _load(weight: Weight, target: jax.ShapeDtypeStruct, tensors: _Tensors) -> jax.Array:
-    axes, stacked = parse_axes(weight.axes), weight.stacked
-    shape = target.shape[stacked:]
-    for _, name in tensors_of(weight, target.shape):
-        _check_shape(name, axes.file_shape(shape), tensors)
-    parts: dict[Any, np.ndarray] = {}  # replicas ask for the same part again
-
-    def part(index: tuple[slice, ...] | None) -> np.ndarray:
-        index = index or ()
-        spans = tuple(span.indices(size)[:2] for span, size in zip(index, target.shape))
-        if spans not in parts:
-            out = np.empty([stop - start for start, stop in spans], target.dtype)
-            for place in np.ndindex(*out.shape[:stacked]):
-                name = tensor_name(weight, [start + offset for (start, _), offset in zip(spans, place)])
-                out[place] = read_part(tensors[name], axes, shape, index[stacked:])
-            parts[spans] = out
-        return parts[spans]
-
-    return jax.make_array_from_callback(target.shape, target.sharding, part)
+def _stored_dtype(weight: Weight, shape: Sequence[int], tensors: Mapping[str, StoredTensor]) -> np.dtype:
+    """The dtype of a line's tensors if all have the same and it is bfloat16 or float16; else float32."""
+    first, *others = {tensors[name].dtype for _, name in tensors_of(weight, shape)}
+    return first if not others and first.name in ("bfloat16", "float16") else np.dtype(np.float32)
 
 
-def _check_names(
-    folder: Path, family: Family, config: ModelConfig, expected: Mapping[str, Any], tensors: _Tensors
+def _load(weight: Weight, target: jax.ShapeDtypeStruct, tensors: Mapping[str, StoredTensor]) -> jax.Array:
+    """One parameter. A part of it is put together on the host, moved to its devices, and forgotten before the next."""
+    places: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
+    for device, index in target.sharding.addressable_devices_indices_map(target.shape).items():
+        spans = tuple(span.indices(size)[:2] for span, size in zip(index or (), target.shape))
+        places.setdefault(spans, []).append(device)  # replicas hold the same part
+    arrays = []
+    for spans, devices in places.items():
+        part = new_array([stop - start for start, stop in spans], np.dtype(target.dtype))
+        _fill(part, spans, weight, target.shape, tensors)
+        arrays += jax.block_until_ready([jax.device_put(part, device) for device in devices])
+        del part
+    return jax.make_array_from_single_device_arrays(target.shape, target.sharding, arrays)
+
+
+def _fill(
+    part: np.ndarray,
+    spans: Sequence[tuple[int, int]],
+    weight: Weight,
+    shape: tuple[int, ...],
+    tensors: Mapping[str, StoredTensor],
 ) -> None:
-    found = {name for name in tensors.file_of if not any(re.fullmatch(p, name) for p in family.ignored)}
+    """Put parameter[spans] into `part`, tensor by tensor."""
+    axes, stacked = parse_axes(weight.axes), weight.stacked
+    index = [slice(*span) for span in spans[stacked:]]
+    for place in np.ndindex(*part.shape[:stacked]):
+        name = tensor_name(weight, [start + offset for (start, _), offset in zip(spans, place)])
+        copy(part[place], read_part(tensors[name], axes, shape[stacked:], index))
+
+
+def _check_tensors(
+    weights: Weights, family: Family, config: ModelConfig, lines: Sequence[Weight], leaves: Mapping[str, Any]
+) -> None:
+    """Raise UserError naming the first tensor that is missing, unexpected, or of another shape than config.json means."""
+    expected = all_tensors(lines, _shapes(leaves))
+    found = {name for name in weights.tensors if not any(re.fullmatch(p, name) for p in family.ignored)}
     if config.tied_embeddings:
-        found -= set(family.tied_copies)
+        found -= {*family.tied_copies, "lm_head.kernel"}
     for missing, verb, remedy in (
         (expected.keys() - found, "is missing", "fetch all weight files again"),
         (found - expected.keys(), "is not part of the model that config.json describes", "check config.json"),
@@ -184,57 +198,63 @@ def _check_names(
         if missing:
             first, more = min(missing), len(missing) - 1
             others = f" (and {more} more)" if more else ""
-            raise UserError(f"{folder}: tensor {first}{others} {verb}; {remedy}")
-
-
-def _check_shape(name: str, expected: Sequence[int], tensors: _Tensors) -> None:
-    found = list(tensors[name].get_shape())
-    if found != expected:
-        raise UserError(
-            f"{tensors.file_of[name]}: tensor {name} has shape {found}, config.json means {expected}; check config.json"
-        )
+            raise UserError(f"{weights.place}: tensor {first}{others} {verb}; {remedy}")
+    for name, [(weight, _), *_] in expected.items():
+        tensor = weights.tensors[name]
+        shape = parse_axes(weight.axes).file_shape(leaves[weight.ours].shape[weight.stacked :])
+        if list(tensor.shape) != shape:
+            raise UserError(
+                f"{tensor.file}: tensor {name} has shape {list(tensor.shape)}, config.json means {shape};"
+                " check config.json"
+            )
 
 
 # Writing
 
 
 def _write_weights(
-    family: Family, leaves: Mapping[str, jax.Array], folder: Path, dtype: np.dtype, shard_bytes: int
+    family: Family, leaves: Mapping[str, jax.Array], folder: Path, dtype: np.dtype | None, shard_bytes: int
 ) -> None:
-    files: list[list[str]] = [[]]
-    filled = total = 0
     tensors = all_tensors(present(family.weights, leaves), _shapes(leaves))
-    for name, lines in tensors.items():
-        weight, _ = lines[0]
-        shape = parse_axes(weight.axes).file_shape(leaves[weight.ours].shape[weight.stacked :])
-        size = int(np.prod(shape)) * dtype.itemsize
+    files: list[list[tuple[str, np.dtype, tuple[int, ...]]]] = [[]]
+    filled = total = 0
+    for name, [(weight, _), *_] in tensors.items():
+        shape = tuple(parse_axes(weight.axes).file_shape(leaves[weight.ours].shape[weight.stacked :]))
+        entry = name, np.dtype(dtype or leaves[weight.ours].dtype), shape
+        size = math.prod(shape) * entry[1].itemsize
         if filled and filled + size > shard_bytes:
             files.append([])
             filled = 0
-        files[-1].append(name)
+        files[-1].append(entry)
         filled, total = filled + size, total + size
     weight_map = {}
-    for number, names in enumerate(files, start=1):
+    for number, entries in enumerate(files, start=1):
         single = len(files) == 1
-        file = "model.safetensors" if single else f"model-{number:05d}-of-{len(files):05d}.safetensors"
-        save_file(
-            {name: _to_file(leaves, tensors[name], dtype) for name in names}, folder / file, metadata={"format": "pt"}
-        )
-        weight_map |= dict.fromkeys(names, file)
+        file = SAFETENSORS if single else f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        read = lambda name, dtype, shape: _to_file(leaves, name, tensors[name], dtype, shape)
+        write_safetensors(folder / file, entries, read, {"format": "pt"})
+        weight_map |= {name: file for name, *_ in entries}
     if len(files) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        (folder / SAFETENSORS_INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _to_file(
-    leaves: Mapping[str, jax.Array], lines: Sequence[tuple[Weight, tuple[int, ...]]], dtype: np.dtype
+    leaves: Mapping[str, jax.Array],
+    name: str,
+    lines: Sequence[tuple[Weight, tuple[int, ...]]],
+    dtype: np.dtype,
+    shape: tuple[int, ...],
 ) -> np.ndarray:
     """One tensor, put together from the lines that fill it."""
-    weight, _ = lines[0]
-    shape = leaves[weight.ours].shape[weight.stacked :]
-    tensor = np.empty(parse_axes(weight.axes).file_shape(shape), dtype)
+    tensor = np.empty(shape, dtype)
     for weight, place in lines:
-        write_part(tensor, parse_axes(weight.axes), np.asarray(leaves[weight.ours][place]).astype(dtype))
+        part = np.asarray(leaves[weight.ours][place])
+        with np.errstate(over="ignore"):
+            rounded = part.astype(dtype)
+        if np.isinf(rounded).any() and not np.isinf(part).any():
+            raise UserError(f"tensor {name} has values beyond the range of {dtype}; choose --dtype bfloat16 or float32")
+        write_part(tensor, parse_axes(weight.axes), rounded)
     return tensor
 
 

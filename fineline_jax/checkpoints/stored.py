@@ -1,0 +1,88 @@
+"""A tensor that lies in a file: where it begins, and how to read any part of it without reading the rest."""
+
+import dataclasses
+import math
+import mmap
+from collections.abc import Sequence
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from fineline_jax.errors import UserError
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies in `file`; nothing of it is in memory.
+
+    `tensor[slices]`, one slice of step 1 per axis, is an array over a memory map of the bytes from the first to the
+    last element asked for. The map goes away with the array, so copy what is to stay.
+    """
+
+    name: str
+    file: Path
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    offset: int
+    """Bytes of the file before the first element."""
+    strides: tuple[int, ...]
+    """Bytes from one element to the next along each axis."""
+    chunk: int = 0
+    """Bytes of each piece but the last, of a row-major tensor that goes on elsewhere in the file."""
+    more_offsets: tuple[int, ...] = ()
+    """Where the second and the further pieces begin."""
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def __getitem__(self, index: Sequence[slice]) -> np.ndarray:
+        """The part that `index` names. Raises UserError if the file has become shorter since it was opened."""
+        spans = [part.indices(size)[:2] for part, size in zip(index, self.shape, strict=True)]
+        if self.more_offsets:
+            return self._joined()[tuple(slice(*span) for span in spans)]
+        return self._mapped(spans)
+
+    def whole(self) -> np.ndarray:
+        """All of it, over a memory map."""
+        return self[tuple(slice(None) for _ in self.shape)]
+
+    def _mapped(self, spans: Sequence[tuple[int, int]]) -> np.ndarray:
+        shape = [max(stop - start, 0) for start, stop in spans]
+        if 0 in shape:
+            return np.empty(shape, self.dtype)
+        first = self.offset + sum(start * stride for (start, _), stride in zip(spans, self.strides, strict=True))
+        length = sum((size - 1) * stride for size, stride in zip(shape, self.strides)) + self.dtype.itemsize
+        data, skipped = _map(self, first, length)
+        return np.ndarray(shape, self.dtype, data, skipped, self.strides)
+
+    def _joined(self) -> np.ndarray:
+        """All pieces together, in memory: flax cuts an array above 1 GiB."""
+        joined = np.empty(self.shape, self.dtype)
+        data = joined.reshape(-1).view(np.uint8)
+        for number, offset in enumerate((self.offset, *self.more_offsets)):
+            target = data[number * self.chunk : (number + 1) * self.chunk]
+            source, skipped = _map(self, offset, target.nbytes)
+            target[...] = np.frombuffer(source, np.uint8, target.nbytes, skipped)
+        return joined
+
+
+def row_major(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
+    """The strides, in bytes, of an array without gaps whose last axis is the fastest."""
+    return tuple(itemsize * math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def _map(tensor: StoredTensor, first: int, length: int) -> tuple[mmap.mmap, int]:
+    """A read-only map that covers `length` bytes of the tensor's file from `first`; and where in it they begin."""
+    begin = first - first % mmap.ALLOCATIONGRANULARITY
+    try:
+        with tensor.file.open("rb") as file:
+            data = mmap.mmap(file.fileno(), first - begin + length, access=mmap.ACCESS_READ, offset=begin)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{tensor.file}: tensor {tensor.name} cannot be read ({error}); fetch the file again"
+        ) from error
+    return data, first - begin

@@ -3,6 +3,7 @@
 Nothing heavy is imported at the top, so that --help answers at once.
 """
 
+import functools
 import logging
 import os
 import sys
@@ -281,6 +282,9 @@ def score(
     dtype: Literal["float32", "bfloat16"] = "float32",
     batch_tokens: int | None = None,
     mesh: Mesh = Mesh(),
+    part: str | None = None,
+    watch: bool = False,
+    watch_timeout: float | None = None,
     distributed: bool = False,
 ) -> None:
     """Score every checkpoint of one or more series; what is already scored is kept.
@@ -299,10 +303,16 @@ def score(
         dtype: Of the matrix products; the softmax is float32 always.
         batch_tokens: Tokens per step over all devices; default: by the kind of device.
         mesh: Devices per axis.
+        part: I/N: only the I-th of N parts of the checkpoints, for N machines that do not talk to each other; auto or
+            auto/N: from the job's variables (SLURM array, Kubernetes index, Google Batch, TPU worker).
+        watch: Score a run that is still training, until all checkpoints of its recipe are scored.
+        watch_timeout: End the watch after so many seconds without a new checkpoint; default: never.
         distributed: One of several processes: call jax.distributed.initialize first.
     """
     if (suite is None) == (pack is None):
         raise UserError("score: give either --suite or --pack")
+    if watch and len(series) != 1:
+        raise UserError("score: --watch takes one run; start one command per run")
     if distributed:
         import jax
 
@@ -310,8 +320,13 @@ def score(
     from fineline_jax.checkpoints.series import open_series, tokenizer_folder
     from fineline_jax.mesh import make_mesh
     from fineline_jax.scoring.pack import load
-    from fineline_jax.scoring.scorer import score_series
+    from fineline_jax.scoring.parts import part_of
+    from fineline_jax.scoring.scorer import score_parts
+    from fineline_jax.scoring.watching import wait_for_first, watch_run
 
+    chosen = part_of(part, os.environ, distributed=distributed)
+    if watch:
+        wait_for_first(Path(series[0]), watch_timeout)
     opened = [open_series(name) for name in series]
     if pack is not None:
         requests = load(pack)
@@ -323,9 +338,11 @@ def score(
         if folder is None:
             raise UserError(f"{series[0]}: no tokenizer beside the checkpoint; give --tokenizer")
         requests = build(suite, folder, benchmarks=benchmarks, tfds=tfds, bos=bos, max_context=max_context, limit=limit)
-    for one in opened:
-        score_series(one, requests, out, make_mesh(mesh), dtype, batch_tokens=batch_tokens)
-    print(f"{out}: {sum(len(one.checkpoints) for one in opened)} checkpoints scored; see `fineline analyze {out}`")
+    start = functools.partial(
+        score_parts, pack=requests, out=out, mesh=make_mesh(mesh), dtype=dtype, batch_tokens=batch_tokens
+    )
+    count = watch_run(Path(series[0]), start, chosen, watch_timeout) if watch else len(start(opened, part=chosen))
+    print(f"{out}: {count} checkpoints scored; see `fineline analyze {out}`")
 
 
 @app.command

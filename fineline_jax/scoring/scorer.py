@@ -22,6 +22,7 @@ from fineline_jax.scoring import scores
 from fineline_jax.scoring.agreement import from_first
 from fineline_jax.scoring.opening import Failed, open_each
 from fineline_jax.scoring.pack import Pack
+from fineline_jax.scoring.parts import WHOLE, Part
 from fineline_jax.scoring.row_engine import score_rows
 from fineline_jax.scoring.rows import truncated
 from fineline_jax.scoring.tokenizer import identity, open_tokenizer
@@ -125,23 +126,52 @@ def score_series(
                 identity = (series.name, checkpoint.name, checkpoint.step, checkpoint.tokens)
                 header = scores.Header(*identity, context, key(weights=opened.weights), opened.version)
                 scores.write(out, scores.Scores(header, *found))
-                scores.note(out, {"series": series.name, "checkpoint": checkpoint.name, "requests": requests, **seconds})
+                scores.note(
+                    out, {"series": series.name, "checkpoint": checkpoint.name, "requests": requests, **seconds}
+                )
     if first and clock.score:
         log.info("%s: %s", series.name, clock)
     if failed:
-        raise NotAllScored(series, failed)
+        raise NotAllScored(failed)
     return [scores.path_of(out, series.name, name) for name in named]
+
+
+def score_parts(
+    series: Sequence[Series],
+    pack: Pack,
+    out: Path,
+    mesh: jax.sharding.Mesh,
+    dtype: str = "float32",
+    *,
+    part: Part = WHOLE,
+    batch_tokens: int | None = None,
+) -> list[Path]:
+    """`score_series` of this part of each series, one series after another; returns all score files of the part.
+
+    Raises `NotAllScored` at the end for what could not be opened in any of them.
+    """
+    found: list[Path] = []
+    failed: list[Failed] = []
+    for place, one in enumerate(series):
+        mine = Series(one.name, tuple(part.of(one.checkpoints, shift=place)))
+        try:
+            found += score_series(mine, pack, out, mesh, dtype, batch_tokens=batch_tokens)
+        except NotAllScored as error:
+            failed += error.failed
+    if failed:
+        raise NotAllScored(failed)
+    return found
 
 
 class NotAllScored(UserError):
     """Some checkpoints could not be opened; all others are scored."""
 
-    def __init__(self, series: Series, failed: Sequence[Failed]):
-        self.names = {found.checkpoint.name for found in failed}
-        reasons = "; ".join(f"{found.checkpoint.name} ({found.reason})" for found in failed)
+    def __init__(self, failed: Sequence[Failed]):
+        self.failed = tuple(failed)
+        places = [f"{found.checkpoint.series}/{found.checkpoint.name} ({found.reason})" for found in failed]
         super().__init__(
-            f"{series.name}: {len(failed)} of {len(series.checkpoints)} checkpoints could not be opened: {reasons};"
-            " the others are scored, mend these and run the same command again"
+            f"{len(failed)} checkpoints could not be opened: {'; '.join(places)}; all others are scored, mend these and"
+            " run the same command again"
         )
 
 

@@ -1,0 +1,91 @@
+"""Scoring the checkpoints of a run while it trains."""
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from fineline_jax import progress
+from fineline_jax.checkpoints.series import Series, open_series
+from fineline_jax.errors import UserError
+from fineline_jax.recipe import from_json
+from fineline_jax.scoring.agreement import from_first
+from fineline_jax.scoring.parts import WHOLE, Part
+from fineline_jax.scoring.scorer import NotAllScored
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 10.0
+
+
+def wait_for_first(run: Path, timeout: float | None, *, poll_seconds: float = POLL_SECONDS) -> None:
+    """Return when the run has a kept checkpoint. Raises UserError after `timeout` seconds without."""
+    start = time.monotonic()
+    told = False
+    while not from_first(bool(_complete(run).checkpoints)):
+        if timeout is not None and time.monotonic() - start >= timeout:
+            raise UserError(f"{run}: no kept checkpoint after {progress.duration(timeout)}; is the run training?")
+        if not told:
+            log.info("%s: waiting for the first kept checkpoint", run)
+            told = True
+        time.sleep(poll_seconds)
+
+
+def watch_run(
+    run: Path,
+    score: Callable[..., list[Path]],
+    part: Part = WHOLE,
+    timeout: float | None = None,
+    *,
+    poll_seconds: float = POLL_SECONDS,
+) -> int:
+    """Call `score([series], part=part)`, which passes over what is finished, whenever the run has new checkpoints.
+
+    Only complete checkpoints are looked at: their record is written last. It ends when all checkpoints that the recipe
+    keeps have been there, or after `timeout` seconds without a new one (None: never); returns how many this part has.
+    Those that could not be opened are tried again with each new one, and named in a `NotAllScored` at the end.
+    """
+    seen: list[str] = []
+    found: list[Path] = []
+    problem: NotAllScored | None = None
+    last = time.monotonic()
+    while True:
+        wanted = _kept_steps(run)
+        series = _complete(run)
+        names = from_first([checkpoint.name for checkpoint in series.checkpoints])
+        if set(names) - set(seen):
+            seen, problem = names, None
+            known = tuple(checkpoint for checkpoint in series.checkpoints if checkpoint.name in names)
+            try:
+                found = score([Series(series.name, known)], part=part)
+            except NotAllScored as error:
+                problem = error
+            last = time.monotonic()
+            continue
+        done = wanted is not None and {f"step{step}" for step in wanted} <= set(seen)
+        late = timeout is not None and time.monotonic() - last >= timeout
+        done, late = from_first([done, late])
+        if done or late:
+            break
+        time.sleep(poll_seconds)
+    if not done:
+        waited = progress.duration(timeout or 0)
+        log.warning("%s: no new checkpoint for %s; run the same command again to go on", run, waited)
+    if problem is not None:
+        raise problem
+    return len(found)
+
+
+def _kept_steps(run: Path) -> frozenset[int] | None:
+    try:
+        return frozenset(from_json(run / "recipe.json").kept_steps())
+    except UserError:
+        return None  # not there yet, or just being replaced
+
+
+def _complete(run: Path) -> Series:
+    """The complete kept checkpoints; none while the run has none."""
+    try:
+        return open_series(str(run))
+    except UserError:
+        return Series(run.name, ())

@@ -99,6 +99,8 @@ def pretrain(arguments: list[str]) -> int:
         run: Path | None = None,
         accept_changes: bool = False,
         distributed: bool = False,
+        score: str | None = None,
+        benchmarks: Path | None = None,
         recipe: Annotated[Recipe, arg(name="")] = default,
     ) -> int:
         """Train the recipe, or go on with it if the run folder holds its checkpoints.
@@ -107,14 +109,18 @@ def pretrain(arguments: list[str]) -> int:
             run: Folder of the run; default: runs/NAME.
             accept_changes: Resume although the recipe differs from the one in the run folder.
             distributed: One of several processes (TPU pod, SLURM, MPI): call jax.distributed.initialize first.
+            score: Suite or request pack: score each kept checkpoint in memory, into RUN/scores.
+            benchmarks: For --score SUITE: folder of data sets in Hugging Face layout; default: the hub.
             recipe: Fields of the recipe.
         """
-        return _train(recipe, run or Path("runs") / recipe.name, accept_changes, distributed)
+        return _train(recipe, run or Path("runs") / recipe.name, accept_changes, distributed, score, benchmarks)
 
     return tyro.cli(options, prog=f"fineline pretrain {name}", args=arguments[1:])
 
 
-def _train(recipe: Recipe, run: Path, accept_changes: bool, distributed: bool) -> int:
+def _train(
+    recipe: Recipe, run: Path, accept_changes: bool, distributed: bool, score: str | None, benchmarks: Path | None
+) -> int:
     import jax
 
     if distributed:
@@ -122,7 +128,13 @@ def _train(recipe: Recipe, run: Path, accept_changes: bool, distributed: bool) -
     from fineline_jax.progress import short
     from fineline_jax.training.loop import pretrain as train
 
-    outcome = train(recipe, run, accept_changes=accept_changes)
+    on_kept = None
+    if score is not None:
+        from fineline_jax.scoring.kept import ScoreKept, open_pack
+
+        tokenizer = Path(recipe.data.sources[0].path).expanduser() / "tokenizer"
+        on_kept = ScoreKept(run, recipe.model, open_pack(score, tokenizer, benchmarks), run / "scores")
+    outcome = train(recipe, run, accept_changes=accept_changes, on_kept=on_kept)
     if jax.process_index() == 0:
         where = f"step {outcome.step} ({short(outcome.tokens)} tokens)"
         if outcome.stopped_by:

@@ -1,7 +1,8 @@
 """Opening the checkpoints of a series one after another, the next one while the current one is scored.
 
-At most two are in memory. Opening one reads its files for their hash, which is also the check that they are whole, and
-then its arrays, from what the operating system keeps of the files: the disk is read once.
+At most two are in memory, and of remote ones that are not to be kept at most two on disk. Opening one reads its files
+for their hash, which is also the check that they are whole, and then its arrays, from what the operating system keeps
+of the files: the disk is read once.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ import jax
 
 from fineline_jax.checkpoints import series
 from fineline_jax.checkpoints.series import Checkpoint
+from fineline_jax.checkpoints.transfer import DiskFullError, FetchError
 from fineline_jax.errors import UserError
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.scoring.agreement import all_true, from_first
@@ -62,14 +64,23 @@ def open_each(
 
     def ahead(checkpoint: Checkpoint) -> Opened | Failed:
         found = _hash(checkpoint, wanted, check)
-        return _load(found, mesh, dtype) if alone else found
+        if alone:
+            return _load(found, mesh, dtype)
+        if isinstance(found, Opened) and (found.model is not None or jax.process_index() != 0):
+            _fetch(checkpoint)
+        return found
 
     with ThreadPoolExecutor(1, thread_name_prefix="open") as pool:
         try:
             pending = pool.submit(ahead, checkpoints[0]) if checkpoints else None
             for place, checkpoint in enumerate(checkpoints):
                 assert pending is not None
-                found = pending.result() if alone else _load_together(checkpoint, pending, mesh, dtype)
+                try:
+                    found = pending.result() if alone else _load_together(checkpoint, pending, mesh, dtype)
+                except DiskFullError:  # the one before may have been in the way, and is gone
+                    found = pool.submit(ahead, checkpoint).result()
+                if isinstance(found, Failed):
+                    series.discard(checkpoint)
                 params = found.model[1] if isinstance(found, Opened) and found.model is not None else None
                 following = checkpoints[place + 1] if place + 1 < len(checkpoints) else None
                 at_once = not alone or _room_for_two(params)
@@ -77,9 +88,11 @@ def open_each(
                     pending = pool.submit(ahead, following)
                 yield found
                 del found
-                _free(params)
+                if params is not None:
+                    _free(params)
+                    series.discard(checkpoint)
                 if following is not None and not at_once:
-                    pending = pool.submit(ahead, following)
+                    pending = pool.submit(ahead, following)  # after the download, since the pool has one thread
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -93,7 +106,10 @@ def _hash(
     """The checkpoint with its identity; its model is still to be read where it is wanted."""
     if jax.process_index() != 0:
         return Opened(checkpoint, "", "", None)
-    check(checkpoint)
+    try:
+        check(checkpoint)
+    except FetchError as error:  # its tokenizer is not to be had; a wrong tokenizer ends it
+        return Failed(checkpoint, _reason(error))
     try:
         version = series.version(checkpoint)
         weights = series.identity(checkpoint)
@@ -108,9 +124,19 @@ def _load(found: Opened | Failed, mesh: jax.sharding.Mesh, dtype: str) -> Opened
     try:
         model = series.load(found.checkpoint, mesh, dtype)
         jax.block_until_ready(model[1])
+    except DiskFullError as error:  # so will be all others
+        if jax.process_count() == 1:
+            raise
+        return Failed(found.checkpoint, _reason(error))
     except Exception as error:
         return Failed(found.checkpoint, _reason(error))
     return dataclasses.replace(found, model=model)
+
+
+def _fetch(checkpoint: Checkpoint) -> None:
+    """Download it, so that opening it finds it; opening it will tell what is wrong."""
+    with contextlib.suppress(Exception):
+        series.fetch(checkpoint)
 
 
 def _load_together(
@@ -149,10 +175,9 @@ def _room_for_two(params: dict[str, Any] | None) -> bool:
     return 2 * held <= SHARE_OF_DEVICE * limit
 
 
-def _free(params: dict[str, Any] | None) -> None:
+def _free(params: dict[str, Any]) -> None:
     for leaf in jax.tree.leaves(params):
-        with contextlib.suppress(RuntimeError):  # deleted by whoever scored it
-            leaf.delete()
+        leaf.delete()
 
 
 def _reason(error: Exception) -> str:

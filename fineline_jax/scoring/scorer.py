@@ -88,7 +88,7 @@ def score_series(
     named = {checkpoint.name: checkpoint for checkpoint in series.checkpoints}
     header_of = functools.partial(scores.header_of, out, series.name)
     key = functools.partial(scores.Key, pack=pack.hash, dtype=dtype, bos=pack.manifest["bos"], engine=ENGINE)
-    done = [name for name, checkpoint in named.items() if first and _recognised(header_of(name), checkpoint, key)]
+    done = [name for name, checkpoint in named.items() if first and recognised(header_of(name), checkpoint, key)]
     done = set(from_first(done))
     pending = [checkpoint for name, checkpoint in named.items() if name not in done]
 
@@ -203,7 +203,7 @@ class Clock:
         return now - self._mark, now
 
 
-def _recognised(header: scores.Header | None, checkpoint: Checkpoint, key: Callable[..., scores.Key]) -> bool:
+def recognised(header: scores.Header | None, checkpoint: Checkpoint, key: Callable[..., scores.Key]) -> bool:
     """Whether these are the checkpoint's scores, as far as can be told without reading its weights."""
     if header is None or not header.version or header.key != key(weights=header.key.weights):
         return False
@@ -237,10 +237,13 @@ def check_tokenizer(pack: Pack, checkpoint: Checkpoint) -> None:
     A checkpoint without a tokenizer passes; its vocabulary size is checked when it is scored.
     """
     folder = checkpoint_series.tokenizer_folder(checkpoint)
-    if folder is None:
-        return
+    if folder is not None:
+        check_tokenizer_folder(pack, folder, f"{checkpoint.series}/{checkpoint.name}")
+
+
+def check_tokenizer_folder(pack: Pack, folder: Path, name: str) -> None:
+    """Raise UserError if the tokenizer in `folder`, which `name` uses, is another than the pack was made with."""
     theirs, ours = _identity(folder), pack.manifest["tokenizer"]
-    name = f"{checkpoint.series}/{checkpoint.name}"
     if theirs.sha256 != ours["sha256"]:
         raise UserError(
             f"the tokenizer of {name} ({folder}) is not the one the pack was prepared with;"

@@ -58,12 +58,14 @@ def pretrain(
     run: Path,
     *,
     accept_changes: bool = False,
-    on_kept: Callable[[int, dict], None] | None = None,
+    on_kept: Callable[[int, dict], Callable[[], None] | None] | None = None,
 ) -> Outcome:
     """Train `recipe` into the folder `run`, or go on where it was interrupted.
 
     accept_changes: resume although the recipe differs from the one in the folder, which is replaced.
-    on_kept: called with (step, params) at every kept checkpoint, in time order, before training goes on.
+    on_kept: called with (step, params) at every kept checkpoint, in time order, while it is being written; what it
+    returns is called when the checkpoint is complete, before training goes on. A run that resumes at a kept
+    checkpoint calls it for that one again.
 
     Raises UserError for a recipe that does not fit the data, the devices or the folder, a loss that is not finite,
     and a checkpoint that cannot be written.
@@ -114,12 +116,19 @@ def pretrain(
             report.flush()
             if validate is not None:
                 report.write({"step": step, "validation_loss": validate(state["params"])})
-            if on_kept is not None:
-                on_kept(step, state["params"])
+
+        def after_kept(step: int, state: State) -> None:
+            """What happens beside saving it."""
+            finish = on_kept(step, state["params"]) if on_kept is not None else None
+            if finish is not None:
+                store.wait()
+                finish()
 
         if newest is None and 0 in kept:
             at_kept(0, state)
             store.maybe_save(0, state)
+        if start in kept:
+            after_kept(start, state)
         step, stopped_by = start, requested(start)
         while stopped_by is None and step < recipe.steps:
             loaded = next(windows)
@@ -136,6 +145,8 @@ def pretrain(
             elif stopped_by or store.is_due(step):
                 report.flush()  # a checkpoint is never ahead of the metrics
             store.maybe_save(step, state, force=stopped_by is not None)
+            if step in kept:
+                after_kept(step, state)
         report.flush()
         store.wait()
     return Outcome(run, step, step * recipe.tokens_per_step, stopped_by)

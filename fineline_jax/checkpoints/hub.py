@@ -77,8 +77,8 @@ def load_hf(
 ) -> tuple[ModelConfig, decoder.Params]:
     """The model in a folder of weight files: its config, and its parameters in `dtype`, sharded for the decoder.
 
-    folder: with safetensors, pytorch_model*.bin or an EasyLM stream; or one such file. dtype: None: each parameter as it
-    is in the files. config: config.json, or the model itself; default: the config.json beside the weights.
+    folder: with safetensors, pytorch_model*.bin or an EasyLM stream; or one such file. dtype: None: each parameter as
+    it is in the files. config: config.json, or the model itself; default: the config.json beside the weights.
     Each process reads only the ranges of its own shards. Beside the result, the part of one parameter that one device
     holds is in memory (on a CPU it is the result), and the pages of one tensor.
     Raises UserError naming the file and the tensor if one is missing, unexpected or of another shape.
@@ -155,7 +155,7 @@ def _stored_dtype(weight: Weight, shape: Sequence[int], tensors: Mapping[str, St
 
 def _load(weight: Weight, target: jax.ShapeDtypeStruct, tensors: Mapping[str, StoredTensor]) -> jax.Array:
     """One parameter. A part of it is put together on the host, moved to its devices, and forgotten before the next."""
-    places: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
+    places: dict[tuple[tuple[int, int], ...], list[Any]] = {}
     for device, index in target.sharding.addressable_devices_indices_map(target.shape).items():
         spans = tuple(span.indices(size)[:2] for span, size in zip(index or (), target.shape))
         places.setdefault(spans, []).append(device)  # replicas hold the same part
@@ -186,7 +186,7 @@ def _fill(
 def _check_tensors(
     weights: Weights, family: Family, config: ModelConfig, lines: Sequence[Weight], leaves: Mapping[str, Any]
 ) -> None:
-    """Raise UserError naming the first tensor that is missing, unexpected, or of another shape than config.json means."""
+    """Raise UserError naming the first tensor that is missing, unexpected, or not of the shape the config means."""
     expected = all_tensors(lines, _shapes(leaves))
     found = {name for name in weights.tensors if not any(re.fullmatch(p, name) for p in family.ignored)}
     if config.tied_embeddings:

@@ -28,7 +28,7 @@ STORAGE_DTYPES = {
     "BoolStorage": np.dtype("?"),
 }
 UNTYPED_DTYPES = {"torch.uint16": np.dtype("<u2"), "torch.uint32": np.dtype("<u4"), "torch.uint64": np.dtype("<u8")}
-"""Dtypes without a storage class of their own, which say so in the tensor; the float8 ones are not read."""
+"""Dtypes that the tensor names, not the storage. The float8 ones are not read."""
 CONVERT = (
     'convert it where torch is: python -c "import torch; from safetensors.torch import save_file;'
     " save_file({k: v.contiguous() for k, v in torch.load('FILE', weights_only=True).items()}, 'model.safetensors')\""

@@ -51,7 +51,7 @@ class Name:
 
 UNTYPED = ("uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
 DTYPES = frozenset(f"torch.{name}" for name in UNTYPED)
-"""Dtypes without a storage class of their own. None of them is one of weights that are read, but files may name them."""
+"""Dtypes without a storage class of their own; files may name them, weights that are read have none of them."""
 KINDS = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
 STORAGES = frozenset(f"torch.{kind}Storage" for kind in KINDS) | {"torch.storage.UntypedStorage"}
 

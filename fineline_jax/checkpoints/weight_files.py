@@ -99,5 +99,5 @@ def _read_index(path: Path) -> dict[str, Path]:
                 f"{path}: tensor {tensor} is in {name!r}, which is no file beside the index; fetch it again"
             )
         if not (path.parent / name).is_file():
-            raise UserError(f"{path.parent / name}: missing; {path.name} names it for tensor {tensor}; fetch it")
+            raise UserError(f"{path.parent / name}: missing; {path.name} says it holds tensor {tensor}; fetch it")
     return {tensor: path.parent / name for tensor, name in names.items()}

@@ -13,6 +13,7 @@ import pytest
 from fineline_jax import recipe as recipes
 from fineline_jax.checkpoints import hub, series
 from fineline_jax.checkpoints.record import RECORD
+from fineline_jax.checkpoints.step_names import parse_name
 from fineline_jax.checkpoints.store import CheckpointStore
 from fineline_jax.errors import UserError
 from fineline_jax.mesh import make_mesh
@@ -118,7 +119,7 @@ def test_one_hugging_face_folder_is_a_series_of_one(made: Path) -> None:
     ],
 )
 def test_steps_and_tokens_are_read_from_released_names(name: str, step: int | None, tokens: int | None) -> None:
-    assert series.parse_name(name) == (step, tokens)
+    assert parse_name(name) == (step, tokens)
 
 
 def test_folders_whose_names_say_no_tokens_are_in_the_order_of_their_numbers(copy: Path) -> None:
@@ -164,7 +165,7 @@ def test_a_damaged_checkpoint_is_named_when_it_is_loaded(copy: Path) -> None:
 def test_nothing_found_is_said_with_what_was_looked_for(copy: Path) -> None:
     empty = copy / "empty"
     empty.mkdir()
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match="no such folder and no registered series"):
         series.open_series(str(copy / "absent"))
     with pytest.raises(UserError, match=r"looked for recipe.json .* config.json with model.safetensors"):
         series.open_series(str(empty))

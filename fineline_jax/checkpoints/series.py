@@ -1,18 +1,24 @@
 """A checkpoint series: an ordered list of (name, tokens, location) that can be opened one after another.
 
-`open_series` knows four shapes of folder and reads no weights; JAX is imported only by `load`.
+`open_series` finds it: a folder, a registered series, a repository of the hub, a bucket. It reads no weights; JAX is
+imported only by `load`.
 """
 
 import dataclasses
+import difflib
 import hashlib
 import json
-import math
 import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from fineline_jax.checkpoints import registry, remote
+from fineline_jax.checkpoints.locations import PLACE, Options
 from fineline_jax.checkpoints.record import damage, digests, read_record
+from fineline_jax.checkpoints.registry import DEFAULT_SCORING, Entry, Named, Scoring
+from fineline_jax.checkpoints.remote import Remote
+from fineline_jax.checkpoints.step_names import common_start, parse_name
 from fineline_jax.errors import UserError
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.recipe import from_json
@@ -36,8 +42,10 @@ class Checkpoint:
     tokens: int | None
     """Tokens trained on; None: not known."""
     location: Path
-    """RUN/checkpoints/<step>, or the folder with config.json."""
+    """RUN/checkpoints/<step>, or the folder with config.json; where `remote` is fetched to."""
     kind: Literal["orbax", "hf"]
+    remote: Remote | None = None
+    """Where it has to be fetched from before it can be read; None: it is here."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,21 +54,46 @@ class Series:
 
     name: str
     checkpoints: tuple[Checkpoint, ...]
+    scoring: Scoring = DEFAULT_SCORING
 
 
-def open_series(spec: str) -> Series:
-    """The series at the path `spec`:
+def open_series(
+    spec: str, *, tokens: str = "", every: int = 1, downloads: Path | None = None, keep: bool = True
+) -> Series:
+    """The series that `spec` names:
 
     a run folder (recipe.json, checkpoints/): its kept steps, not the rolling latest;
     one checkpoint folder of a run: that one;
-    a Hugging Face folder (config.json and safetensors): that one;
-    a folder of Hugging Face folders: all of them, by the tokens or steps in their names.
+    a Hugging Face folder (config.json and weights): that one;
+    a folder of Hugging Face folders: all of them, by the tokens or steps in their names;
+    a registered series (`fineline series`), or a YAML file of the same form;
+    hf://org/name@revision, org/name@revision, hf://org/name@revision/folder;
+    s3://bucket/folder, gs://, http://, any address of fsspec: one checkpoint, or a folder of them.
 
-    Raises UserError naming what was looked for.
+    @GLOB at the end (amber@ckpt_3*, org/name@step*) chooses by name; then tokens (`selection.parse_grid`), then every.
+    downloads: where remote checkpoints are fetched to, when they are read; default: `remote.default_downloads`.
+    keep: whether they stay there. Raises UserError naming what was looked for.
     """
+    from fineline_jax.checkpoints.selection import select
+
+    path, names = _split(spec)
+    if os.path.isdir(path):
+        found = _open_folder(path)
+    else:
+        found, names = _open_remote(spec, path, names, downloads or remote.default_downloads(), keep)
+    return select(found, names, tokens, every)
+
+
+def _split(spec: str) -> tuple[str, str]:
+    """What stands before and after the last @, if that is no part of an existing path; else * for the second."""
+    path, at, names = spec.rpartition("@")
+    if not at or not path or os.path.isdir(spec):
+        return spec, "*"
+    return path, names or "*"
+
+
+def _open_folder(spec: str) -> Series:
     path = Path(os.path.abspath(spec))
-    if not path.is_dir():
-        raise UserError(f"{spec}: no such folder; a series is a run, a checkpoint of a run, or Hugging Face folders")
     if (path / "recipe.json").is_file():
         return _run(path, spec)
     if path.name.isdigit() and (path.parent.parent / "recipe.json").is_file():
@@ -77,15 +110,106 @@ def open_series(spec: str) -> Series:
     )
 
 
+_GLOB = re.compile(r"[*?\[]")
+
+
+def _open_remote(spec: str, base: str, names: str, downloads: Path, keep: bool) -> tuple[Series, str]:
+    """The series, and the glob that is still to be applied."""
+    if "://" in spec:
+        return _open_address(spec, downloads, keep), "*"
+    entry = registry.find(base)
+    if entry is not None:
+        return of_entry(entry, downloads, keep), names
+    if "@" in spec and re.fullmatch(r"[\w.-]+/[\w.-]+", base):
+        return _open_address(f"hf://{spec}", downloads, keep), "*"
+    near = difflib.get_close_matches(base, list(registry.series_files()), n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise UserError(
+        f"{spec}: no such folder and no registered series; {hint}give a run, Hugging Face folders, a name of"
+        " `fineline series`, org/name@revision, or an address such as hf://… or s3://…"
+    )
+
+
+def of_entry(entry: Entry, downloads: Path, keep: bool = True, ask: bool = True) -> Series:
+    """The series of a registry entry. ask: as of `registry.checkpoints`."""
+    return _remote_series(
+        entry.name, registry.checkpoints(entry, ask), downloads, keep, entry.options, entry.tokenizer, entry.scoring
+    )
+
+
+def _open_address(url: str, downloads: Path, keep: bool) -> Series:
+    """One checkpoint, or where the address holds a glob, those that fit it."""
+    before, after = url.partition("://")[::2]
+    parts = after.rstrip("/").split("/")
+    place = next((i for i, part in enumerate(parts) if _GLOB.search(part)), None)
+    if before == "hf" and place == 1:  # the revision, in name@glob, or the name of the repository
+        repository, at, revision = parts[1].partition("@")
+        if at and not _GLOB.search(repository):
+            template = f"hf://{parts[0]}/{repository}@{'/'.join([PLACE, *parts[2:]])}"
+            return _of_template(repository, template, revision, downloads, keep)
+    if place is not None:
+        template = f"{before}://{'/'.join([*parts[:place], PLACE, *parts[place + 1 :]])}"
+        name = parts[max(0, place - 1)].replace("@", "-")
+        return _of_template(name, template, parts[place], downloads, keep)
+    repository, _, revision = parts[1].partition("@") if before == "hf" and len(parts) > 1 else ("", "", "")
+    series, name = (repository, revision or "main") if len(parts) == 2 and repository else (parts[-1], "main")
+    step, tokens = parse_name(name if name != "main" else series)
+    return _remote_series(series, [Named(name, step, tokens, url)], downloads, keep)
+
+
+def _of_template(name: str, template: str, glob: str, downloads: Path, keep: bool) -> Series:
+    import fnmatch
+
+    from fineline_jax.checkpoints.locations import list_names
+
+    names = [one for one in list_names(template) if fnmatch.fnmatchcase(one, glob)]
+    if not names:
+        raise UserError(f"{template.replace(PLACE, glob)}: nothing there has such a name")
+    common = common_start([one.lower() for one in names]) if len(names) > 1 else ""
+    found = [Named(one, *parse_name(one, common), template.replace(PLACE, one)) for one in names]
+    return _remote_series(name, registry.in_order(found), downloads, keep)
+
+
+def _remote_series(
+    series: str,
+    found: list[Named],
+    downloads: Path,
+    keep: bool,
+    options: Options = (),
+    tokenizer: str = "",
+    scoring: Scoring = DEFAULT_SCORING,
+) -> Series:
+    made = []
+    for one in found:
+        where = Remote(one.url, downloads, keep, options, tokenizer)
+        name = one.name.replace("/", "-")  # of a file
+        made.append(Checkpoint(series, name, one.step, one.tokens, where.folder, "hf", where))
+    return Series(series, tuple(made), scoring)
+
+
+def fetch(checkpoint: Checkpoint) -> None:
+    """Download a remote checkpoint, if it is not here yet. Raises FetchError."""
+    if checkpoint.remote is not None:
+        remote.fetch(checkpoint.remote)
+
+
+def discard(checkpoint: Checkpoint) -> None:
+    """Remove what was downloaded of it, unless downloads are kept; call it when nothing reads it any more."""
+    if checkpoint.remote is not None:
+        remote.discard(checkpoint.remote)
+
+
 def load(
     checkpoint: Checkpoint, mesh: "jax.sharding.Mesh", dtype: "jax.typing.DTypeLike | None" = None
 ) -> tuple[ModelConfig, dict[str, Any]]:
     """The config and the parameters in `dtype` (default float32), sharded over `mesh` for the decoder.
 
-    Raises UserError naming the file if the checkpoint is damaged or does not fit its config.
+    A remote checkpoint is fetched first. Raises UserError naming the file if the checkpoint is damaged or does not fit
+    its config.
     """
     import jax.numpy as jnp
 
+    fetch(checkpoint)
     dtype = jnp.dtype(dtype or "float32")
     if checkpoint.kind == "hf":
         from fineline_jax.checkpoints.hub import load_hf
@@ -102,14 +226,19 @@ def load(
 def identity(checkpoint: Checkpoint) -> str:
     """SHA-256 over names, sizes and contents of the weight files: equal for equal files, wherever they lie.
 
-    Reads all weights (not the optimizer state) unless this process has hashed the same files before.
+    Reads all weights (not the optimizer state) unless this process has hashed the same files before. Of a remote
+    checkpoint: over what its server lists (`remote.identity`), so that it need not be fetched to be recognised.
     """
+    if checkpoint.remote is not None:
+        return remote.identity(checkpoint.remote)
     found = digests(checkpoint.location, weight_files(checkpoint))
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
 def version(checkpoint: Checkpoint) -> str:
     """What tells without reading them that the weight files are still the same: names, sizes and times of change."""
+    if checkpoint.remote is not None:
+        return remote.identity(checkpoint.remote)
     states = [(name, (checkpoint.location / name).stat()) for name in weight_files(checkpoint)]
     found = [(name, state.st_size, state.st_mtime_ns) for name, state in states]
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()
@@ -131,7 +260,9 @@ def weight_files(checkpoint: Checkpoint) -> list[str]:
 
 
 def tokenizer_folder(checkpoint: Checkpoint) -> Path | None:
-    """The folder with the checkpoint's own tokenizer; None if it brings none."""
+    """The folder with the checkpoint's own tokenizer, fetched if need be; None if it brings none."""
+    if checkpoint.remote is not None:
+        return remote.tokenizer(checkpoint.remote)
     if checkpoint.kind == "orbax":
         candidates = [_run_folder(checkpoint) / "tokenizer"]
     else:
@@ -140,59 +271,11 @@ def tokenizer_folder(checkpoint: Checkpoint) -> Path | None:
     return next((folder for folder in candidates if any((folder / name).is_file() for name in TOKENIZER)), None)
 
 
-_STEP = r"(?:step|iter)[-_]?(\d+)(k?)(?![\d.])"
-_AMOUNT = r"(\d+(?:\.\d+)?)(b|t)t?(?![a-z0-9])"
-
-
-def parse_name(name: str, common: str = "") -> tuple[int | None, int | None]:
-    """(step, tokens) in a checkpoint's name, None where it does not say.
-
-    Known: step1000, step1000-tokens4B, …-step-50K-105b, train_00220B, Amber-Reproduce-8.39B. A bare amount at
-    the end could be the model's size (open_llama_7b): it counts only behind `common`, what all names share.
-    """
-    text = name.lower()
-    step = tokens = None
-    if found := re.search(_STEP, text):
-        step = int(found[1]) * (1000 if found[2] else 1)
-    amounts = [
-        rf"tokens?[-_]?{_AMOUNT}",
-        rf"{_STEP}[-_](?:token[-_])?{_AMOUNT}",
-        rf"(?:train_|reproduce-){_AMOUNT}",
-    ]
-    for pattern in amounts:
-        if found := re.search(pattern, text):
-            tokens = _tokens(*found.groups()[-2:])
-            break
-    else:
-        if common and (found := re.fullmatch(rf"(?:.*[-_])?{_AMOUNT}", text[len(common) :])):
-            tokens = _tokens(*found.groups())
-    return step, tokens
-
-
-def _tokens(number: str, unit: str) -> int:
-    return round(float(number) * {"b": 1e9, "t": 1e12}[unit])
-
-
 def _folders(name: str, folders: list[Path]) -> Series:
-    common = _common([folder.name.lower() for folder in folders])
-    found = [
-        Checkpoint(name, folder.name, *parse_name(folder.name, common if len(folders) > 1 else ""), folder, "hf")
-        for folder in folders
-    ]
-
-    def order(checkpoint: Checkpoint) -> tuple[float, float, list[Any]]:
-        known = [math.inf if value is None else value for value in (checkpoint.tokens, checkpoint.step)]
-        numbers = [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", checkpoint.name)]
-        return known[0], known[1], numbers
-
-    return Series(name, tuple(sorted(found, key=order)))
-
-
-def _common(names: list[str]) -> str:
-    """What all names begin with, up to the first number that differs."""
-    first, last = min(names), max(names)
-    same = next((i for i, (a, b) in enumerate(zip(first, last)) if a != b), len(first))
-    return re.sub(r"[\d.]*$", "", first[:same])
+    common = common_start([folder.name.lower() for folder in folders]) if len(folders) > 1 else ""
+    at = {folder.name: folder for folder in folders}
+    found = registry.in_order([Named(folder.name, *parse_name(folder.name, common), "") for folder in folders])
+    return Series(name, tuple(Checkpoint(name, one.name, one.step, one.tokens, at[one.name], "hf") for one in found))
 
 
 def _run(run: Path, spec: str) -> Series:

@@ -66,8 +66,8 @@ def open_each(
         found = _hash(checkpoint, wanted, check)
         if alone:
             return _load(found, mesh, dtype)
-        if isinstance(found, Opened) and (found.model is not None or jax.process_index() != 0):
-            _fetch(checkpoint)
+        if jax.process_index() != 0:
+            _fetch(checkpoint)  # process 0 has; each has its own disk, or waits for the other
         return found
 
     with ThreadPoolExecutor(1, thread_name_prefix="open") as pool:
@@ -78,6 +78,8 @@ def open_each(
                 try:
                     found = pending.result() if alone else _load_together(checkpoint, pending, mesh, dtype)
                 except DiskFullError:  # the one before may have been in the way, and is gone
+                    if not alone:
+                        raise
                     found = pool.submit(ahead, checkpoint).result()
                 if isinstance(found, Failed):
                     series.discard(checkpoint)
@@ -86,6 +88,8 @@ def open_each(
                 at_once = not alone or _room_for_two(params)
                 if following is not None and at_once:
                     pending = pool.submit(ahead, following)
+                elif following is not None:
+                    pool.submit(_fetch, following)
                 yield found
                 del found
                 if params is not None:
@@ -124,18 +128,14 @@ def _load(found: Opened | Failed, mesh: jax.sharding.Mesh, dtype: str) -> Opened
     try:
         model = series.load(found.checkpoint, mesh, dtype)
         jax.block_until_ready(model[1])
-    except DiskFullError as error:  # so will be all others
-        if jax.process_count() == 1:
-            raise
-        return Failed(found.checkpoint, _reason(error))
     except Exception as error:
         return Failed(found.checkpoint, _reason(error))
     return dataclasses.replace(found, model=model)
 
 
 def _fetch(checkpoint: Checkpoint) -> None:
-    """Download it, so that opening it finds it; opening it will tell what is wrong."""
-    with contextlib.suppress(Exception):
+    """Download it ahead; what goes wrong is told when it is opened."""
+    with contextlib.suppress(UserError):
         series.fetch(checkpoint)
 
 

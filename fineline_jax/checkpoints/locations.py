@@ -1,0 +1,259 @@
+"""What lies at an address: the files of one checkpoint, or the names of all of them.
+
+    hf://org/name@revision/folder      the Hugging Face hub, through its HTTP endpoints
+    http(s)://host/folder              a server of files
+    s3://, gs://, … bucket/folder      whatever fsspec opens
+
+In an address with `{name}` that part is the name of a checkpoint: a revision, a repository, a folder or a prefix.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote, unquote, urljoin
+
+import requests
+
+from fineline_jax.checkpoints.transfer import (
+    FetchError,
+    RemoteFile,
+    TransientError,
+    bucket,
+    bucket_errors,
+    endpoint,
+    get,
+    hub_headers,
+    offline,
+)
+from fineline_jax.errors import UserError
+
+PLACE = "{name}"
+Options = tuple[tuple[str, Any], ...]
+WELL_KNOWN = (
+    "config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+"""Asked for by name where a server lists nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class HubAddress:
+    """hf://repository@revision/folder"""
+
+    repository: str
+    revision: str
+    folder: str
+
+
+def parse_hub(url: str) -> HubAddress:
+    """Raises UserError if `url` is no address of the hub. A slash in a revision is written %2F."""
+    found = re.fullmatch(r"hf://([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.*?))?/?", url)
+    if not found:
+        raise UserError(f"{url}: expected hf://organisation/name@revision or hf://organisation/name@revision/folder")
+    return HubAddress(found[1], unquote(found[2] or "main"), found[3] or "")
+
+
+def list_files(url: str, options: Options = ()) -> list[RemoteFile]:
+    """The files directly in the folder `url`, by name.
+
+    Raises FetchError if it is not there or cannot be asked.
+    """
+    if url.startswith("hf://"):
+        return _hub_files(parse_hub(url))
+    if url.startswith(("http://", "https://")):
+        return _http_files(url.rstrip("/") + "/")
+    return _bucket_files(url.rstrip("/"), options)
+
+
+def list_names(template: str, options: Options = ()) -> list[str]:
+    """What stands for `{name}` in the addresses that exist, in no particular order.
+
+    Raises FetchError if the place cannot be listed.
+    """
+    before, place, after = template.partition(PLACE)
+    if not place:
+        raise UserError(f"{template}: nothing to list; {PLACE} must stand for the name of a checkpoint")
+    if template.startswith("hf://"):
+        found = _hub_names(template)
+        prefix, suffix = "", ""
+    else:
+        parent, _, prefix = before.rpartition("/")
+        suffix = after.partition("/")[0]
+        is_http = template.startswith(("http://", "https://"))
+        found = _http_folders(parent + "/") if is_http else _bucket_folders(parent, options)
+    inside = [name for name in found if name.startswith(prefix) and name.endswith(suffix)]
+    return [name[len(prefix) : len(name) - len(suffix)] for name in inside if len(name) > len(prefix) + len(suffix)]
+
+
+# The hub
+
+
+def _hub_files(address: HubAddress) -> list[RemoteFile]:
+    where = f"api/models/{address.repository}/revision/{quote(address.revision, safe='')}?blobs=true"
+    info = _hub_json(where)
+    prefix = f"{address.folder}/" if address.folder else ""
+    files = []
+    try:
+        # The commit and not the branch: a push between two files would mix two sets of weights.
+        commit = str(info["sha"])
+        for entry in info["siblings"]:
+            path = str(entry["rfilename"])
+            name = path.removeprefix(prefix)
+            if not path.startswith(prefix) or "/" in name:
+                continue
+            lfs = entry.get("lfs") or {}
+            blob = entry.get("blobId") or ""
+            files.append(
+                RemoteFile(
+                    name,
+                    f"{endpoint()}/{address.repository}/resolve/{commit}/{quote(path)}",
+                    lfs.get("size", entry.get("size")),
+                    lfs.get("sha256") or blob or commit,
+                    sha256=lfs.get("sha256"),
+                    git_sha1=None if lfs else (blob or None),
+                )
+            )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise FetchError(f"{endpoint()}/{where}: not an answer of the hub ({error!r})") from error
+    return sorted(files, key=lambda file: file.name)
+
+
+def _hub_names(template: str) -> list[str]:
+    before, _, after = template.partition(PLACE)
+    repository, at, revision = before.removeprefix("hf://").partition("@")
+    if at and "/" not in revision:  # a revision
+        end = after.partition("/")[0]
+        refs = _hub_json(f"api/models/{repository}/refs")
+        found = [str(ref["name"]) for kind in ("branches", "tags") for ref in refs.get(kind) or []]
+        prefix, suffix = unquote(revision), unquote(end)
+    elif repository.count("/") == 1 and not at:  # a repository
+        organisation, _, prefix = repository.partition("/")
+        suffix = re.split("[@/]", after)[0]
+        listed = _hub_pages(f"api/models?author={quote(organisation)}&search={quote(prefix or suffix)}&limit=1000")
+        ids = (str(model.get("id", "")) for model in listed)
+        found = [name.partition("/")[2] for name in ids if name.startswith(f"{organisation}/")]
+    else:  # a folder in a repository
+        parent, _, prefix = before.rpartition("/")
+        address = parse_hub(parent)
+        suffix = after.partition("/")[0]
+        where = f"api/models/{address.repository}/tree/{quote(address.revision, safe='')}/{quote(address.folder)}"
+        listed = _hub_pages(where.rstrip("/"))
+        found = [str(e["path"]).rpartition("/")[2] for e in listed if e.get("type") == "directory"]
+    inside = [name for name in dict.fromkeys(found) if name.startswith(prefix) and name.endswith(suffix)]
+    return [name[len(prefix) : len(name) - len(suffix)] for name in inside if len(name) > len(prefix) + len(suffix)]
+
+
+def _hub_json(where: str) -> Any:
+    return _json(_hub_get(f"{endpoint()}/{where}"))
+
+
+def _hub_pages(where: str) -> list[Mapping[str, Any]]:
+    url, found = f"{endpoint()}/{where}", []
+    while url:
+        answer = _hub_get(url)
+        found += _json(answer)
+        url = answer.links.get("next", {}).get("url", "")
+    return found
+
+
+def _json(answer: requests.Response) -> Any:
+    try:
+        return json.loads(answer.content)
+    except ValueError as error:
+        raise FetchError(f"{answer.url}: not valid JSON ({error}); check the address") from error
+
+
+def _hub_get(url: str) -> requests.Response:
+    if offline():
+        raise FetchError(f"{url}: not asked, since HF_HUB_OFFLINE is set; unset it, or use what is downloaded")
+    return get(url, hub_headers(url))
+
+
+# A server of files
+
+
+def _http_files(url: str) -> list[RemoteFile]:
+    names = [name for name in _links(url) if not name.endswith("/")]
+    if "config.json" not in names:
+        names = list(WELL_KNOWN)
+    found = {file.name: file for name in names if (file := _http_head(url, name)) is not None}
+    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        if index in found and names == list(WELL_KNOWN):
+            parts = _json(get(found[index].url)).get("weight_map", {}).values()
+            for name in sorted({str(part) for part in parts}):
+                if "/" not in name and (file := _http_head(url, name)) is not None:
+                    found[name] = file
+    if not found:
+        raise FetchError(f"{url}: no files there; give the folder of a checkpoint")
+    return [found[name] for name in sorted(found)]
+
+
+def _http_head(url: str, name: str) -> RemoteFile | None:
+    address = urljoin(url, quote(name))
+    try:
+        headers = get(address, {"Accept-Encoding": "identity"}, "HEAD").headers
+    except FetchError:
+        return None
+    size = headers.get("Content-Length", "")
+    version = headers.get("ETag") or headers.get("Last-Modified") or size
+    return RemoteFile(name, address, int(size) if size.isdigit() else None, version)
+
+
+def _http_folders(url: str) -> list[str]:
+    return [name[:-1] for name in _links(url) if name.endswith("/")]
+
+
+def _links(url: str) -> list[str]:
+    """Names in an index page, those of folders with a slash; none if the server shows none."""
+    try:
+        answer = get(url)
+    except FetchError:
+        return []
+    if "html" not in answer.headers.get("Content-Type", ""):
+        return []
+    links = (unquote(link.removeprefix("./")) for link in re.findall(r'href="([^"?#]+)"', answer.text))
+    return [link for link in dict.fromkeys(links) if re.fullmatch(r"[^/:]+/?", link) and link not in ("./", "../")]
+
+
+# Buckets
+
+
+def _bucket_files(url: str, options: Options) -> list[RemoteFile]:
+    files = []
+    for entry in _bucket_entries(url, options):
+        if entry["type"] != "file":
+            continue
+        name = str(entry["name"]).rstrip("/").rpartition("/")[2]
+        keys = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "updated", "mtime", "created")
+        version = next((str(entry[key]) for key in keys if entry.get(key)), "")
+        files.append(RemoteFile(name, f"{url}/{name}", entry.get("size"), version, options=options))
+    if not files:
+        raise FetchError(f"{url}: no files there; give the folder of a checkpoint")
+    return sorted(files, key=lambda file: file.name)
+
+
+def _bucket_folders(url: str, options: Options) -> list[str]:
+    entries = _bucket_entries(url, options)
+    return [str(e["name"]).rstrip("/").rpartition("/")[2] for e in entries if e["type"] == "directory"]
+
+
+def _bucket_entries(url: str, options: Options) -> list[Mapping[str, Any]]:
+    system = bucket(url, options)
+    try:
+        with bucket_errors(url):
+            system.invalidate_cache()
+            return system.ls(url, detail=True)
+    except TransientError as error:
+        raise FetchError(f"{url}: {error}; try again later") from error

@@ -1,0 +1,316 @@
+"""One file from a server to the disk: resumed, tried again, and verified.
+
+What has arrived of a file lies in `.NAME.VERSION.partial` beside it until all of it is there and right.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from fineline_jax.errors import UserError
+
+ATTEMPTS = 6
+"""In a row without a byte of progress, before a file is given up."""
+BACKOFF = 1.0
+"""Seconds before the second attempt; doubled for each one after it."""
+LONGEST_WAIT = 60.0
+TIMEOUT = (15.0, 60.0)
+"""Seconds to connect, and between two pieces of the answer."""
+BLOCK = 1 << 22
+"""Bytes read from an HTTP server at a time."""
+RANGE = 1 << 25
+"""Bytes asked of a bucket at a time."""
+_PASSING = (408, 425, 429, 500, 502, 503, 504)
+_LOG = logging.getLogger(__name__)
+
+
+class FetchError(UserError):
+    """What a server does not have, will not give, or gives wrong."""
+
+
+class DiskFullError(FetchError):
+    """No room for a download."""
+
+
+class TransientError(Exception):
+    """Worth another attempt, after `wait` seconds if the server said so."""
+
+    def __init__(self, reason: str, wait: float | None = None):
+        super().__init__(reason)
+        self.wait = wait
+
+
+class _WrongContentError(Exception):
+    """The whole file is there and not what the listing says."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RemoteFile:
+    """A file on a server."""
+
+    name: str
+    """Relative to the folder of the checkpoint."""
+    url: str
+    size: int | None
+    """None: the server does not say."""
+    version: str
+    """Changes when the content does: a hash, an ETag or a time of change."""
+    sha256: str | None = None
+    git_sha1: str | None = None
+    """SHA-1 of git's blob: "blob SIZE\\0" and the content."""
+    options: tuple[tuple[str, Any], ...] = ()
+    """Of the fsspec file system."""
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(f"{self.size} {self.version}".encode()).hexdigest()[:12]
+
+
+def download(file: RemoteFile, target: Path) -> None:
+    """Write `file` to `target`; goes on where an interrupted download stopped.
+
+    Raises FetchError naming the file if it is not there, stays unreachable, or twice arrives whole but wrong;
+    DiskFullError if there is no room.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{file.fingerprint}.partial")
+    for stale in target.parent.glob(f".{target.name}.*.partial"):
+        if stale != partial:  # of another version
+            stale.unlink()
+    failures = wrong = 0
+    while True:
+        before = _size(partial)
+        try:
+            if file.size is None or before != file.size:
+                _require_room(file, partial, before)
+                _append(file, partial, before)
+            _verify(file, partial)
+            partial.replace(target)
+            return
+        except _WrongContentError as error:
+            partial.unlink(missing_ok=True)
+            wrong += 1
+            if wrong == 2:
+                raise FetchError(f"{file.url}: {error}, in two downloads; the file on the server is damaged") from None
+            _LOG.info("%s: %s; downloading it again", file.url, error)
+        except TransientError as error:
+            failures = failures + 1 if _size(partial) <= before else 1
+            _wait_or_give_up(file.url, error, failures)
+
+
+def get(url: str, headers: Mapping[str, str] | None = None, method: str = "GET") -> requests.Response:
+    """A whole answer, tried again on 5xx, 408, 429 and broken connections; raises FetchError otherwise."""
+    failures = 0
+    while True:
+        try:
+            with _answer(url, headers or {}, method) as answer:
+                _ = answer.content
+                return answer
+        except TransientError as error:
+            failures += 1
+            _wait_or_give_up(url, error, failures)
+
+
+def hub_headers(url: str) -> dict[str, str]:
+    """The user's token for addresses of the hub, and for no other."""
+    if not url.startswith(endpoint() + "/"):
+        return {}
+    from huggingface_hub import get_token
+
+    token = os.environ.get("HF_TOKEN") or get_token()
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def endpoint() -> str:
+    """The hub's address (HF_ENDPOINT)."""
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+
+
+def offline() -> bool:
+    """Whether the hub must not be asked (HF_HUB_OFFLINE, TRANSFORMERS_OFFLINE)."""
+    return any(
+        os.environ.get(name, "").lower() in ("1", "true", "yes", "on")
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    )
+
+
+def _wait_or_give_up(url: str, error: TransientError, failures: int) -> None:
+    if failures >= ATTEMPTS:
+        raise FetchError(f"{url}: {error}, {failures} times in a row; try again later") from None
+    wait = min(BACKOFF * 2 ** (failures - 1), LONGEST_WAIT) if error.wait is None else min(error.wait, LONGEST_WAIT)
+    _LOG.info("%s: %s; attempt %d of %d in %.3g s", url, error, failures + 1, ATTEMPTS, wait)
+    time.sleep(wait)
+
+
+def _append(file: RemoteFile, partial: Path, start: int) -> None:
+    """Add to `partial`, which holds `start` bytes, what comes after them."""
+    with _reading(file, start) as (begins, blocks):
+        try:
+            with partial.open("r+b" if partial.exists() else "wb") as out:
+                out.truncate(begins)
+                out.seek(begins)
+                for block in blocks:
+                    out.write(block)
+                out.flush()
+                os.fsync(out.fileno())
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise _no_room(file, partial) from None
+            raise FetchError(f"{partial}: cannot be written ({error.strerror or error})") from error
+    have = _size(partial)
+    if file.size is not None and have < file.size:
+        raise TransientError(f"the answer ended after {have} of {file.size} bytes")
+
+
+@contextlib.contextmanager
+def _reading(file: RemoteFile, start: int) -> Iterator[tuple[int, Iterator[bytes]]]:
+    """(where the bytes begin: `start`, or 0 if the server cannot go on, the bytes)."""
+    if not file.url.startswith(("http://", "https://")):
+        yield start, _of_bucket(file, start)
+        return
+    headers = hub_headers(file.url) | {"Accept-Encoding": "identity"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    with _answer(file.url, headers, "GET", past_end_is_wrong=True) as answer:
+        begins = start if answer.status_code == 206 else 0
+        yield begins, _of_answer(answer)
+
+
+@contextlib.contextmanager
+def _answer(
+    url: str, headers: Mapping[str, str], method: str, past_end_is_wrong: bool = False
+) -> Iterator[requests.Response]:
+    try:
+        answer = requests.request(method, url, headers=headers, stream=True, timeout=TIMEOUT, allow_redirects=True)
+    except (requests.ConnectionError, requests.Timeout) as error:
+        raise TransientError(_short(error)) from error
+    except requests.RequestException as error:
+        raise FetchError(f"{url}: {_short(error)}") from error
+    with answer:
+        status = answer.status_code
+        if status in _PASSING:
+            raise TransientError(f"status {status}", _retry_after(answer))
+        if status == 416 and past_end_is_wrong:
+            raise _WrongContentError("the server's file is shorter than its listing says")
+        if status >= 400:
+            raise FetchError(f"{url}: {_refusal(answer)}")
+        yield answer
+
+
+def _of_answer(answer: requests.Response) -> Iterator[bytes]:
+    try:
+        yield from answer.iter_content(BLOCK)
+    except requests.RequestException as error:
+        raise TransientError(_short(error)) from error
+
+
+def _of_bucket(file: RemoteFile, start: int) -> Iterator[bytes]:
+    system = bucket(file.url, file.options)
+    while file.size is None or start < file.size:
+        stop = start + RANGE if file.size is None else min(start + RANGE, file.size)
+        with bucket_errors(file.url):
+            block = system.cat_file(file.url, start=start, end=stop)
+        if not block:
+            return
+        yield block
+        start += len(block)
+
+
+@contextlib.contextmanager
+def bucket_errors(url: str) -> Iterator[None]:
+    """What a file system raises, as FetchError if it is about the file or the user, else as TransientError."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FetchError(f"{url}: not there; check the name") from error
+    except (PermissionError, ValueError, TypeError, ImportError) as error:
+        raise FetchError(f"{url}: {_short(error)}") from error
+    except Exception as error:  # each file system has its own
+        if "credential" in type(error).__name__.lower():
+            raise FetchError(f"{url}: {_short(error)}; set the credentials of the bucket") from error
+        raise TransientError(_short(error)) from error
+
+
+def bucket(url: str, options: tuple[tuple[str, Any], ...] = ()) -> Any:
+    """The fsspec file system of `url`. Raises FetchError naming the package that is missing."""
+    import fsspec
+
+    scheme = url.partition("://")[0]
+    try:
+        # An instance per thread and call would open connections anew; fsspec keeps one per options.
+        return fsspec.filesystem(scheme, **dict(options))
+    except ImportError as error:
+        raise FetchError(f"{url}: {scheme}:// needs a package that is not installed: {_short(error)}") from error
+    except ValueError as error:
+        raise FetchError(f"{url}: {_short(error)}; known: hf, s3, gs, http(s) and fsspec's others") from error
+
+
+def _verify(file: RemoteFile, path: Path) -> None:
+    size = _size(path)
+    if file.size is not None and size != file.size:
+        raise _WrongContentError(f"{size} bytes instead of {file.size}")
+    if file.sha256:
+        with path.open("rb") as content:
+            found = hashlib.file_digest(content, "sha256").hexdigest()
+        if found != file.sha256:
+            raise _WrongContentError(f"sha256 {found[:12]}… instead of {file.sha256[:12]}…")
+    elif file.git_sha1:
+        found = hashlib.sha1(b"blob %d\0" % size + path.read_bytes(), usedforsecurity=False).hexdigest()
+        if found != file.git_sha1:
+            raise _WrongContentError(f"git hash {found[:12]}… instead of {file.git_sha1[:12]}…")
+
+
+def _require_room(file: RemoteFile, partial: Path, have: int) -> None:
+    if file.size is not None and shutil.disk_usage(partial.parent).free < file.size - have:
+        raise _no_room(file, partial)
+
+
+def _no_room(file: RemoteFile, partial: Path) -> DiskFullError:
+    free = shutil.disk_usage(partial.parent).free
+    size = "an unknown number of" if file.size is None else f"{file.size - _size(partial):,}"
+    return DiskFullError(
+        f"{partial.parent}: the disk is full: {file.name} needs {size} more bytes, {free:,} are free;"
+        " make room, name another disk with --downloads, or use --keep-downloads no"
+    )
+
+
+def _refusal(answer: requests.Response) -> str:
+    status, code = answer.status_code, answer.headers.get("X-Error-Code", "")
+    if code == "GatedRepo":
+        return "the repository is gated; accept its terms on the hub and set HF_TOKEN"
+    if code == "RevisionNotFound":
+        return "no such revision"
+    if code == "EntryNotFound":
+        return "no such file"
+    if code == "RepoNotFound" or status == 401:
+        return "no such repository, or it is private; check the name, or set HF_TOKEN"
+    if status == 404:
+        return "not there (status 404)"
+    return f"refused (status {status})"
+
+
+def _retry_after(answer: requests.Response) -> float | None:
+    text = answer.headers.get("Retry-After", "")
+    return float(text) if text.isdigit() else None
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _short(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

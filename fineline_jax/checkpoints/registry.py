@@ -257,7 +257,7 @@ def _entry(file: Path, raw: Mapping[str, Any], variant: Mapping[str, Any]) -> En
         return filled(found)
 
     def filled(found: str) -> str:
-        for key, value in variant.items():
+        for key, value in (*variant.items(), *variant.items()):  # twice: a value may name another
             found = found.replace(f"{{{key}}}", str(value))
         return found
 

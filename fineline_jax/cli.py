@@ -383,25 +383,76 @@ def analyze(
 def export_checkpoint(
     checkpoint: Positional[str],
     out: Positional[Path],
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    layout: str | None = None,
 ) -> None:
     """Write a checkpoint in Hugging Face layout (safetensors, config, tokenizer).
 
     Args:
-        checkpoint: RUN/checkpoints/STEP, or a run folder for its last checkpoint.
+        checkpoint: RUN/checkpoints/STEP, a run folder for its last checkpoint, or any checkpoint that can be scored.
         out: Folder to write.
-        dtype: Of the weights written.
+        dtype: Of the weights written; default: as they are stored.
+        layout: Family of models whose layout is written; default: the first that can hold the model.
     """
-    import jax.numpy as jnp
-
-    from fineline_jax.checkpoints.hub import export_hf
-    from fineline_jax.checkpoints.series import load, open_series, tokenizer_folder
+    from fineline_jax.checkpoints.interchange import export_checkpoint as write
+    from fineline_jax.checkpoints.series import open_series
     from fineline_jax.mesh import make_mesh
 
     last = open_series(checkpoint).checkpoints[-1]
-    config, params = load(last, make_mesh(), "float32")
-    export_hf(config, params, out, tokenizer_folder(last), jnp.dtype(dtype))
+    write(last, out, make_mesh(), dtype=dtype, family=layout)
     print(f"{out}: {last.series}/{last.name} in Hugging Face layout")
+
+
+@app.command(name="import")
+def import_weights(
+    weights: Positional[Path],
+    run: Positional[Path],
+    config: str | None = None,
+    recipe: str | None = None,
+    step: int | None = None,
+    tokens: int | None = None,
+    tokenizer: Path | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+) -> None:
+    """Store released weights as a checkpoint of a run, which can be scored, exported and trained on.
+
+    Args:
+        weights: Folder with config.json and safetensors, pytorch_model*.bin or an EasyLM stream; or one such file.
+        run: Folder of the run; a new one, or one of the same model that gets a further checkpoint.
+        config: config.json, or the recipe whose model it is; default: the config.json beside the weights.
+        recipe: Recipe that `fineline pretrain RUN` goes on with, from this checkpoint with a new optimizer state;
+            default: none, the run can be scored and exported.
+        step: Optimizer steps the weights have had; default: from the folder's name, else 0.
+        tokens: Tokens they were trained on; default: from the folder's name, else not known.
+        tokenizer: Folder of the tokenizer; default: the one beside the weights.
+        dtype: Of the weights stored; default: as they are in the files, float32 with a recipe.
+    """
+    import jax
+
+    from fineline_jax.catalogue import load_recipe
+    from fineline_jax.checkpoints.interchange import import_checkpoint
+    from fineline_jax.mesh import make_mesh
+    from fineline_jax.training.optimizer import make_optimizer
+
+    goes_on = load_recipe(recipe) if recipe else None
+    model = None if config is None else Path(config) if config.endswith(".json") else load_recipe(config).model
+
+    def new_optimizer(recipe: Recipe, params: dict) -> dict:
+        return {"opt_state": jax.jit(make_optimizer(recipe.optimizer).init)(params)} if goes_on else {}
+
+    made = import_checkpoint(
+        weights,
+        run,
+        make_mesh(goes_on.mesh if goes_on else Mesh()),
+        config=model,
+        recipe=goes_on,
+        dtype=dtype or ("float32" if goes_on else None),
+        step=step,
+        tokens=tokens,
+        tokenizer=tokenizer,
+        more_state=new_optimizer,
+    )
+    print(f"{made}: {weights} imported")
 
 
 if __name__ == "__main__":

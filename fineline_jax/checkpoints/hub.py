@@ -126,9 +126,9 @@ def export_hf(
         leaves = _leaves(params)
         _write_weights(layout, leaves, partial, np.dtype(dtype) if dtype else None, shard_bytes)
         written = np.dtype(dtype or leaves["embed"].dtype)
-        special = {"bos_token_id": None, "eos_token_id": None}
+        special: dict[str, int | None] = {"bos_token_id": None, "eos_token_id": None}
         if tokenizer is not None:
-            special = _copy_tokenizer(tokenizer, partial)
+            special = copy_tokenizer(tokenizer, partial)
         (partial / "config.json").write_text(json.dumps(_hf_config(layout, config, written) | special, indent=2) + "\n")
         partial.rename(out)
     finally:
@@ -262,7 +262,7 @@ def _hf_config(family: Family, config: ModelConfig, dtype: np.dtype) -> dict[str
     return {"architectures": [family.architectures[0]], **family.to_hf(config), "torch_dtype": str(dtype)}
 
 
-def _copy_tokenizer(source: Path, target: Path) -> dict[str, int | None]:
+def copy_tokenizer(source: Path, target: Path) -> dict[str, int | None]:
     """Copy the tokenizer's files; the ids of its BOS and EOS for config.json."""
     found = [source / name for name in TOKENIZER_FILES if (source / name).is_file()]
     if not found:

@@ -32,11 +32,11 @@ def write_record(folder: Path, metadata: dict[str, Any]) -> None:
 def read_record(folder: Path) -> dict[str, Any] | None:
     """The record of `folder`; None without a readable one.
 
-    {"step", "tokens", "kept", "recipe", "files": {name: [bytes, digest]}}
+    {"step", "tokens", "kept", "recipe", "files": {name: [bytes, digest]}}; tokens: None where they are not known.
     """
     try:
         record = json.loads((folder / RECORD).read_bytes())
-        known = {"step": int, "tokens": int, "kept": bool, "files": dict}
+        known = {"step": int, "tokens": int | None, "kept": bool, "files": dict}
         return record if all(isinstance(record[key], kind) for key, kind in known.items()) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -113,7 +113,7 @@ def unambiguous_json(text: bytes) -> Any:
             raise ValueError(f"{next(name for name in names if names.count(name) > 1)} is there twice")
         return found
 
-    return json.loads(text, object_pairs_hook=pairs)
+    return json.loads(text.decode("utf-8"), object_pairs_hook=pairs)
 
 
 def _entry(path: Path, name: str, entry: Any) -> tuple[np.dtype, tuple[int, ...], int, int]:

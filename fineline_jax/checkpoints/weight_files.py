@@ -78,12 +78,15 @@ def _found(folder: Path) -> _Found | None:
         if (folder / index).is_file():
             of_tensor = _read_index(folder / index)
             return sorted(set(of_tensor.values())), read, of_tensor
-    streams = sorted(
-        path for path in folder.glob("*") if path.is_file() and path.suffix not in _OTHER and is_easylm(path)
-    )
+    streams = _streams(folder)
     if len(streams) > 1:
         raise UserError(f"{folder}: holds several EasyLM streams ({streams[0].name}, {streams[1].name}); name one file")
     return (streams, read_easylm, {}) if streams else None
+
+
+def _streams(folder: Path) -> list[Path]:
+    files = (path for path in folder.glob("*") if path.is_file() and path.suffix not in _OTHER)
+    return sorted(path for path in files if is_easylm(path))
 
 
 def _read_index(path: Path) -> dict[str, Path]:

@@ -1,13 +1,15 @@
 """The shape of a decoder, without JAX, so that recipes and tables can import it."""
 
 import dataclasses
+from typing import Literal
 
 from fineline_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A Llama-family decoder: RMSNorm before each block, rotary positions, SwiGLU, grouped queries."""
+    """A decoder. The defaults are Llama's: RMSNorm before each block, rotary positions, SwiGLU, grouped queries;
+    the flags below turn it into its relatives (`models.families`)."""
 
     vocab_size: int
     """Rows of the embedding table."""
@@ -15,9 +17,9 @@ class ModelConfig:
     """Features of the residual stream."""
     layers: int
     heads: int
-    """Query heads."""
+    """Query heads; 0 for mixer='mamba'."""
     mlp_width: int
-    """Features of the SwiGLU hidden layer."""
+    """Features of the MLP's hidden layer, of each expert where there are some; of the inner stream of mixer='mamba'."""
     kv_heads: int = 0
     """Key/value heads; 0: as many as query heads."""
     head_dim: int = 0
@@ -31,13 +33,54 @@ class ModelConfig:
     attention_bias: bool = False
     """Biases on the query, key, value and output projections."""
     mlp_bias: bool = False
-    """Biases on the gate, up and down projections."""
+    """Biases on all projections of the MLP."""
     init_std: float = 0.02
     """Standard deviation of the normal initialisation."""
+    norm: Literal["rms", "layer", "nonparametric"] = "rms"
+    """rms: RMSNorm with a scale. layer: LayerNorm with scale and bias (GPT-NeoX). nonparametric: LayerNorm with
+    neither (OLMo)."""
+    norm_after: bool = False
+    """Norms act on what attention and MLP give, not on what they get (OLMo 2)."""
+    parallel_residual: bool = False
+    """Attention and MLP both read the layer's input (GPT-NeoX)."""
+    rotary_fraction: float = 1.0
+    """Share of each head's features that rotate, the first ones (GPT-NeoX)."""
+    qkv_bias: bool = False
+    """Biases on the query, key and value projections alone (Qwen2)."""
+    qk_norm: bool = False
+    """RMSNorm of queries and of keys over all heads at once, before they rotate (OLMo 2, OLMoE)."""
+    clip_qkv: float = 0.0
+    """Queries, keys and values are clipped to +- this; 0: not (OLMo)."""
+    mlp: Literal["swiglu", "gelu"] = "swiglu"
+    """swiglu: gate, up and down. gelu: up, exact GELU, down (GPT-NeoX)."""
+    experts: int = 0
+    """MLPs of which each token goes through `experts_per_token`; 0: one MLP for all (OLMoE, Mixtral)."""
+    experts_per_token: int = 0
+    normalise_experts: bool = False
+    """The weights of a token's experts are scaled to sum to 1 (Mixtral)."""
+    head: Literal["linear", "normalised"] = "linear"
+    """normalised: every token's row of the head has length 1 (Baichuan 2)."""
+    mixer: Literal["attention", "mamba"] = "attention"
+    """mamba: each layer is a selective state-space block instead of attention and MLP (2312.00752)."""
+    state_size: int = 0
+    """mixer='mamba': numbers of state per inner feature."""
+    conv_width: int = 0
+    """mixer='mamba': tokens seen by the causal convolution."""
+    step_rank: int = 0
+    """mixer='mamba': rank of the projection to step sizes."""
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "width", "layers", "heads", "mlp_width", "context"):
+        for name in ("vocab_size", "width", "layers", "mlp_width", "context"):
             _positive(name, getattr(self, name))
+        if self.mixer == "mamba":
+            self._check_mamba()
+        else:
+            self._check_attention()
+        if self.experts:
+            self._check_experts()
+
+    def _check_attention(self) -> None:
+        _positive("heads", self.heads)
         if self.kv_heads == 0:
             object.__setattr__(self, "kv_heads", self.heads)
         if self.head_dim == 0:
@@ -50,27 +93,90 @@ class ModelConfig:
         _positive("head_dim", self.head_dim)
         if self.heads % self.kv_heads:
             raise UserError(f"model.heads={self.heads} must be a multiple of model.kv_heads={self.kv_heads}")
-        if self.head_dim % 2:
-            raise UserError(f"model.head_dim={self.head_dim} must be even for rotary positions")
+        if not 0 < self.rotary_fraction <= 1:
+            raise UserError(f"model.rotary_fraction={self.rotary_fraction} must be above 0 and at most 1")
+        if self.rotary_dim % 2 or not self.rotary_dim:
+            raise UserError(
+                f"model.head_dim={self.head_dim} * model.rotary_fraction={self.rotary_fraction}"
+                " must be even for rotary positions"
+            )
+        if self.parallel_residual and self.norm_after:
+            raise UserError("model.parallel_residual and model.norm_after exclude each other; choose one")
+        if self.clip_qkv < 0:
+            raise UserError(f"model.clip_qkv={self.clip_qkv} must not be negative; 0 means no clipping")
+
+    def _check_experts(self) -> None:
+        if not 1 <= self.experts_per_token <= self.experts:
+            raise UserError(
+                f"model.experts_per_token={self.experts_per_token} must be between 1 and model.experts={self.experts}"
+            )
+        if self.mlp != "swiglu" or self.mlp_bias or self.mixer != "attention":
+            raise UserError(
+                "model.experts needs mlp='swiglu', mlp_bias=false and mixer='attention'; set model.experts=0"
+            )
+
+    def _check_mamba(self) -> None:
+        for name in ("state_size", "conv_width", "step_rank"):
+            _positive(name, getattr(self, name))
+        attention_only = ("heads", "kv_heads", "head_dim", "norm_after", "parallel_residual", "attention_bias")
+        attention_only += ("qkv_bias", "mlp_bias", "qk_norm", "clip_qkv")
+        for name in attention_only:
+            if getattr(self, name):
+                raise UserError(f"model.{name}={getattr(self, name)} means nothing for model.mixer='mamba'; leave it 0")
+        if self.norm != "rms":
+            raise UserError(f"model.norm={self.norm!r} is not computed for model.mixer='mamba'; use 'rms'")
+
+    @property
+    def rotary_dim(self) -> int:
+        """Features of each head that rotate."""
+        return int(self.head_dim * self.rotary_fraction)
+
+    @property
+    def has_qkv_bias(self) -> bool:
+        return self.attention_bias or self.qkv_bias
 
     @property
     def parameters(self) -> int:
         """Number of weights, head and embedding counted once each (once in all if tied)."""
-        attention = self.head_dim * (2 * self.heads + 2 * self.kv_heads) * self.width
-        if self.attention_bias:
-            attention += self.head_dim * (self.heads + 2 * self.kv_heads) + self.width
-        mlp = 3 * self.width * self.mlp_width + (2 * self.mlp_width + self.width if self.mlp_bias else 0)
+        return self._parameters(self.experts)
+
+    @property
+    def active_parameters(self) -> int:
+        """Number of weights that one token goes through: all but the experts it is not sent to."""
+        return self._parameters(self.experts_per_token)
+
+    def _parameters(self, experts: int) -> int:
+        norm = {"rms": self.width, "layer": 2 * self.width, "nonparametric": 0}[self.norm]
         tables = (1 if self.tied_embeddings else 2) * self.vocab_size * self.width
-        return tables + self.layers * (attention + mlp + 2 * self.width) + self.width
+        if self.mixer == "mamba":
+            return tables + self.layers * (self._mamba_parameters() + norm) + norm
+        attention = self.head_dim * (2 * self.heads + 2 * self.kv_heads) * self.width
+        attention += self.head_dim * (self.heads + 2 * self.kv_heads) if self.has_qkv_bias else 0
+        attention += self.width if self.attention_bias else 0
+        attention += self.head_dim * (self.heads + self.kv_heads) if self.qk_norm else 0
+        into = 2 if self.mlp == "swiglu" else 1  # projections into the hidden layer
+        mlp = (into + 1) * self.width * self.mlp_width
+        mlp += into * self.mlp_width + self.width if self.mlp_bias else 0
+        if self.experts:
+            mlp = experts * mlp + self.width * self.experts
+        return tables + self.layers * (attention + mlp + 2 * norm) + norm
+
+    def _mamba_parameters(self) -> int:
+        projections = 3 * self.width + (self.step_rank + 2 * self.state_size) + self.step_rank
+        convolution, step_bias, skip = self.conv_width + 1, 1, 1
+        return self.mlp_width * (projections + convolution + step_bias + self.state_size + skip)
 
     def train_flops_per_token(self, sequence_length: int) -> float:
         """FLOPs of one trained token: forward and backward, causal attention counted as half.
 
-        6 per matmul weight (the input embedding is a look-up and not counted) plus
-        6 * layers * heads * head_dim * sequence_length for the two attention products.
+        6 per weight the token goes through (the input embedding is a look-up and not counted) plus
+        6 * layers * heads * head_dim * sequence_length for the two attention products; for mixer='mamba' instead
+        3 * 7 * layers * mlp_width * state_size for the scan (step * A, exp, state * decay, input * B, their sum,
+        state * C, its sum).
         """
-        matmul = self.parameters - (0 if self.tied_embeddings else self.vocab_size * self.width)
-        return 6.0 * matmul + 6.0 * self.layers * self.heads * self.head_dim * sequence_length
+        weights = self.active_parameters - (0 if self.tied_embeddings else self.vocab_size * self.width)
+        attention = 6.0 * self.layers * self.heads * self.head_dim * sequence_length
+        return 6.0 * weights + attention + 21.0 * self.layers * self.mlp_width * self.state_size
 
 
 def _positive(name: str, value: int) -> None:

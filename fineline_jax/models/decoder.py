@@ -1,4 +1,4 @@
-"""The decoder: a Llama-family transformer as Flax NNX modules with explicit sharding.
+"""The decoder: one transformer with the flags of `ModelConfig`, as Flax NNX modules with explicit sharding.
 
 Parameters live outside as a nested pure dict (stacked over layers), so that checkpoints do not depend on classes:
 
@@ -6,6 +6,9 @@ Parameters live outside as a nested pure dict (stacked over layers), so that che
     layers.attention_norm [L, width]   q [L, width, heads, head_dim]   k, v [L, width, kv_heads, head_dim]
     layers.o [L, heads, head_dim, width]   mlp_norm [L, width]   gate, up [L, width, mlp]   down [L, mlp, width]
     norm [width]   head [width, vocab] (absent when tied), plus *_bias where the config has them
+    with qk_norm: layers.q_norm [L, heads, head_dim]   k_norm [L, kv_heads, head_dim]
+    with experts: layers.router [L, width, experts], and gate, up and down have an axis of experts behind L
+    with mixer='mamba' the layers are those of `MambaBlock`
 
 Rotary positions use Hugging Face's half-split layout natively, so no weight is permuted on import or export.
 Every weight is cast and gathered where it is used (ZeRO-3); left to the compiler the gather is sometimes turned
@@ -15,7 +18,7 @@ into a re-layout of the activations.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +26,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from fineline_jax.mesh import BATCH, abstract, check_fits
+from fineline_jax.models import mamba, moe
 from fineline_jax.models.attention import Attend
 from fineline_jax.models.config import ModelConfig
 
@@ -68,8 +72,13 @@ def hidden_states(
 
 
 def head_weight(config: ModelConfig, params: Params) -> jax.Array:
-    """The output projection [width, vocab], sharded (fsdp, tensor); the transposed embedding when tied."""
-    return params["embed"].T if config.tied_embeddings else params["head"]
+    """The output projection [width, vocab], sharded (fsdp, tensor): the transposed embedding when tied, and with
+    columns of length 1 when normalised (the rows of Baichuan 2's NormHead, whose files hold them as trained)."""
+    head = params["embed"].T if config.tied_embeddings else params["head"]
+    if config.head == "linear":
+        return head
+    length = jnp.linalg.norm(head.astype(jnp.float32), axis=0, keepdims=True)
+    return (head / jnp.maximum(length, 1e-12)).astype(head.dtype)  # torch.nn.functional.normalize's floor
 
 
 @functools.lru_cache(maxsize=32)
@@ -93,61 +102,142 @@ class Weights:
 
 
 class Block(nnx.Module):
-    """Attention and SwiGLU MLP, each behind an RMSNorm and added to the stream."""
+    """Attention and MLP, each with its norm and added to the stream."""
 
     def __init__(self, config: ModelConfig, key: jax.Array):
         self.config = config
         weights = Weights(key, config.init_std)
         width, heads, kv_heads, head_dim = config.width, config.heads, config.kv_heads, config.head_dim
-        self.attention_norm = weights.constant(1.0, (width,), P(None))
+        add_norm(self, "attention_norm", weights, config)
         self.q = weights.normal((width, heads, head_dim), P("fsdp", "tensor", None))
         self.k = weights.normal((width, kv_heads, head_dim), P("fsdp", "tensor", None))
         self.v = weights.normal((width, kv_heads, head_dim), P("fsdp", "tensor", None))
         self.o = weights.normal((heads, head_dim, width), P("tensor", None, "fsdp"))
-        self.mlp_norm = weights.constant(1.0, (width,), P(None))
-        self.gate = weights.normal((width, config.mlp_width), P("fsdp", "tensor"))
-        self.up = weights.normal((width, config.mlp_width), P("fsdp", "tensor"))
-        self.down = weights.normal((config.mlp_width, width), P("tensor", "fsdp"))
-        if config.attention_bias:
+        add_norm(self, "mlp_norm", weights, config)
+        experts, of_experts = ((config.experts,), (None,)) if config.experts else ((), ())
+        if config.mlp == "swiglu":
+            self.gate = weights.normal((*experts, width, config.mlp_width), P(*of_experts, "fsdp", "tensor"))
+        self.up = weights.normal((*experts, width, config.mlp_width), P(*of_experts, "fsdp", "tensor"))
+        self.down = weights.normal((*experts, config.mlp_width, width), P(*of_experts, "tensor", "fsdp"))
+        if config.experts:
+            self.router = weights.normal((width, config.experts), P("fsdp", None))
+        if config.has_qkv_bias:
             self.q_bias = weights.constant(0.0, (heads, head_dim), P("tensor", None))
             self.k_bias = weights.constant(0.0, (kv_heads, head_dim), P("tensor", None))
             self.v_bias = weights.constant(0.0, (kv_heads, head_dim), P("tensor", None))
+        if config.attention_bias:
             self.o_bias = weights.constant(0.0, (width,), P(None))
+        if config.qk_norm:
+            self.q_norm = weights.constant(1.0, (heads, head_dim), P("tensor", None))
+            self.k_norm = weights.constant(1.0, (kv_heads, head_dim), P("tensor", None))
         if config.mlp_bias:
-            self.gate_bias = weights.constant(0.0, (config.mlp_width,), P("tensor"))
+            if config.mlp == "swiglu":
+                self.gate_bias = weights.constant(0.0, (config.mlp_width,), P("tensor"))
             self.up_bias = weights.constant(0.0, (config.mlp_width,), P("tensor"))
             self.down_bias = weights.constant(0.0, (width,), P(None))
 
     def __call__(self, stream: jax.Array, rotary: tuple[jax.Array, jax.Array], attend: Attend) -> jax.Array:
-        stream = stream + self.attention(rms_norm(stream, self.attention_norm, self.config.norm_eps), rotary, attend)
-        return stream + self.mlp(rms_norm(stream, self.mlp_norm, self.config.norm_eps))
+        attention_norm = functools.partial(normed, self, "attention_norm")
+        mlp_norm = functools.partial(normed, self, "mlp_norm")
+        if self.config.parallel_residual:
+            return stream + self.attention(attention_norm(stream), rotary, attend) + self.mlp(mlp_norm(stream))
+        if self.config.norm_after:
+            stream = stream + attention_norm(self.attention(stream, rotary, attend))
+            return stream + mlp_norm(self.mlp(stream))
+        stream = stream + self.attention(attention_norm(stream), rotary, attend)
+        return stream + self.mlp(mlp_norm(stream))
 
     def attention(self, x: jax.Array, rotary: tuple[jax.Array, jax.Array], attend: Attend) -> jax.Array:
-        per_head = P(BATCH, None, "tensor", None)
+        config, per_head = self.config, P(BATCH, None, "tensor", None)
 
         def project(name: str) -> jax.Array:
             weight = gathered(getattr(self, name), P(None, "tensor", None), x.dtype)
             y = linear("bsd,dhk->bshk", per_head, x, weight)
-            if self.config.attention_bias:
+            if config.has_qkv_bias:
                 y = y + getattr(self, name + "_bias")[...].astype(x.dtype)
-            return y
+            if config.qk_norm and name != "v":
+                y = rms_norm(y, getattr(self, name + "_norm"), config.norm_eps, axes=(-2, -1))
+            return jnp.clip(y, -config.clip_qkv, config.clip_qkv) if config.clip_qkv else y
 
         query, key = rotate(project("q"), rotary), rotate(project("k"), rotary)
         query, key, value = (checkpoint_name(y, "qkv") for y in (query, key, project("v")))
         context = checkpoint_name(attend(query, key, value), "context")
         out = gathered(self.o, P("tensor", None, None), x.dtype)
         y = linear("bshk,hkd->bsd", STREAM, context, out)
-        return y + self.o_bias[...].astype(x.dtype) if self.config.attention_bias else y
+        return y + self.o_bias[...].astype(x.dtype) if config.attention_bias else y
 
     def mlp(self, x: jax.Array) -> jax.Array:
-        hidden = P(BATCH, None, "tensor")
-        gate = linear("bsd,df->bsf", hidden, x, gathered(self.gate, P(None, "tensor"), x.dtype))
-        up = linear("bsd,df->bsf", hidden, x, gathered(self.up, P(None, "tensor"), x.dtype))
-        if self.config.mlp_bias:
-            gate, up = gate + self.gate_bias[...].astype(x.dtype), up + self.up_bias[...].astype(x.dtype)
-        down = gathered(self.down, P("tensor", None), x.dtype)
-        y = linear("bsf,fd->bsd", STREAM, jax.nn.silu(gate) * up, down)
+        if self.config.experts:
+            return self.mixture(x)
+
+        def project(name: str) -> jax.Array:
+            weight = gathered(getattr(self, name), P(None, "tensor"), x.dtype)
+            y = linear("bsd,df->bsf", P(BATCH, None, "tensor"), x, weight)
+            return y + getattr(self, name + "_bias")[...].astype(x.dtype) if self.config.mlp_bias else y
+
+        if self.config.mlp == "swiglu":
+            hidden = jax.nn.silu(project("gate")) * project("up")
+        else:
+            hidden = jax.nn.gelu(project("up"), approximate=False)
+        y = linear("bsf,fd->bsd", STREAM, hidden, gathered(self.down, P("tensor", None), x.dtype))
         return y + self.down_bias[...].astype(x.dtype) if self.config.mlp_bias else y
+
+    def mixture(self, x: jax.Array) -> jax.Array:
+        into, out = P(None, None, "tensor"), P(None, "tensor", None)
+        return moe.mixture(
+            x,
+            gathered(self.router, P(None, None), x.dtype),
+            gathered(self.gate, into, x.dtype),
+            gathered(self.up, into, x.dtype),
+            gathered(self.down, out, x.dtype),
+            per_token=self.config.experts_per_token,
+            normalise=self.config.normalise_experts,
+        )
+
+
+class MambaBlock(nnx.Module):
+    """A selective state-space layer (2312.00752) behind an RMSNorm and added to the stream; it sees no mask and no
+    positions, so its rows must hold one sequence each.
+
+    mixer_norm [L, width]   x, z [L, width, inner]   conv [L, conv_width, inner]   conv_bias [L, inner]
+    select [L, inner, step_rank + 2 state_size] (to step, b, c)   step [L, step_rank, inner]   step_bias [L, inner]
+    a_log [L, inner, state_size]   skip [L, inner]   out [L, inner, width]
+    """
+
+    def __init__(self, config: ModelConfig, key: jax.Array):
+        self.config = config
+        key, step_key = jax.random.split(key)
+        weights = Weights(key, config.init_std)
+        width, inner, states, rank = config.width, config.mlp_width, config.state_size, config.step_rank
+        add_norm(self, "mixer_norm", weights, config)
+        self.x = weights.normal((width, inner), P("fsdp", "tensor"))
+        self.z = weights.normal((width, inner), P("fsdp", "tensor"))
+        self.conv = weights.normal((config.conv_width, inner), P(None, "tensor"))
+        self.conv_bias = weights.constant(0.0, (inner,), P("tensor"))
+        self.select = weights.normal((inner, rank + 2 * states), P("tensor", None))
+        self.step = weights.normal((rank, inner), P(None, "tensor"))
+        self.skip = weights.constant(1.0, (inner,), P("tensor"))
+        self.out = weights.normal((inner, width), P("tensor", "fsdp"))
+        # Decay rates 1, 2, ..., and steps from 0.001 to 0.1, evenly in the logarithm, as the authors begin.
+        rates = jnp.log(jnp.arange(1, states + 1, dtype=jnp.float32))
+        self.a_log = nnx.Param(jnp.broadcast_to(rates, (inner, states), out_sharding=P("tensor", None)))
+        steps = jax.random.uniform(step_key, (inner,), jnp.float32, out_sharding=P("tensor"))
+        self.step_bias = nnx.Param(jnp.log(jnp.expm1(0.001 * 100.0**steps)))
+
+    def __call__(self, stream: jax.Array, rotary: tuple[jax.Array, jax.Array], attend: Attend) -> jax.Array:
+        y = normed(self, "mixer_norm", stream)
+        dtype, inner = y.dtype, P(BATCH, None, "tensor")
+        x = linear("bsd,df->bsf", inner, y, gathered(self.x, P(None, "tensor"), dtype))
+        z = linear("bsd,df->bsf", inner, y, gathered(self.z, P(None, "tensor"), dtype))
+        x = jax.nn.silu(mamba.causal_convolution(x, self.conv[...].astype(dtype), self.conv_bias[...].astype(dtype)))
+        selected = linear("bsf,fr->bsr", STREAM, x, self.select[...].astype(dtype))
+        rank, states = self.config.step_rank, self.config.state_size
+        step, b, c = jnp.split(selected, [rank, rank + states], axis=-1)
+        step = linear("bsr,rf->bsf", inner, step, self.step[...].astype(dtype)) + self.step_bias[...].astype(dtype)
+        decay = -jnp.exp(self.a_log[...].astype(jnp.float32))
+        scanned = mamba.selective_scan(x, jax.nn.softplus(step), decay, b, c)
+        mixed = (scanned + x * self.skip[...]).astype(dtype) * jax.nn.silu(z)
+        return stream + linear("bsf,fd->bsd", STREAM, mixed, gathered(self.out, P("tensor", None), dtype))
 
 
 class Decoder(nnx.Module):
@@ -158,8 +248,9 @@ class Decoder(nnx.Module):
         embed_key, layers_key, head_key = jax.random.split(key, 3)
         table = Weights(embed_key, config.init_std)
         self.embed = table.normal((config.vocab_size, config.width), P("tensor", "fsdp"))
-        self.layers = jax.vmap(lambda k: Block(config, k))(jax.random.split(layers_key, config.layers))
-        self.norm = table.constant(1.0, (config.width,), P(None))
+        block = Block if config.mixer == "attention" else MambaBlock
+        self.layers = jax.vmap(lambda k: block(config, k))(jax.random.split(layers_key, config.layers))
+        add_norm(self, "norm", table, config)
         if not config.tied_embeddings:
             head = Weights(head_key, config.init_std)
             self.head = head.normal((config.width, config.vocab_size), P("fsdp", "tensor"))
@@ -173,14 +264,14 @@ class Decoder(nnx.Module):
         remat: Remat,
         scan_layers: bool,
     ) -> jax.Array:
-        rotary = rotary_factors(positions, self.config.head_dim, self.config.rope_theta, dtype)
+        rotary = rotary_factors(positions, self.config.rotary_dim, self.config.rope_theta, dtype)
         stream = gathered(self.embed, P(None, None), dtype).at[tokens].get(out_sharding=STREAM)
 
-        def layer(stream: jax.Array, block: Block) -> tuple[jax.Array, None]:
+        def layer(stream: jax.Array, block: Block | MambaBlock) -> tuple[jax.Array, None]:
             return block(checkpoint_name(stream, "layer_input"), rotary, attend), None
 
         stream, _ = jax.lax.scan(rematerialized(layer, remat), stream, self.layers, unroll=not scan_layers)
-        return rms_norm(stream, self.norm, self.config.norm_eps)
+        return normed(self, "norm", stream)
 
 
 def rematerialized(layer: Callable, remat: Remat) -> Callable:
@@ -239,22 +330,49 @@ def _linear_backward(subscripts: str, out: jax.P, saved: tuple[jax.Array, jax.Ar
 _linear.defvjp(_linear_forward, _linear_backward)
 
 
-def rms_norm(x: jax.Array, scale: nnx.Param, eps: float) -> jax.Array:
+def add_norm(module: nnx.Module, name: str, weights: Weights, config: ModelConfig) -> None:
+    """Give `module` the parameters of the norm `name`: a scale, a scale and a bias, or none."""
+    if config.norm != "nonparametric":
+        setattr(module, name, weights.constant(1.0, (config.width,), P(None)))
+    if config.norm == "layer":
+        setattr(module, name + "_bias", weights.constant(0.0, (config.width,), P(None)))
+
+
+def normed(module: Any, name: str, x: jax.Array) -> jax.Array:
+    """The norm `name` of `module` applied to x."""
+    eps = module.config.norm_eps
+    if module.config.norm == "rms":
+        return rms_norm(x, getattr(module, name), eps)
+    return layer_norm(x, getattr(module, name, None), getattr(module, name + "_bias", None), eps)
+
+
+def rms_norm(x: jax.Array, scale: nnx.Param, eps: float, axes: int | tuple[int, ...] = -1) -> jax.Array:
     """x / rms(x) in float32, rounded to x's dtype, times the scale (1910.07467; order of casts as in transformers)."""
     y = x.astype(jnp.float32)
-    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=axes, keepdims=True) + eps)
     return y.astype(x.dtype) * scale[...].astype(x.dtype)
 
 
-def rotary_factors(positions: jax.Array, head_dim: int, theta: float, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-    """cos and sin [batch, length, 1, head_dim / 2] of the rotary angles (2104.09864), computed in float32."""
-    frequencies = theta ** -(jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+def layer_norm(x: jax.Array, scale: nnx.Param | None, bias: nnx.Param | None, eps: float) -> jax.Array:
+    """(x - mean) / standard deviation, times the scale, plus the bias, in float32 (1607.06450)."""
+    y = x.astype(jnp.float32)
+    y = y - jnp.mean(y, axis=-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
+    y = y if scale is None else y * scale[...].astype(jnp.float32)
+    return (y if bias is None else y + bias[...].astype(jnp.float32)).astype(x.dtype)
+
+
+def rotary_factors(positions: jax.Array, features: int, theta: float, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    """cos and sin [batch, length, 1, features / 2] of the rotary angles (2104.09864), computed in float32."""
+    frequencies = theta ** -(jnp.arange(0, features, 2, dtype=jnp.float32) / features)
     angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
     return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
 
 
 def rotate(x: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotary embedding, half-split layout: feature j is paired with feature j + head_dim / 2."""
+    """Rotary embedding of the first features, half-split layout: of n, feature j is paired with feature j + n / 2."""
     cos, sin = rotary
-    first, second = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    half = cos.shape[-1]
+    first, second, rest = jnp.split(x, [half, 2 * half], axis=-1)
+    rotated = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate([*rotated, rest] if rest.shape[-1] else rotated, axis=-1)

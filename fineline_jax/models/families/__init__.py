@@ -4,18 +4,23 @@
     family = families.of_config(config)                      writing, in a layout that transformers opens
 
 `family.weights` are lines of a name map (`name_map`): every parameter of ours is a stack over layers (and experts) of
-transposed, split or sliced tensors. For reading, `name_map.read_part` takes from a tensor exactly the range that a shard
-needs; for writing, `name_map.all_tensors` says which lines fill which tensor and `name_map.write_part` does it.
+transposed, split or sliced tensors. For reading, `name_map.read_part` takes from a tensor exactly the range that a
+shard needs; for writing, `name_map.all_tensors` says which lines fill which tensor and `name_map.write_part` does it.
 """
 
 from fineline_jax.errors import UserError
 from fineline_jax.models.config import ModelConfig
+from fineline_jax.models.families.baichuan import BAICHUAN, BAICHUAN2
 from fineline_jax.models.families.family import Family
+from fineline_jax.models.families.gpt_neox import GPT_NEOX
 from fineline_jax.models.families.hf_config import HfConfig
-from fineline_jax.models.families.llama import LLAMA, YI
+from fineline_jax.models.families.llama import LLAMA, QWEN2, YI
+from fineline_jax.models.families.mamba import MAMBA
+from fineline_jax.models.families.mixtures import MIXTRAL, OLMOE
+from fineline_jax.models.families.olmo import OLMO, OLMO2, OLMO_FIRST
 
-FAMILIES = (LLAMA, YI)
-"""In the order in which `of_config` tries them."""
+FAMILIES = (LLAMA, QWEN2, GPT_NEOX, OLMO, OLMO2, OLMOE, MIXTRAL, MAMBA, BAICHUAN2, BAICHUAN, YI, OLMO_FIRST)
+"""In the order in which `of_config` tries them: those that transformers opens without foreign code first."""
 
 
 def of_hf(raw: HfConfig) -> tuple[Family, ModelConfig]:

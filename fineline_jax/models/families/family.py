@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from fineline_jax.errors import UserError
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.models.families.hf_config import HfConfig
 from fineline_jax.models.families.name_map import Weight
@@ -29,4 +30,7 @@ class Family:
 
     def holds(self, config: ModelConfig) -> bool:
         """Whether this family's files can describe the model."""
-        return self.from_hf(HfConfig(self.name, self.to_hf(config))) == config
+        try:
+            return self.from_hf(HfConfig(self.name, self.to_hf(config))) == config
+        except UserError:
+            return False

@@ -69,7 +69,6 @@ class HfConfig:
         window = self.raw.get("sliding_window")
         if window is not None and self.raw.get("use_sliding_window") is not False and window < context:
             self.refuse("sliding_window", window)
-        kinds = self.raw.get("layer_types") or ()
-        if other := [kind for kind in kinds if kind != "full_attention"]:
-            if window is None or window < context:
-                self.refuse("layer_types", other[0])
+        others = [kind for kind in self.raw.get("layer_types") or () if kind != "full_attention"]
+        if others and (window is None or window < context):
+            self.refuse("layer_types", others[0])

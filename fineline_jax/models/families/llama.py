@@ -110,12 +110,20 @@ YI = Family(
     architectures=("YiForCausalLM",),
     from_hf=lambda raw: dataclasses.replace(from_hf(raw), rope_theta=raw.rope_theta(default=5_000_000.0)),
     to_hf=lambda config: to_hf(config) | {"model_type": "Yi"},
-    weights=OUTER
-    + (
+    weights=(
+        *OUTER,
         Weight(_LAYER + "ln1.weight", "layers.attention_norm", "width -> width"),
         Weight(_LAYER + "ln2.weight", "layers.mlp_norm", "width -> width"),
-    )
-    + ATTENTION
-    + MLP,
+        *ATTENTION,
+        *MLP,
+    ),
     ignored=ROTARY,
+)
+
+QWEN2 = Family(
+    name="qwen2",
+    architectures=("Qwen2ForCausalLM",),
+    from_hf=lambda raw: dataclasses.replace(from_hf(raw), qkv_bias=True),
+    to_hf=lambda config: to_hf(config) | {"model_type": "qwen2", "use_sliding_window": False},
+    weights=OUTER + NORMS + ATTENTION + MLP,
 )

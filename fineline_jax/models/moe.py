@@ -1,0 +1,125 @@
+"""A mixture of SwiGLU experts without dropped tokens: every token goes through the experts it is sent to.
+
+The tokens of a device are sorted by expert, so that each expert's are consecutive, and the products run over these
+groups (`grouped_dot`). Experts are split over `tensor` like any MLP, so no token leaves its device (2211.15841's
+dropless layer, with tensor instead of expert parallelism).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from fineline_jax.mesh import BATCH
+
+P = jax.P
+BLOCK = 128
+"""Rows of one product on CPU: a group is padded to whole blocks."""
+
+
+def mixture(
+    x: jax.Array,
+    router: jax.Array,
+    gate: jax.Array,
+    up: jax.Array,
+    down: jax.Array,
+    *,
+    per_token: int,
+    normalise: bool,
+) -> jax.Array:
+    """The weighted sum of each token's `per_token` likeliest experts, [batch, length, width] like x.
+
+    router [width, experts], whole; gate, up [experts, width, hidden] and down [experts, hidden, width], whole over
+    fsdp and split over tensor. normalise: the weights are scaled to sum to 1. The router's softmax runs over all
+    experts, in float32. Call it under `jax.set_mesh`.
+    """
+    stream, into, out = P(BATCH, None, None), P(None, None, "tensor"), P(None, "tensor", None)
+    local = functools.partial(_local_mixture, per_token=per_token, normalise=normalise)
+    run = jax.shard_map(local, in_specs=(stream, P(), into, into, out), out_specs=stream, check_vma=False)
+    return run(x, router, gate, up, down)
+
+
+def _local_mixture(x, router, gate, up, down, *, per_token, normalise):
+    tokens = x.reshape(-1, x.shape[-1])
+    weights, chosen = route(tokens, router, per_token, normalise)
+    order = jnp.argsort(chosen.reshape(-1), stable=True)  # of (token, choice) pairs
+    sizes = jnp.bincount(chosen.reshape(-1), length=router.shape[1])
+    grouped = tokens[order // per_token]
+    hidden = jax.nn.silu(grouped_dot(grouped, gate, sizes)) * grouped_dot(grouped, up, sizes)
+    result = grouped_dot(hidden, down, sizes)[jnp.argsort(order)].reshape(-1, per_token, x.shape[-1])
+    mixed = jnp.einsum("tkd,tk->td", result, weights.astype(x.dtype), preferred_element_type=jnp.float32)
+    return jax.lax.psum(mixed, "tensor").astype(x.dtype).reshape(x.shape)
+
+
+def route(tokens: jax.Array, router: jax.Array, per_token: int, normalise: bool) -> tuple[jax.Array, jax.Array]:
+    """Weights (float32) and numbers of each token's experts, [tokens, per_token], likeliest first."""
+    logits = jnp.dot(tokens, router, preferred_element_type=jnp.float32)
+    weights, chosen = jax.lax.top_k(jax.nn.softmax(logits, axis=-1), per_token)
+    return weights / jnp.sum(weights, axis=-1, keepdims=True) if normalise else weights, chosen
+
+
+def reference_mixture(x, router, gate, up, down, *, per_token: int, normalise: bool) -> jax.Array:
+    """The same with every token through every expert; what `mixture` is tested against."""
+    tokens = x.reshape(-1, x.shape[-1])
+    weights, chosen = route(tokens, router, per_token, normalise)
+    share = jnp.zeros((tokens.shape[0], router.shape[1])).at[jnp.arange(tokens.shape[0])[:, None], chosen].set(weights)
+    hidden = jax.nn.silu(jnp.einsum("td,edf->tef", tokens, gate)) * jnp.einsum("td,edf->tef", tokens, up)
+    return jnp.einsum("tef,efd,te->td", hidden, down, share.astype(x.dtype)).reshape(x.shape)
+
+
+def grouped_dot(rows: jax.Array, weights: jax.Array, sizes: jax.Array) -> jax.Array:
+    """rows [n, in] times weights[g] [in, out] for the rows of group g, which are consecutive: [n, out].
+
+    weights [groups, in, out]; sizes int32 [groups], together n. XLA's own grouped product on TPU and GPU; on CPU it
+    would multiply every row with every group, so there the groups are gone through in blocks.
+    """
+    return jax.lax.platform_dependent(rows, weights, sizes, cpu=blocked_dot, default=jax.lax.ragged_dot)
+
+
+@jax.custom_vjp
+def blocked_dot(rows: jax.Array, weights: jax.Array, sizes: jax.Array) -> jax.Array:
+    """`jax.lax.ragged_dot`, block after block of consecutive rows of one group."""
+    count, group_of, start_of, _ = _blocks(rows.shape[0], sizes)
+    padded = jnp.pad(rows, ((0, BLOCK), (0, 0)))
+
+    def one(block: jax.Array, out: jax.Array) -> jax.Array:
+        part = jax.lax.dynamic_slice_in_dim(padded, start_of[block], BLOCK)
+        product = jnp.dot(part, weights[group_of[block]], preferred_element_type=jnp.float32)
+        # Rows behind the group's end belong to later groups, whose blocks come later and write over them.
+        return jax.lax.dynamic_update_slice_in_dim(out, product.astype(out.dtype), start_of[block], 0)
+
+    out = jnp.zeros((padded.shape[0], weights.shape[2]), rows.dtype)
+    return jax.lax.fori_loop(0, count, one, out)[: rows.shape[0]]
+
+
+def _blocked_forward(rows: jax.Array, weights: jax.Array, sizes: jax.Array):
+    return blocked_dot(rows, weights, sizes), (rows, weights, sizes)
+
+
+def _blocked_backward(saved: tuple[jax.Array, jax.Array, jax.Array], gradient: jax.Array):
+    rows, weights, sizes = saved
+    count, group_of, start_of, stop_of = _blocks(rows.shape[0], sizes)
+    padded, slopes = (jnp.pad(x, ((0, BLOCK), (0, 0))) for x in (rows, gradient))
+
+    def one(block: jax.Array, total: jax.Array) -> jax.Array:
+        part, slope = (jax.lax.dynamic_slice_in_dim(x, start_of[block], BLOCK) for x in (padded, slopes))
+        own = start_of[block] + jnp.arange(BLOCK) < stop_of[block]
+        product = jnp.dot(jnp.where(own[:, None], part, 0).T, slope, preferred_element_type=jnp.float32)
+        return total.at[group_of[block]].add(product)
+
+    total = jax.lax.fori_loop(0, count, one, jnp.zeros(weights.shape, jnp.float32))
+    return blocked_dot(gradient, weights.swapaxes(1, 2), sizes), total.astype(weights.dtype), None
+
+
+blocked_dot.defvjp(_blocked_forward, _blocked_backward)
+
+
+def _blocks(rows: int, sizes: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """How many blocks there are, and for each its group, its first row and the end of its group."""
+    ends = jnp.cumsum(sizes)
+    blocks = -(-sizes // BLOCK)
+    last = jnp.cumsum(blocks)
+    number = jnp.arange(rows // BLOCK + sizes.shape[0])
+    group = jnp.minimum(jnp.searchsorted(last, number, side="right"), sizes.shape[0] - 1)
+    start = ends[group] - sizes[group] + (number - (last - blocks)[group]) * BLOCK
+    return last[-1], group, start, ends[group]

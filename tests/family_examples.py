@@ -1,0 +1,185 @@
+"""A tiny random model of each family in its Hugging Face layout, with the logits of transformers.
+
+Families that need foreign code (Baichuan, the first uploads of Yi and OLMo) are built from transformers' model with the
+same mathematics: with torch, its tensors are renamed, fused and (Baichuan2's head) un-normalised, as in those files.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fineline_jax.models import attention, decoder
+from fineline_jax.models.config import ModelConfig
+
+VOCABULARY = 48
+SHAPE: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": None,
+}
+Tensors = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """How to make one model."""
+
+    kind: str
+    """transformers' class, without ForCausalLM."""
+    changes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    rename: Callable[[Tensors, dict[str, Any]], tuple[Tensors, dict[str, Any]]] | None = None
+    """From transformers' tensors and config.json to those of the foreign layout."""
+
+
+def _packed(tensors: Tensors, config: dict[str, Any]) -> tuple[Tensors, dict[str, Any]]:
+    torch = pytest.importorskip("torch")
+    for layer in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{layer}.self_attn."
+        parts = [tensors.pop(f"{prefix}{name}_proj.weight") for name in "qkv"]
+        tensors[f"{prefix}W_pack.weight"] = torch.cat(parts)
+        tensors[f"{prefix}rotary_emb.inv_freq"] = torch.ones(4)
+    return tensors, _older(config) | {"architectures": ["BaiChuanForCausalLM"], "model_max_length": 64}
+
+
+def _packed_with_norm_head(tensors: Tensors, config: dict[str, Any]) -> tuple[Tensors, dict[str, Any]]:
+    torch = pytest.importorskip("torch")
+    tensors, config = _packed(tensors, config)
+    # The peer's head has rows of length 1; the file holds them at any length.
+    tensors["lm_head.weight"] = tensors["lm_head.weight"] * (0.5 + torch.rand(VOCABULARY, 1))
+    return tensors, config | {"architectures": ["BaichuanForCausalLM"], "z_loss_weight": 0}
+
+
+def _first_yi(tensors: Tensors, config: dict[str, Any]) -> tuple[Tensors, dict[str, Any]]:
+    names = {"input_layernorm": "ln1", "post_attention_layernorm": "ln2"}
+    for old, new in names.items():
+        tensors = {name.replace(old, new): tensor for name, tensor in tensors.items()}
+    return tensors, _older(config) | {"architectures": ["YiForCausalLM"], "model_type": "Yi"}
+
+
+def _first_olmo(tensors: Tensors, config: dict[str, Any]) -> tuple[Tensors, dict[str, Any]]:
+    torch = pytest.importorskip("torch")
+    found = {
+        "model.transformer.wte.weight": tensors["model.embed_tokens.weight"],
+        "model.transformer.ff_out.weight": tensors["lm_head.weight"],
+    }
+    for layer in range(config["num_hidden_layers"]):
+        old, new = f"model.layers.{layer}.", f"model.transformer.blocks.{layer}."
+        found[new + "att_proj.weight"] = torch.cat([tensors[f"{old}self_attn.{name}_proj.weight"] for name in "qkv"])
+        found[new + "attn_out.weight"] = tensors[old + "self_attn.o_proj.weight"]
+        found[new + "ff_proj.weight"] = torch.cat([tensors[f"{old}mlp.{name}_proj.weight"] for name in ("up", "gate")])
+        found[new + "ff_out.weight"] = tensors[old + "mlp.down_proj.weight"]
+    return found, {
+        "architectures": ["OLMoForCausalLM"],
+        "model_type": "hf_olmo",
+        "activation_type": "swiglu",
+        "alibi": False,
+        "attention_layer_norm": False,
+        "block_type": "sequential",
+        "clip_qkv": config["clip_qkv"],
+        "d_model": config["hidden_size"],
+        "embedding_size": VOCABULARY,
+        "include_bias": False,
+        "layer_norm_type": "default",
+        "layer_norm_with_affine": False,
+        "max_sequence_length": 64,
+        "mlp_hidden_size": 2 * config["intermediate_size"],
+        "mlp_ratio": 4,
+        "multi_query_attention": False,
+        "n_heads": config["num_attention_heads"],
+        "n_layers": config["num_hidden_layers"],
+        "rope": True,
+        "vocab_size": VOCABULARY - 3,  # the tokenizer's; the tables are padded
+        "weight_tying": False,
+    }
+
+
+def _older(config: dict[str, Any]) -> dict[str, Any]:
+    """config.json as transformers 4 wrote it."""
+    theta = config.pop("rope_parameters")["rope_theta"]
+    return config | {"rope_theta": theta, "rope_scaling": None}
+
+
+EXAMPLES = {
+    "llama": Example("Llama", {"num_key_value_heads": 2, "rms_norm_eps": 1e-5}),
+    "yi": Example("Llama", {"num_key_value_heads": 2, "rope_parameters": {"rope_theta": 5e6}}, _first_yi),
+    "qwen2": Example("Qwen2", {"num_key_value_heads": 2}),
+    "baichuan": Example("Llama", {}, _packed),
+    "baichuan2": Example("Llama", {}, _packed_with_norm_head),
+    "gpt_neox": Example("GPTNeoX", {"rope_parameters": {"partial_rotary_factor": 0.25, "rope_theta": 1e4}}),
+    "gpt_neox sequential": Example(
+        "GPTNeoX",
+        {"use_parallel_residual": False, "rope_parameters": {"partial_rotary_factor": 1.0, "rope_theta": 1e4}},
+    ),
+    "olmo": Example("Olmo", {"clip_qkv": 0.5}),
+    "olmo tied": Example("Olmo", {"tie_word_embeddings": True}),
+    "olmo_first": Example("Olmo", {"clip_qkv": 0.5}, _first_olmo),
+    "olmo2": Example("Olmo2", {"num_key_value_heads": 2, "rope_parameters": {"rope_theta": 5e5}}),
+    "olmoe": Example("Olmoe", {"num_experts": 8, "num_experts_per_tok": 3}),
+    "olmoe normalised": Example("Olmoe", {"num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True}),
+    "mixtral": Example("Mixtral", {"num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "mamba": Example("Mamba", {"state_size": 4, "time_step_rank": 3, "conv_kernel": 3}),
+}
+
+
+def make(name: str, folder: Path) -> Any:
+    """Write the model `name` into `folder`; returns transformers' model with the same logits."""
+    torch = pytest.importorskip("torch")
+    import transformers
+    from safetensors.torch import load_file, save_file
+
+    example = EXAMPLES[name]
+    torch.manual_seed(0)
+    shape = SHAPE | example.changes
+    if example.kind == "Mamba":
+        shape = {key: value for key, value in shape.items() if key not in ("intermediate_size", "num_attention_heads")}
+    config = getattr(transformers, f"{example.kind}Config")(**shape)
+    model = getattr(transformers, f"{example.kind}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if parameter.ndim == 1 and "dt_proj" not in parameter_name:
+                parameter.add_(0.3 * torch.randn_like(parameter))  # constants would hide a mistake
+            elif "gate.weight" in parameter_name:
+                parameter.normal_(std=1.0)  # decided routers: no ties that rounding could turn
+        if example.rename is _packed_with_norm_head:
+            model.lm_head.weight.copy_(torch.nn.functional.normalize(model.lm_head.weight))
+    model.save_pretrained(folder)
+    if example.rename is not None:
+        tensors, raw = load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())
+        tensors, raw = example.rename(tensors, raw)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps(raw))
+    return model
+
+
+def their_logits(model: Any, tokens: np.ndarray) -> np.ndarray:
+    torch = pytest.importorskip("torch")
+    with torch.no_grad():
+        return model(torch.asarray(tokens, dtype=torch.long)).logits.float().numpy()
+
+
+def our_logits(config: ModelConfig, params: Any, tokens: np.ndarray, mesh: jax.sharding.Mesh) -> np.ndarray:
+    """[batch, length, vocab] in float32."""
+
+    @jax.jit
+    def run(params: Any, tokens: jax.Array) -> jax.Array:
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        states = decoder.hidden_states(config, params, tokens, positions, attention.causal("reference"))
+        head = jax.reshard(decoder.head_weight(config, params), jax.P(None, None))
+        return jnp.einsum("bsd,dv->bsv", states, head)
+
+    with jax.set_mesh(mesh):
+        return np.asarray(run(params, jax.device_put(tokens, jax.NamedSharding(mesh, jax.P()))))

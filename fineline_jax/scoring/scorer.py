@@ -41,7 +41,7 @@ def score_params(
     mesh: jax.sharding.Mesh,
     dtype: str = "float32",
     *,
-    engine: Literal["tree", "rows"] = "tree",
+    engine: Literal["auto", "tree", "rows"] = "auto",
     batch_tokens: int | None = None,
     attend: attention.Implementation = "auto",
     advance: Callable[[int], None] = lambda requests: None,
@@ -49,9 +49,9 @@ def score_params(
     """Log-likelihood (float64) and greediness (bool) of every request of `pack` under a model.
 
     params: of `config`, sharded over `mesh`. dtype: of the matrix products; the softmax is float32. engine: tree
-    computes no token twice; rows is the plain one, with the attention `attend`. batch_tokens: tokens per step over all
-    devices, None: chosen for the devices. advance: told the requests done.
-    Raises UserError if the pack holds a token outside the vocabulary.
+    computes no token twice; rows is the plain one, with the attention `attend`; auto: see `pick_engine`. batch_tokens:
+    tokens per step over all devices, None: chosen for the devices. advance: told the requests done.
+    Raises UserError if the pack holds a token outside the vocabulary, or the engine cannot compute the model.
     """
     if pack.largest_token >= config.vocab_size:
         raise UserError(
@@ -59,11 +59,21 @@ def score_params(
             " prepare the pack with the model's own tokenizer"
         )
     context = model_context(pack, config)
-    if engine == "rows":
+    best, why = pick_engine(config)
+    if engine == "tree" and best == "rows":
+        raise UserError(f"engine='tree' cannot compute this model: {why}; use 'auto'")
+    if engine == "rows" or best == "rows":
         return score_rows(
             pack, config, params, context, mesh, dtype, batch_tokens=batch_tokens, attend=attend, advance=advance
         )
     return score_tree(pack, config, params, context, mesh, dtype, batch_tokens=batch_tokens, advance=advance)
+
+
+def pick_engine(config: ModelConfig) -> tuple[Literal["tree", "rows"], str]:
+    """The fastest engine that computes the model, and why it is not the tree."""
+    if config.mixer == "mamba":
+        return "rows", "a state-space layer carries one state along a row, so a row can hold one request only"
+    return "tree", ""
 
 
 def score_series(
@@ -124,7 +134,9 @@ def score_series(
             seconds = clock.stop()
             if first:
                 identity = (series.name, checkpoint.name, checkpoint.step, checkpoint.tokens)
-                header = scores.Header(*identity, context, key(weights=opened.weights), opened.version)
+                header = scores.Header(
+                    *identity, context, key(weights=opened.weights), opened.version, *pick_engine(config)
+                )
                 scores.write(out, scores.Scores(header, *found))
                 scores.note(
                     out, {"series": series.name, "checkpoint": checkpoint.name, "requests": requests, **seconds}
@@ -165,6 +177,8 @@ def score_parts(
 
 class NotAllScored(UserError):
     """Some checkpoints could not be opened; all others are scored."""
+
+    exit_status = 1
 
     def __init__(self, failed: Sequence[Failed]):
         self.failed = tuple(failed)

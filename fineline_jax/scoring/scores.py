@@ -55,6 +55,9 @@ class Header:
     key: Key
     version: str = ""
     """`series.version` of the weight files: tells without reading them that they are those of the key."""
+    engine: str = "tree"
+    engine_reason: str = ""
+    """Why it is not the tree."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,7 +29,8 @@ app.command(tasks, name="tasks", help="Prepare benchmark tasks for scoring.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status is 0, 2 for bad input, 130 when interrupted."""
+    """Run one command; the exit status is 0, 1 if some checkpoints could not be opened (all others are scored), 2 for
+    bad input, 130 when interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -39,10 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if arguments[:1] == ["pretrain"]:
             return pretrain(arguments[1:])
+        if arguments[:1] == ["lm-eval"]:
+            return lm_eval(arguments[1:])
         app.cli(prog="fineline", description=DESCRIPTION, args=arguments, sort_subcommands=False)
     except UserError as error:
         print(f"fineline: {error}", file=sys.stderr)
-        return 2
+        return error.exit_status
     except KeyboardInterrupt:
         print("fineline: interrupted; run the same command again to go on", file=sys.stderr)
         return 130
@@ -288,9 +291,13 @@ def score(
     benchmarks: Path | None = None,
     tfds: Path | None = None,
     tokenizer: Path | None = None,
-    bos: Literal["auto", "always", "never"] = "auto",
+    bos: Literal["auto", "always", "never"] | None = None,
     max_context: int | None = None,
     limit: int | None = None,
+    tokens: str = "",
+    every: int = 1,
+    downloads: Path | None = None,
+    keep_downloads: Literal["yes", "no"] = "yes",
     dtype: Literal["float32", "bfloat16"] = "float32",
     batch_tokens: int | None = None,
     mesh: Mesh = Mesh(),
@@ -301,17 +308,25 @@ def score(
 ) -> None:
     """Score every checkpoint of one or more series; what is already scored is kept.
 
+    A checkpoint that cannot be fetched or opened is passed over; the others are scored, and the exit status is 1.
+
     Args:
-        series: Run folders, checkpoint folders, or Hugging Face folders with safetensors.
+        series: Run folders, checkpoint folders, Hugging Face folders; names of `fineline series`; org/name@revision;
+            addresses (hf://, s3://, gs://, http://). @GLOB at the end chooses by name: amber@ckpt_3*.
         out: Folder of the scores, one Parquet file per checkpoint.
         suite: Name in configs/suites, a YAML file, or lm-eval task names with commas between.
         pack: Request pack made by `fineline tasks prepare`, instead of a suite.
         benchmarks: Folder of data sets in Hugging Face layout; default: the hub.
         tfds: TFDS data folder, for data sets that TFDS has.
         tokenizer: Folder of the tokenizer; default: the one beside the checkpoints.
-        bos: BOS before each context: as the tokenizer does by default, always, or never.
+        bos: BOS before each context: as the tokenizer does by default (auto), always, or never; default: as the
+            registered series says, else auto.
         max_context: Longest row in tokens, instead of the model's context (lm-eval's max_length).
         limit: Only the first documents of each task.
+        tokens: start:stop:spacing, the checkpoints nearest to such a grid of trained tokens: 0:100B:10B, 1T:, ::50B.
+        every: Every n-th of the checkpoints that are left.
+        downloads: Where remote checkpoints are fetched to; default: ~/.cache/fineline_jax.
+        keep_downloads: no removes each download once it is scored; at most two are on disk.
         dtype: Of the matrix products; the softmax is float32 always.
         batch_tokens: Tokens per step over all devices; default: by the kind of device.
         mesh: Devices per axis.
@@ -329,7 +344,7 @@ def score(
         import jax
 
         jax.distributed.initialize()
-    from fineline_jax.checkpoints.series import open_series, tokenizer_folder
+    from fineline_jax.checkpoints.series import first_tokenizer, open_series, scoring_policy
     from fineline_jax.mesh import make_mesh
     from fineline_jax.scoring.pack import load
     from fineline_jax.scoring.parts import part_of
@@ -339,14 +354,16 @@ def score(
     chosen = part_of(part, os.environ, distributed=distributed)
     if watch:
         wait_for_first(Path(series[0]), watch_timeout)
-    opened = [open_series(name) for name in series]
+    keep = keep_downloads == "yes"
+    opened = [open_series(name, tokens=tokens, every=every, downloads=downloads, keep=keep) for name in series]
     if pack is not None:
         requests = load(pack)
     else:
         from fineline_jax.scoring.build import build
 
         assert suite is not None
-        folder = tokenizer or tokenizer_folder(opened[0].checkpoints[0])
+        bos = bos or scoring_policy(opened)
+        folder = tokenizer or first_tokenizer(opened[0])
         if folder is None:
             raise UserError(f"{series[0]}: no tokenizer beside the checkpoint; give --tokenizer")
         requests = build(suite, folder, benchmarks=benchmarks, tfds=tfds, bos=bos, max_context=max_context, limit=limit)
@@ -355,6 +372,63 @@ def score(
     )
     count = watch_run(Path(series[0]), start, chosen, watch_timeout) if watch else len(start(opened, part=chosen))
     print(f"{out}: {count} checkpoints scored; see `fineline analyze {out}`")
+
+
+@app.command(name="series")
+def list_series(name: Positional[str | None] = None, tokens: str = "", every: int = 1) -> None:
+    """The released series that are known; with a name, every checkpoint with its step, tokens and location.
+
+    Args:
+        name: A registered series or a YAML file of one, also with @GLOB; or what else `fineline score` takes.
+        tokens: start:stop:spacing, the checkpoints nearest to such a grid of trained tokens: 0:100B:10B.
+        every: Every n-th of the checkpoints that are left.
+    """
+    from fineline_jax.checkpoints.series_text import details, overview
+
+    print(overview() if name is None else details(name, tokens, every))
+
+
+@app.command(name="export-scores")
+def export_scores(
+    scores: Positional[Path],
+    out: Path,
+    pack: Path | None = None,
+    format: Literal["lm-eval"] = "lm-eval",
+    samples: bool = True,
+) -> None:
+    """Write scores as the results_*.json and samples_*.jsonl files of lm-eval, a folder per checkpoint.
+
+    Args:
+        scores: Folder of `fineline score`.
+        out: Folder to write.
+        pack: Request pack that was scored; default: the one in the folder of the scores.
+        format: Layout of the files.
+        samples: Also one line per document; with few-shot prompts these files are large.
+    """
+    from fineline_jax.scoring.lm_eval_export import export
+    from fineline_jax.scoring.pack import load
+
+    assert format == "lm-eval"
+    written = export(scores, out, load(pack) if pack is not None else None, samples=samples)
+    print(f"{out}: {len(written)} checkpoints in lm-eval's layout")
+
+
+@app.command(name="lm-eval")
+def _lm_eval_for_help() -> None:
+    """lm-eval's own command with our engine as `--model fineline`: `fineline lm-eval --help`."""
+
+
+def lm_eval(arguments: list[str]) -> int:
+    """`fineline lm-eval …`: lm-eval's command line, in which --model fineline is known."""
+    from unittest import mock
+
+    from lm_eval.__main__ import cli_evaluate
+
+    import fineline_jax.scoring.lm_eval_backend  # noqa: F401  registers the model
+
+    with mock.patch.object(sys, "argv", ["lm-eval", *arguments]):
+        cli_evaluate()
+    return 0
 
 
 @app.command

@@ -4,5 +4,7 @@
 class UserError(Exception):
     """Bad input. The message is one line that names the file, key or flag and the remedy.
 
-    The command line prints it without a traceback and exits with status 2.
+    The command line prints it without a traceback and exits with `exit_status`.
     """
+
+    exit_status = 2

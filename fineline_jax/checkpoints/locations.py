@@ -17,6 +17,7 @@ from urllib.parse import quote, unquote, urljoin
 import requests
 
 from fineline_jax.checkpoints.transfer import (
+    ATTEMPTS,
     FetchError,
     RemoteFile,
     TransientError,
@@ -31,6 +32,8 @@ from fineline_jax.errors import UserError
 
 PLACE = "{name}"
 Options = tuple[tuple[str, Any], ...]
+LISTING_ATTEMPTS = 3
+"""Fewer than for a file: somebody waits for the answer."""
 WELL_KNOWN = (
     "config.json",
     "model.safetensors",
@@ -135,7 +138,7 @@ def _hub_names(template: str) -> list[str]:
     repository, at, revision = before.removeprefix("hf://").partition("@")
     if at and "/" not in revision:  # a revision
         end = after.partition("/")[0]
-        refs = _hub_json(f"api/models/{repository}/refs")
+        refs = _hub_json(f"api/models/{repository}/refs", LISTING_ATTEMPTS)
         found = [str(ref["name"]) for kind in ("branches", "tags") for ref in refs.get(kind) or []]
         prefix, suffix = unquote(revision), unquote(end)
     elif repository.count("/") == 1 and not at:  # a repository
@@ -155,14 +158,14 @@ def _hub_names(template: str) -> list[str]:
     return [name[len(prefix) : len(name) - len(suffix)] for name in inside if len(name) > len(prefix) + len(suffix)]
 
 
-def _hub_json(where: str) -> Any:
-    return _json(_hub_get(f"{endpoint()}/{where}"))
+def _hub_json(where: str, attempts: int = ATTEMPTS) -> Any:
+    return _json(_hub_get(f"{endpoint()}/{where}", attempts))
 
 
 def _hub_pages(where: str) -> list[Mapping[str, Any]]:
     url, found = f"{endpoint()}/{where}", []
     while url:
-        answer = _hub_get(url)
+        answer = _hub_get(url, LISTING_ATTEMPTS)
         found += _json(answer)
         url = answer.links.get("next", {}).get("url", "")
     return found
@@ -175,10 +178,10 @@ def _json(answer: requests.Response) -> Any:
         raise FetchError(f"{answer.url}: not valid JSON ({error}); check the address") from error
 
 
-def _hub_get(url: str) -> requests.Response:
+def _hub_get(url: str, attempts: int) -> requests.Response:
     if offline():
         raise FetchError(f"{url}: not asked, since HF_HUB_OFFLINE is set; unset it, or use what is downloaded")
-    return get(url, hub_headers(url))
+    return get(url, hub_headers(url), attempts=attempts)
 
 
 # A server of files

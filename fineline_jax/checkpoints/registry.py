@@ -13,7 +13,7 @@ import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -23,6 +23,7 @@ from fineline_jax.checkpoints.step_names import natural, parse_name
 from fineline_jax.checkpoints.transfer import FetchError, offline
 from fineline_jax.errors import UserError
 
+Bos = Literal["auto", "always", "never"]
 _LOG = logging.getLogger(__name__)
 NUMBER = r"\d+(?:\.\d+)?"
 _KEYS = {
@@ -35,7 +36,7 @@ _KEYS = {
 class Scoring:
     """How the checkpoints of a series are to be scored."""
 
-    bos: str = "auto"
+    bos: Bos = "auto"
     """Used where --bos is not given: auto, always, never."""
     notes: tuple[str, ...] = ()
     """What a reader of the numbers must know."""

@@ -8,17 +8,22 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import logging
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fineline_jax.checkpoints import registry, remote
 from fineline_jax.checkpoints.locations import PLACE, Options
 from fineline_jax.checkpoints.record import damage, digests, read_record
-from fineline_jax.checkpoints.registry import DEFAULT_SCORING, Entry, Named, Scoring
+from fineline_jax.checkpoints.registry import DEFAULT_SCORING, Bos, Entry, Named, Scoring
 from fineline_jax.checkpoints.remote import Remote
 from fineline_jax.checkpoints.step_names import common_start, parse_name
+from fineline_jax.checkpoints.transfer import FetchError
+from fineline_jax.checkpoints.weight_files import KNOWN, SAFETENSORS, SAFETENSORS_INDEX, TORCH_BIN, TORCH_BIN_INDEX
+from fineline_jax.checkpoints.weight_files import weight_files as files_of_weights
 from fineline_jax.errors import UserError
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.recipe import from_json
@@ -26,7 +31,8 @@ from fineline_jax.recipe import from_json
 if TYPE_CHECKING:
     import jax
 
-HF_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+HF_WEIGHTS = (SAFETENSORS, SAFETENSORS_INDEX, TORCH_BIN, TORCH_BIN_INDEX)
+_LOG = logging.getLogger(__name__)
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -76,7 +82,7 @@ def open_series(
     """
     from fineline_jax.checkpoints.selection import select
 
-    path, names = _split(spec)
+    path, names = split_spec(spec)
     if os.path.isdir(path):
         found = _open_folder(path)
     else:
@@ -84,7 +90,7 @@ def open_series(
     return select(found, names, tokens, every)
 
 
-def _split(spec: str) -> tuple[str, str]:
+def split_spec(spec: str) -> tuple[str, str]:
     """What stands before and after the last @, if that is no part of an existing path; else * for the second."""
     path, at, names = spec.rpartition("@")
     if not at or not path or os.path.isdir(spec):
@@ -105,8 +111,8 @@ def _open_folder(spec: str) -> Series:
     if folders:
         return _folders(path.name, folders)
     raise UserError(
-        f"{spec}: no series found; looked for recipe.json (a run), config.json with"
-        f" {' or '.join(HF_WEIGHTS)}, and folders with those"
+        f"{spec}: no series found; looked for recipe.json (a run), config.json with weights ({KNOWN}),"
+        " and folders with those"
     )
 
 
@@ -199,6 +205,21 @@ def discard(checkpoint: Checkpoint) -> None:
         remote.discard(checkpoint.remote)
 
 
+def scoring_policy(series: Sequence[Series]) -> Bos:
+    """How BOS is put for all of them, as their registry entries say; logs what a reader of the numbers must know.
+
+    Raises UserError if they disagree: they would need two packs.
+    """
+    for one in series:
+        for note in one.scoring.notes:
+            _LOG.info("%s: %s", one.name, note)
+    wanted: dict[Bos, str] = {one.scoring.bos: one.name for one in series}
+    if len(wanted) > 1:
+        said = ", ".join(f"{name} {bos}" for bos, name in wanted.items())
+        raise UserError(f"--bos: the series want different ones ({said}); give --bos, or score them one by one")
+    return next(iter(wanted))
+
+
 def load(
     checkpoint: Checkpoint, mesh: "jax.sharding.Mesh", dtype: "jax.typing.DTypeLike | None" = None
 ) -> tuple[ModelConfig, dict[str, Any]]:
@@ -253,10 +274,25 @@ def weight_files(checkpoint: Checkpoint) -> list[str]:
     if checkpoint.kind == "orbax":
         names = sorted(path.relative_to(folder).as_posix() for path in (folder / "params").rglob("*") if path.is_file())
     else:
-        names = sorted(path.name for path in folder.glob("*.safetensors"))
+        names = sorted(path.relative_to(folder).as_posix() for path in files_of_weights(folder))
     if not names:
         raise UserError(f"{folder}: holds no weight files; fetch the checkpoint again")
     return names
+
+
+def first_tokenizer(series: Series) -> Path | None:
+    """The tokenizer of the first checkpoint that can be asked; None if that one brings none.
+
+    Raises FetchError if none can be asked.
+    """
+    failure = None
+    for checkpoint in series.checkpoints[:10]:
+        try:
+            return tokenizer_folder(checkpoint)
+        except FetchError as error:
+            failure = failure or error
+    assert failure is not None
+    raise failure
 
 
 def tokenizer_folder(checkpoint: Checkpoint) -> Path | None:
@@ -307,4 +343,6 @@ def _run_folder(checkpoint: Checkpoint) -> Path:
 
 
 def _is_hf(folder: Path) -> bool:
-    return (folder / "config.json").is_file() and any((folder / name).is_file() for name in HF_WEIGHTS)
+    if not (folder / "config.json").is_file():
+        return False
+    return any((folder / name).is_file() for name in HF_WEIGHTS) or bool(files_of_weights(folder))

@@ -108,7 +108,9 @@ def download(file: RemoteFile, target: Path) -> None:
             _wait_or_give_up(file.url, error, failures)
 
 
-def get(url: str, headers: Mapping[str, str] | None = None, method: str = "GET") -> requests.Response:
+def get(
+    url: str, headers: Mapping[str, str] | None = None, method: str = "GET", attempts: int = ATTEMPTS
+) -> requests.Response:
     """A whole answer, tried again on 5xx, 408, 429 and broken connections; raises FetchError otherwise."""
     failures = 0
     while True:
@@ -118,7 +120,7 @@ def get(url: str, headers: Mapping[str, str] | None = None, method: str = "GET")
                 return answer
         except TransientError as error:
             failures += 1
-            _wait_or_give_up(url, error, failures)
+            _wait_or_give_up(url, error, failures, attempts)
 
 
 def hub_headers(url: str) -> dict[str, str]:
@@ -144,11 +146,11 @@ def offline() -> bool:
     )
 
 
-def _wait_or_give_up(url: str, error: TransientError, failures: int) -> None:
-    if failures >= ATTEMPTS:
+def _wait_or_give_up(url: str, error: TransientError, failures: int, attempts: int = ATTEMPTS) -> None:
+    if failures >= attempts:
         raise FetchError(f"{url}: {error}, {failures} times in a row; try again later") from None
     wait = min(BACKOFF * 2 ** (failures - 1), LONGEST_WAIT) if error.wait is None else min(error.wait, LONGEST_WAIT)
-    _LOG.info("%s: %s; attempt %d of %d in %.3g s", url, error, failures + 1, ATTEMPTS, wait)
+    _LOG.info("%s: %s; attempt %d of %d in %.3g s", url, error, failures + 1, attempts, wait)
     time.sleep(wait)
 
 
@@ -312,5 +314,9 @@ def _size(path: Path) -> int:
 
 
 def _short(error: BaseException) -> str:
+    if isinstance(error, requests.ConnectionError):
+        cause = error.args[0] if error.args else None
+        why = type(getattr(cause, "reason", cause)).__name__
+        return f"no connection ({why.removesuffix('Error')})"
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

@@ -1,0 +1,97 @@
+"""What `fineline series` prints."""
+
+from collections.abc import Iterable, Sequence
+
+from fineline_jax.checkpoints import registry, remote
+from fineline_jax.checkpoints.registry import Entry
+from fineline_jax.checkpoints.selection import select
+from fineline_jax.checkpoints.series import Series, of_entry, open_series, split_spec
+from fineline_jax.checkpoints.transfer import FetchError
+from fineline_jax.progress import short
+
+
+def overview() -> str:
+    """One line per registered file."""
+    rows = [("name", "checkpoints", "tokens", "what")]
+    for file in registry.series_files().values():
+        found = registry.entries(file)
+        first = found[0]
+        names = first.name if len(found) == 1 else f"{file.stem} ({len(found)} series)"
+        title = first.title if len(found) == 1 else f"such as {first.name}: {first.title}"
+        count = str(len(first.names)) if not first.listing else f"{len(first.names) or ''}+"
+        rows.append((names, count, _span(first), title))
+    note = "+: more are listed where they lie. `fineline series NAME` prints the checkpoints of one."
+    return f"{_table(rows)}\n\n{note}"
+
+
+def details(spec: str, tokens: str = "", every: int = 1) -> str:
+    """Everything known of one series, and its checkpoints; of a file with many series their names.
+
+    Raises UserError as `open_series`.
+    """
+    base, names = split_spec(spec)
+    file = registry.series_files().get(base)
+    if file is not None and registry.find(base) is None:
+        found = registry.entries(file)
+        return "\n".join([f"{len(found)} series:", *_columns([entry.name for entry in found])])
+    entry = registry.find(base)
+    lines = []
+    try:
+        series = open_series(spec, tokens=tokens, every=every)
+    except FetchError as error:
+        if entry is None or not entry.names:
+            raise
+        lines = [f"The listing cannot be had ({error}).", f"Known without it, {len(entry.names)} checkpoints:", ""]
+        series = select(of_entry(entry, remote.default_downloads(), ask=False), names, tokens, every)
+    return "\n".join([*_head(entry), *lines, _checkpoints(series)])
+
+
+def _head(entry: Entry | None) -> list[str]:
+    if entry is None:
+        return []
+    lines = [entry.title, ""]
+    if entry.scoring.bos != "auto":
+        lines.append(f"scored with --bos {entry.scoring.bos} unless you say otherwise")
+    if entry.tokenizer:
+        lines.append(f"tokenizer: {entry.tokenizer}")
+    if entry.tokens:
+        rule = f"tokens: {', else '.join(entry.tokens)}"
+        numbers = ", ".join(f"{key} = {value}" for key, value in entry.numbers.items() if key in rule)
+        lines.append(f"{rule}{f' ({numbers})' if numbers else ''}")
+    lines += [*entry.scoring.notes, *entry.notes]
+    lines += [f"source: {source}" for source in entry.sources]
+    return [*lines, ""]
+
+
+def _checkpoints(series: Series) -> str:
+    rows = [("name", "step", "tokens", "location")]
+    for one in series.checkpoints:
+        step = "" if one.step is None else f"{one.step:,}"
+        tokens = "" if one.tokens is None else f"{one.tokens:,}"
+        rows.append((one.name, step, tokens, one.remote.url if one.remote else str(one.location)))
+    return _table(rows, right=(1, 2))
+
+
+def _span(entry: Entry) -> str:
+    tokens = [one.tokens for one in registry.checkpoints(entry, ask=False) if one.tokens is not None]
+    if not tokens:
+        return ""
+    return short(max(tokens)) if len(tokens) == 1 else f"{short(min(tokens))} to {short(max(tokens))}"
+
+
+def _table(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    aligned = [
+        "  ".join(cell.rjust(width) if i in set(right) else cell.ljust(width) for i, (cell, width) in cells).rstrip()
+        for cells in ([*enumerate(zip(row, widths))] for row in rows)
+    ]
+    return "\n".join(aligned)
+
+
+def _columns(names: Sequence[str], width: int = 110) -> list[str]:
+    lines = [""]
+    for name in names:
+        if lines[-1] and len(lines[-1]) + len(name) + 2 > width:
+            lines.append("")
+        lines[-1] += f"  {name}" if lines[-1] else name
+    return lines

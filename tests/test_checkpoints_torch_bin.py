@@ -455,6 +455,6 @@ def test_five_thousand_damaged_files_each_are_read_or_refused_and_never_executed
         start = time.process_time()
         outcome = damage(tmp_path, kind, seed=1, count=5000)
         watching[0] = False
-    assert outcome["read"] > 100 and outcome["refused"] > 1000
+    assert outcome["read"] > 30 and outcome["refused"] > 1000
     assert not events and not os.path.exists(MARKER)
     assert time.process_time() - start < 60

@@ -15,7 +15,7 @@ import numpy as np
 from fineline_jax.checkpoints.copying import copy, new_array
 from fineline_jax.checkpoints.easylm import EASYLM_LLAMA
 from fineline_jax.checkpoints.safetensors_files import write_safetensors
-from fineline_jax.checkpoints.stored import StoredTensor
+from fineline_jax.checkpoints.stored import BFLOAT16, StoredTensor
 from fineline_jax.checkpoints.weight_files import SAFETENSORS, SAFETENSORS_INDEX, Weights, open_weights
 from fineline_jax.errors import UserError
 from fineline_jax.models import decoder, families
@@ -33,6 +33,7 @@ from fineline_jax.models.families.name_map import (
     write_part,
 )
 
+FLOATS = (*map(np.dtype, (np.float16, np.float32, np.float64)), BFLOAT16)
 SHARD_BYTES = 5_000_000_000
 """Largest weight file that `export_hf` writes."""
 TOKENIZER_FILES = (
@@ -202,6 +203,8 @@ def _check_tensors(
     for name, [(weight, _), *_] in expected.items():
         tensor = weights.tensors[name]
         shape = parse_axes(weight.axes).file_shape(leaves[weight.ours].shape[weight.stacked :])
+        if tensor.dtype not in FLOATS:
+            raise UserError(f"{tensor.file}: tensor {name} is {tensor.dtype}; use a checkpoint that is not quantized")
         if list(tensor.shape) != shape:
             raise UserError(
                 f"{tensor.file}: tensor {name} has shape {list(tensor.shape)}, config.json means {shape};"

@@ -38,9 +38,9 @@ def import_checkpoint(
     """Store the weights of the folder (or file) `weights` as a kept checkpoint of `run`, new or of the same model.
 
     config: as of `hub.load_hf`. recipe: what the run goes on with, whose model must be that of the weights; default:
-    one that names no data. dtype: None: as the files have it. step, tokens: where in training; default: what the folder's
-    name says, else step 0 and tokens unknown. tokenizer: its folder; default: that of the weights. more_state: further
-    items of the checkpoint. Returns the folder of the checkpoint.
+    one that names no data. dtype: None: as the files have it. step, tokens: where in training; default: what the
+    folder's name says, else step 0 and tokens unknown. tokenizer: its folder; default: that of the weights. more_state:
+    further items of the checkpoint. Returns the folder of the checkpoint.
     Raises UserError if the run has that step already, or another model.
     """
     named_step, named_tokens = series.parse_name(weights.name)

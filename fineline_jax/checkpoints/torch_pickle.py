@@ -11,8 +11,8 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-LARGEST = 1 << 24
-"""Bytes of pickle that are read. A 70B model's is about 0.1 MB; the time taken is proportional to it."""
+LARGEST = 1 << 22
+"""Bytes of pickle that are read: 20,000 tensors. Time and memory are proportional to it: seconds, hundreds of MB."""
 
 
 class Refused(Exception):

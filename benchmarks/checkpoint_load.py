@@ -1,0 +1,135 @@
+"""How long loading a checkpoint takes and how much memory, against transformers' from_pretrained, in one run.
+
+A synthetic Llama of 1.1 B parameters (TinyLlama's shape) in bfloat16, in sharded safetensors, is loaded by ours and by
+transformers in turns, each time in a new process on the CPU, from a warm page cache. A load counts as done when every
+page of every weight has been touched, since a memory map reads nothing before that.
+
+    python benchmarks/checkpoint_load.py [--rounds 5] [--dtype bfloat16] [--folder DIR]
+"""
+
+import argparse
+import importlib.metadata
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+TINYLLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 32_000,
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_hidden_layers": 22,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+}
+COMMON = """
+import json, sys, time
+started = time.perf_counter()
+folder, dtype = sys.argv[1:]
+def status(key):
+    return next(int(line.split()[1]) / 1e6 for line in open("/proc/self/status") if line.startswith(key))
+def report(weights):
+    seconds = time.perf_counter() - begun
+    result = {"load_s": seconds, "process_s": time.perf_counter() - started, "peak_gb": status("VmHWM"),
+              "peak_of_load_gb": status("VmHWM") - before, "weights_gb": weights / 1e9}
+    print(json.dumps(result))
+"""
+OURS = (
+    COMMON
+    + """
+from fineline_jax.memory import keep_freed_memory
+keep_freed_memory()
+from pathlib import Path
+import jax, numpy as np
+from fineline_jax.checkpoints.hub import load_hf
+from fineline_jax.mesh import make_mesh
+mesh = make_mesh()
+before, begun = status("VmRSS"), time.perf_counter()
+config, params = load_hf(Path(folder), mesh, dtype)
+touched = [np.asarray(leaf).reshape(-1)[:: 4096 // leaf.dtype.itemsize].sum() for leaf in jax.tree.leaves(params)]
+report(sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
+"""
+)
+TRANSFORMERS = (
+    COMMON
+    + """
+import torch
+from transformers import LlamaForCausalLM
+before, begun = status("VmRSS"), time.perf_counter()
+model = LlamaForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+touched = [leaf.detach().view(-1)[:: 4096 // leaf.element_size()].sum() for leaf in model.parameters()]
+report(sum(leaf.numel() * leaf.element_size() for leaf in model.parameters()))
+"""
+)
+
+
+def write_checkpoint(folder: Path) -> None:
+    """Random weights in sharded safetensors, layer by layer."""
+    import jax
+
+    from fineline_jax.checkpoints.hub import export_hf
+    from fineline_jax.checkpoints.stored import BFLOAT16
+    from fineline_jax.mesh import make_mesh
+    from fineline_jax.models.decoder import abstract_params
+    from fineline_jax.models.families import of_hf
+    from fineline_jax.models.families.hf_config import HfConfig
+
+    random = np.random.default_rng(0)
+    draw = lambda leaf: jax.device_put(
+        (0.02 * random.standard_normal(leaf.shape, np.float32)).astype(BFLOAT16), leaf.sharding
+    )
+    _, config = of_hf(HfConfig("TinyLlama", TINYLLAMA))
+    params = jax.tree.map(draw, abstract_params(config, make_mesh()))
+    export_hf(config, params, folder, shard_bytes=500_000_000)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the loaded weights")
+    parser.add_argument("--folder", type=Path, help="keep the checkpoint here, and take it from here if it is there")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.folder or Path(temporary) / "checkpoint"
+        if not folder.exists():
+            subprocess.run([sys.executable, __file__, "--write", str(folder)], check=True)
+        for file in folder.glob("*.safetensors"):
+            file.read_bytes()  # into the page cache
+        found: dict[str, list[dict[str, float]]] = {"ours": [], "transformers": []}
+        for _ in range(arguments.rounds):
+            for name, code in (("ours", OURS), ("transformers", TRANSFORMERS)):
+                command = [sys.executable, "-c", code, str(folder), arguments.dtype]
+                output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                found[name].append(json.loads(output.splitlines()[-1]))
+    medians = {
+        name: {key: round(statistics.median(run[key] for run in runs), 3) for key in runs[0]}
+        for name, runs in found.items()
+    }
+    ratio = lambda key: round(medians["ours"][key] / medians["transformers"][key], 3)
+    packages = ("jax", "numpy", "torch", "transformers", "safetensors")
+    result = {
+        "dtype": arguments.dtype,
+        "rounds": arguments.rounds,
+        **medians,
+        "ours_to_transformers": {key: ratio(key) for key in ("load_s", "process_s", "peak_gb", "peak_of_load_gb")},
+        "load_s_of_each_round": {name: [round(run["load_s"], 2) for run in runs] for name, runs in found.items()},
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+    }
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--write"]:
+        write_checkpoint(Path(sys.argv[2]))
+    else:
+        main()

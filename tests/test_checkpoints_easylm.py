@@ -1,0 +1,217 @@
+"""EasyLM's streams: flax writes them, and what EasyLM's own converter would make of them is the oracle."""
+
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.serialization
+import jax.numpy as jnp
+import msgpack
+import numpy as np
+import pytest
+
+from fineline_jax.checkpoints import hub
+from fineline_jax.checkpoints.easylm import read_easylm
+from fineline_jax.checkpoints.weight_files import open_weights
+from fineline_jax.errors import UserError
+from fineline_jax.mesh import make_mesh
+
+PREFIX = ("params",)
+
+
+def to_easylm(tensors: Mapping[str, np.ndarray], heads: int, kv_heads: int) -> dict[tuple[str, ...], np.ndarray]:
+    """A Llama's tensors by Hugging Face name, in EasyLM's names and layout: the reverse of convert_easylm_to_hf.py."""
+
+    def interleaved(weight: np.ndarray, count: int) -> np.ndarray:
+        rows, width = weight.shape
+        return weight.reshape(count, 2, rows // count // 2, width).swapaxes(1, 2).reshape(rows, width)
+
+    inner = {
+        "self_attn.q_proj": ("attention", "wq"),
+        "self_attn.k_proj": ("attention", "wk"),
+        "self_attn.v_proj": ("attention", "wv"),
+        "self_attn.o_proj": ("attention", "wo"),
+        "mlp.gate_proj": ("feed_forward", "w1"),
+        "mlp.down_proj": ("feed_forward", "w2"),
+        "mlp.up_proj": ("feed_forward", "w3"),
+        "input_layernorm": ("attention_norm",),
+        "post_attention_layernorm": ("ffn_norm",),
+    }
+    found = {}
+    for name, weight in tensors.items():
+        if name == "model.embed_tokens.weight":
+            found["transformer", "wte", "embedding"] = weight
+        elif name == "model.norm.weight":
+            found["transformer", "ln_f", "kernel"] = weight
+        elif name == "lm_head.weight":
+            found["lm_head", "kernel"] = weight.T
+        else:
+            layer, part = name.removeprefix("model.layers.").removesuffix(".weight").split(".", 1)
+            if part in ("self_attn.q_proj", "self_attn.k_proj"):
+                weight = interleaved(weight, heads if "q_proj" in part else kv_heads)
+            found["transformer", "h", layer, *inner[part], "kernel"] = weight.T
+    return found
+
+
+def write_stream(path: Path, arrays: Mapping[tuple[str, ...], Any], prefix: tuple[str, ...] = PREFIX) -> None:
+    """As EasyLM's StreamingCheckpointer.save_checkpoint does."""
+    packer = msgpack.Packer()
+    with path.open("wb") as file:
+        for key, value in arrays.items():
+            file.write(packer.pack(((*prefix, *key), flax.serialization.to_bytes(value))))
+
+
+ARRAYS = {
+    ("transformer", "wte", "embedding"): np.arange(12, dtype=np.float32).reshape(3, 4),
+    ("transformer", "ln_f", "kernel"): np.arange(4, dtype=np.float16),
+    ("lm_head", "kernel"): np.asarray(jnp.arange(12, dtype=jnp.bfloat16).reshape(4, 3)),
+}
+
+
+@pytest.mark.parametrize("prefix", [(), ("params",), ("params", "params")])
+def test_a_stream_is_indexed_and_read_bit_by_bit(tmp_path: Path, prefix: tuple[str, ...]) -> None:
+    write_stream(tmp_path / "streaming_params", ARRAYS, prefix)
+    found = open_weights(tmp_path)
+    assert found.names == "easylm"
+    assert {name: (tensor.dtype, tensor.whole().tobytes()) for name, tensor in found.tensors.items()} == {
+        ".".join(key): (value.dtype, value.tobytes()) for key, value in ARRAYS.items()
+    }
+
+
+def test_of_a_training_state_only_the_parameters_are_read(tmp_path: Path) -> None:
+    state = {("params", *key): value for key, value in ARRAYS.items()}
+    state |= {("opt_state", "0", "mu", *key): value for key, value in ARRAYS.items()}
+    state |= {("step",): np.int32(7), ("opt_state", "0", "count"): np.zeros((), np.int32)}
+    write_stream(tmp_path / "streaming_train_state_7", state, ())
+    assert list(read_easylm(tmp_path / "streaming_train_state_7")) == [".".join(key) for key in ARRAYS]
+
+
+def test_a_flax_tree_is_read_like_a_stream(tmp_path: Path) -> None:
+    tree: dict[str, Any] = {}
+    for (*parents, last), value in ARRAYS.items():
+        below = tree
+        for name in parents:
+            below = below.setdefault(name, {})
+        below[last] = value
+    (tmp_path / "params.msgpack").write_bytes(flax.serialization.msgpack_serialize(tree))
+    found = open_weights(tmp_path).tensors
+    assert {name: tensor.whole().tobytes() for name, tensor in found.items()} == {
+        ".".join(key): value.tobytes() for key, value in ARRAYS.items()
+    }
+
+
+def test_an_array_that_flax_has_cut_is_put_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flax.serialization, "MAX_CHUNK_SIZE", 40)
+    write_stream(tmp_path / "streaming_params", ARRAYS)
+    assert b"__msgpack_chunked_array__" in (tmp_path / "streaming_params").read_bytes()
+    tensor = read_easylm(tmp_path / "streaming_params")["transformer.wte.embedding"]
+    assert np.array_equal(tensor.whole(), ARRAYS["transformer", "wte", "embedding"])
+    assert np.array_equal(tensor[slice(1, 3), slice(2, 3)], ARRAYS["transformer", "wte", "embedding"][1:3, 2:3])
+
+
+def damaged(tmp_path: Path) -> dict[str, bytes]:
+    write_stream(tmp_path / "whole", ARRAYS)
+    whole = (tmp_path / "whole").read_bytes()
+    pair = lambda value: msgpack.packb((["a", "b"], value))
+    array = lambda *parts: msgpack.packb(msgpack.ExtType(1, msgpack.packb(parts)))
+    return {
+        r"needs \d+ more": whole[:-5],
+        r"it ends at byte": whole[:50],
+        r"it breaks off|no array|no pair": b"\x93\x01\x02\x03" + whole,
+        r"begins no msgpack value": pair(b"\xc1"),
+        r"has 8 bytes, its shape \[3\] means others": pair(array([3], "float32", bytes(8))),
+        r"'a.b' is 'float8_e4m3fn', which is not read": pair(array([3], "float8_e4m3fn", bytes(3))),
+        r"a size that is none": pair(array([-3], "float32", bytes(12))),
+        r"'a.b' is there twice": 2 * pair(array([3], "float32", bytes(12))),
+        r"needs 4294967295 more": whole + b"\x92\x91\xa1a\xc6" + struct.pack(">I", 2**32 - 1),
+        r"a path of 33 parts": msgpack.packb((["a"] * 33, b"")),
+        r"called 'a\\n.b'": msgpack.packb((["a\n", "b"], array([1], "float32", bytes(4)))),
+        r"no map|no pair|no array|where an array should be": pair(msgpack.packb([1, 2])),
+    }
+
+
+def test_a_broken_stream_is_refused_with_its_name(tmp_path: Path) -> None:
+    for message, content in damaged(tmp_path).items():
+        (tmp_path / "broken").write_bytes(content)
+        with pytest.raises(UserError, match=message) as error:
+            read_easylm(tmp_path / "broken")
+        assert str(tmp_path / "broken") in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+def test_two_thousand_damaged_streams_are_read_or_refused(tmp_path: Path) -> None:
+    write_stream(tmp_path / "whole", ARRAYS)
+    whole = (tmp_path / "whole").read_bytes()
+    random = np.random.default_rng(0)
+    read = 0
+    for _ in range(2000):
+        data = bytearray(whole)
+        for _ in range(int(random.integers(1, 4))):
+            data[int(random.integers(len(data)))] = int(random.integers(256))
+        (tmp_path / "damaged").write_bytes(data[: int(random.integers(len(data)))] if random.random() < 0.2 else data)
+        try:
+            for tensor in read_easylm(tmp_path / "damaged").values():
+                tensor.whole().tobytes()
+            read += 1
+        except UserError as error:
+            assert "\n" not in str(error)
+    assert 100 < read < 1900
+
+
+def test_two_streams_in_a_folder_have_to_be_told_apart(tmp_path: Path) -> None:
+    for step in (1000, 2000):
+        write_stream(tmp_path / f"streaming_params_{step}", ARRAYS)
+    with pytest.raises(UserError, match=r"several EasyLM streams \(streaming_params_1000, streaming_params_2000\)"):
+        open_weights(tmp_path)
+    assert len(open_weights(tmp_path / "streaming_params_2000").tensors) == 3
+
+
+def test_rotary_rows_of_grouped_queries_are_put_in_the_decoders_order(tmp_path: Path) -> None:
+    """Loaded from a stream and from safetensors, on one device and sharded, a model has the same bits."""
+    random = np.random.default_rng(0)
+    draw = lambda *shape: random.normal(size=shape).astype(np.float32)
+    tensors = {"model.embed_tokens.weight": draw(16, 32), "model.norm.weight": draw(32), "lm_head.weight": draw(16, 32)}
+    for layer in range(2):
+        shapes = {
+            "input_layernorm": (32,),
+            "self_attn.q_proj": (32, 32),
+            "self_attn.k_proj": (16, 32),
+            "self_attn.v_proj": (16, 32),
+            "self_attn.o_proj": (32, 32),
+            "post_attention_layernorm": (32,),
+            "mlp.gate_proj": (24, 32),
+            "mlp.up_proj": (24, 32),
+            "mlp.down_proj": (32, 24),
+        }
+        tensors |= {f"model.layers.{layer}.{name}.weight": draw(*shape) for name, shape in shapes.items()}
+    config = {
+        "vocab_size": 16,
+        "hidden_size": 32,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_sequence_length": 64,
+    }
+    from safetensors.numpy import save_file
+
+    for folder in ("hf", "easylm"):
+        (tmp_path / folder).mkdir()
+        architectures = {"architectures": ["LlamaForCausalLM"]} if folder == "hf" else {}
+        (tmp_path / folder / "config.json").write_text(json.dumps(config | architectures))
+    save_file(tensors, tmp_path / "hf" / "model.safetensors")
+    write_stream(tmp_path / "easylm" / "streaming_params", to_easylm(tensors, 4, 2))
+
+    import jax
+
+    from fineline_jax.recipe import Mesh
+
+    expected_config, expected = hub.load_hf(tmp_path / "hf", make_mesh(Mesh(), jax.devices()[:1]))
+    for mesh in (Mesh(), Mesh(2, 2, 2)):
+        found_config, found = hub.load_hf(tmp_path / "easylm", make_mesh(mesh))
+        assert found_config == expected_config
+        assert jax.tree.structure(found) == jax.tree.structure(expected)
+        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+            assert np.array_equal(np.asarray(one), np.asarray(other))

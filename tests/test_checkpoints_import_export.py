@@ -1,0 +1,261 @@
+"""One released model through every format, and runs from one layout into the other."""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from test_checkpoints_easylm import to_easylm, write_stream
+from test_checkpoints_hub import SMALL, logits, random_params
+
+from fineline_jax.checkpoints import hub, interchange, series
+from fineline_jax.checkpoints.stored import StoredTensor
+from fineline_jax.checkpoints.weight_files import open_weights
+from fineline_jax.cli import main
+from fineline_jax.errors import UserError
+from fineline_jax.mesh import make_mesh
+from fineline_jax.models.config import ModelConfig
+from fineline_jax.recipe import Mesh, from_json
+
+
+@pytest.fixture(scope="module")
+def golden(shared_data: Path) -> tuple[Path, list[dict[str, Any]]]:
+    """The model's folder, and texts with their log-probabilities."""
+    folder = shared_data / "models" / "tinystories-260k"
+    items = json.loads((folder / "golden.json").read_text())["items"]
+    return folder, [item for item in items if len(item["ids"]) > 1]
+
+
+def with_config(source: Path, folder: Path) -> Path:
+    folder.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(source / name, folder)
+    return folder
+
+
+def in_format(source: Path, folder: Path, form: str) -> Path:
+    """The checkpoint `source` in `form`; what can be opened as a series."""
+    tensors = load_file(source / "model.safetensors")
+    if form == "safetensors":
+        return source
+    if form == "sharded safetensors":
+        with_config(source, folder)
+        names = sorted(tensors)
+        files = {name: f"model-{1 + (i % 2):05d}-of-00002.safetensors" for i, name in enumerate(names)}
+        for file in set(files.values()):
+            save_file({name: tensors[name] for name in names if files[name] == file}, folder / file)
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    elif form == "bin":
+        torch = pytest.importorskip("torch")
+        with_config(source, folder)
+        torch.save({name: torch.from_numpy(tensor) for name, tensor in tensors.items()}, folder / "pytorch_model.bin")
+    elif form == "msgpack":
+        with_config(source, folder)
+        write_stream(folder / "streaming_params", to_easylm(tensors, heads=8, kv_heads=4))
+    else:
+        interchange.import_checkpoint(source, folder, make_mesh(), step=10, tokens=1000)
+    return folder
+
+
+@pytest.mark.parametrize("form", ["safetensors", "sharded safetensors", "bin", "msgpack", "orbax"])
+def test_a_released_model_has_its_golden_log_likelihoods_in_every_format(
+    golden: tuple[Path, list[dict[str, Any]]], tmp_path: Path, form: str
+) -> None:
+    source, items = golden
+    [checkpoint] = series.open_series(str(in_format(source, tmp_path / "model", form))).checkpoints
+    mesh = make_mesh(Mesh(1, 4, 2))
+    config, params = series.load(checkpoint, mesh)
+    longest = max(len(item["ids"]) for item in items)
+    tokens = np.zeros((-(-len(items) // 4) * 4, longest), np.int32)
+    for row, item in enumerate(items):
+        tokens[row, : len(item["ids"])] = item["ids"]
+    scores = jax.nn.log_softmax(logits(config, params, tokens, mesh), axis=-1)
+    for row, item in enumerate(items):
+        ids = np.asarray(item["ids"])
+        found = np.asarray(scores[row])[np.arange(len(ids) - 1), ids[1:]]
+        assert np.abs(found - np.asarray(item["logprobs"])).max() < 1e-3
+    reference = hub.load_hf(source, mesh)[1]
+    assert [np.asarray(x).tobytes() for x in jax.tree.leaves(params)] == [
+        np.asarray(x).tobytes() for x in jax.tree.leaves(reference)
+    ]
+    assert len(series.identity(checkpoint)) == 64 and series.tokenizer_folder(checkpoint) is not None
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Path:
+    """A model of half-precision matrices and float32 norms, sharded, with a tokenizer."""
+    folder = tmp_path_factory.mktemp("released") / "tiny-step40-tokens3B"
+    config = dataclasses.replace(SMALL, vocab_size=512)
+    tokenizer = shared_data / "models" / "tinystories-260k"
+    hub.export_hf(config, random_params(config, make_mesh()), folder, tokenizer, shard_bytes=20_000)
+    for file in folder.glob("*.safetensors"):
+        save_file(
+            {name: value if "norm" in name else value.astype(np.float16) for name, value in load_file(file).items()},
+            file,
+            metadata={"format": "pt"},
+        )
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_export_after_import_after_export_is_the_same_folder(released: Path, tmp_path: Path) -> None:
+    out, again = tmp_path / "out", tmp_path / "again"
+    assert main(["import", str(released), str(tmp_path / "run")]) == 0
+    assert main(["export", str(tmp_path / "run"), str(out)]) == 0
+    assert main(["import", str(out), str(tmp_path / "run2"), "--step", "40"]) == 0
+    assert main(["export", str(tmp_path / "run2" / "checkpoints" / "40"), str(again)]) == 0
+    assert contents(out) == contents(again)
+    before = {name: tensor.whole() for name, tensor in open_weights(released).tensors.items()}
+    after = {name: tensor.whole() for name, tensor in open_weights(out).tensors.items()}
+    assert {name: (tensor.dtype, tensor.tobytes()) for name, tensor in before.items()} == {
+        name: (tensor.dtype, tensor.tobytes()) for name, tensor in after.items()
+    }
+    assert (out / "tokenizer.json").read_bytes() == (released / "tokenizer.json").read_bytes()
+
+
+def test_an_imported_run_is_a_series_whose_tokens_come_from_the_name(released: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    interchange.import_checkpoint(released, run, make_mesh())
+    interchange.import_checkpoint(released, run, make_mesh(), step=50, tokens=4_000_000_000)
+    found = series.open_series(str(run))
+    assert [(c.name, c.step, c.tokens) for c in found.checkpoints] == [
+        ("step40", 40, 3_000_000_000),
+        ("step50", 50, 4_000_000_000),
+    ]
+    assert series.tokenizer_folder(found.checkpoints[0]) == run / "tokenizer"
+    with pytest.raises(UserError, match=r"holds step 50 already; .*--step"):
+        interchange.import_checkpoint(released, run, make_mesh(), step=50)
+
+
+def test_tokens_that_nobody_knows_stay_unknown(released: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").symlink_to(released)
+    interchange.import_checkpoint(tmp_path / "model", tmp_path / "run", make_mesh())
+    [checkpoint] = series.open_series(str(tmp_path / "run")).checkpoints
+    assert (checkpoint.step, checkpoint.tokens) == (0, None)
+
+
+def test_what_does_not_fit_the_run_is_refused(released: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    interchange.import_checkpoint(released, run, make_mesh())
+    hub.export_hf(SMALL, random_params(SMALL, make_mesh()), tmp_path / "other")
+    with pytest.raises(UserError, match="a run of another model"):
+        interchange.import_checkpoint(tmp_path / "other", run, make_mesh(), step=1)
+    with pytest.raises(UserError, match=r"the recipe .* is of another model"):
+        interchange.import_checkpoint(
+            tmp_path / "other", tmp_path / "new", make_mesh(), recipe=from_json(run / "recipe.json")
+        )
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="is there and no run"):
+        interchange.import_checkpoint(released, tmp_path / "folder", make_mesh())
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(UserError, match="exists already"):
+        interchange.export_checkpoint(series.open_series(str(run)).checkpoints[0], tmp_path / "other", make_mesh())
+
+
+def test_one_file_is_imported_with_the_model_of_a_recipe(tmp_path: Path, released: Path) -> None:
+    run = tmp_path / "first"
+    interchange.import_checkpoint(released, run, make_mesh())
+    tensors = {name: np.asarray(tensor.whole()) for name, tensor in open_weights(released).tensors.items()}
+    write_stream(tmp_path / "streaming_params_40", to_easylm(tensors, heads=4, kv_heads=2))
+    command = ["import", str(tmp_path / "streaming_params_40"), str(tmp_path / "run"), "--step", "40"]
+    assert main([*command, "--config", str(run / "recipe.json")]) == 2  # no config.json of Hugging Face
+    assert main([*command, "--config", str(run)]) == 0
+    both = [
+        series.load(series.open_series(str(path)).checkpoints[0], make_mesh())[1] for path in (run, tmp_path / "run")
+    ]
+    for one, other in zip(*map(jax.tree.leaves, both)):
+        assert np.array_equal(np.asarray(one), np.asarray(other))
+
+
+def test_an_exported_run_has_equal_logits_in_transformers(released: Path, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    interchange.import_checkpoint(released, tmp_path / "run", make_mesh(), dtype="float32")
+    [checkpoint] = series.open_series(str(tmp_path / "run")).checkpoints
+    interchange.export_checkpoint(checkpoint, tmp_path / "out", make_mesh())
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    tokens = np.random.default_rng(1).integers(0, 512, (8, 20), dtype=np.int32)
+    with torch.no_grad():
+        expected = model(torch.asarray(tokens, dtype=torch.long)).logits.numpy()
+    config, params = series.load(checkpoint, make_mesh())
+    assert np.abs(logits(config, params, tokens, make_mesh()) - expected).max() < 1e-4 * np.abs(expected).max()
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").bos_token_id == 1
+
+
+def test_a_value_beyond_float16_is_refused_on_export(tmp_path: Path) -> None:
+    params = random_params(SMALL, make_mesh())
+    params["norm"] = params["norm"].at[3].set(1e6)
+    with pytest.raises(UserError, match=r"tensor model.norm.weight has values beyond the range of float16"):
+        hub.export_hf(SMALL, params, tmp_path / "out", dtype="float16")
+    assert not (tmp_path / "out").exists()
+
+
+# What is read, and how much memory that takes
+
+
+def test_a_device_reads_only_the_ranges_of_its_shard(released: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On an eighth of the mesh, about an eighth of the bytes of every matrix is touched, not more."""
+    touched: dict[str, int] = {}
+    original = StoredTensor.__getitem__
+
+    def counting(self: StoredTensor, index: Any) -> np.ndarray:
+        part = original(self, index)
+        touched[self.name] = touched.get(self.name, 0) + part.size * part.dtype.itemsize
+        return part
+
+    monkeypatch.setattr(StoredTensor, "__getitem__", counting)
+    mesh = make_mesh(Mesh(1, 8, 1))
+    hub.load_hf(released, mesh)
+    for name, tensor in open_weights(released).tensors.items():
+        assert touched[name] == tensor.nbytes, "all shards together read every byte once"
+
+
+MEASURE = """
+import json, resource, sys, threading, time
+from pathlib import Path
+import jax, jax.numpy as jnp
+from fineline_jax.checkpoints import hub
+from fineline_jax.mesh import make_mesh
+mesh = make_mesh()
+jax.block_until_ready(jax.device_put(jnp.zeros(8)))
+hub.load_hf(Path(sys.argv[1]), mesh, jnp.float32)  # what is imported and compiled once
+def status(key):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
+before = status("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")  # the peak counts from now
+config, params = hub.load_hf(Path(sys.argv[2]), mesh, jnp.float32)
+print(json.dumps([status("VmHWM") - before, sum(leaf.nbytes for leaf in jax.tree.leaves(params))]))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+def test_loading_takes_the_parameters_and_little_more(tmp_path: Path) -> None:
+    """Beside the parameters themselves, less than 1.3 times the largest tensor is in memory."""
+    warm = dataclasses.replace(SMALL, vocab_size=64)
+    config = ModelConfig(vocab_size=40_000, width=512, layers=12, heads=8, mlp_width=1536, context=64)
+    one = make_mesh(Mesh(), jax.devices()[:1])
+    for name, model in (("warm", warm), ("large", config)):
+        params = jax.tree.map(
+            lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype)), hub.decoder.abstract_params(model, one)
+        )
+        hub.export_hf(model, params, tmp_path / name, dtype="float16", shard_bytes=30_000_000)
+    largest = 40_000 * 512 * 4
+    code = [sys.executable, "-c", MEASURE, str(tmp_path / "warm"), str(tmp_path / "large")]
+    environment = os.environ | {"XLA_FLAGS": "", "MALLOC_ARENA_MAX": "1"}
+    output = subprocess.run(code, env=environment, cwd=Path(__file__).parent.parent, check=True, capture_output=True)
+    peak, shards = json.loads(output.stdout)
+    assert shards == config.parameters * 4
+    assert peak < shards + 1.3 * largest, f"{(peak - shards) / largest:.2f} of the largest tensor beside the shards"

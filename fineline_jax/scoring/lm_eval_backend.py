@@ -1,0 +1,200 @@
+"""A model for lm-eval: its evaluator asks, our engine answers.
+
+    fineline lm-eval --model fineline --model_args pretrained=runs/llama_60m,revision=step1000 --tasks piqa
+    lm_eval.simple_evaluate(model=FinelineLM("runs/llama_60m", revision="step1000"), tasks=["piqa"])
+
+Importing this module registers the name `fineline` with lm-eval.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import lm_eval.models  # noqa: F401  registers lm-eval's own models, which it does only while there are none
+import numpy as np
+import pyarrow as pa
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+
+from fineline_jax import progress
+from fineline_jax.checkpoints.series import Checkpoint, load, open_series, tokenizer_folder
+from fineline_jax.errors import UserError
+from fineline_jax.mesh import make_mesh
+from fineline_jax.recipe import Mesh
+from fineline_jax.scoring.encode import Encoder, Tokens
+from fineline_jax.scoring.pack import Pack
+from fineline_jax.scoring.scorer import score_params
+from fineline_jax.scoring.tokenizer import open_tokenizer
+
+
+@register_model("fineline")
+class FinelineLM(TemplateLM):
+    """A checkpoint behind lm-eval's interface, for tasks that are scored by log-likelihood."""
+
+    def __init__(
+        self,
+        pretrained: str,
+        revision: str | None = None,
+        dtype: str = "float32",
+        tokenizer: str | None = None,
+        max_length: int | None = None,
+        add_bos_token: bool | None = None,
+        batch_tokens: int | None = None,
+        replica: int = 1,
+        fsdp: int = -1,
+        tensor: int = 1,
+        batch_size: int | str | None = None,
+        max_batch_size: int | None = None,
+        device: str | None = None,
+    ):
+        """Read the weights.
+
+        pretrained: whatever `fineline score` takes: a run, a checkpoint of a run, a Hugging Face folder, a series.
+        revision: the checkpoint's name, where there are several. dtype: float32 or bfloat16, of the matrix products.
+        tokenizer: its folder; default: the one beside the checkpoint. max_length: tokens of the longest row; default:
+        the model's context. add_bos_token: default: as the tokenizer does. batch_tokens: tokens per step over all
+        devices. replica, fsdp, tensor: devices per axis. batch_size, max_batch_size and device come from lm-eval and
+        mean nothing here. Raises UserError for bad values.
+        """
+        super().__init__()
+        if jax.process_count() > 1:
+            raise UserError("the lm-eval backend runs in one process; use `fineline score --distributed`")
+        if dtype not in ("float32", "bfloat16"):
+            raise UserError(f"dtype={dtype} must be float32 or bfloat16")
+        checkpoint = find_checkpoint(pretrained, revision)
+        folder = Path(tokenizer) if tokenizer else tokenizer_folder(checkpoint)
+        if folder is None:
+            raise UserError(f"{pretrained}: no tokenizer beside the checkpoint; give tokenizer=FOLDER")
+        bos = {None: "auto", True: "always", False: "never"}[add_bos_token]
+        self.encoder = Encoder(open_tokenizer(folder, bos), bos)
+        self.tokenizer = self.encoder.tokenizer
+        self.mesh = make_mesh(Mesh(replica, fsdp, tensor))
+        self.config, self.params = load(checkpoint, self.mesh, dtype)
+        self.checkpoint, self.dtype, self.batch_tokens = checkpoint, dtype, batch_tokens
+        self._max_length = max_length
+
+    @property
+    def max_length(self) -> int:
+        return self._max_length or self.config.context
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.tokenizer.eos_token_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        return self.encoder.prefix
+
+    @property
+    def tokenizer_name(self) -> str:
+        return self.tokenizer.name_or_path.replace("/", "__")
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        return self.encoder.texts([string], special=add_special_tokens)[0].tolist()
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        return self.tokenizer.apply_chat_template(
+            chat_history,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """(log p(continuation | context), whether it is the greedy one) of each request."""
+        encoded = self.encoder.pairs([request.args for request in requests])
+        return self._score(_pack(encoded, [_task(request) for request in requests], *self._decisive))
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """log p(text) of each request, in disjoint windows with as much left context as fits."""
+        texts = self.encoder.texts([request.args[0] for request in requests])
+        pack = _pack([(None, tokens) for tokens in texts], [_task(request) for request in requests], *self._decisive)
+        return [loglikelihood for loglikelihood, _ in self._score(pack)]
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        encoded = [(np.array(context, np.int32), np.array(tokens, np.int32)) for _, context, tokens in requests]
+        return self._score(_pack(encoded, [""] * len(requests), *self._decisive))
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Raises UserError: nothing is generated here."""
+        tasks = ", ".join(sorted({_task(request) for request in requests}))
+        raise UserError(f"model fineline scores log-likelihoods and generates no text; leave out {tasks}")
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What lm-eval writes into `config` of its results."""
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        return {
+            "model_num_parameters": count,
+            "model_dtype": self.dtype,
+            "model_revision": self.checkpoint.name,
+            "model_sha": "",
+        }
+
+    @property
+    def _decisive(self) -> tuple[int, int | None]:
+        return self.encoder.prefix, self._max_length
+
+    def _score(self, pack: Pack) -> list[tuple[float, bool]]:
+        with progress.bar(f"score {self.checkpoint.name}", pack.requests.num_rows, "requests") as advance:
+            loglikelihood, is_greedy = score_params(
+                pack,
+                self.config,
+                self.params,
+                self.mesh,
+                self.dtype,
+                batch_tokens=self.batch_tokens,
+                advance=advance,
+            )
+        return list(zip(loglikelihood.tolist(), is_greedy.tolist(), strict=True))
+
+
+def find_checkpoint(pretrained: str, revision: str | None) -> Checkpoint:
+    """The one checkpoint of a series with the name `revision`. Raises UserError that lists the names."""
+    series = open_series(pretrained)
+    found = [one for one in series.checkpoints if revision in (None, one.name, str(one.step))]
+    if len(found) != 1:
+        names = ", ".join(one.name for one in series.checkpoints[:20])
+        asked = f"none is called {revision!r}" if revision else "give revision=NAME"
+        raise UserError(f"{pretrained} has {len(series.checkpoints)} checkpoints, {asked}; known: {names}")
+    return found[0]
+
+
+def _task(request: Instance) -> str:
+    return request.task_name or ""
+
+
+def _pack(
+    encoded: Sequence[tuple[Tokens | None, Tokens]], tasks: Sequence[str], prefix: int, max_context: int | None
+) -> Pack:
+    """A request pack of bare tokens, which is all the engine reads; context None: a text scored as a whole."""
+    rows: dict[bytes, int] = {}
+    contexts: list[Tokens] = []
+    places = []
+    for context, _ in encoded:
+        place = -1 if context is None else rows.setdefault(context.tobytes(), len(rows))
+        if context is not None and place == len(contexts):
+            contexts.append(context)
+        places.append(place)
+    requests = pa.table(
+        {
+            "task": pa.array(tasks, pa.string()).dictionary_encode(),
+            "context": pa.array(places, pa.int32()),
+            "tokens": _lists([tokens for _, tokens in encoded]),
+        }
+    )
+    digest = hashlib.sha256(repr((places, list(tasks), prefix, max_context)).encode())
+    for tokens in [*contexts, *(tokens for _, tokens in encoded)]:
+        digest.update(len(tokens).to_bytes(8, "little") + tokens.tobytes())
+    manifest = {"hash": digest.hexdigest(), "prefix_token": prefix, "max_context": max_context}
+    return Pack(manifest, pa.table({"tokens": _lists(contexts)}), requests, pa.table({}))
+
+
+def _lists(rows: Sequence[Tokens]) -> pa.Array:
+    offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+    values = np.concatenate([*rows, np.zeros(0, np.int32)])
+    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values, pa.int32()))

@@ -1,0 +1,202 @@
+"""Scores as files in lm-eval's own layout, made by lm-eval's own code from the stored log-likelihoods.
+
+    OUT/<series>__<checkpoint>/results_<time>.json          all metrics of all tasks and groups
+    OUT/<series>__<checkpoint>/samples_<task>_<time>.jsonl  one line per document
+
+Source of the layout: lm-eval 0.4.13, `evaluator.py` (`evaluate`, `simple_evaluate`) and
+`loggers/evaluation_tracker.py`. The tasks are built without their data sets: the pack holds the documents.
+"""
+
+import collections
+import contextlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
+from lm_eval.evaluator_utils import _process_results
+from lm_eval.loggers import EvaluationTracker
+from lm_eval.loggers.utils import add_env_info, get_git_commit_hash
+
+from fineline_jax import progress
+from fineline_jax.errors import UserError
+from fineline_jax.scoring import pack as packs
+from fineline_jax.scoring import scores
+from fineline_jax.scoring.pack import Pack
+from fineline_jax.scoring.scores import Scores
+from fineline_jax.scoring.suite import Suite, TaskSpec
+from fineline_jax.scoring.tasks import FEWSHOT_SEED, Group, Task, load_tasks
+
+BOOTSTRAP = 1000
+"""Resamples for the standard error of perplexity and f1; lm-eval's default, 100,000, takes minutes for each
+checkpoint. Means have a formula, which does not use them."""
+
+
+def export(folder: Path, out: Path, pack: Pack | None = None, *, samples: bool = True) -> list[Path]:
+    """Write what lm-eval would have written for every checkpoint scored in `folder`; returns the results files.
+
+    pack: default, the one in `folder`. samples: also a line per document, which repeats the prompt for each choice:
+    MMLU with five shots takes 170 MB per checkpoint. A checkpoint that was exported before is replaced.
+    Raises UserError if there are no scores, or tasks that lm-eval does not define.
+    """
+    files = scores.score_files(folder)
+    if not files:
+        raise UserError(f"{folder}: holds no scores yet; make them with `fineline score`")
+    pack = pack or packs.load(folder / "pack")
+    environment: dict[str, Any] = {"git_hash": get_git_commit_hash()}
+    add_env_info(environment)
+    written = []
+    with _stored_documents(pack) as documents, progress.bar("export", len(files), "checkpoints") as advance:
+        tasks, groups = definitions(pack)
+        for path in files:
+            found = scores.read(path)
+            if found.header.key.pack != pack.hash:
+                raise UserError(f"{path}: made with another request pack; give the right --pack, or score it again")
+            results = _results(pack, tasks, groups, documents, found)
+            results |= {"config": _config(pack, found), "date": path.stat().st_mtime, **environment}
+            results |= {"max_length": found.header.context}
+            written.append(_write(results, found, out, samples))
+            advance(1, found.header.checkpoint)
+    return written
+
+
+def definitions(pack: Pack) -> tuple[list[Task], list[Group]]:
+    """lm-eval's tasks and groups of the pack. Raises UserError if the installed lm-eval has others."""
+    members = {task for group in pack.manifest["groups"] for task in group["tasks"]}
+    nested = [set(group["tasks"]) for group in pack.manifest["groups"]]
+    shots = {task["task"]: task["shots"] for task in pack.tasks}
+    specs = []
+    for group in pack.manifest["groups"]:
+        if not any(set(group["tasks"]) < other for other in nested):
+            specs.append(TaskSpec(group["group"], shots=shots[group["tasks"][0]]))
+    specs += [TaskSpec(name, shots=count) for name, count in shots.items() if name not in members]
+    tasks, groups = load_tasks(Suite(pack.manifest["suite"], tuple(specs)))
+    order = {name: place for place, name in enumerate(shots)}
+    if {task.name for task in tasks} != set(order):
+        raise UserError(
+            f"the installed lm-eval groups the tasks of suite {pack.manifest['suite']!r} differently;"
+            f" install lm-eval {pack.manifest['lm_eval']}"
+        )
+    return sorted(tasks, key=lambda task: order[task.name]), groups
+
+
+def _results(
+    pack: Pack, tasks: list[Task], groups: list[Group], documents: dict[str, "Documents"], found: Scores
+) -> dict[str, Any]:
+    """What `lm_eval.evaluate` returns, samples included."""
+    accumulated = {}
+    contexts = [*pack.contexts["text"].to_pylist(), None]  # row -1: none
+    given = [contexts[row] for row in pack.request_context]
+    texts = pack.requests["text"].to_pylist()
+    scored = list(zip(found.loglikelihood.tolist(), found.is_greedy.tolist(), strict=True))
+    for task in tasks:
+        raw_metrics, logged = collections.defaultdict(list), []
+        for number, (doc, row) in enumerate(zip(documents[task.name], documents[task.name].rows, strict=True)):
+            places = range(row["first_request"], row["first_request"] + row["requests"])
+            answers = [scored[i] if given[i] is not None else scored[i][0] for i in places]
+            arguments = [(given[i], texts[i]) if given[i] is not None else (texts[i],) for i in places]
+            metrics = task.definition.process_results(doc, answers)
+            logged.append({
+                "doc_id": number, "doc": doc, "target": row["target"], "arguments": arguments,
+                "resps": [[answer] for answer in answers], "filtered_resps": answers, "filter": "none",
+                "metrics": list(metrics), **{key: row[key] for key in ("doc_hash", "prompt_hash", "target_hash")},
+                **metrics,
+            })  # fmt: skip
+            for metric, value in metrics.items():
+                raw_metrics[metric, "none"].append(value)
+        accumulated[task.name] = {"task": task.definition, "raw_metrics": raw_metrics, "logged_samples": logged}
+    with mock.patch.dict(os.environ, {"DISABLE_MULTIPROC": "1"}):  # its pool would fork beside JAX's threads
+        result = _process_results(accumulated, {group.name: group.definition for group in groups}, BOOTSTRAP)
+    return dict(result._to_eval_results(samples=result.samples))
+
+
+class Documents(list[dict[str, Any]]):
+    """The documents of a task, with what lm-eval asks of a data set."""
+
+    def __init__(self, rows: list[dict[str, Any]]):
+        super().__init__(json.loads(row["content"]) for row in rows)
+        self.rows = rows
+        """Of the pack's documents"""
+
+    @property
+    def features(self) -> dict[str, Any]:
+        return self[0]
+
+
+@contextlib.contextmanager
+def _stored_documents(pack: Pack) -> Iterator[dict[str, Documents]]:
+    """Inside, lm-eval's tasks have the documents of the pack, which are processed already, and load no data set."""
+    rows: dict[str, list[dict[str, Any]]] = {task["task"]: [] for task in pack.tasks}
+    for row in pack.documents.to_pylist():
+        rows[row["task"]].append(row)
+    stored = {name: Documents(part) for name, part in rows.items()}
+
+    def eval_docs(task: Any) -> Documents:
+        name = task.config.task
+        if name not in stored:
+            raise UserError(f"the pack holds no documents of task {name!r}, which the installed lm-eval groups with it")
+        return stored[name]
+
+    replaced = {
+        "download": lambda task, *arguments, **options: None,
+        "fewshot_docs": lambda task: None,
+        "eval_docs": property(eval_docs),
+    }
+    with mock.patch.multiple(ConfigurableTask, **replaced):
+        yield stored
+
+
+def _config(pack: Pack, found: Scores) -> dict[str, Any]:
+    """As `lm_eval.simple_evaluate` describes the model and the run; `fineline analyze` reads tokens from it."""
+    header = found.header
+    arguments: dict[str, Any] = {"pretrained": f"{header.series}/{header.checkpoint}", "dtype": header.key.dtype}
+    if header.tokens is not None:
+        arguments["tokens"] = header.tokens
+    return {
+        "model": "fineline",
+        "model_args": arguments,
+        "model_dtype": header.key.dtype,
+        "model_revision": header.checkpoint,
+        "model_sha": header.key.weights,
+        "batch_size": None,
+        "batch_sizes": [],
+        "device": None,
+        "use_cache": None,
+        "limit": pack.manifest["limit"],
+        "bootstrap_iters": BOOTSTRAP,
+        "gen_kwargs": None,
+        "random_seed": DEFAULT_RANDOM_SEED,
+        "numpy_seed": DEFAULT_OTHER_SEED,
+        "torch_seed": DEFAULT_OTHER_SEED,
+        "fewshot_seed": FEWSHOT_SEED,
+    }
+
+
+def _write(results: dict[str, Any], found: Scores, out: Path, samples: bool) -> Path:
+    """By lm-eval's tracker, into a temporary folder that then takes its place."""
+    partial = out / f".{os.getpid()}"
+    shutil.rmtree(partial, ignore_errors=True)
+    tracker = EvaluationTracker(output_path=str(partial))
+    tracker.general_config_tracker.log_experiment_args("fineline", results["config"]["model_args"], None, None, False)
+    tracker.general_config_tracker.start_time = time.perf_counter()  # of an evaluation that took place elsewhere
+    logged = results.pop("samples")
+    tracker.save_results_aggregated(results, logged)
+    if samples:
+        for task, lines in logged.items():
+            tracker.save_results_samples(task, lines)
+    [made] = list(partial.iterdir()) if partial.is_dir() else [None]
+    names = [path.name for path in made.iterdir()] if made is not None else []
+    written = [name for name in names if name.startswith("results_")]
+    if made is None or not written or (samples and len(names) <= len(logged)):  # lm-eval only logs what went wrong
+        raise UserError(f"{out}: {found.header.checkpoint} could not be written; is the disk full?")
+    place = out / made.name
+    shutil.rmtree(place, ignore_errors=True)
+    made.rename(place)
+    partial.rmdir()
+    return place / written[0]

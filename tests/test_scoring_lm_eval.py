@@ -1,0 +1,215 @@
+"""lm-eval both ways: it asks our engine, and our scores become its files; both as if it had run its own backend."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import start
+from scoring_examples import write_benchmarks, write_tokenizer
+from series_examples import CONFIG, make_series, one_device
+
+from fineline_jax.checkpoints import series
+from fineline_jax.errors import UserError
+from fineline_jax.scoring import lm_eval_backend, lm_eval_export, pack, scorer, suite, tasks
+from fineline_jax.trajectories.table import read_table
+
+SUITE = "piqa@1,arc_easy,winogrande,lambada_openai,wikitext,truthfulqa_mc2"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A series of two, the documents and the pack."""
+    place = tmp_path_factory.mktemp("lm_eval")
+    tokenizer = write_tokenizer(place / "tokenizer", adds_bos=True)
+    benchmarks = write_benchmarks(place / "benchmarks", documents=7)
+    make_series(place / "run", tokenizer, (1, 2))
+    pack.prepare(SUITE, tokenizer, place / "pack", benchmarks=benchmarks)
+    return place
+
+
+@pytest.fixture(scope="module")
+def exported(place) -> dict[str, Path]:
+    """The results file of each checkpoint."""
+    made = pack.load(place / "pack")
+    scorer.score_series(series.open_series(str(place / "run")), made, place / "scores", one_device())
+    found = lm_eval_export.export(place / "scores", place / "exported", made)
+    return {json.loads(path.read_text())["config"]["model_revision"]: path for path in found}
+
+
+def evaluate(place: Path, model: Any, **options: Any) -> dict[str, Any]:
+    import lm_eval
+
+    names = SUITE.replace("@1", "")
+    loaded, groups = tasks.load_tasks(suite.open_suite(SUITE), tasks.local_folder(place / "benchmarks"))
+    assert [task.name for task in loaded] == names.split(",")
+    definitions = {task.name: task.definition for task in loaded}
+    result = lm_eval.evaluate(model, {"tasks": definitions}, bootstrap_iters=lm_eval_export.BOOTSTRAP, **options)
+    assert result is not None
+    return dict(result)
+
+
+@pytest.fixture(scope="module")
+def theirs(place) -> dict[str, Any]:
+    """What lm-eval's own Hugging Face backend gives for the second checkpoint."""
+    pytest.importorskip("torch")
+    pytest.importorskip("accelerate")  # of lm-eval's torch backend
+    from lm_eval.models.huggingface import HFLM
+
+    model = HFLM(pretrained=str(place / "run/step2"), dtype="float32", device="cpu", batch_size=8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DISABLE_MULTIPROC", "1")  # its bootstrap would fork beside JAX's threads
+        return evaluate(place, model, log_samples=True)
+
+
+def same(ours: Any, theirs: Any, where: str = "") -> None:
+    """Equal keys everywhere, numbers to 1e-4, all else equal."""
+    if isinstance(theirs, dict):
+        assert ours.keys() == theirs.keys(), where
+        for key in theirs:
+            same(ours[key], theirs[key], f"{where}/{key}")
+    elif isinstance(theirs, list | tuple):
+        assert len(ours) == len(theirs), where
+        for place, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+            same(one, other, f"{where}/{place}")
+    elif isinstance(theirs, float):
+        assert float(ours) == pytest.approx(theirs, rel=1e-4, abs=1e-4, nan_ok=True), where
+    elif where.endswith("/alias"):
+        assert ours.strip() == theirs.strip()
+    else:
+        assert ours == theirs, where
+
+
+def as_json(value: Any) -> Any:
+    from lm_eval.utils import handle_non_serializable
+
+    return json.loads(json.dumps(value, default=handle_non_serializable))
+
+
+def test_our_engine_behind_lm_eval_gives_the_results_of_its_own_backend(place, theirs, monkeypatch):
+    monkeypatch.setenv("DISABLE_MULTIPROC", "1")
+    model = lm_eval_backend.FinelineLM(str(place / "run"), revision="step2", fsdp=1, replica=-1)
+    ours = evaluate(place, model, log_samples=True)
+    for key in ("results", "n-samples", "n-shot", "versions", "higher_is_better"):
+        same(as_json(ours[key]), as_json(theirs[key]), key)
+    for task in theirs["samples"]:
+        for one, other in zip(ours["samples"][task], theirs["samples"][task], strict=True):
+            same(as_json(one["resps"]), as_json(other["resps"]), task)
+
+
+def test_exported_results_are_those_of_an_lm_eval_run(exported, theirs):
+    found = json.loads(exported["step2"].read_text())
+    for key in ("results", "group_subtasks", "configs", "versions", "n-shot", "higher_is_better", "n-samples"):
+        same(found[key], as_json(theirs[key]), key)
+    assert found["lm_eval_version"] and found["config"]["fewshot_seed"] == 1234
+
+
+def test_exported_samples_are_those_of_an_lm_eval_run(exported, theirs, tmp_path):
+    """lm-eval's tracker writes its own samples, and the lines are held against ours."""
+    from lm_eval.loggers import EvaluationTracker
+
+    tracker = EvaluationTracker(output_path=str(tmp_path))
+    tracker.general_config_tracker.log_experiment_args("hf", "pretrained=x", None, None, False)
+    tracker.save_results_aggregated(as_json({"results": {}}), theirs["samples"])
+    hashes = json.loads(next(tmp_path.glob("x/results_*.json")).read_text())["task_hashes"]
+    assert json.loads(exported["step2"].read_text())["task_hashes"] == hashes
+    for task, samples in theirs["samples"].items():
+        tracker.save_results_samples(task, [dict(sample) for sample in samples])
+        [reference] = tmp_path.glob(f"x/samples_{task}_*.jsonl")
+        [ours] = exported["step2"].parent.glob(f"samples_{task}_*.jsonl")
+        lines = [[json.loads(line) for line in path.read_text().splitlines()] for path in (ours, reference)]
+        for one, other in zip(*lines, strict=True):
+            for key in ("resps", "filtered_resps"):
+                one[key], other[key] = (json.loads(json.dumps(line[key]), parse_float=float) for line in (one, other))
+                same(numbers(one.pop(key)), numbers(other.pop(key)), f"{task}/{key}")
+            same(one, other, task)
+
+
+def numbers(value: Any) -> Any:
+    """lm-eval writes log-likelihoods as text."""
+    if isinstance(value, list):
+        return [numbers(item) for item in value]
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
+def test_lm_evals_own_tools_read_what_is_exported(exported):
+    import datasets
+    from lm_eval.utils import get_latest_filename, get_results_filenames, get_sample_results_filenames, make_table
+
+    folder = exported["step2"].parent
+    names = [str(path) for path in folder.iterdir()]
+    latest = get_latest_filename(get_results_filenames(names))
+    assert "|piqa" in make_table(json.loads(Path(latest).read_text()))
+    assert len(get_sample_results_filenames(names)) == len(SUITE.split(","))
+    [piqa] = folder.glob("samples_piqa_*.jsonl")
+    samples = datasets.Dataset.from_json(str(piqa))
+    assert samples.num_rows == 7 and {"doc_hash", "resps", "acc_norm"} <= set(samples.column_names)
+
+
+def test_analyze_reads_what_is_exported(exported, place):
+    table = read_table(exported["step1"].parents[1], tokens_per_step=1000)
+    assert set(table["checkpoint"]) == {"step1", "step2"} and set(table["series"]) == {"run"}
+    assert set(table["tokens"]) == {1000, 2000}
+    own = scorer_table(place)
+    row = table[(table.checkpoint == "step2") & (table.task == "arc_easy") & (table.metric == "acc_norm")]
+    same = own[(own.checkpoint == "step2") & (own.task == "arc_easy") & (own.metric == "acc_norm")]
+    assert row.value.item() == same.value.item() and row.stderr.item() == same.stderr.item()
+
+
+def scorer_table(place: Path) -> Any:
+    from fineline_jax.scoring import metrics
+
+    return metrics.tidy(place / "scores")
+
+
+def test_a_second_export_replaces_the_first(exported, place, tmp_path):
+    first = lm_eval_export.export(place / "scores", tmp_path, samples=False)
+    second = lm_eval_export.export(place / "scores", tmp_path, samples=False)
+    assert [path.exists() for path in first] == [False, False] and all(path.exists() for path in second)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run__step1", "run__step2"]
+    assert [len(list(path.parent.iterdir())) for path in second] == [1, 1]
+
+
+def test_a_task_that_generates_and_a_checkpoint_not_named_are_refused(place):
+    from lm_eval.api.instance import Instance
+
+    with pytest.raises(UserError, match=r"has 2 checkpoints, give revision=NAME; known: step1, step2"):
+        lm_eval_backend.FinelineLM(str(place / "run"))
+    with pytest.raises(UserError, match="none is called 'step3'"):
+        lm_eval_backend.FinelineLM(str(place / "run"), revision="step3")
+    model = object.__new__(lm_eval_backend.FinelineLM)
+    request = Instance("generate_until", {}, ("Q:", {}), 0, metadata=("gsm8k", 0, 1))
+    with pytest.raises(UserError, match="generates no text; leave out gsm8k"):
+        model.generate_until([request])
+
+
+YAML = """
+task: tiny
+dataset_path: parquet
+dataset_kwargs: {data_files: {validation: FILE}}
+output_type: multiple_choice
+validation_split: validation
+doc_to_text: "Question: {{goal}}\\nAnswer:"
+doc_to_target: label
+doc_to_choice: "{{[sol1, sol2]}}"
+metadata: {version: 1.0}
+"""
+
+
+def test_the_command_line_of_lm_eval_knows_the_model(place, tmp_path):
+    (tmp_path / "tasks").mkdir()
+    file = place / "benchmarks/baber__piqa/validation.parquet"
+    (tmp_path / "tasks/tiny.yaml").write_text(YAML.replace("FILE", str(file)))
+    arguments = [
+        "lm-eval", "--model", "fineline", "--model_args", f"pretrained={place}/run,revision=step1,dtype=float32",
+        "--tasks", "tiny", "--include_path", str(tmp_path / "tasks"), "--output_path", str(tmp_path / "out"),
+    ]  # fmt: skip
+    process = start(arguments, HF_HUB_OFFLINE="1", HF_DATASETS_CACHE=str(tmp_path / "cache"))
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert "|tiny |" in out
+    [results] = (tmp_path / "out").rglob("results_*.json")
+    assert json.loads(results.read_text())["config"]["model_num_parameters"] == CONFIG.parameters

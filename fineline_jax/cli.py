@@ -263,6 +263,7 @@ def prepare_tasks(
     bos: Literal["auto", "always", "never"] = "auto",
     max_context: int | None = None,
     limit: int | None = None,
+    mode: Literal["lm-eval", "olmes", "opencompass-ppl"] | None = None,
 ) -> None:
     """Build and tokenize every request of a suite once; scoring then needs neither network nor lm-eval.
 
@@ -275,10 +276,21 @@ def prepare_tasks(
         bos: BOS before each context: as the tokenizer does by default, always, or never.
         max_context: Cut requests to their last so many tokens even where the model could take more.
         limit: Only the first documents of each task.
+        mode: How requests are encoded and compared, instead of the suite's own mode; see docs/suites.md.
     """
     from fineline_jax.scoring.pack import prepare as write
 
-    pack = write(suite, tokenizer, out, benchmarks=benchmarks, tfds=tfds, bos=bos, max_context=max_context, limit=limit)
+    pack = write(
+        suite,
+        tokenizer,
+        out,
+        benchmarks=benchmarks,
+        tfds=tfds,
+        bos=bos,
+        max_context=max_context,
+        limit=limit,
+        mode=mode,
+    )
     print(f"{out}: {pack.requests.num_rows:,} requests of {len(pack.manifest['tasks'])} tasks")
 
 
@@ -294,6 +306,7 @@ def score(
     bos: Literal["auto", "always", "never"] | None = None,
     max_context: int | None = None,
     limit: int | None = None,
+    mode: Literal["lm-eval", "olmes", "opencompass-ppl"] | None = None,
     tokens: str = "",
     every: int = 1,
     downloads: Path | None = None,
@@ -323,6 +336,7 @@ def score(
             registered series says, else auto.
         max_context: Longest row in tokens, instead of the model's context (lm-eval's max_length).
         limit: Only the first documents of each task.
+        mode: How requests are encoded and compared, instead of the suite's own mode; see docs/suites.md.
         tokens: start:stop:spacing, the checkpoints nearest to such a grid of trained tokens: 0:100B:10B, 1T:, ::50B.
         every: Every n-th of the checkpoints that are left.
         downloads: Where remote checkpoints are fetched to; default: ~/.cache/fineline_jax.
@@ -366,7 +380,9 @@ def score(
         folder = tokenizer or first_tokenizer(opened[0])
         if folder is None:
             raise UserError(f"{series[0]}: no tokenizer beside the checkpoint; give --tokenizer")
-        requests = build(suite, folder, benchmarks=benchmarks, tfds=tfds, bos=bos, max_context=max_context, limit=limit)
+        requests = build(
+            suite, folder, benchmarks=benchmarks, tfds=tfds, bos=bos, max_context=max_context, limit=limit, mode=mode
+        )
     start = functools.partial(
         score_parts, pack=requests, out=out, mesh=make_mesh(mesh), dtype=dtype, batch_tokens=batch_tokens
     )

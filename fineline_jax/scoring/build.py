@@ -12,6 +12,7 @@ from lm_eval.utils import handle_non_serializable, hash_string
 
 from fineline_jax.errors import UserError
 from fineline_jax.scoring.encode import Encoder, Tokens
+from fineline_jax.scoring.modes import check_mode, check_task, first_metric, largest_context, weighted_by_size
 from fineline_jax.scoring.pack import FORMAT, SCHEMAS, Pack, content_hash
 from fineline_jax.scoring.suite import open_suite
 from fineline_jax.scoring.tasks import (
@@ -38,6 +39,7 @@ def build(
     bos: Bos = "auto",
     max_context: int | None = None,
     limit: int | None = None,
+    mode: str | None = None,
 ) -> Pack:
     """The pack in memory; arguments as of `pack.prepare`."""
     if bos not in ("auto", "always", "never"):
@@ -46,23 +48,28 @@ def build(
         if value is not None and value < 1:
             raise UserError(f"--{name} {value} must be at least 1")
     opened = open_suite(suite)
+    mode = opened.mode if mode is None else mode
+    check_mode(mode, "--mode")
     encoder = Encoder(open_tokenizer(tokenizer, bos), bos)
     tasks, groups = load_tasks(opened, _source(benchmarks, tfds))
     columns = {name: {field: [] for field in schema.names} for name, schema in SCHEMAS.items()}
     contexts: dict[str, int] = {}
-    rows = [_add_task(task, encoder, columns, contexts, limit) for task in tasks]
+    for task in tasks:
+        check_task(mode, task.name, task.definition.OUTPUT_TYPE, _own_metrics(task.definition))
+    rows = [_add_task(task, mode, encoder, columns, contexts, limit) for task in tasks]
     tables = {name: _table(name, columns[name]) for name in SCHEMAS}
     default = identity(open_tokenizer(tokenizer))
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "suite": opened.name,
+        "mode": mode,
         "hash": "",
         "tasks": rows,
-        "groups": [_group_row(group, rows) for group in groups],
+        "groups": [_group_row(group, rows, mode) for group in groups],
         "tokenizer": {"sha256": default.sha256, "adds_bos": default.adds_bos, "size": len(encoder.tokenizer)},
         "bos": bos,
         "prefix_token": encoder.prefix,
-        "max_context": max_context,
+        "max_context": largest_context(mode, max_context),
         "limit": limit,
         "fewshot_seed": FEWSHOT_SEED,
         "lm_eval": lm_eval.__version__,
@@ -88,14 +95,19 @@ def _source(benchmarks: Path | None, tfds: Path | None) -> LoadDataset | None:
 
 
 def _add_task(
-    task: Task, encoder: Encoder, columns: dict[str, dict[str, list]], contexts: dict[str, int], limit: int | None
+    task: Task,
+    mode: str,
+    encoder: Encoder,
+    columns: dict[str, dict[str, list]],
+    contexts: dict[str, int],
+    limit: int | None,
 ) -> dict[str, Any]:
     """Append the task's rows; returns its entry in the manifest."""
     rolling = task.definition.OUTPUT_TYPE == "loglikelihood_rolling"
     docs = list(documents(task, limit))
     pairs = [pair for doc in docs for pair in doc.requests]
     try:
-        encoded = _rolling(encoder, pairs) if rolling else encoder.pairs(pairs)
+        encoded = _rolling(encoder, pairs) if rolling else _encode(encoder, mode, pairs)
     except UserError as error:
         raise UserError(f"task {task.name!r}: {error}") from None
     first = len(columns["requests"]["request"])
@@ -103,14 +115,18 @@ def _add_task(
     for number, doc in enumerate(docs):
         count = len(doc.requests)
         continuations = [encoded[position + i][1] for i in range(count)]
-        _append(columns["documents"], _document_row(task.name, number, first + position, doc, continuations))
+        _append(columns["documents"], _document_row(task.name, mode, number, first + position, doc, continuations))
         for choice, (context, text) in enumerate(doc.requests):
             tokens = encoded[position + choice]
             row = -1 if rolling else _context_row(columns["contexts"], contexts, context, tokens[0])
             request = (first + position + choice, task.name, number, choice, row, text, tokens[1])
             _append(columns["requests"], dict(zip(SCHEMAS["requests"].names, request, strict=True)))
         position += count
-    return _task_row(task, docs)
+    return _task_row(task, mode, docs)
+
+
+def _encode(encoder: Encoder, mode: str, pairs: Sequence[tuple[str, str]]) -> list[tuple[Tokens, Tokens]]:
+    return {"lm-eval": encoder.pairs, "olmes": encoder.apart, "opencompass-ppl": encoder.joined}[mode](pairs)
 
 
 def _context_row(columns: dict[str, list], contexts: dict[str, int], text: str, tokens: Tokens) -> int:
@@ -126,7 +142,11 @@ def _rolling(encoder: Encoder, pairs: Sequence[tuple[str, str]]) -> list[tuple[T
     return [(empty, tokens) for tokens in encoder.texts([text for _, text in pairs])]
 
 
-def _document_row(task: str, number: int, first: int, doc: Document, continuations: list[Tokens]) -> dict[str, Any]:
+def _document_row(
+    task: str, mode: str, number: int, first: int, doc: Document, continuations: list[Tokens]
+) -> dict[str, Any]:
+    # OLMES counts what is scored, its leading space included
+    choices = doc.choices if mode != "olmes" else tuple(text for _, text in doc.requests[: len(doc.choices)])
     content = json.dumps(doc.doc, default=handle_non_serializable, ensure_ascii=False)
     return {
         "task": task,
@@ -134,9 +154,9 @@ def _document_row(task: str, number: int, first: int, doc: Document, continuatio
         "first_request": first,
         "requests": len(doc.requests),
         "gold": list(doc.gold),
-        "choice_chars": [len(choice) for choice in doc.choices],
-        "choice_bytes": [len(choice.encode()) for choice in doc.choices],
-        "choice_tokens": [len(tokens) for tokens in continuations[: len(doc.choices)]],
+        "choice_chars": [len(choice) for choice in choices],
+        "choice_bytes": [len(choice.encode()) for choice in choices],
+        "choice_tokens": [len(tokens) for tokens in continuations[: len(choices)]],
         "words": doc.words,
         "bytes": doc.bytes,
         "target": doc.target,
@@ -148,18 +168,17 @@ def _document_row(task: str, number: int, first: int, doc: Document, continuatio
     }
 
 
-def _task_row(task: Task, docs: list[Document]) -> dict[str, Any]:
+def _task_row(task: Task, mode: str, docs: list[Document]) -> dict[str, Any]:
     definition, spec = task.definition, task.spec
     output_type = definition.OUTPUT_TYPE
     chance = spec.chance
     if chance is None and output_type == "multiple_choice":
         chance = float(np.mean([1 / len(doc.choices) for doc in docs]))
-    default = {"multiple_choice": "acc", "loglikelihood": "acc", "loglikelihood_rolling": "bits_per_byte"}[output_type]
     return {
         "task": task.name,
         "domain": spec.domain,
         "shots": shots(task),
-        "metric": spec.metric or default,
+        "metric": first_metric(mode, output_type, spec.metric),
         "chance": chance,
         "output_type": output_type,
         "multiple_gold": bool(definition.multiple_target),
@@ -174,11 +193,15 @@ def _task_row(task: Task, docs: list[Document]) -> dict[str, Any]:
 
 
 def _own_metrics(definition: Any) -> bool:
-    """Whether the task computes its metrics itself. Rolling tasks only choose their weights, which are stored."""
-    return callable(definition.config.process_results) and definition.OUTPUT_TYPE != "loglikelihood_rolling"
+    """Whether the task computes its metrics itself. Rolling tasks only choose their weights, which are stored; tasks
+    that generate would look at what was generated."""
+    return callable(definition.config.process_results) and definition.OUTPUT_TYPE in (
+        "multiple_choice",
+        "loglikelihood",
+    )
 
 
-def _group_row(group: Group, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _group_row(group: Group, rows: list[dict[str, Any]], mode: str) -> dict[str, Any]:
     leaves = [row for row in rows if row["task"] in group.leaves]
     metric = next((row["metric"] for row in leaves), "acc")
     chance = group.chance
@@ -191,7 +214,8 @@ def _group_row(group: Group, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "metric": metric,
         "chance": chance,
         "tasks": list(group.leaves),
-        "weight_by_size": dict(group.metrics),
+        "weight_by_size": dict(group.metrics) if weighted_by_size(mode) else {},
+        "weight_others_by_size": weighted_by_size(mode),
     }
 
 

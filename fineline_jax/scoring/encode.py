@@ -5,12 +5,14 @@ Source of the rules: lm-eval 0.4.13, `api/model.py` (`TemplateLM.loglikelihood`,
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from fineline_jax.errors import UserError
+from fineline_jax.scoring.boundaries import Boundaries, find_boundaries
 from fineline_jax.scoring.tokenizer import Bos, prefix_token
 
 Tokens = np.ndarray
@@ -34,17 +36,14 @@ class Encoder:
     def texts(self, strings: Sequence[str], special: bool | None = None) -> list[Tokens]:
         """Tokens of each string. `special`: put BOS (and what else the tokenizer adds) around it or not; None: as the
         policy says, and never where the string itself starts with the BOS text."""
-        start = self.tokenizer.decode(self.prefix)
         plain = self.bos == "never"
-        kinds = [plain or s.startswith(start) if special is None else not special for s in strings]
-        found: dict[tuple[str, bool], Tokens] = {}
+        kinds = [plain or s.startswith(self.start) if special is None else not special for s in strings]
         wanted = list(dict.fromkeys(zip(strings, kinds, strict=True)))
+        found: dict[tuple[str, bool], Tokens] = {}
         for without_special in (False, True):
             chosen = [s for s, kind in wanted if kind == without_special]
-            for first in range(0, len(chosen), BATCH):
-                batch = chosen[first : first + BATCH]
-                for string, tokens in zip(batch, self._batch(batch, not without_special), strict=True):
-                    found[string, without_special] = tokens
+            for string, tokens in zip(chosen, self._distinct(chosen, not without_special), strict=True):
+                found[string, without_special] = tokens
         return [found[key] for key in zip(strings, kinds, strict=True)]
 
     def pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[Tokens, Tokens]]:
@@ -55,25 +54,99 @@ class Encoder:
         where lm-eval would fail: a context or continuation that has no tokens.
         """
         moved = [_move_space(context, continuation) for context, continuation in pairs]
-        whole = self.texts([context + continuation for context, continuation in moved if context])
-        contexts = self.texts([context for context, _ in moved if context])
-        alone = self.texts([continuation for context, continuation in moved if not context], special=False)
-        rest, first, single = iter(whole), iter(contexts), iter(alone)
+        contexts = list(dict.fromkeys(context for context, _ in moved if context))
+        heads = dict(zip(contexts, self.texts(contexts), strict=True))
+        apart = [bool(context) and self._separates(context, continuation) for context, continuation in moved]
+        whole = iter(self.texts([c + t for (c, t), cut in zip(moved, apart, strict=True) if c and not cut]))
+        rest = iter(self._rest([t for (_, t), cut in zip(moved, apart, strict=True) if cut]))
+        alone = iter(self.texts([continuation for context, continuation in moved if not context], special=False))
         prefix = np.array([self.prefix], np.int32)
         result = []
-        for (context, _), (given, continuation) in zip(moved, pairs, strict=True):
+        for (context, _), cut, (given, continuation) in zip(moved, apart, pairs, strict=True):
             if context:
-                head = next(first)
-                encoded = head, next(rest)[len(head) :]
+                head = heads[context]
+                encoded = head, next(rest) if cut else next(whole)[len(head) :]
             elif given:
                 raise UserError(f"the context {given!r} is only white space, which has no tokens")
             else:
-                tail = next(single)
+                tail = next(alone)
                 encoded = (tail[:1], tail[1:]) if len(tail) and tail[0] == self.prefix else (prefix, tail)
             if len(encoded[0]) == 0 or len(encoded[1]) == 0:
                 raise UserError(f"the continuation {continuation!r} adds no tokens to its context {given[-40:]!r}")
             result.append(encoded)
         return result
+
+    def apart(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[Tokens, Tokens]]:
+        """(context, continuation) -> their tokens, encoded one without the other (mode olmes).
+
+        BOS goes before the context if the tokenizer has one and the policy does not forbid it; an empty context becomes
+        the prefix token. Raises UserError for a continuation that has no tokens.
+        """
+        bos = None if self.bos == "never" else self.tokenizer.bos_token_id
+        contexts = self.texts([context for context, _ in pairs], special=False)
+        continuations = self.texts([continuation for _, continuation in pairs], special=False)
+        result = []
+        for (_, text), context, continuation in zip(pairs, contexts, continuations, strict=True):
+            if len(continuation) == 0:
+                raise UserError(f"the continuation {text!r} has no tokens")
+            if bos is not None and not (len(context) and context[0] == bos):
+                context = np.concatenate([np.array([bos], np.int32), context])
+            result.append((context if len(context) else np.array([self.prefix], np.int32), continuation))
+        return result
+
+    def joined(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[Tokens, Tokens]]:
+        """(context, continuation) -> the first token of both as one string, and all others (mode opencompass-ppl)."""
+        result = []
+        for (_, continuation), tokens in zip(pairs, self.texts([c + t for c, t in pairs]), strict=True):
+            if len(tokens) < 2:
+                raise UserError(f"a prompt that ends in {continuation!r} has fewer than two tokens")
+            result.append((tokens[:1], tokens[1:]))
+        return result
+
+    @functools.cached_property
+    def start(self) -> str:
+        """The BOS text."""
+        return self.tokenizer.decode(self.prefix)
+
+    @functools.cached_property
+    def boundaries(self) -> Boundaries | None:
+        return find_boundaries(self.tokenizer)
+
+    def _separates(self, context: str, continuation: str) -> bool:
+        """Whether the continuation may be encoded by itself. (A context shorter than the BOS text could become it.)"""
+        return (
+            self.boundaries is not None
+            and len(context) >= len(self.start)
+            and self.boundaries.separates(context, continuation)
+        )
+
+    def _distinct(self, strings: list[str], special: bool) -> list[Tokens]:
+        """Tokens of distinct strings, each distinct line of them encoded once where that gives the same."""
+        if self.boundaries is None:
+            return self._batches(strings, special)
+        cut = [self.boundaries.pieces(string) for string in strings]
+        firsts = list(dict.fromkeys(pieces[0] for pieces in cut))
+        head = dict(zip(firsts, self._batches(firsts, special), strict=True))
+        lines = list(dict.fromkeys(piece for pieces in cut for piece in pieces[1:]))
+        rest = dict(zip(lines, self._rest(lines), strict=True))
+        return [
+            np.concatenate([head[pieces[0]], *[rest[piece] for piece in pieces[1:]]]) if pieces[1:] else head[pieces[0]]
+            for pieces in cut
+        ]
+
+    def _rest(self, strings: list[str]) -> list[Tokens]:
+        """Tokens of what stands behind a cut."""
+        if not strings:
+            return []
+        assert self.boundaries is not None
+        distinct = list(dict.fromkeys(strings))
+        encoded = self.boundaries.rest.encode_batch_fast(distinct, add_special_tokens=False)
+        found = {string: np.array(one.ids, np.int32) for string, one in zip(distinct, encoded, strict=True)}
+        return [found[string] for string in strings]
+
+    def _batches(self, strings: list[str], special: bool) -> list[Tokens]:
+        parts = [strings[first : first + BATCH] for first in range(0, len(strings), BATCH)]
+        return [tokens for part in parts for tokens in self._batch(part, special)]
 
     def _batch(self, strings: list[str], special: bool) -> list[Tokens]:
         ids = self.tokenizer(

@@ -1,23 +1,11 @@
-"""Metrics from stored log-likelihoods, without a model: lm-eval's own and some that are smooth in the model.
+"""Metrics of tasks and groups from stored log-likelihoods, without a model.
 
-Per document (definitions of lm-eval 0.4.13 `ConfigurableTask.process_results`; l = log-likelihood of a choice):
-
-    acc             arg-max of l is right
-    acc_norm        arg-max of l / characters of the choice (without the delimiter) is right
-    acc_bytes       arg-max of l / bytes
-    exact_match     the right choice is what greedy decoding gives (`acc` for tasks of type loglikelihood)
-    acc_mutual_info arg-max of l - l of the choice without its question; only for tasks that ask for it
-    brier_score     squared distance of softmax(l) from the truth
-
-and not of lm-eval:
-
-    choice_prob     softmax(l) at the right choice; `_per_token` and `_per_char`: softmax of l / length
-    margin          l of the right choice less the best wrong one, in nats
-    bits_per_byte   -l of the right choice / (bytes ln 2)
+What a document contributes is defined in `document_metrics`; tasks with their own `process_results`, and f1 and mcc,
+are aggregated by lm-eval's code (`own_metrics`).
 
 Standard errors: sample standard deviation / sqrt(n), as lm-eval; perplexity: by the delta method, where lm-eval
 bootstraps (perplexity * standard error of the mean log-likelihood); the rolling ones: by the delta method for a
-ratio of sums over documents, where lm-eval gives none.
+ratio of sums over documents, where lm-eval gives none; f1 and mcc: jackknife, where lm-eval bootstraps.
 """
 
 import dataclasses
@@ -31,8 +19,9 @@ import numpy as np
 import pandas as pd
 
 from fineline_jax.errors import UserError
+from fineline_jax.scoring import document_metrics, scores
 from fineline_jax.scoring import pack as packs
-from fineline_jax.scoring import scores
+from fineline_jax.scoring.document_metrics import Table
 from fineline_jax.scoring.pack import Pack
 
 COLUMNS = (
@@ -43,6 +32,11 @@ GUESSABLE = (
     "acc_norm",
     "acc_bytes",
     "acc_mutual_info",
+    "acc_raw",
+    "acc_per_token",
+    "acc_per_char",
+    "acc_uncond",
+    "acc_ppl",
     "choice_prob",
     "choice_prob_per_token",
     "choice_prob_per_char",
@@ -73,7 +67,7 @@ def tidy(folder: Path) -> pd.DataFrame:
     """
     files = scores.score_files(folder)
     pack = packs.load(folder / "pack")
-    tables = _tables(pack)
+    tables = document_metrics.tables(pack)
     rows = [row for path in files for row in _rows(pack, tables, path)]
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     frame = frame.astype(
@@ -94,7 +88,27 @@ def of_tasks(pack: Pack, loglikelihood: np.ndarray, is_greedy: np.ndarray) -> di
 
     loglikelihood: float64 [requests], is_greedy: bool [requests], in the order of the pack.
     """
-    return _values(pack, _tables(pack), loglikelihood, is_greedy)
+    return _values(pack, document_metrics.tables(pack), loglikelihood, is_greedy)
+
+
+def of_documents(pack: Pack, loglikelihood: np.ndarray, is_greedy: np.ndarray) -> pd.DataFrame:
+    """Columns task, doc, metric, value: each document's own contribution, where it has one.
+
+    Tasks that compute their own metrics have those of their metrics that are numbers. Arguments as of `of_tasks`.
+    """
+    frames = []
+    for table in document_metrics.tables(pack):
+        columns = (
+            _own_columns(table, loglikelihood, is_greedy)
+            if table.task["own_metrics"]
+            else document_metrics.columns(table, loglikelihood, is_greedy)
+        )
+        for metric, values in columns.items():
+            kept = np.flatnonzero(np.isfinite(values))
+            frames.append(
+                pd.DataFrame({"task": table.task["task"], "doc": kept, "metric": metric, "value": values[kept]})
+            )
+    return pd.concat(frames, ignore_index=True)
 
 
 def mean_and_stderr(items: Iterable[float]) -> Value:
@@ -111,7 +125,7 @@ def mean_and_stderr(items: Iterable[float]) -> Value:
     return Value(float(mean), deviation / math.sqrt(n), n)
 
 
-def _rows(pack: Pack, tables: list["_Table"], path: Path) -> list[tuple]:
+def _rows(pack: Pack, tables: list["Table"], path: Path) -> list[tuple]:
     result = scores.read(path)
     header = result.header
     if header.key.pack != pack.hash:
@@ -129,67 +143,13 @@ def _rows(pack: Pack, tables: list["_Table"], path: Path) -> list[tuple]:
     return rows
 
 
-@dataclasses.dataclass(frozen=True)
-class _Block:
-    """The documents of a task that have the same number of choices k."""
-
-    rows: np.ndarray
-    """int [documents]: their place within the task"""
-    requests: np.ndarray
-    """int [documents, k]"""
-    right: np.ndarray
-    """bool [documents, k]; no choice is right where lm-eval's gold is -100"""
-    chars: np.ndarray
-    bytes: np.ndarray
-    tokens: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class _Table:
-    """What the metrics of one task need, read from the pack once."""
-
-    task: dict[str, Any]
-    first: np.ndarray
-    """int [documents]: the first request of each"""
-    counts: np.ndarray
-    blocks: list[_Block]
-    words: np.ndarray
-    bytes: np.ndarray
-    content: list[str]
-
-
-def _tables(pack: Pack) -> list[_Table]:
-    tables = []
-    start = 0
-    for task in pack.tasks:
-        part = pack.documents.slice(start, task["documents"])
-        start += task["documents"]
-        content = part["content"].to_pylist() if task["own_metrics"] else []
-        first, counts = part["first_request"].to_numpy(), part["requests"].to_numpy()
-        words, size = part["words"].to_numpy(), part["bytes"].to_numpy()
-        tables.append(_Table(task, first, counts, _blocks(part, first), words, size, content))
-    return tables
-
-
-def _blocks(documents: Any, first: np.ndarray) -> list[_Block]:
-    gold = documents["gold"].to_pylist()
-    lengths = {name: documents[f"choice_{name}"].to_pylist() for name in ("chars", "bytes", "tokens")}
-    sizes = np.array([len(row) for row in lengths["chars"]])
-    blocks = []
-    for k in np.unique(sizes):
-        rows = np.flatnonzero(sizes == k)
-        right = np.zeros((len(rows), k), bool)
-        for i, row in enumerate(rows):
-            right[i, [choice for choice in gold[row] if choice >= 0]] = True
-        chars, size, tokens = (np.array([lengths[name][row] for row in rows], float) for name in lengths)
-        blocks.append(_Block(rows, first[rows, None] + np.arange(k), right, chars, size, tokens))
-    return blocks
-
-
-def _values(pack: Pack, tables: list[_Table], loglikelihood: np.ndarray, is_greedy: np.ndarray) -> dict[str, Metrics]:
+def _values(pack: Pack, tables: list[Table], loglikelihood: np.ndarray, is_greedy: np.ndarray) -> dict[str, Metrics]:
     if len(loglikelihood) != pack.requests.num_rows:
         raise UserError(f"{len(loglikelihood)} scores for a pack of {pack.requests.num_rows} requests; score again")
-    kinds = {"multiple_choice": _multiple_choice, "loglikelihood": _single, "loglikelihood_rolling": _rolling}
+    kinds = {
+        "multiple_choice": _multiple_choice, "loglikelihood": _single, "loglikelihood_rolling": _rolling,
+        "generate_until": _solutions,
+    }  # fmt: skip
     values: dict[str, Metrics] = {}
     for table in tables:
         compute = _own if table.task["own_metrics"] else kinds[table.task["output_type"]]
@@ -199,51 +159,34 @@ def _values(pack: Pack, tables: list[_Table], loglikelihood: np.ndarray, is_gree
     return values
 
 
-def _multiple_choice(table: _Table, loglikelihood: np.ndarray, is_greedy: np.ndarray) -> Metrics:
-    columns: dict[str, np.ndarray] = {}
-
-    def put(name: str, rows: np.ndarray, values: np.ndarray) -> None:
-        columns.setdefault(name, np.full(len(table.first), np.nan))[rows] = values
-
-    for block in table.blocks:
-        rows, right = block.rows, block.right
-        scored = loglikelihood[block.requests]
-        each = np.arange(len(rows))
-        put("acc", rows, right[each, scored.argmax(axis=1)])
-        put("acc_norm", rows, right[each, _per(scored, block.chars).argmax(axis=1)])
-        put("acc_bytes", rows, right[each, _per(scored, block.bytes).argmax(axis=1)])
-        put("exact_match", rows, np.any(is_greedy[block.requests] & right, axis=1))
-        if table.task["unconditional"]:
-            alone = loglikelihood[block.requests + right.shape[1]]
-            put("acc_mutual_info", rows, right[each, (scored - alone).argmax(axis=1)])
-        known = right.any(axis=1)  # without a right choice there is no probability of it
-        rows, right, scored = rows[known], right[known], scored[known]
-        mass = _softmax(scored)
-        put("brier_score", rows, ((mass - right) ** 2).sum(axis=1))
-        put("choice_prob", rows, (mass * right).sum(axis=1))
-        put("choice_prob_per_token", rows, (_softmax(_per(scored, block.tokens[known])) * right).sum(axis=1))
-        put("choice_prob_per_char", rows, (_softmax(_per(scored, block.chars[known])) * right).sum(axis=1))
-        best = np.where(right, scored, -np.inf).max(axis=1)
-        put("margin", rows, best - np.where(right, -np.inf, scored).max(axis=1))
-        at = np.where(right, scored, -np.inf).argmax(axis=1)
-        put("bits_per_byte", rows, -_per(best, block.bytes[known][np.arange(len(at)), at]) / math.log(2))
+def _means(columns: document_metrics.Columns) -> Metrics:
+    """An accuracy of a value that is not finite (an empty choice) is left out."""
     return {name: mean_and_stderr(column[np.isfinite(column)].tolist()) for name, column in columns.items()}
 
 
-def _single(table: _Table, loglikelihood: np.ndarray, is_greedy: np.ndarray) -> Metrics:
-    scored = loglikelihood[table.first]
-    size = np.concatenate([block.bytes[:, 0] for block in table.blocks])
-    size = size[np.argsort(np.concatenate([block.rows for block in table.blocks]))]
-    mean = mean_and_stderr(scored.tolist())
+def _multiple_choice(table: Table, loglikelihood: np.ndarray, is_greedy: np.ndarray) -> Metrics:
+    metrics = _means(document_metrics.columns(table, loglikelihood, is_greedy))
+    pooled = sorted({"f1", "mcc"} & set(table.task["lm_eval_metrics"])) if table.mode == "lm-eval" else []
+    if pooled:
+        from fineline_jax.scoring.own_metrics import of_predictions
+
+        pairs = document_metrics.predictions(table, loglikelihood)
+        metrics |= {metric: of_predictions(table.task["task"], metric, pairs) for metric in pooled}
+    return metrics
+
+
+def _single(table: Table, loglikelihood: np.ndarray, is_greedy: np.ndarray) -> Metrics:
+    mean = mean_and_stderr(loglikelihood[table.first].tolist())
     perplexity = _exp(-mean.value)
-    return {
-        "acc": mean_and_stderr(is_greedy[table.first].astype(float).tolist()),
-        "perplexity": Value(perplexity, perplexity * mean.stderr, mean.n),
-        "bits_per_byte": mean_and_stderr((-_per(scored, size) / math.log(2)).tolist()),
-    }
+    metrics = _means(document_metrics.columns(table, loglikelihood, is_greedy))
+    return {**metrics, "perplexity": Value(perplexity, perplexity * mean.stderr, mean.n)}
 
 
-def _rolling(table: _Table, loglikelihood: np.ndarray, is_greedy: np.ndarray) -> Metrics:
+def _solutions(table: Table, loglikelihood: np.ndarray, is_greedy: np.ndarray) -> Metrics:
+    return _means(document_metrics.columns(table, loglikelihood, is_greedy))
+
+
+def _rolling(table: Table, loglikelihood: np.ndarray, is_greedy: np.ndarray) -> Metrics:
     scored = loglikelihood[table.first]
     metrics: Metrics = {}
     for name, weights in (("word_perplexity", table.words), ("byte_perplexity", table.bytes)):
@@ -257,15 +200,30 @@ def _rolling(table: _Table, loglikelihood: np.ndarray, is_greedy: np.ndarray) ->
     return metrics
 
 
-def _own(table: _Table, loglikelihood: np.ndarray, is_greedy: np.ndarray) -> Metrics:
+def _own(table: Table, loglikelihood: np.ndarray, is_greedy: np.ndarray) -> Metrics:
     """The task's own code. lm-eval is imported here, since only such tasks need it."""
     from fineline_jax.scoring.own_metrics import aggregated
 
+    return aggregated(table.task["task"], *_own_arguments(table, loglikelihood, is_greedy))
+
+
+def _own_columns(table: Table, loglikelihood: np.ndarray, is_greedy: np.ndarray) -> document_metrics.Columns:
+    from fineline_jax.scoring.own_metrics import per_document
+
+    found = per_document(table.task["task"], *_own_arguments(table, loglikelihood, is_greedy))
+    return {
+        metric: np.array(items, float)
+        for metric, items in found.items()
+        if all(isinstance(item, int | float | np.number | np.bool_) for item in items)
+    }
+
+
+def _own_arguments(table: Table, loglikelihood: np.ndarray, is_greedy: np.ndarray) -> tuple[list, list]:
     results = [
         [(float(loglikelihood[i]), bool(is_greedy[i])) for i in range(first, first + count)]
         for first, count in zip(table.first, table.counts, strict=True)
     ]
-    return aggregated(table.task["task"], [json.loads(text) for text in table.content], results)
+    return [json.loads(text) for text in table.content], results
 
 
 def _group(group: dict[str, Any], values: dict[str, Metrics]) -> Metrics:
@@ -280,7 +238,7 @@ def _group(group: dict[str, Any], values: dict[str, Metrics]) -> Metrics:
         total = sum(sizes)
         if total == 0:
             continue
-        if group["weight_by_size"].get(metric, True):
+        if group["weight_by_size"].get(metric, group["weight_others_by_size"]):
             value = sum([part.value * part.n for part in parts if part.n]) / total
             pooled = sum([(n - 1) * se**2 * n for n, se in zip(sizes, errors, strict=True)])
             stderr = math.sqrt(pooled / (total - len(sizes)) / total) if total > len(sizes) else math.nan
@@ -298,17 +256,6 @@ def _ratio(values: np.ndarray, weights: np.ndarray) -> Value:
     residuals = values - ratio * weights
     stderr = math.sqrt(n / (n - 1) * float((residuals**2).sum())) / int(weights.sum()) if n > 1 else math.nan
     return Value(ratio, stderr, n)
-
-
-def _per(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """An empty choice gives -inf or nan as in lm-eval, without the warning."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return values / lengths
-
-
-def _softmax(x: np.ndarray) -> np.ndarray:
-    weights = np.exp(x - x.max(axis=1, keepdims=True))
-    return weights / weights.sum(axis=1, keepdims=True)
 
 
 def _exp(x: float) -> float:

@@ -1,39 +1,80 @@
-"""Metrics of tasks that bring their own `process_results`: lm-eval's code on the stored documents."""
+"""Metrics of tasks that bring their own `process_results`, and f1 and mcc: lm-eval's code on what is stored."""
 
 import math
+from collections import Counter
 from typing import Any
 
 from lm_eval.api.metrics import mean, perplexity
-from lm_eval.api.registry import get_aggregation
+from lm_eval.api.registry import get_aggregation, get_metric_aggregation
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from fineline_jax.errors import UserError
 from fineline_jax.scoring.metrics import Metrics, Value, mean_and_stderr
 from fineline_jax.scoring.tasks import definition_file
 
+Results = list[list[tuple[float, bool]]]
+"""(log-likelihood, greedy) of each request of each document"""
 
-def aggregated(task: str, documents: list[dict[str, Any]], results: list[list[tuple[float, bool]]]) -> Metrics:
-    """Metric -> value; results: (log-likelihood, greedy) of each request of each document.
+
+def aggregated(task: str, documents: list[dict[str, Any]], results: Results) -> Metrics:
+    """Metric -> value.
 
     Standard errors for means and perplexity only. Raises UserError if the installed lm-eval has no such task.
     """
+    config = _config(task)
+    items = per_document(task, documents, results)
+    return {metric: _aggregate(_aggregation(config, metric), values) for metric, values in items.items()}
+
+
+def per_document(task: str, documents: list[dict[str, Any]], results: Results) -> dict[str, list[Any]]:
+    """Metric -> what the task's `process_results` gives for each document that has it."""
+    config = _config(task)
+    items: dict[str, list[Any]] = {}
+    for document, result in zip(documents, results, strict=True):
+        for metric, value in config["process_results"](document, result).items():
+            items.setdefault(metric, []).append(value)
+    return items
+
+
+def of_predictions(task: str, metric: str, pairs: list[tuple[int, int]]) -> Value:
+    """f1 or mcc by the task's own aggregation of (right choice, chosen one).
+
+    The standard error is the jackknife's; documents with the same pair are left out in the same way, so that this
+    takes as many evaluations as there are distinct pairs.
+    """
+    aggregation = _aggregation(_config(task), metric)
+    n = len(pairs)
+    try:
+        value = float(aggregation(pairs))
+        counts = Counter(pairs)
+        without = {}
+        for pair in counts if n > 2 else ():
+            rest = list(pairs)
+            rest.remove(pair)
+            without[pair] = float(aggregation(rest))
+    except ValueError as error:  # scikit-learn's: f1 of two classes for more
+        raise UserError(f"task {task!r}: lm-eval's {metric} fails on its documents: {error}") from None
+    if not without:
+        return Value(value, math.nan, n)
+    centre = sum(count * without[pair] for pair, count in counts.items()) / n
+    spread = sum(count * (without[pair] - centre) ** 2 for pair, count in counts.items())
+    return Value(value, math.sqrt((n - 1) / n * spread), n)
+
+
+def _config(task: str) -> dict[str, Any]:
     path = definition_file(task)
     if path is None:
         raise UserError(
             f"task {task!r} computes its own metrics, and this lm-eval has no such task; install the pack's version"
         )
-    config = load_yaml(path)
-    items: dict[str, list[Any]] = {}
-    for document, result in zip(documents, results, strict=True):
-        for metric, value in config["process_results"](document, result).items():
-            items.setdefault(metric, []).append(value)
-    return {metric: _aggregate(_aggregation(config, metric), values) for metric, values in items.items()}
+    return load_yaml(path)
 
 
 def _aggregation(config: dict[str, Any], metric: str) -> Any:
+    """As `ConfigurableTask.__init__`: the one named, else the metric's default; what is not listed is averaged."""
     for entry in config.get("metric_list") or ():
-        if entry["metric"] == metric and "aggregation" in entry:
-            chosen = entry["aggregation"]
+        if entry["metric"] == metric:
+            chosen = entry.get("aggregation") or get_metric_aggregation(metric) or mean
             return get_aggregation(chosen) if isinstance(chosen, str) else chosen
     return mean
 

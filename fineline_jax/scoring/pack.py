@@ -1,6 +1,6 @@
 """The request pack: every request of a suite, tokenised once, in one folder.
 
-    manifest.json        suite, tasks, groups, tokenizer, BOS policy, counts, hash
+    manifest.json        suite, mode, tasks, groups, tokenizer, BOS policy, counts, hash
     contexts.parquet     one row per distinct context: context, text, tokens
     requests.parquet     one row per request: request, task, doc, choice, context (row above; -1 for rolling), text,
                          tokens (of the continuation)
@@ -28,7 +28,7 @@ from fineline_jax.errors import UserError
 if TYPE_CHECKING:
     from fineline_jax.scoring.tokenizer import Bos
 
-FORMAT = 1
+FORMAT = 2
 _NAME = pa.dictionary(pa.int32(), pa.string())
 _INTS = pa.list_(pa.int32())
 SCHEMAS = {
@@ -136,6 +136,7 @@ def prepare(
     bos: "Bos" = "auto",
     max_context: int | None = None,
     limit: int | None = None,
+    mode: str | None = None,
 ) -> Pack:
     """Build every request of `suite` with lm-eval's task code, tokenise it and write the pack to `out`.
 
@@ -143,13 +144,16 @@ def prepare(
     documents (`tasks.local_folder`); tfds: a TFDS data folder (`tfds_source.from_tfds`); neither: the hub.
     bos: whether BOS is put before each context. max_context: tokens a request is cut to, from the left, instead of the
     context of each model (lm-eval's max_length). limit: only the first documents of each task, as lm-eval's --limit.
+    mode: how requests are encoded and compared (`modes.MODES`), instead of the suite's own.
     The same arguments give the same bytes. Raises UserError for bad input or if `out` is something else than a pack.
     """
     # Here and not above: whoever reads a pack needs neither lm-eval nor a tokenizer.
     from fineline_jax.scoring.build import build
 
     refuse_to_replace(out)
-    pack = build(suite, tokenizer, benchmarks=benchmarks, tfds=tfds, bos=bos, max_context=max_context, limit=limit)
+    pack = build(
+        suite, tokenizer, benchmarks=benchmarks, tfds=tfds, bos=bos, max_context=max_context, limit=limit, mode=mode
+    )
     save(pack, out)
     return pack
 
@@ -203,7 +207,7 @@ def content_hash(pack: Pack) -> str:
     """sha256 over the columns and the parts of the manifest that decide a log-likelihood or a metric."""
     digest = hashlib.sha256()
     manifest = pack.manifest
-    decisive = {key: manifest[key] for key in ("format", "max_context", "prefix_token")}
+    decisive = {key: manifest[key] for key in ("format", "mode", "max_context", "prefix_token")}
     decisive["tokenizer"] = manifest["tokenizer"]["sha256"]
     decisive["tasks"] = [[task["task"], task["output_type"], task["shots"]] for task in manifest["tasks"]]
     digest.update(json.dumps(decisive, sort_keys=True).encode())

@@ -9,6 +9,7 @@ import yaml
 
 from fineline_jax.catalogue import config_names, find_config
 from fineline_jax.errors import UserError
+from fineline_jax.scoring.modes import check_mode
 
 _PATTERN = "suites/{}.yaml"
 
@@ -35,8 +36,11 @@ class Suite:
 
     name: str
     tasks: tuple[TaskSpec, ...]
+    mode: str = "lm-eval"
+    """How its requests are encoded and compared (`modes.MODES`)."""
 
     def __post_init__(self) -> None:
+        check_mode(self.mode, f"suite {self.name!r}")
         if not self.tasks:
             raise UserError(f"suite {self.name!r} has no tasks; list at least one under `tasks:`")
         seen: set[str] = set()
@@ -78,7 +82,11 @@ def read_suite(path: Path) -> Suite:
         raise UserError(
             f"{path}: a suite needs the keys `name` and `tasks`, a list of {{task, domain, shots, metric, chance}}"
         )
-    return Suite(str(value.get("name", path.stem)), tuple(_from_entry(path, entry) for entry in value["tasks"]))
+    for key in value:
+        if key not in ("name", "mode", "tasks"):
+            raise UserError(f"{path}: a suite has no key {key!r}; known: name, mode, tasks")
+    tasks = tuple(_from_entry(path, entry) for entry in value["tasks"])
+    return Suite(str(value.get("name", path.stem)), tasks, str(value.get("mode", "lm-eval")))
 
 
 def shipped_suites() -> Iterator[Suite]:

@@ -24,14 +24,15 @@ import pyarrow.parquet
 from lm_eval.api.group import Group as LmEvalGroup
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Entry, Kind, TaskIndex
-from lm_eval.tasks._yaml_loader import load_yaml
 
 from fineline_jax.errors import UserError
+from fineline_jax.scoring import gold
 from fineline_jax.scoring.suite import Suite, TaskSpec
 
 FEWSHOT_SEED = 1234
 """lm-eval's default; one generator per task, drawn document after document."""
-SCOREABLE = ("multiple_choice", "loglikelihood", "loglikelihood_rolling")
+SCOREABLE = ("multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until")
+"""Output types of lm-eval. Of the last kind the gold solutions are scored (`gold`)."""
 LoadDataset = Callable[..., Any]
 
 # lm-eval compiles the same few templates again for every document and every shot: 15 times the time of using them.
@@ -59,6 +60,8 @@ class Group:
     leaves: tuple[str, ...]
     metrics: tuple[tuple[str, bool], ...]
     """(metric, weighted by the number of documents)"""
+    definition: Any = None
+    """lm-eval's group object."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Document:
 
     doc: dict[str, Any]
     requests: tuple[tuple[str, str], ...]
-    """(context, continuation); one ("", text) for loglikelihood_rolling."""
+    """(context, continuation); ("", text) for loglikelihood_rolling; each gold solution for generate_until."""
     gold: tuple[int, ...]
     """Right choices; -100 where the label names no choice, as in lm-eval."""
     choices: tuple[str, ...]
@@ -83,7 +86,7 @@ def load_tasks(suite: Suite, source: LoadDataset | None = None) -> tuple[list[Ta
     """The leaf tasks of `suite` in order, and the groups among its entries.
 
     `source` replaces `datasets.load_dataset` (see `local_folder`); None: the hub. Raises UserError for an unknown
-    task, a task that generates text, fixed shots, or missing documents.
+    task, fixed shots, or missing documents.
     """
     manager = TaskManager(include_defaults=False, include_path=str(_own_tasks()))
     if any(spec.task not in manager.task_index for spec in suite.tasks):
@@ -121,7 +124,9 @@ def documents(task: Task, limit: int | None = None) -> Iterator[Document]:
     world size 1. Drawing few-shot examples has state: load the tasks anew for a second pass."""
     definition = task.definition
     output_type = definition.OUTPUT_TYPE
+    _remember_shots(definition)
     for doc_id, doc in definition.doc_iterator(rank=0, limit=limit, world_size=1):
+        prefix = definition.doc_to_prefix(doc)
         context = definition.fewshot_context(
             doc,
             num_fewshot=definition.config.num_fewshot or 0,
@@ -129,8 +134,14 @@ def documents(task: Task, limit: int | None = None) -> Iterator[Document]:
             apply_chat_template=False,
             fewshot_as_multiturn=False,
             chat_template=None,
-            gen_prefix=definition.doc_to_prefix(doc),
+            gen_prefix=prefix,
         )
+        target = str(definition.doc_to_target(doc))
+        if output_type == "generate_until":
+            solutions = gold.continuations(task.name, definition, doc, prefix)
+            requests = tuple((context, text) for text, _ in solutions)
+            yield Document(doc, requests, (0,), tuple(solution for _, solution in solutions), target, 0, 0)
+            continue
         built = definition.construct_requests(doc=doc, ctx=context, metadata=(task.name, doc_id, 1))
         instances = built if isinstance(built, list) else [built]
         if any(len(instance.args) != (1 if output_type == "loglikelihood_rolling" else 2) for instance in instances):
@@ -138,7 +149,6 @@ def documents(task: Task, limit: int | None = None) -> Iterator[Document]:
                 f"task {task.name!r} asks about images or sound, which a language model cannot score; drop it"
             )
         requests = tuple(("", i.args[0]) if len(i.args) == 1 else (i.args[0], str(i.args[1])) for i in instances)
-        target = str(definition.doc_to_target(doc))
         if output_type == "multiple_choice":
             choices = tuple(definition.doc_to_choice(doc))
             yield Document(doc, requests, _gold(definition, doc, choices), choices, target, 0, 0)
@@ -197,21 +207,21 @@ class Splits(datasets.DatasetDict):
 @functools.lru_cache(maxsize=8)
 def _read_split(file: str) -> datasets.Dataset:
     """In memory, past the cache of `datasets`: the features come from the schema that Hugging Face writes along."""
-    return datasets.Dataset(pyarrow.parquet.read_table(file))
+    # Given a fingerprint, `datasets` does not pickle and hash all of it, which takes longer than reading it.
+    return datasets.Dataset(pyarrow.parquet.read_table(file), fingerprint=hashlib.sha256(file.encode()).hexdigest())
 
 
 def _load_one(manager: TaskManager, spec: TaskSpec, source: LoadDataset | None) -> Any:
     """As `lm_eval.simple_evaluate` loads: construct, then set shots and seed."""
     patch = mock.patch.object(datasets, "load_dataset", source) if source else contextlib.nullcontext()
-    _refuse_generation(manager.task_index[spec.task], spec)
     try:
-        with _quiet(), patch:
+        with _quiet(), patch, gold.without_checkers():
             loaded = manager.load([spec.task])
     except UserError as error:
         raise UserError(f"task {spec.task!r}: {error}") from None
     for name, definition in loaded["tasks"].items():
         if definition.OUTPUT_TYPE not in SCOREABLE:
-            raise UserError(_generates(name))
+            raise UserError(f"task {name!r} is of output_type {definition.OUTPUT_TYPE}, which is not scored; drop it")
         fixed = definition.get_config("num_fewshot")
         if fixed == 0 and spec.shots:
             raise UserError(f"task {name!r} is fixed to 0 shots by its definition; set shots: 0 for it")
@@ -220,24 +230,28 @@ def _load_one(manager: TaskManager, spec: TaskSpec, source: LoadDataset | None) 
     return loaded
 
 
-def _refuse_generation(entry: Entry, spec: TaskSpec) -> None:
-    """Before its documents are fetched."""
-    if entry.kind == Kind.TASK and entry.yaml_path is not None:
-        config = load_yaml(entry.yaml_path, resolve_func=False)
-        if config.get("output_type", "generate_until") == "generate_until":
-            raise UserError(_generates(spec.task))
+def _remember_shots(definition: Any) -> None:
+    """Render the parts of each solved example once, not once per document it is shown to."""
+    shown = {id(doc) for doc in definition.sampler.df} if getattr(definition, "sampler", None) else set()
+    for name in ("doc_to_text", "doc_to_target", "doc_to_choice"):
+        original = getattr(definition, name)
+        rendered: dict[tuple[int, bool], Any] = {}
 
+        def render(doc: Any, own: Any = None, *, original: Any = original, rendered: dict = rendered) -> Any:
+            if id(doc) not in shown:
+                return original(doc, own)
+            key = (id(doc), own is None)  # `own`: the rule for solved examples alone, one per task
+            if key not in rendered:
+                rendered[key] = original(doc, own)
+            return rendered[key]
 
-def _generates(name: str) -> str:
-    return (
-        f"task {name!r} is of output_type generate_until: it cannot be scored by log-likelihood; drop it from the suite"
-    )
+        setattr(definition, name, render)
 
 
 def _group(name: str, group: LmEvalGroup, spec: TaskSpec) -> Group:
     leaves = tuple(task.task_name for task in group.get_all_tasks())
     metrics = tuple((m.metric, bool(m.weight_by_size)) for m in group.aggregate_metric_list or ())
-    return Group(name, spec.domain, spec.chance, leaves, metrics)
+    return Group(name, spec.domain, spec.chance, leaves, metrics, group)
 
 
 def _gold(definition: Any, doc: dict[str, Any], choices: tuple[str, ...]) -> tuple[int, ...]:

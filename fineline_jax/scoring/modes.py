@@ -1,0 +1,61 @@
+"""Scoring modes: how the same requests are encoded and compared.
+
+    lm-eval          Context and continuation are encoded as one string. Choices are compared by log-likelihood, as it
+                     is or per character, the leading space not counted.
+    olmes            They are encoded apart, BOS first if the tokenizer has one. Choices are compared raw, per token,
+                     and per character with the leading space. Groups are plain means. At most 2048 tokens are fed.
+                     Source: allenai/OLMo-in-loop-evals, `olmo_eval/tasks.py` and `metrics.py`; arXiv 2406.08446.
+    opencompass-ppl  Prompt and choice are one text; that with the lowest mean cross-entropy over all of its tokens
+                     wins, solved examples included. Source: open-compass/opencompass, `models/huggingface.py`,
+                     `_get_ppl`: the sum over all tokens but the first is divided by the number of all tokens.
+
+The prompts are lm-eval's in every mode. The mode is a key of a suite or an option, and part of the hash of the pack.
+"""
+
+from typing import Literal, get_args
+
+from fineline_jax.errors import UserError
+
+Mode = Literal["lm-eval", "olmes", "opencompass-ppl"]
+MODES: tuple[str, ...] = get_args(Mode)
+OLMES_CONTEXT = 2048
+_CHOICE_METRICS = {
+    "olmes": {None: "acc_per_char", "acc": "acc_raw", "acc_norm": "acc_per_char"},
+    "opencompass-ppl": {None: "acc_ppl", "acc": "acc_ppl", "acc_norm": "acc_ppl"},
+}
+_FIRST = {
+    "multiple_choice": "acc",
+    "loglikelihood": "acc",
+    "loglikelihood_rolling": "bits_per_byte",
+    "generate_until": "bits_per_byte",
+}
+
+
+def first_metric(mode: str, output_type: str, wanted: str | None) -> str:
+    """The metric reported first; a metric of lm-eval's mode that a suite names is read as its counterpart."""
+    if output_type == "multiple_choice" and mode != "lm-eval":
+        return _CHOICE_METRICS[mode].get(wanted, wanted) or "acc"
+    return wanted or _FIRST[output_type]
+
+
+def largest_context(mode: str, given: int | None) -> int | None:
+    """Tokens of a request that are fed at most; None: as many as the model takes."""
+    if mode == "olmes":
+        return min(given or OLMES_CONTEXT, OLMES_CONTEXT)
+    return given
+
+
+def weighted_by_size(mode: str) -> bool:
+    """Whether the tasks of a group count by their documents where the group does not say."""
+    return mode != "olmes"
+
+
+def check_mode(mode: str, where: str) -> None:
+    if mode not in MODES:
+        raise UserError(f"{where}: mode {mode!r} must be one of {', '.join(MODES)}")
+
+
+def check_task(mode: str, task: str, output_type: str, own_metrics: bool) -> None:
+    """Refuse a task that the mode does not define."""
+    if mode == "opencompass-ppl" and (output_type != "multiple_choice" or own_metrics):
+        raise UserError(f"task {task!r}: mode opencompass-ppl compares the choices of a question; drop this task")

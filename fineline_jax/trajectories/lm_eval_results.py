@@ -89,6 +89,10 @@ def _identity(file: Path, content: dict[str, Any], tokens_per_step: float | None
         arguments = dict(part.split("=", 1) for part in arguments.split(",") if "=" in part)
     name = str(arguments.get("pretrained") or content.get("model_name") or config.get("model") or file.parent.name)
     revision = str(arguments.get("revision") or "")
+    if "tokens" in arguments:  # by `fineline export-scores`: pretrained=SERIES/CHECKPOINT, revision=CHECKPOINT
+        step_found = _STEP.search(revision)
+        series = name.removesuffix(f"/{revision}").rsplit("/", 1)[-1]
+        return series, revision, float(step_found.group(1)) if step_found else float("nan"), float(arguments["tokens"])
     place = revision if _STEP.search(revision) or _TOKENS.search(revision) else name.rstrip("/").rsplit("/", 1)[-1]
     if not (_STEP.search(place) or _TOKENS.search(place)):
         place = file.stem

@@ -41,7 +41,7 @@ def evaluate(place: Path, model: Any, **options: Any) -> dict[str, Any]:
     import lm_eval
 
     names = SUITE.replace("@1", "")
-    loaded, groups = tasks.load_tasks(suite.open_suite(SUITE), tasks.local_folder(place / "benchmarks"))
+    loaded, _groups = tasks.load_tasks(suite.open_suite(SUITE), tasks.local_folder(place / "benchmarks"))
     assert [task.name for task in loaded] == names.split(",")
     definitions = {task.name: task.definition for task in loaded}
     result = lm_eval.evaluate(model, {"tasks": definitions}, bootstrap_iters=lm_eval_export.BOOTSTRAP, **options)

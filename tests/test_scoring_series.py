@@ -20,7 +20,7 @@ from series_examples import CONFIG, make_series, one_device
 
 from fineline_jax.checkpoints import series
 from fineline_jax.errors import UserError
-from fineline_jax.scoring import forward, opening, pack, scorer, scores
+from fineline_jax.scoring import forward, pack, scorer, scores
 from fineline_jax.scoring.parts import Part, part_of
 
 
@@ -74,7 +74,7 @@ def test_a_checkpoint_that_cannot_be_opened_is_passed_over_and_named(run, made, 
     weights = run / "step2/model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(scorer.NotAllScored, match=r"1 checkpoints .* run/step2 \(.*model\.safetensors.*others are scored"):
+    with pytest.raises(scorer.NotAllScored, match=r"1 checkpoints .* run/step2 \(.*safetensors.*others are scored"):
         score(run, made, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out/run").iterdir()) == ["step1.parquet", "step3.parquet"]
     weights.write_bytes(whole)
@@ -301,7 +301,7 @@ def test_two_processes_of_two_devices_score_like_one_device(run, made, tmp_path)
         for index in range(2)
     ]
     errors = [process.communicate(timeout=400)[1] for process in processes]
-    assert [process.returncode for process in processes] == [2, 2], errors
+    assert [process.returncode for process in processes] == [1, 1], errors
     assert all("step2" in error for error in errors)
     for name in ("step1", "step3"):
         one, two = (scores.read(tmp_path / where / f"run/{name}.parquet") for where in ("one", "two"))

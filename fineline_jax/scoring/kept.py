@@ -14,7 +14,14 @@ from fineline_jax.models.config import ModelConfig
 from fineline_jax.scoring import scores
 from fineline_jax.scoring.agreement import from_first
 from fineline_jax.scoring.pack import Pack, load
-from fineline_jax.scoring.scorer import ENGINE, check_tokenizer_folder, model_context, recognised, score_params
+from fineline_jax.scoring.scorer import (
+    ENGINE,
+    check_tokenizer_folder,
+    model_context,
+    pick_engine,
+    recognised,
+    score_params,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +61,7 @@ class ScoreKept:
                 model_context(self.pack, self.config),
                 self._key(series.identity(checkpoint)),
                 series.version(checkpoint),
+                *pick_engine(self.config),
             )
             scores.write(self.out, scores.Scores(header, loglikelihood, is_greedy))
             line = {"series": checkpoint.series, "checkpoint": checkpoint.name, "requests": len(loglikelihood)}

@@ -27,7 +27,7 @@ from fineline_jax.recipe import Mesh
 from fineline_jax.scoring.encode import Encoder, Tokens
 from fineline_jax.scoring.pack import Pack
 from fineline_jax.scoring.scorer import score_params
-from fineline_jax.scoring.tokenizer import open_tokenizer
+from fineline_jax.scoring.tokenizer import Bos, open_tokenizer
 
 
 @register_model("fineline")
@@ -68,7 +68,7 @@ class FinelineLM(TemplateLM):
         folder = Path(tokenizer) if tokenizer else tokenizer_folder(checkpoint)
         if folder is None:
             raise UserError(f"{pretrained}: no tokenizer beside the checkpoint; give tokenizer=FOLDER")
-        bos = {None: "auto", True: "always", False: "never"}[add_bos_token]
+        bos: Bos = "auto" if add_bos_token is None else "always" if add_bos_token else "never"
         self.encoder = Encoder(open_tokenizer(folder, bos), bos)
         self.tokenizer = self.encoder.tokenizer
         self.mesh = make_mesh(Mesh(replica, fsdp, tensor))
@@ -105,7 +105,8 @@ class FinelineLM(TemplateLM):
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log p(continuation | context), whether it is the greedy one) of each request."""
-        encoded = self.encoder.pairs([request.args for request in requests])
+        pairs: list[Any] = [request.args for request in requests]
+        encoded = self.encoder.pairs(pairs)
         return self._score(_pack(encoded, [_task(request) for request in requests], *self._decisive))
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:

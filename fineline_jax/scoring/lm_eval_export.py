@@ -155,7 +155,11 @@ def _stored_documents(pack: Pack) -> Iterator[dict[str, Documents]]:
 def _config(pack: Pack, found: Scores) -> dict[str, Any]:
     """As `lm_eval.simple_evaluate` describes the model and the run; `fineline analyze` reads tokens from it."""
     header = found.header
-    arguments: dict[str, Any] = {"pretrained": f"{header.series}/{header.checkpoint}", "dtype": header.key.dtype}
+    arguments: dict[str, Any] = {
+        "pretrained": f"{header.series}/{header.checkpoint}",
+        "revision": header.checkpoint,
+        "dtype": header.key.dtype,
+    }
     if header.tokens is not None:
         arguments["tokens"] = header.tokens
     return {

@@ -1,0 +1,202 @@
+"""Scoring a run that is still training: from beside it (--watch), and in its memory (pretrain --score)."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from scoring_examples import write_benchmarks, write_tokenizer
+from series_examples import CONFIG, one_device
+
+from fineline_jax.checkpoints.series import Series, open_series
+from fineline_jax.data.corpora import prepare_amber
+from fineline_jax.errors import UserError
+from fineline_jax.recipe import (
+    Batch,
+    Checkpoints,
+    Compute,
+    Data,
+    Every,
+    Logging,
+    Mesh,
+    Optimizer,
+    Recipe,
+    Schedule,
+    Source,
+)
+from fineline_jax.scoring import kept, pack, scorer, scores, watching
+from fineline_jax.scoring.parts import WHOLE, Part
+from fineline_jax.training import loop
+
+STEPS, SEQUENCES, LENGTH = 6, 4, 8
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """Data, tokenizer, benchmarks and pack."""
+    place = tmp_path_factory.mktemp("training")
+    tokenizer = write_tokenizer(place / "tokenizer", adds_bos=True)
+    windows = np.random.default_rng(0).integers(0, 400, (40, LENGTH + 1)).tolist()
+    lines = place / "train_0.jsonl"
+    lines.write_text("".join(json.dumps({"token_ids": row, "source": "x"}) + "\n" for row in windows))
+    prepare_amber([lines], place / "data", vocab_size=512, sequence_length=LENGTH, tokenizer=tokenizer)
+    benchmarks = write_benchmarks(place / "benchmarks", documents=5)
+    pack.prepare("piqa,arc_easy", tokenizer, place / "pack", benchmarks=benchmarks)
+    return place
+
+
+def recipe_of(place: Path) -> Recipe:
+    step = SEQUENCES * LENGTH
+    return Recipe(
+        name="small",
+        model=CONFIG,
+        data=Data((Source(str(place / "data")),), sequence_length=LENGTH),
+        batch=Batch(SEQUENCES),
+        optimizer=Optimizer(Schedule(peak=1e-2, warmup_tokens=2 * step)),
+        tokens=STEPS * step,
+        checkpoints=Checkpoints(every=(Every(2 * step),), latest_every_tokens=step),
+        mesh=Mesh(fsdp=1),
+        compute=Compute(dtype="float32", remat="none"),
+        logging=Logging(tensorboard=False, validation_sequences=0),
+    )
+
+
+@pytest.fixture(autouse=True)
+def on_one_device(monkeypatch):
+    real = loop.make_mesh
+    monkeypatch.setattr(loop, "make_mesh", lambda mesh: real(mesh, jax.devices()[:1]))
+
+
+@pytest.fixture(scope="module")
+def trained(place) -> Path:
+    """A run scored in memory while it trained."""
+    with pytest.MonkeyPatch.context() as patch:
+        real = loop.make_mesh
+        patch.setattr(loop, "make_mesh", lambda mesh: real(mesh, jax.devices()[:1]))
+        loop.pretrain(recipe_of(place), place / "run", on_kept=hook(place, place / "run"))
+    return place / "run"
+
+
+def hook(place: Path, run: Path) -> kept.ScoreKept:
+    return kept.ScoreKept(run, CONFIG, kept.open_pack(str(place / "pack"), place / "none", None), run / "scores")
+
+
+def test_scores_made_in_memory_are_those_of_the_saved_checkpoints(place, trained, tmp_path):
+    files = scorer.score_series(open_series(str(trained)), pack.load(place / "pack"), tmp_path / "out", one_device())
+    assert [path.name for path in files] == [f"step{step}.parquet" for step in (0, 2, 4, 6)]
+    for path in files:
+        assert (trained / "scores/run" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_after_it_nothing_is_left_to_score(place, trained, monkeypatch):
+    monkeypatch.setattr(scorer, "score_params", lambda *_, **__: pytest.fail("scored again"))
+    assert (
+        len(scorer.score_series(open_series(str(trained)), pack.load(place / "pack"), trained / "scores", one_device()))
+        == 4
+    )
+    loop.pretrain(recipe_of(place), trained, on_kept=hook(place, trained))
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("moment", ["before the score is computed", "before it is written"])
+def test_a_run_killed_beside_a_kept_checkpoint_scores_it_when_it_resumes_and_no_other(
+    place, trained, tmp_path, monkeypatch, moment
+):
+    run = tmp_path / "run"
+    steps: list[int] = []
+    scored = hook(place, run)
+
+    def dying(step, params):
+        steps.append(step)
+        if step == 4 and moment.startswith("before the score"):
+            raise Killed  # what is being saved is still completed
+        finish = scored(step, params)
+        if step == 4 and finish is not None:
+            return die
+        return finish
+
+    def die():
+        raise Killed
+
+    with pytest.raises(Killed):
+        loop.pretrain(recipe_of(place), run, on_kept=dying)
+    assert sorted(path.name for path in (run / "scores/run").iterdir()) == ["step0.parquet", "step2.parquet"]
+    computed: list[int] = []
+    original = kept.score_params
+    monkeypatch.setattr(kept, "score_params", lambda *a, **k: (computed.append(1), original(*a, **k))[1])
+    loop.pretrain(recipe_of(place), run, on_kept=scored)
+    assert len(computed) == 2, "steps 4 and 6"
+    for path in (trained / "scores/run").iterdir():
+        ours, whole = scores.read(run / "scores/run" / path.name), scores.read(path)
+        np.testing.assert_array_equal(ours.loglikelihood, whole.loglikelihood)
+
+
+def test_a_pack_of_another_tokenizer_is_refused_before_anything_is_scored(place, trained, tmp_path):
+    other = write_tokenizer(tmp_path / "other", adds_bos=False)
+    packed = pack.prepare("piqa", other, tmp_path / "p", benchmarks=place / "benchmarks")
+    with pytest.raises(UserError, match=r"does not add|adds BOS"):
+        kept.ScoreKept(trained, CONFIG, packed, tmp_path / "out")(2, {})
+
+
+# Watching
+
+
+def unfinished(trained: Path, copy: Path) -> list[Path]:
+    """A copy of the run whose checkpoints are all still being written; their records come with `complete`."""
+    shutil.copytree(trained, copy, ignore=shutil.ignore_patterns("scores"))
+    records = sorted(copy.glob("checkpoints/*/complete.json"), key=lambda path: int(path.parent.name))
+    for path in records:
+        path.rename(path.with_suffix(".later"))
+    return records
+
+
+def complete(record: Path) -> None:
+    record.with_suffix(".later").rename(record)
+
+
+def test_checkpoints_are_scored_as_they_become_complete_until_the_last(trained, tmp_path):
+    records = unfinished(trained, tmp_path / "run")
+    seen: list[list[str]] = []
+
+    def score(series: list[Series], part: Part) -> list[Path]:
+        assert part == WHOLE
+        seen.append([checkpoint.name for checkpoint in series[0].checkpoints])
+        if len(seen) < len(records):
+            complete(records[len(seen)])
+        return [Path(name) for name in seen[-1]]
+
+    complete(records[0])
+    assert watching.watch_run(tmp_path / "run", score, poll_seconds=0.01) == 4
+    assert seen == [["step0"], ["step0", "step2"], ["step0", "step2", "step4"], ["step0", "step2", "step4", "step6"]]
+
+
+def test_a_watch_ends_when_nothing_comes_any_more(trained, tmp_path, caplog):
+    records = unfinished(trained, tmp_path / "run")
+    with pytest.raises(UserError, match="no kept checkpoint after 0s; is the run training"):
+        watching.wait_for_first(tmp_path / "run", 0.05, poll_seconds=0.01)
+    complete(records[0])
+    watching.wait_for_first(tmp_path / "run", 0.05)
+    score = lambda series, part: [Path("x")] * len(series[0].checkpoints)
+    assert watching.watch_run(tmp_path / "run", score, WHOLE, 0.05, poll_seconds=0.01) == 1
+    assert "no new checkpoint for 0s" in caplog.text
+
+
+def test_a_checkpoint_that_cannot_be_opened_does_not_end_the_watch(place, trained, tmp_path):
+    records = unfinished(trained, tmp_path / "run")
+    for record in records:
+        complete(record)
+    damaged = max((tmp_path / "run/checkpoints/2/params").rglob("*"), key=lambda path: path.stat().st_size)
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    made = pack.load(place / "pack")
+
+    def score(series: list[Series], part: Part) -> list[Path]:
+        return scorer.score_parts(series, made, tmp_path / "out", one_device(), part=part)
+
+    with pytest.raises(scorer.NotAllScored, match="1 checkpoints could not be opened: run/step2"):
+        watching.watch_run(tmp_path / "run", score, poll_seconds=0.01)
+    assert sorted(path.stem for path in (tmp_path / "out/run").iterdir()) == ["step0", "step4", "step6"]

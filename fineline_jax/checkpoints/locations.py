@@ -17,7 +17,6 @@ from urllib.parse import quote, unquote, urljoin
 import requests
 
 from fineline_jax.checkpoints.transfer import (
-    ATTEMPTS,
     FetchError,
     RemoteFile,
     TransientError,
@@ -144,7 +143,8 @@ def _hub_names(template: str) -> list[str]:
     elif repository.count("/") == 1 and not at:  # a repository
         organisation, _, prefix = repository.partition("/")
         suffix = re.split("[@/]", after)[0]
-        listed = _hub_pages(f"api/models?author={quote(organisation)}&search={quote(prefix or suffix)}&limit=1000")
+        search = f"&search={quote(prefix or suffix)}" if prefix or suffix else ""
+        listed = _hub_pages(f"api/models?author={quote(organisation)}{search}&limit=1000")
         ids = (str(model.get("id", "")) for model in listed)
         found = [name.partition("/")[2] for name in ids if name.startswith(f"{organisation}/")]
     else:  # a folder in a repository
@@ -158,7 +158,7 @@ def _hub_names(template: str) -> list[str]:
     return [name[len(prefix) : len(name) - len(suffix)] for name in inside if len(name) > len(prefix) + len(suffix)]
 
 
-def _hub_json(where: str, attempts: int = ATTEMPTS) -> Any:
+def _hub_json(where: str, attempts: int | None = None) -> Any:
     return _json(_hub_get(f"{endpoint()}/{where}", attempts))
 
 
@@ -178,7 +178,7 @@ def _json(answer: requests.Response) -> Any:
         raise FetchError(f"{answer.url}: not valid JSON ({error}); check the address") from error
 
 
-def _hub_get(url: str, attempts: int) -> requests.Response:
+def _hub_get(url: str, attempts: int | None) -> requests.Response:
     if offline():
         raise FetchError(f"{url}: not asked, since HF_HUB_OFFLINE is set; unset it, or use what is downloaded")
     return get(url, hub_headers(url), attempts=attempts)

@@ -37,7 +37,7 @@ TOKENIZER = (
 WEIGHTS = (
     r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json",
     r"pytorch_model(-\d+-of-\d+)?\.bin|pytorch_model\.bin\.index\.json",
-    r"[^.]+|.+\.(msgpack|stream)|.+_easylm",
+    r"(?!LICENSE|NOTICE|README|Makefile|Dockerfile)[^.]+|.+\.(msgpack|stream)",
 )
 """Patterns of names, the preferred format first: safetensors, PyTorch, EasyLM's streams."""
 

@@ -109,7 +109,7 @@ def download(file: RemoteFile, target: Path) -> None:
 
 
 def get(
-    url: str, headers: Mapping[str, str] | None = None, method: str = "GET", attempts: int = ATTEMPTS
+    url: str, headers: Mapping[str, str] | None = None, method: str = "GET", attempts: int | None = None
 ) -> requests.Response:
     """A whole answer, tried again on 5xx, 408, 429 and broken connections; raises FetchError otherwise."""
     failures = 0
@@ -146,7 +146,8 @@ def offline() -> bool:
     )
 
 
-def _wait_or_give_up(url: str, error: TransientError, failures: int, attempts: int = ATTEMPTS) -> None:
+def _wait_or_give_up(url: str, error: TransientError, failures: int, attempts: int | None = None) -> None:
+    attempts = attempts or ATTEMPTS
     if failures >= attempts:
         raise FetchError(f"{url}: {error}, {failures} times in a row; try again later") from None
     wait = min(BACKOFF * 2 ** (failures - 1), LONGEST_WAIT) if error.wait is None else min(error.wait, LONGEST_WAIT)

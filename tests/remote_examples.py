@@ -1,0 +1,189 @@
+"""A hub and a server of files on loopback, which fail when told to."""
+
+import contextlib
+import dataclasses
+import hashlib
+import http.server
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+Files = dict[str, bytes]
+
+
+@dataclasses.dataclass
+class Fault:
+    """Requests whose path fits `path` go wrong, `times` times."""
+
+    path: str
+    kind: str
+    """status 503, cut (the connection ends half-way), short (a shorter file), flipped (one wrong bit)"""
+    times: int = 1 << 30
+
+
+@dataclasses.dataclass
+class Hub:
+    """What a hub holds, and what was asked of it."""
+
+    url: str = ""
+    repositories: dict[str, dict[str, Files]] = dataclasses.field(default_factory=dict)
+    """{org/name: {revision: {path: content}}}"""
+    faults: list[Fault] = dataclasses.field(default_factory=list)
+    asked: list[tuple[str, str, dict[str, str]]] = dataclasses.field(default_factory=list)
+    """(method, path with query, headers)"""
+    before: Callable[[str], None] = lambda path: None
+    page: int = 1000
+
+    def downloads(self) -> list[tuple[str, str]]:
+        """(path, range) of the files that were asked for."""
+        return [(path, headers.get("Range", "")) for _, path, headers in self.asked if path.startswith("/cdn/")]
+
+    def fault(self, path: str) -> str:
+        for fault in self.faults:
+            if fault.times and re.search(fault.path, path):
+                fault.times -= 1
+                return fault.kind
+        return ""
+
+
+def commit_of(files: Files) -> str:
+    return hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def serving(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Address of a server that runs meanwhile."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    hub: Hub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self.hub.asked.append((self.command, self.path, dict(self.headers)))
+        address = urlsplit(self.path)
+        path, query = unquote(address.path), parse_qs(address.query)
+        self.hub.before(path)
+        kind = self.hub.fault(path)
+        if kind.startswith("status"):
+            return self._send(int(kind.split()[1]), b"busy", {"Retry-After": "0"})
+        if path == "/api/models":
+            return self._repositories(query)
+        found = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(revision|refs|tree)(?:/(.*))?", path)
+        if found:
+            return self._api(found[1], found[2], address.path.split(f"/{found[2]}", 1)[1].lstrip("/"))
+        if found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            where = f"/cdn/{found[1]}/{found[2]}/{found[3]}"
+            # As the hub does for large files: from another host, which must not see the token.
+            return self._send(302, b"", {"Location": self.hub.url.replace("127.0.0.1", "localhost") + where})
+        if found := re.fullmatch(r"/cdn/([^/]+/[^/]+)/([^/]+)/(.+)", path):
+            for files in self.hub.repositories.get(found[1], {}).values():
+                if commit_of(files) == found[2] and found[3] in files:
+                    return self._content(files[found[3]], kind)
+        self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
+
+    do_HEAD = do_GET
+
+    def _api(self, repository: str, what: str, rest: str) -> None:
+        revisions = self.hub.repositories.get(repository)
+        if revisions is None:
+            return self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
+        if what == "refs":
+            branches = [{"name": name, "ref": f"refs/heads/{name}", "targetCommit": "0"} for name in revisions]
+            return self._json({"branches": branches, "tags": [], "converts": []})
+        revision, _, folder = rest.partition("/")
+        files = revisions.get(unquote(revision))
+        if files is None:
+            return self._send(404, b"", {"X-Error-Code": "RevisionNotFound"})
+        if what == "tree":
+            prefix = f"{unquote(folder)}/" if folder else ""
+            inside = {name.removeprefix(prefix).partition("/")[0] for name in files if name.startswith(prefix)}
+            kind = {name: "file" if prefix + name in files else "directory" for name in inside}
+            return self._json([{"type": kind[name], "path": prefix + name} for name in sorted(inside)])
+        self._json({"id": repository, "sha": commit_of(files), "siblings": [_sibling(*item) for item in files.items()]})
+
+    def _repositories(self, query: dict[str, list[str]]) -> None:
+        wanted = [
+            {"id": name}
+            for name in self.hub.repositories
+            if name.startswith(query["author"][0] + "/") and query.get("search", [""])[0].lower() in name.lower()
+        ]
+        start = int(query.get("start", ["0"])[0])
+        headers = {}
+        if start + self.hub.page < len(wanted):
+            again = "&".join(f"{key}={value[0]}" for key, value in query.items() if key != "start")
+            headers["Link"] = f'<{self.hub.url}/api/models?{again}&start={start + self.hub.page}>; rel="next"'
+        self._json(wanted[start : start + self.hub.page], headers)
+
+    def _content(self, content: bytes, kind: str) -> None:
+        if kind == "short":
+            content = content[: len(content) // 2]
+        if kind == "flipped":
+            content = content[:-1] + bytes([content[-1] ^ 1])
+        headers, status, body = {"ETag": '"x"'}, 200, content
+        if found := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
+            start = int(found[1])
+            if start >= len(content):
+                return self._send(416, b"")
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+            status, body = 206, content[start:]
+        if kind == "cut":
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body[: len(body) // 2])
+            self.wfile.flush()
+            self.close_connection = True
+            return
+        self._send(status, body, headers)
+
+    def _json(self, value: Any, headers: dict[str, str] | None = None) -> None:
+        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json", **(headers or {})})
+
+    def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for key, value in (headers or {}).items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+def _sibling(path: str, content: bytes) -> dict[str, Any]:
+    blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    entry: dict[str, Any] = {"rfilename": path, "size": len(content), "blobId": blob}
+    if path.endswith((".safetensors", ".bin", ".model")):
+        entry["lfs"] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
+    return entry
+
+
+@contextlib.contextmanager
+def hub() -> Iterator[Hub]:
+    """A hub that answers meanwhile."""
+    made = Hub()
+    handler = type("Handler", (_Handler,), {"hub": made})
+    with serving(handler) as url:
+        made.url = url
+        yield made
+
+
+def files_of(folder: Path) -> Files:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -6,7 +6,6 @@ from typing import Any
 
 import family_examples
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from family_examples import EXAMPLES, VOCABULARY, our_logits, their_logits
@@ -229,16 +228,3 @@ def test_a_fused_tensor_is_read_only_where_it_is_wanted() -> None:
     axes = parse_axes("(1/3 heads dim) width -> width heads dim")
     read_part(Watched(), axes, [5, 4, 2], [slice(0, 5), slice(2, 4), slice(0, 2)])
     assert asked == [(slice(12, 16), slice(0, 5))]
-
-
-def test_initial_parameters_do_not_depend_on_the_mesh(example: tuple[str, Path, Any]) -> None:
-    _, folder, _ = example
-    config = hub.config_from_hf(folder / "config.json")
-    found = []
-    for shape in ((1, 1, 1), (2, 2, 2)):
-        with jax.set_mesh(mesh_of(*shape)):
-            params = jax.jit(lambda: decoder.init_params(config, jax.random.key(0)))()
-            found.append(jax.tree.map(np.asarray, params))
-    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, *found)))
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found[0]))
-    assert jnp.float32 == jax.tree.leaves(found[0])[0].dtype

@@ -1,6 +1,7 @@
 """lm-eval both ways: it asks our engine, and our scores become its files; both as if it had run its own backend."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,8 @@ def same(ours: Any, theirs: Any, where: str = "") -> None:
 def as_json(value: Any) -> Any:
     from lm_eval.utils import handle_non_serializable
 
-    return json.loads(json.dumps(value, default=handle_non_serializable))
+    text = json.dumps(value, default=handle_non_serializable)
+    return json.loads(re.sub(r" at 0x[0-9a-f]+", "", text))  # functions in the definitions of tasks
 
 
 def test_our_engine_behind_lm_eval_gives_the_results_of_its_own_backend(place, theirs, monkeypatch):
@@ -98,7 +100,7 @@ def test_our_engine_behind_lm_eval_gives_the_results_of_its_own_backend(place, t
 
 
 def test_exported_results_are_those_of_an_lm_eval_run(exported, theirs):
-    found = json.loads(exported["step2"].read_text())
+    found = as_json(json.loads(exported["step2"].read_text()))
     for key in ("results", "group_subtasks", "configs", "versions", "n-shot", "higher_is_better", "n-samples"):
         same(found[key], as_json(theirs[key]), key)
     assert found["lm_eval_version"] and found["config"]["fewshot_seed"] == 1234

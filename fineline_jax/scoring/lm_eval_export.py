@@ -9,7 +9,9 @@ Source of the layout: lm-eval 0.4.13, `evaluator.py` (`evaluate`, `simple_evalua
 
 import collections
 import contextlib
+import io
 import json
+import logging
 import os
 import shutil
 import time
@@ -33,6 +35,8 @@ from fineline_jax.scoring.scores import Scores
 from fineline_jax.scoring.suite import Suite, TaskSpec
 from fineline_jax.scoring.tasks import FEWSHOT_SEED, Group, Task, load_tasks
 
+log = logging.getLogger(__name__)
+
 BOOTSTRAP = 1000
 """Resamples for the standard error of perplexity and f1; lm-eval's default, 100,000, takes minutes for each
 checkpoint. Means have a formula, which does not use them."""
@@ -43,12 +47,15 @@ def export(folder: Path, out: Path, pack: Pack | None = None, *, samples: bool =
 
     pack: default, the one in `folder`. samples: also a line per document, which repeats the prompt for each choice:
     MMLU with five shots takes 170 MB per checkpoint. A checkpoint that was exported before is replaced.
-    Raises UserError if there are no scores, or tasks that lm-eval does not define.
+    Tasks for which lm-eval generates text are left out: of those only gold solutions are scored here.
+    Raises UserError if there are no scores of lm-eval's, or tasks that it does not define.
     """
     files = scores.score_files(folder)
     if not files:
         raise UserError(f"{folder}: holds no scores yet; make them with `fineline score`")
     pack = pack or packs.load(folder / "pack")
+    if (mode := pack.manifest.get("mode", "lm-eval")) != "lm-eval":
+        raise UserError(f"{folder}: scored in mode {mode}, whose numbers are not lm-eval's; score in mode lm-eval")
     environment: dict[str, Any] = {"git_hash": get_git_commit_hash()}
     add_env_info(environment)
     written = []
@@ -83,7 +90,14 @@ def definitions(pack: Pack) -> tuple[list[Task], list[Group]]:
             f"the installed lm-eval groups the tasks of suite {pack.manifest['suite']!r} differently;"
             f" install lm-eval {pack.manifest['lm_eval']}"
         )
-    return sorted(tasks, key=lambda task: order[task.name]), groups
+    exported = [task for task in tasks if task.definition.OUTPUT_TYPE != "generate_until"]
+    if left_out := sorted(order.keys() - {task.name for task in exported}):
+        log.warning("not exported, since lm-eval generates text for them: %s", ", ".join(left_out))
+    if not exported:
+        raise UserError(f"suite {pack.manifest['suite']!r} has no task that lm-eval scores by log-likelihood")
+    names = {task.name for task in exported}
+    groups = [group for group in groups if names & set(group.leaves)]
+    return sorted(exported, key=lambda task: order[task.name]), groups
 
 
 def _results(
@@ -111,7 +125,9 @@ def _results(
             for metric, value in metrics.items():
                 raw_metrics[metric, "none"].append(value)
         accumulated[task.name] = {"task": task.definition, "raw_metrics": raw_metrics, "logged_samples": logged}
-    with mock.patch.dict(os.environ, {"DISABLE_MULTIPROC": "1"}):  # its pool would fork beside JAX's threads
+    # Its pool would fork beside JAX's threads, and it prints what it resamples.
+    serial, silent = mock.patch.dict(os.environ, {"DISABLE_MULTIPROC": "1"}), io.StringIO()
+    with serial, contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
         result = _process_results(accumulated, {group.name: group.definition for group in groups}, BOOTSTRAP)
     return dict(result._to_eval_results(samples=result.samples))
 

@@ -37,7 +37,7 @@ def read_results_tree(path: Path, *, tokens_per_step: float | None = None) -> pd
     if not rows:
         raise UserError(f"{path}: the result files hold no scores; is this the output folder of lm-eval?")
     frame = pd.DataFrame(rows)
-    if frame["shots"].isna().any() or frame["shots"].nunique() < 2:
+    if frame["shots"].isna().any() or frame.groupby("task")["shots"].nunique().max() < 2:
         frame = frame.drop(columns="shots")
     else:
         frame["shots"] = frame["shots"].astype(int)

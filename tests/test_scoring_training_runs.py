@@ -186,6 +186,11 @@ def test_a_watch_ends_when_nothing_comes_any_more(trained, tmp_path, caplog):
     assert "no new checkpoint for 0s" in caplog.text
 
 
+def test_only_a_run_can_be_watched(place):
+    with pytest.raises(UserError, match=r"pack: holds no recipe\.json"):
+        watching.wait_for_first(place / "pack", None)
+
+
 def test_a_checkpoint_that_cannot_be_opened_does_not_end_the_watch(place, trained, tmp_path):
     records = unfinished(trained, tmp_path / "run")
     for record in records:

@@ -19,7 +19,12 @@ POLL_SECONDS = 10.0
 
 
 def wait_for_first(run: Path, timeout: float | None, *, poll_seconds: float = POLL_SECONDS) -> None:
-    """Return when the run has a kept checkpoint. Raises UserError after `timeout` seconds without."""
+    """Return when the run has a kept checkpoint.
+
+    Raises UserError after `timeout` seconds without, and if `run` is another kind of folder.
+    """
+    if run.is_dir() and any(run.iterdir()) and not (run / "recipe.json").is_file():
+        raise UserError(f"{run}: holds no recipe.json; --watch needs the folder of a run of `fineline pretrain`")
     start = time.monotonic()
     told = False
     while not from_first(bool(_complete(run).checkpoints)):

@@ -84,7 +84,7 @@ def test_after_a_cut_only_the_missing_bytes_are_asked_for(served: Hub, tmp_path)
 def test_a_download_that_was_given_up_goes_on_in_the_next_run(served: Hub, tmp_path, monkeypatch):
     monkeypatch.setattr(transfer, "ATTEMPTS", 1)
     served.faults = [Fault("cdn.*safetensors", "cut", times=1)]
-    with pytest.raises(FetchError, match="model.safetensors"):
+    with pytest.raises(FetchError, match=r"model.safetensors"):
         remote.fetch(of(tmp_path))
     assert here(remote.fetch(of(tmp_path))) == NEEDED
     assert served.downloads()[-1][1] == f"bytes={len(WEIGHTS) // 2}-"
@@ -116,7 +116,7 @@ def test_what_stays_wrong_is_named_and_leaves_no_file_under_its_name(served: Hub
 
 def test_small_files_are_verified_by_their_git_hash(served: Hub, tmp_path):
     served.faults = [Fault("cdn.*config.json", "flipped")]
-    with pytest.raises(FetchError, match="config.json: git hash"):
+    with pytest.raises(FetchError, match=r"config.json: git hash"):
         remote.fetch(of(tmp_path))
 
 
@@ -189,7 +189,7 @@ def test_a_full_disk_is_said_before_and_while_it_happens(served: Hub, tmp_path, 
     usage = namedtuple("usage", "total used free")
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: usage(100, 90, 10))
-        with pytest.raises(DiskFullError, match="the disk is full: .* more bytes, 10 are free; .*--keep-downloads no"):
+        with pytest.raises(DiskFullError, match=r"the disk is full: .* more bytes, 10 are free; .*--keep-downloads no"):
             remote.fetch(of(tmp_path))
 
     def full(descriptor: int) -> None:
@@ -316,7 +316,7 @@ def test_any_file_system_of_fsspec(tmp_path):
     found = open_series("memory://bucket/run/*", downloads=tmp_path).checkpoints
     assert [(one.name, one.step) for one in found] == [("step1", 1), ("step2", 2)]
     assert found[1].remote is not None and here(remote.fetch(found[1].remote)) == NEEDED
-    with pytest.raises(FetchError, match="no files there|not there"):
+    with pytest.raises(FetchError, match=r"no files there|not there"):
         remote.fetch(of(tmp_path, "memory://bucket/run/step3"))
 
 
@@ -370,7 +370,7 @@ def test_a_bucket_is_listed_fetched_in_ranges_and_resumed(bucket, tmp_path, monk
     monkeypatch.setattr(system, "cat_file", counted)
     assert here(remote.fetch(where)) == NEEDED
     assert sorted(start for start in read if start) == [100_000, 165_536, 231_072]
-    with pytest.raises(FetchError, match="s3://fineline-test/none: (not there|no files)"):
+    with pytest.raises(FetchError, match=r"s3://fineline-test/none: (not there|no files)"):
         remote.fetch(of(tmp_path, "s3://fineline-test/none"))
 
 

@@ -167,7 +167,7 @@ def test_nothing_found_is_said_with_what_was_looked_for(copy: Path) -> None:
     empty.mkdir()
     with pytest.raises(UserError, match="no such folder and no registered series"):
         series.open_series(str(copy / "absent"))
-    with pytest.raises(UserError, match=r"looked for recipe.json .* config.json with model.safetensors"):
+    with pytest.raises(UserError, match=r"looked for recipe.json .* config.json with weights"):
         series.open_series(str(empty))
     shutil.rmtree(copy / "run-a" / "checkpoints")
     with pytest.raises(UserError, match="no kept checkpoint"):

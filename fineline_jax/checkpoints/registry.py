@@ -96,7 +96,10 @@ def entries(file: Path) -> list[Entry]:
         raise UserError(f"{file}: holds no mapping; write name: and location: (docs/series.md)")
     if unknown := set(raw) - _KEYS:
         raise UserError(f"{file}: unknown key {sorted(map(str, unknown))[0]!r}; known: {', '.join(sorted(_KEYS))}")
-    return [_entry(file, raw, variant) for variant in _variants(file, raw.get("variants"))]
+    try:
+        return [_entry(file, raw, variant) for variant in _variants(raw.get("variants"))]
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
 
 
 def series_files() -> dict[str, Path]:
@@ -254,7 +257,7 @@ def _entry(file: Path, raw: Mapping[str, Any], variant: Mapping[str, Any]) -> En
     def text(key: str, default: str | None = None) -> str:
         found = raw.get(key, default)
         if not isinstance(found, str) or (default is None and not found):
-            raise UserError(f"{file}: {key}: must be a text; see docs/series.md")
+            raise UserError(f"{key}: must be a text; see docs/series.md")
         return filled(found)
 
     def filled(found: str) -> str:
@@ -266,22 +269,22 @@ def _entry(file: Path, raw: Mapping[str, Any], variant: Mapping[str, Any]) -> En
         found = raw.get(key, [])
         found = [found] if isinstance(found, (str, int)) else found
         if not isinstance(found, list) or not all(isinstance(one, (str, int)) for one in found):
-            raise UserError(f"{file}: {key}: must be a text or a list of texts")
+            raise UserError(f"{key}: must be a text or a list of texts")
         return tuple(filled(str(one)) for one in found)
 
     names = [name for one in texts("names") for part in one.split() for name in expand(part)]
     listing = raw.get("listing", False)
     location = text("location")
     if PLACE not in location:
-        raise UserError(f"{file}: location: {location!r} has no {PLACE}, which stands for a checkpoint's name")
+        raise UserError(f"location: {location!r} has no {PLACE}, which stands for a checkpoint's name")
     if not isinstance(listing, bool) or (not names and not listing):
-        raise UserError(f"{file}: give names:, or listing: true to read them from the location")
+        raise UserError("give names:, or listing: true to read them from the location")
     if len(set(names)) < len(names):
         double = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"{file}: names: {double!r} is there twice")
+        raise UserError(f"names: {double!r} is there twice")
     scoring = raw.get("scoring") or {}
     if set(scoring) - {"bos", "notes"} or scoring.get("bos", "auto") not in ("auto", "always", "never"):
-        raise UserError(f"{file}: scoring: holds bos (auto, always or never) and notes")
+        raise UserError("scoring: holds bos (auto, always or never) and notes")
     numbers = {key: value for key, value in variant.items() if isinstance(value, (int, float))}
     made = Entry(
         file,
@@ -305,18 +308,18 @@ def _entry(file: Path, raw: Mapping[str, Any], variant: Mapping[str, Any]) -> En
         try:
             evaluate(rule, {})
         except UserError as error:
-            raise UserError(f"{file}: {error}") from None
+            raise UserError(f"{error}") from None
     return made
 
 
-def _variants(file: Path, raw: Any) -> list[dict[str, Any]]:
+def _variants(raw: Any) -> list[dict[str, Any]]:
     if raw is None:
         return [{}]
     groups = raw if isinstance(raw, list) else [raw]
     found = []
     for group in groups:
         if not isinstance(group, dict):
-            raise UserError(f"{file}: variants: must be a mapping of lists, or a list of mappings")
+            raise UserError("variants: must be a mapping of lists, or a list of mappings")
         choices = [value if isinstance(value, list) else [value] for value in group.values()]
         found += [dict(zip(group, chosen)) for chosen in itertools.product(*choices)]
     return found

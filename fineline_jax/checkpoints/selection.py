@@ -5,6 +5,7 @@ import fnmatch
 import logging
 import math
 import re
+from decimal import Decimal
 
 from fineline_jax.checkpoints.series import Checkpoint, Series
 from fineline_jax.errors import UserError
@@ -67,7 +68,7 @@ def parse_amount(text: str, option: str) -> int:
     found = re.fullmatch(r"([\d_]+(?:\.\d+)?(?:e\+?\d+)?)\s*([kmbt]?)", text.strip().lower())
     if not found:
         raise UserError(f"--tokens {option}: {text!r} is no amount of tokens; write it as 10B, 2.5T or 4194304")
-    return round(float(found[1].replace("_", "")) * _UNITS[found[2]])
+    return round(Decimal(found[1].replace("_", "")) * _UNITS[found[2]])
 
 
 def nearest(tokens: list[int], grid: TokenGrid) -> list[int]:

@@ -1,0 +1,386 @@
+"""The registry of series and the choice of checkpoints. No JAX."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from remote_examples import hub
+
+from fineline_jax.checkpoints import registry, transfer
+from fineline_jax.checkpoints.registry import bind, checkpoints, entries, evaluate, expand, find, series_files
+from fineline_jax.checkpoints.selection import TokenGrid, nearest, parse_amount, parse_grid, select
+from fineline_jax.checkpoints.series import Checkpoint, Series, of_entry, open_series
+from fineline_jax.cli import main
+from fineline_jax.errors import UserError
+
+B = 10**9
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.setattr(transfer, "BACKOFF", 0.001)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def entry(name: str) -> registry.Entry:
+    found = find(name)
+    assert found is not None
+    return found
+
+
+# The entries
+
+
+@pytest.mark.parametrize("file", series_files().values(), ids=lambda file: file.stem)
+def test_every_file_reads_names_its_sources_and_has_ascending_tokens(file: Path) -> None:
+    for one in entries(file):
+        assert one.title and one.sources and "{" not in one.name
+        known = checkpoints(one, ask=False)
+        assert known or one.listing
+        tokens = [checkpoint.tokens for checkpoint in known if checkpoint.tokens is not None]
+        assert tokens == sorted(set(tokens))
+        assert one.file.stem in ("open_llama_3b", "deepseek") or len(tokens) == len(known)
+        assert all("{" not in checkpoint.url for checkpoint in known)
+        for checkpoint in known:
+            assert registry._fits(one, checkpoint.name) or checkpoint.name == "main"
+
+
+def test_names_of_series_are_unique() -> None:
+    names = [one.name for file in series_files().values() for one in entries(file)]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    ("series", "count", "first", "last"),
+    [
+        # reproduction notes: published counts, and tokens computed there
+        ("amber", 360, ("ckpt_000", 762, 3_495_690_240), ("main", 274_320, 1_258_448_486_400)),
+        ("amber-reproduce", 22, ("8.39B", 2_000, 8_388_608_000), ("1300.23B", 310_000, 1_300_234_240_000)),
+        ("openllama-reproduce", 19, ("100.66B", 24_000, 100_663_296_000), ("1933.57B", 461_000, 1_933_574_144_000)),
+        ("open_llama_7b", 9, ("step_2500", 2500, 10_485_760_000), ("step_250000", 250_000, 1_048_576_000_000)),
+        ("baichuan2-7b", 11, ("train_00220B", None, 220 * B), ("train_02420B", None, 2420 * B)),
+        ("pythia-6.9b-deduped", 154, ("step0", 0, 0), ("step143000", 143_000, 299_892_736_000)),
+        ("yi-34b", 1, ("main", None, 3100 * B), ("main", None, 3100 * B)),
+        ("tinyllama", 7, ("step-50K-105b", 50_000, 104_857_600_000), None),
+    ],
+)
+def test_a_series_has_the_published_checkpoints(series, count, first, last) -> None:
+    found = checkpoints(entry(series), ask=False)
+    assert len(found) == count
+    assert (found[0].name, found[0].step, found[0].tokens) == first
+    if last:
+        assert (found[-1].name, found[-1].step, found[-1].tokens) == last
+
+
+def test_the_exact_tokens_agree_with_the_rounded_ones_in_the_names() -> None:
+    for series in ("amber-reproduce", "openllama-reproduce"):
+        for one in checkpoints(entry(series), ask=False):
+            assert one.tokens is not None and one.step is not None and one.step % 1000 == 0
+            assert abs(one.tokens / B - float(one.name[:-1])) <= 0.0051
+    for series in ("olmo-7b", "olmo-1b", "olmoe-1b-7b", "olmo-2-7b", "olmo-2-13b", "olmo-2-1b", "olmo-2-32b"):
+        for one in checkpoints(entry(series), ask=False):  # rounded to billions, some up and some down
+            said = int(one.name.rpartition("tokens")[2][:-1])
+            assert one.tokens is not None and abs(one.tokens / B - said) < 1
+
+
+@pytest.mark.parametrize(
+    ("size", "last_step", "parameters"),
+    [("4M", 5725, 3.75e6), ("60M", 29042, 57.1e6), ("90M", 29901, 97.9e6), ("150M", 38157, 150e6),
+     ("750M", 63589, 750e6), ("1B", 69369, 1e9)],
+)  # fmt: skip
+def test_a_datadecide_model_ends_at_100_tokens_per_parameter(size, last_step, parameters) -> None:
+    one = registry._named(entry(f"datadecide-c4-{size}-default"), f"step{last_step}-seed-default")
+    assert one.tokens == pytest.approx(100 * parameters, rel=0.01)
+
+
+def test_locations_follow_the_four_layouts(tmp_path: Path) -> None:
+    where = {name: checkpoints(entry(name), ask=False)[0].url for name in ("amber", "amber-reproduce", "ct-llm")}
+    assert where == {
+        "amber": "hf://LLM360/Amber@ckpt_000",
+        "amber-reproduce": "hf://m-a-p/Amber-Reproduce-8.39B",
+        "ct-llm": "hf://m-a-p/CT-LLM-intermediate-ckpts/799.90B",
+    }
+    bucket = entry("deepseek-67b")
+    found = registry._named(bucket, "step_1000")
+    assert found.url == "s3://deepseek-ai/DeepSeek-LLM/DeepSeek-LLM-67B-Base/step_1000"
+    assert found.tokens == 1000 * 4608 * 4096 and dict(bucket.options) == {"requester_pays": True}
+    assert registry._named(bucket, "ckpt-120B-x").tokens == 120 * B
+    assert registry._named(bucket, "final").tokens is None
+
+
+def test_openllamas_policy_is_recorded() -> None:
+    one = of_entry(entry("open_llama_7b"), Path("x"), ask=False)
+    assert one.scoring.bos == "always" and any("spaces" in note for note in one.scoring.notes)
+    assert one.checkpoints[0].remote is not None
+    assert one.checkpoints[0].remote.tokenizer == "hf://openlm-research/open_llama_7b/tokenizer.model"
+
+
+# A user's own file
+
+
+OWN = """
+name: ours
+location: s3://bucket/run/{name}
+names: "step{0..4000..1000} last"
+pattern: step{step}
+values: {last: {step: 4500}}
+tokens: step * 1_000_000
+"""
+
+
+def test_a_file_of_ones_own_is_a_series(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(OWN)
+    found = open_series(f"{file}@step[1-9]*", downloads=tmp_path, every=2)
+    assert [(one.series, one.name, one.tokens) for one in found.checkpoints] == [
+        ("ours", "step1000", 1 * B),
+        ("ours", "step3000", 3 * B),
+    ]
+    assert open_series(str(file), tokens="4.4B").checkpoints[0].name == "last"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("tokens: step * import", "is no rule"),
+        ("tokens: __import__('os')", "is no rule"),
+        ("tokens: step ** 9", "is no rule"),
+        ("color: red", "unknown key 'color'"),
+        ("location: s3://bucket", "has no {name}"),
+        ("names: ''", "give names:, or listing: true"),
+        ("names: a a", "'a' is there twice"),
+        ("names: 'x{3..1}'", "is no range"),
+        ("names: 'x{y}'", "neither a range nor a list"),
+        ("scoring: {bos: sometimes}", "scoring: holds bos"),
+        ("title: [1", "not valid YAML"),
+        ("variants: 3", "variants: must be"),
+    ],
+)
+def test_a_wrong_file_is_named_with_its_key(tmp_path: Path, change: str, said: str) -> None:
+    file = tmp_path / "mine.yaml"
+    key = change.partition(":")[0]
+    kept = [line for line in OWN.splitlines() if not line.startswith(f"{key}:")]
+    file.write_text("\n".join([*kept, change]))
+    with pytest.raises(UserError) as error:
+        open_series(str(file), downloads=tmp_path)
+    assert said in str(error.value) and "\n" not in str(error.value) and "mine.yaml" in str(error.value)
+
+
+def test_what_is_no_series_is_said_with_a_hint() -> None:
+    with pytest.raises(UserError, match="no registered series; did you mean 'amber'"):
+        open_series("ambre")
+    with pytest.raises(UserError, match="give a registered series or the path"):
+        open_series("none.yaml")
+    with pytest.raises(
+        UserError, match=r"amber@ckpt_9.*: no checkpoint has such a name; they run from ckpt_000 to main"
+    ):
+        open_series("amber@ckpt_9*")
+
+
+def test_the_series_are_installed_with_the_package() -> None:
+    spec = importlib.util.spec_from_file_location("setup_py", Path("setup.py"))
+    assert spec is not None
+    assert '"series/*.yaml"' in Path("setup.py").read_text()
+
+
+# The command
+
+
+def test_the_command_lists_the_series_and_the_checkpoints_of_one(capsys) -> None:
+    assert main(["series"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in ("amber", "pythia", "olmoe", "deepseek", "yi-34b", "datadecide"))
+    assert main(["series", "amber@ckpt_35*", "--every", "4"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    rows = [line.split() for line in printed[-3:]]
+    assert [row[0] for row in rows] == ["ckpt_350", "ckpt_354", "ckpt_358"]
+    assert rows[0][2:] == ["1,226,987,274,240", "hf://LLM360/Amber@ckpt_350"]
+    assert "tokens: step * 2240 * 2048" in printed
+    assert main(["series", "amber", "--tokens", "0:100B:10B"]) == 0
+    assert len([line for line in capsys.readouterr().out.splitlines() if line.startswith("ckpt_")]) == 11
+    assert main(["series", "pythia"]) == 0
+    assert "pythia-1.4b-deduped" in capsys.readouterr().out
+    assert main(["series", "none"]) == 2
+
+
+def test_what_cannot_be_listed_is_said_and_the_known_names_are_shown(capsys) -> None:
+    assert main(["series", "open_llama_7b"]) == 0
+    printed = capsys.readouterr().out
+    assert "The listing cannot be had" in printed and "step_250000" in printed
+    assert main(["series", "datadecide-c4-4M-default"]) == 2
+    assert "no connection" in capsys.readouterr().err
+
+
+def test_listed_checkpoints_are_matched_and_ordered_by_tokens(monkeypatch, tmp_path) -> None:
+    names = ["step_100000", "step_7500", "400bt_preview", "step_7500_old", "easylm"]
+    with hub() as served:
+        monkeypatch.setenv("HF_ENDPOINT", served.url)
+        served.repositories = {f"openlm-research/open_llama_7b_{name}": {"main": {}} for name in names}
+        found = open_series("open_llama_7b", downloads=tmp_path)
+        assert [(one.name, one.tokens) for one in found.checkpoints] == [
+            ("step_7500", 7500 * 4_194_304),
+            ("step_100000", 100_000 * 4_194_304),
+        ]
+        branches = ["main", "stage1-step1000-tokens5B", "step150-tokens1B", "stage2-ingredient1-step1000-tokens5B"]
+        served.repositories = {"allenai/OLMo-2-1124-7B": {key: {} for key in branches}}
+        found = open_series("olmo-2-7b", downloads=tmp_path)
+        assert [(one.name, one.step) for one in found.checkpoints] == [
+            ("step150-tokens1B", 150),
+            ("stage1-step1000-tokens5B", 1000),
+        ]
+        annealed = open_series("olmo-2-7b-stage2-ingredient1", downloads=tmp_path).checkpoints
+        assert [(one.name, one.tokens) for one in annealed] == [(branches[3], 3_895_023_632_384 + 1000 * 4_194_304)]
+        seeds = ["step0-seed-default", "step1250-seed-default", "step1250-seed-small-aux-2"]
+        served.repositories = {"allenai/DataDecide-c4-4M": {key: {} for key in seeds}}
+        found = open_series("datadecide-c4-4M-default", downloads=tmp_path)
+        assert [(one.step, one.tokens) for one in found.checkpoints] == [(0, 0), (1250, 1250 * 32 * 2048)]
+
+
+def test_offline_the_known_names_stand_for_the_listing(monkeypatch, caplog) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert len(open_series("open_llama_7b").checkpoints) == 9
+    assert "offline, so only the 9 known checkpoints" in caplog.text
+
+
+def test_listing_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from fineline_jax.cli import main; main(['series']); main(['series', 'amber']);"
+        "assert not {'jax', 'orbax', 'transformers', 'lm_eval', 'huggingface_hub', 'fsspec'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=Path(__file__).parent.parent)
+
+
+# The pieces
+
+
+@given(st.integers(0, 300), st.integers(0, 50), st.integers(1, 9), st.integers(1, 4))
+def test_braces_expand_as_in_a_shell(start: int, more: int, by: int, width: int) -> None:
+    stop = start + more
+    plain = [f"a{number}b" for number in range(start, stop + 1, by)]
+    if not str(start).startswith("0") or start == 0:
+        assert expand(f"a{{{start}..{stop}..{by}}}b") == plain
+    padded = f"0{start:0{width}d}"
+    assert expand(f"{{{padded}..{stop}}}") == [f"{number:0{len(padded)}d}" for number in range(start, stop + 1)]
+    assert expand("{a,b}-{1..2}") == ["a-1", "a-2", "b-1", "b-2"]
+
+
+@given(st.integers(0, 10**7), st.integers(0, 10**5), st.integers(0, 99))
+def test_a_pattern_finds_the_numbers_it_was_filled_with(step: int, whole: int, cents: int) -> None:
+    name = f"stage1-step{step}-tokens{whole}.{cents:02d}B"
+    assert bind("stage1-step{step}-tokens{billions}B", name) == {
+        "step": step,
+        "billions": float(f"{whole}.{cents:02d}"),
+    }
+    assert bind("*step{step}*", name) == {"step": step} or step >= 10
+    assert bind("step{step}-tokens{billions}B", name) is None
+
+
+@given(st.integers(0, 10**6), st.integers(1, 10**6), st.integers(0, 10**6))
+def test_rules_compute_as_python_does(a: int, b: int, c: int) -> None:
+    numbers = {"a": a, "b": b, "c": c}
+    for rule in ("a + b * c", "(a + b) * c", "a // b - c", "round(a / b)", "a * 1_000"):
+        assert evaluate(rule, numbers) == eval(rule, {"round": round}, dict(numbers))
+    assert evaluate("a * unknown", numbers) is None
+
+
+# Choosing
+
+
+def series_of(tokens: list[int | None]) -> Series:
+    made = [Checkpoint("s", f"c{i}", i, value, Path(), "hf") for i, value in enumerate(tokens)]
+    return Series("s", tuple(made))
+
+
+@pytest.mark.parametrize(
+    ("text", "grid"),
+    [
+        ("0:100B:10B", TokenGrid(0, 100 * B, 10 * B)),
+        ("100B:", TokenGrid(100 * B, None, None)),
+        (":2.5T", TokenGrid(0, 2500 * B, None)),
+        ("::50b", TokenGrid(0, None, 50 * B)),
+        ("1e9:4_000_000_000:500M", TokenGrid(B, 4 * B, B // 2)),
+    ],
+)
+def test_a_grid_is_written_as_start_stop_spacing(text: str, grid: TokenGrid) -> None:
+    assert parse_grid(text) == grid
+
+
+@pytest.mark.parametrize("text", ["", ":", "::", "x", "1:2:3:4", "10B:5B", "0:1B:0", "-1:2", "0:1.5.2B", "5Q"])
+def test_what_is_no_grid_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="--tokens"):
+        parse_grid(text)
+
+
+@given(st.integers(0, 10**15))
+def test_amounts_are_read_back(tokens: int) -> None:
+    assert parse_amount(str(tokens), "") == tokens
+    assert parse_amount(f"{tokens}B", "") == tokens * B
+    assert parse_amount(f"{tokens:_}", "") == tokens
+
+
+@settings(max_examples=300)
+@given(
+    tokens=st.lists(st.integers(0, 200), min_size=1, max_size=30, unique=True).map(sorted),
+    start=st.integers(0, 150),
+    length=st.none() | st.integers(0, 150),
+    spacing=st.none() | st.integers(1, 60),
+)
+def test_a_grid_chooses_for_each_of_its_points_the_nearest_checkpoint_if_one_is_near(
+    tokens: list[int], start: int, length: int | None, spacing: int | None
+) -> None:
+    stop = None if length is None else start + length
+    found = nearest(tokens, TokenGrid(start, stop, spacing))
+    end = max(tokens) + 200 if stop is None else stop
+    if spacing is None:
+        assert found == [i for i, value in enumerate(tokens) if start <= value <= end]
+        return
+    expected = set()
+    for point in range(start, end + 1, spacing):
+        distance, i = min((abs(value - point), i) for i, value in enumerate(tokens))
+        if 2 * distance <= spacing:
+            expected.add(i)
+    assert found == sorted(expected)
+
+
+@given(
+    tokens=st.lists(st.none() | st.integers(0, 10**12), min_size=1, max_size=20),
+    every=st.integers(1, 25),
+    glob=st.sampled_from(["*", "c1*", "c[0-5]", "c?"]),
+)
+def test_a_choice_keeps_the_order_and_holds_nothing_else(tokens: list[int | None], every: int, glob: str) -> None:
+    series = series_of(tokens)
+    try:
+        found = select(series, glob, every=every).checkpoints
+    except UserError:
+        assert glob == "c1*" and len(tokens) < 2
+        return
+    chosen = [
+        one
+        for one in series.checkpoints
+        if glob == "*" or one.name in {c.name for c in select(series, glob).checkpoints}
+    ]
+    assert list(found) == chosen[::every]
+
+
+def test_a_choice_of_nothing_is_an_error() -> None:
+    with pytest.raises(UserError, match="they run from c0 to c1"):
+        select(series_of([1, 2]), "d*")
+    with pytest.raises(UserError, match="no checkpoint is near; they have 1B to 2B tokens"):
+        select(series_of([B, 2 * B]), tokens="50B:100B:10B")
+    with pytest.raises(UserError, match="no checkpoint says how many tokens"):
+        select(series_of([None]), tokens="1B:")
+    with pytest.raises(UserError, match="--every 0"):
+        select(series_of([1]), every=0)
+
+
+def test_one_amount_is_the_checkpoint_nearest_to_it() -> None:
+    found = select(series_of([0, 10 * B, 30 * B]), tokens="18B").checkpoints
+    assert [one.name for one in found] == ["c1"]

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import lm_eval
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from lm_eval.api.model import LM
-from scoring_examples import write_benchmarks, write_tokenizer
+from scoring_examples import sentence, write_benchmarks, write_tokenizer
 
 from fineline_jax.errors import UserError
 from fineline_jax.scoring import metrics, pack, scores, suite, tasks
@@ -99,6 +101,7 @@ def test_groups_are_weighted_by_size_with_pooled_standard_error(made):
         "chance": 0.3,
         "tasks": leaves,
         "weight_by_size": {"acc": True},
+        "weight_others_by_size": True,
     }
     grouped = pack.Pack({**made.manifest, "groups": [group]}, made.contexts, made.requests, made.documents)
     values = metrics.of_tasks(grouped, *answers(made))
@@ -108,6 +111,102 @@ def test_groups_are_weighted_by_size_with_pooled_standard_error(made):
     assert values["g"]["acc"].stderr == pytest.approx(
         pooled_sample_stderr([part.stderr for part in parts], sizes), rel=1e-14
     )
+
+
+CUSTOM = """
+dataset_path: custom/{data}
+validation_split: validation
+output_type: multiple_choice
+doc_to_text: "Q: {{{{question}}}}\\nA:"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: label
+target_delimiter: " "
+metric_list:
+"""
+"""A task of multiple choice with these metrics; no task of lm-eval has all of them."""
+
+
+@pytest.fixture
+def custom(tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[pack.Pack, Path]:
+    """Tasks `custom_two` and `custom_three` (choices), and their documents."""
+    rng = random.Random(11)
+    definitions, documents = tmp_path / "tasks", tmp_path / "documents"
+    definitions.mkdir()
+    metrics_of = {
+        "two": "acc acc_norm acc_bytes acc_mutual_info exact_match brier_score f1 mcc",
+        "three": "acc acc_bytes acc_mutual_info exact_match brier_score mcc",
+    }
+    for k, (name, listed) in enumerate(metrics_of.items(), start=2):
+        text = CUSTOM.format(data=name) + "".join(f"  - metric: {metric}\n" for metric in listed.split())
+        (definitions / f"{name}.yaml").write_text(f"task: custom_{name}\n{text}metadata: {{version: 1}}\n")
+        rows = [
+            {
+                "question": sentence(rng),
+                "choices": [sentence(rng, 1, 4) + " " * (i % 2) for i in range(k)],
+                "label": rng.randrange(k),
+            }
+            for _ in range(40)
+        ]
+        folder = documents / f"custom__{name}"
+        folder.mkdir(parents=True)
+        pq.write_table(pa.Table.from_pylist(rows), folder / "validation.parquet")
+    monkeypatch.setattr(tasks, "_own_tasks", lambda: definitions)
+    made = pack.prepare("custom_two,custom_three", tokenizer, tmp_path / "p", benchmarks=documents)
+    return made, documents
+
+
+def test_mutual_information_and_every_other_metric_of_choices_is_lm_evals(custom, monkeypatch):
+    monkeypatch.setenv("DISABLE_MULTIPROC", "1")
+    made, documents = custom
+    # each choice is scored without its question too
+    assert made.requests.num_rows == 40 * 2 * (2 + 3)
+    contexts = made.contexts["text"].to_pylist()
+    assert contexts.count("") == 1
+    ours = metrics.of_tasks(made, *answers(made))
+    theirs = lm_eval_results("custom_two,custom_three", tasks.local_folder(documents))
+    compared = set()
+    for task, values in theirs.items():
+        for key, value in values.items():
+            metric, _, kind = key.partition(",")
+            if kind != "none" or metric.endswith("_stderr"):
+                continue
+            assert ours[task][metric].value == pytest.approx(value, rel=1e-12), (task, metric)
+            stderr = values[f"{metric}_stderr,none"]
+            if metric in ("f1", "mcc"):  # ours is the jackknife's, lm-eval's a bootstrap of 300
+                assert ours[task][metric].stderr == pytest.approx(stderr, rel=0.3)
+            elif stderr != "N/A":
+                assert ours[task][metric].stderr == pytest.approx(stderr, rel=1e-12)
+            compared.add(metric)
+    assert compared == {"acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "brier_score", "f1", "mcc"}
+    assert ours["custom_two"]["acc_mutual_info"].value != ours["custom_two"]["acc"].value
+
+
+def test_documents_average_to_the_metrics_of_their_task(made):
+    each = metrics.of_documents(made, *answers(made))
+    values = metrics.of_tasks(made, *answers(made))
+    means = each.groupby(["task", "metric"])["value"].agg(["mean", "size"])
+    for task, found in values.items():
+        for metric, value in found.items():
+            if metric in ("perplexity", "word_perplexity", "byte_perplexity") or (task, metric) == (
+                "wikitext", "bits_per_byte",
+            ):  # fmt: skip
+                continue  # ratios of sums over documents
+            assert means.loc[(task, metric), "mean"] == pytest.approx(value.value, rel=1e-12), (task, metric)
+            assert means.loc[(task, metric), "size"] == value.n
+    assert {"truthfulqa_mc2", "wikitext", "lambada_openai"} <= set(each["task"])
+
+
+def test_a_group_counts_a_metric_where_its_tasks_have_it(made):
+    """agieval_en holds a task that generates: it has bits per byte and no accuracy."""
+    group = {
+        "group": "g", "domain": "d", "metric": "acc", "chance": None, "tasks": ["piqa", "wikitext"],
+        "weight_by_size": {}, "weight_others_by_size": True,
+    }  # fmt: skip
+    grouped = pack.Pack({**made.manifest, "groups": [group]}, made.contexts, made.requests, made.documents)
+    values = metrics.of_tasks(grouped, *answers(made))
+    assert values["g"]["acc"] == values["piqa"]["acc"]
+    assert values["g"]["bits_per_byte"].n == values["piqa"]["acc"].n + values["wikitext"]["bits_per_byte"].n
+    assert "word_perplexity" not in values["g"]
 
 
 def test_smooth_metrics_of_one_document(made):

@@ -65,6 +65,14 @@ def test_a_pack_survives_the_disk_and_damage_is_noticed(benchmarks, tokenizers, 
         pack.load(tmp_path)
 
 
+def test_a_pack_of_an_older_format_is_refused(benchmarks, tokenizers, tmp_path):
+    pack.prepare("piqa", tokenizers["bos"], tmp_path / "p", benchmarks=benchmarks)
+    manifest = json.loads((tmp_path / "p/manifest.json").read_text())
+    (tmp_path / "p/manifest.json").write_text(json.dumps({**manifest, "format": pack.FORMAT - 1}))
+    with pytest.raises(UserError, match="pack format 1 is not 2; prepare it again"):
+        pack.load(tmp_path / "p")
+
+
 def test_the_hash_depends_on_what_is_asked_and_not_on_how_it_is_filed(benchmarks, tokenizers, tmp_path):
     def made(suite_text: str, **options) -> str:
         return pack.prepare(suite_text, tokenizers["bos"], tmp_path / "p", benchmarks=benchmarks, **options).hash
@@ -140,7 +148,7 @@ def test_errors_name_the_task_and_the_remedy(benchmarks, tokenizers, tmp_path):
 
     with pytest.raises(UserError, match=r"'piqqa'.*did you mean piqa"):
         prepare("piqqa")
-    with pytest.raises(UserError, match="'gsm8k' is of output_type generate_until"):
+    with pytest.raises(UserError, match=r"'gsm8k'.*openai__gsm8k/main: no <split>.parquet"):
         prepare("gsm8k")
     with pytest.raises(UserError, match=r"'sciq'.*allenai__sciq: no <split>.parquet"):
         prepare("sciq")

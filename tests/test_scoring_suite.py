@@ -1,18 +1,71 @@
 """Suites are read from files, names and lists of tasks."""
 
 import pytest
+from lm_eval.tasks._index import Entry, Kind, TaskIndex
+from lm_eval.tasks._yaml_loader import load_yaml
 
 from fineline_jax.errors import UserError
+from fineline_jax.scoring import tasks
 from fineline_jax.scoring.suite import Suite, TaskSpec, open_suite, shipped_suites
+
+SUITES = {"core", "demo", "fineline", "mmlu", "olmes", "pythia"}
 
 
 def test_shipped_suites_are_complete():
     suites = {suite.name: suite for suite in shipped_suites()}
-    assert {"core", "mmlu"} <= set(suites)
+    assert set(suites) == SUITES
     for suite in suites.values():
         for spec in suite.tasks:
-            assert spec.domain != "other" and spec.shots is not None and spec.metric and spec.chance is not None
-    assert len(suites["core"].tasks) == 9
+            assert spec.domain != "other" and spec.shots is not None and spec.metric
+            # bits have no level of guessing; the choices of agieval differ in number
+            assert (spec.chance is None) == (spec.metric == "bits_per_byte" or spec.task == "agieval_nous")
+    assert len(suites["core"].tasks) == 9 and suites["olmes"].mode == "olmes"
+    domains = {spec.domain for spec in suites["fineline"].tasks}
+    assert domains == {
+        "exam", "knowledge", "commonsense", "reading comprehension", "reasoning", "math", "code", "Chinese",
+    }  # fmt: skip
+
+
+def leaves(entry: Entry, index: dict[str, Entry]) -> list[Entry]:
+    """The tasks of a group, through groups within it."""
+    if entry.kind in (Kind.TASK, Kind.PY_TASK):
+        return [entry]
+    if entry.kind == Kind.TAG:
+        return [leaf for name in sorted(entry.tags) for leaf in leaves(index[name], index)]
+    assert entry.yaml_path is not None
+    found, queue = [], list(load_yaml(entry.yaml_path, resolve_func=False)["task"])
+    while queue:
+        item = queue.pop(0)
+        if isinstance(item, dict):
+            queue = list(item["task"]) + queue
+        else:
+            found += leaves(index[item], index)
+    return found
+
+
+def test_every_task_exists_in_lm_eval_and_has_the_metric():
+    index = tasks._lm_eval_index() | dict(TaskIndex.build([tasks._own_tasks()]))
+    kinds = {
+        "bits_per_byte": "generate_until",
+        "acc": "multiple_choice loglikelihood",
+        "acc_norm": "multiple_choice",
+        "acc_per_char": "multiple_choice",
+        "acc_raw": "multiple_choice",
+        "pct_stereotype": "multiple_choice",
+    }
+    for suite in shipped_suites():
+        for spec in suite.tasks:
+            assert spec.task in index, (suite.name, spec.task)
+            configs = [load_yaml(leaf.yaml_path, resolve_func=False) for leaf in leaves(index[spec.task], index)]
+            assert configs
+            for config in configs:
+                kind = config.get("output_type", "generate_until")
+                assert kind in kinds[spec.metric], (suite.name, spec.task, kind)
+                fixed = config.get("num_fewshot")
+                assert not (fixed == 0 and spec.shots), (suite.name, spec.task)
+                listed = {entry["metric"] for entry in config.get("metric_list", ())}
+                if suite.mode == "lm-eval" and spec.metric == "acc":
+                    assert "acc" in listed, (suite.name, spec.task)
 
 
 def test_a_list_of_tasks_borrows_from_the_shipped_suites():
@@ -41,6 +94,8 @@ def test_a_suite_in_the_working_directory_comes_first(tmp_path, monkeypatch):
         ("tasks: [{domain: a}]", "needs a `task`"),
         ("tasks: [a, a]", "twice"),
         ("tasks: [", "not valid YAML"),
+        ("{mode: fast, tasks: [a]}", "mode 'fast' must be one of lm-eval, olmes, opencompass-ppl"),
+        ("{moed: olmes, tasks: [a]}", "no key 'moed'"),
     ],
 )
 def test_a_wrong_suite_file_is_refused_by_name(tmp_path, text, message):

@@ -171,7 +171,7 @@ def _document_row(
 def _task_row(task: Task, mode: str, docs: list[Document]) -> dict[str, Any]:
     definition, spec = task.definition, task.spec
     output_type = definition.OUTPUT_TYPE
-    chance = spec.chance
+    chance = spec.chance if output_type != "generate_until" else None
     if chance is None and output_type == "multiple_choice":
         chance = float(np.mean([1 / len(doc.choices) for doc in docs]))
     return {

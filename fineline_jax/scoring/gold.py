@@ -24,14 +24,16 @@ Doc = Mapping[str, Any]
 _SOLUTIONS: dict[str, tuple[Callable[[Doc], Any], str | None]] = {
     # prompt is the head of a function; the target of lm-eval is the test
     "humaneval*": (lambda doc: doc["canonical_solution"], ""),
+    # as its solved examples end; the target of lm-eval is the tests
+    "mbpp": (lambda doc: f"{doc['code']}\n[DONE]", None),
     # solved examples show the whole solution, the target of lm-eval is its last box
     "hendrycks_math*": (lambda doc: doc["solution"], None),
     # lm-eval joins the keys of a record, without a space before them; answers are tuples of spans
     "drop": (lambda doc: [", ".join(answer) for answer in doc["answers"]], " "),
 }
 """Task -> (its solutions, its delimiter; None: that of lm-eval)."""
-# minerva_math and mbpp ask this of a document to tell solved examples from the one that is asked.
-_SHOWN = {"few_shot": "1", "is_fewshot": True}
+# minerva_math tells solved examples from the document that is asked by this.
+_SHOWN = {"few_shot": "1"}
 
 
 def continuations(name: str, definition: Any, doc: Doc, prefix: str | None) -> tuple[tuple[str, str], ...]:

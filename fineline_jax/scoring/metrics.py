@@ -230,10 +230,8 @@ def _group(group: dict[str, Any], values: dict[str, Metrics]) -> Metrics:
     """lm-eval's `Group.aggregate`: weighted by documents with pooled standard error, or the plain mean over tasks."""
     leaves = [values[name] for name in group["tasks"]]
     metrics: Metrics = {}
-    for metric in leaves[0]:
-        if metric.endswith("perplexity") or not all(metric in leaf for leaf in leaves):
-            continue
-        parts = [leaf[metric] for leaf in leaves]
+    for metric in dict.fromkeys(name for leaf in leaves for name in leaf if not name.endswith("perplexity")):
+        parts = [leaf[metric] for leaf in leaves if metric in leaf]
         sizes, errors = [part.n for part in parts], [part.stderr for part in parts]
         total = sum(sizes)
         if total == 0:

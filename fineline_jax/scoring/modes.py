@@ -23,6 +23,7 @@ _CHOICE_METRICS = {
     "olmes": {None: "acc_per_char", "acc": "acc_raw", "acc_norm": "acc_per_char"},
     "opencompass-ppl": {None: "acc_ppl", "acc": "acc_ppl", "acc_norm": "acc_ppl"},
 }
+SOLUTION_METRICS = ("bits_per_byte", "bits_per_byte_best", "greedy_match")
 _FIRST = {
     "multiple_choice": "acc",
     "loglikelihood": "acc",
@@ -35,6 +36,8 @@ def first_metric(mode: str, output_type: str, wanted: str | None) -> str:
     """The metric reported first; a metric of lm-eval's mode that a suite names is read as its counterpart."""
     if output_type == "multiple_choice" and mode != "lm-eval":
         return _CHOICE_METRICS[mode].get(wanted, wanted) or "acc"
+    if output_type == "generate_until" and wanted not in SOLUTION_METRICS:  # in a group with others
+        return _FIRST[output_type]
     return wanted or _FIRST[output_type]
 
 

@@ -54,7 +54,7 @@ def open_suite(text: str | Path) -> Suite:
     """The suite in a YAML file, of that name (./configs/suites, then the shipped ones), or of those task names.
 
     Task names are separated by commas and may carry their shots: `piqa,arc_challenge@25`. Domain, metric and chance
-    of a task that a shipped suite knows are taken from there. Raises UserError for a file that does not parse.
+    of a task are those of the first shipped suite that knows it. Raises UserError for a file that does not parse.
     """
     text = str(text)
     if text.endswith((".yaml", ".yml")):
@@ -66,7 +66,10 @@ def open_suite(text: str | Path) -> Suite:
         raise UserError(
             "the suite is empty; give a YAML file, the name of a suite, or task names such as piqa,arc_easy"
         )
-    known = {spec.task: spec for suite in shipped_suites() for spec in suite.tasks}
+    known: dict[str, TaskSpec] = {}
+    for suite in shipped_suites():
+        if suite.mode == "lm-eval":  # the metrics of other modes have other names
+            known = {spec.task: spec for spec in suite.tasks} | known
     return Suite(text if len(names) == 1 else "custom", tuple(_from_name(name, known) for name in names))
 
 

@@ -1,0 +1,148 @@
+"""The modes olmes and opencompass-ppl against plain restatements of what those tools do."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scoring_examples import write_benchmarks, write_tokenizer
+
+from fineline_jax.errors import UserError
+from fineline_jax.scoring import metrics, pack
+from fineline_jax.scoring.tokenizer import open_tokenizer
+
+SUITE = "piqa@2,arc_easy@1,winogrande"
+
+
+@pytest.fixture(scope="module")
+def benchmarks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_benchmarks(tmp_path_factory.mktemp("benchmarks"), documents=9)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tokenizer(tmp_path_factory.mktemp("tokenizers") / "bpe", adds_bos=False)
+
+
+def prepared(
+    mode: str | None, benchmarks: Path, tokenizer: Path, out: Path, suite: str = SUITE, **options
+) -> pack.Pack:
+    return pack.prepare(suite, tokenizer, out, benchmarks=benchmarks, mode=mode, **options)
+
+
+def requests(made: pack.Pack) -> list[tuple[str, str, list[int], list[int]]]:
+    """(context, continuation, their tokens) of each request."""
+    texts = made.contexts["text"].to_pylist()
+    rows = zip(made.request_context, made.requests["text"].to_pylist(), range(made.requests.num_rows), strict=True)
+    return [
+        (texts[row], text, made.context_tokens[row].tolist(), made.continuation_tokens[i].tolist())
+        for row, text, i in rows
+    ]
+
+
+def scores(made: pack.Pack) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(3)
+    n = made.requests.num_rows
+    return -rng.exponential(8.0, n), rng.random(n) < 0.3
+
+
+def questions(made: pack.Pack, task: str) -> list[tuple[int, list[int]]]:
+    """(right choice, requests) of each document."""
+    rows = [row for row in made.documents.to_pylist() if row["task"] == task]
+    return [(row["gold"][0], list(range(row["first_request"], row["first_request"] + row["requests"]))) for row in rows]
+
+
+def test_olmes_encodes_context_and_continuation_apart(benchmarks, tokenizer, tmp_path):
+    made = prepared("olmes", benchmarks, tokenizer, tmp_path / "p")
+    encode = open_tokenizer(tokenizer).encode
+    bos = open_tokenizer(tokenizer).bos_token_id
+    for context, continuation, head, rest in requests(made):
+        assert head == [bos, *encode(context, add_special_tokens=False)]
+        assert rest == encode(continuation, add_special_tokens=False)
+    assert made.manifest["max_context"] == 2048
+
+
+def test_olmes_metrics_are_those_of_its_definition(benchmarks, tokenizer, tmp_path):
+    """`ICLMetric.compute` of OLMo-in-loop-evals: divided by characters and bytes of " choice"."""
+    made = prepared("olmes", benchmarks, tokenizer, tmp_path / "p")
+    scored, greedy = scores(made)
+    values = metrics.of_tasks(made, scored, greedy)
+    asked = requests(made)
+    for task, found in values.items():
+        raw, per_token, per_char, bits = [], [], [], []
+        for gold, rows in questions(made, task):
+            texts = [asked[row][1] for row in rows]
+            assert all(text[0] == " " for text in texts)
+            raw.append(np.argmax(scored[rows]) == gold)
+            per_token.append(np.argmax([scored[row] / len(asked[row][3]) for row in rows]) == gold)
+            per_char.append(np.argmax([scored[r] / len(t) for r, t in zip(rows, texts, strict=True)]) == gold)
+            bits.append(-scored[rows[gold]] / len(texts[gold].encode()) * 1.44269504089)
+        assert found["acc_raw"].value == np.mean(raw) and found["acc_per_token"].value == np.mean(per_token)
+        assert found["acc_per_char"].value == np.mean(per_char)
+        assert found["bits_per_byte"].value == pytest.approx(np.mean(bits))
+        assert not {"acc", "acc_norm", "acc_ppl"} & set(found)
+
+
+def test_olmes_averages_groups_by_task(benchmarks, tokenizer, tmp_path):
+    made = prepared("olmes", benchmarks, tokenizer, tmp_path / "p")
+    group = {
+        "group": "g", "domain": "d", "metric": "acc_raw", "chance": None, "tasks": ["piqa", "arc_easy"],
+        "weight_by_size": {}, "weight_others_by_size": False,
+    }  # fmt: skip
+    # documents of the second task beyond the fifth are left out, so that the tasks differ in size
+    tasks = [made.tasks[0], {**made.tasks[1], "documents": 5}]
+    grouped = pack.Pack(
+        {**made.manifest, "groups": [group], "tasks": tasks}, made.contexts, made.requests, made.documents.slice(0, 14)
+    )
+    values = metrics.of_tasks(grouped, *scores(made))
+    parts = [values[name]["acc_per_char"] for name in ("piqa", "arc_easy")]
+    assert parts[0].n != parts[1].n
+    assert values["g"]["acc_per_char"].value == pytest.approx((parts[0].value + parts[1].value) / 2)
+
+
+def test_opencompass_scores_all_tokens_of_prompt_and_choice(benchmarks, tokenizer, tmp_path):
+    made = prepared("opencompass-ppl", benchmarks, tokenizer, tmp_path / "p")
+    encode = open_tokenizer(tokenizer).encode
+    for context, continuation, head, rest in requests(made):
+        assert head + rest == encode(context + continuation) and len(head) == 1
+    scored, greedy = scores(made)
+    values = metrics.of_tasks(made, scored, greedy)
+    asked = requests(made)
+    for task, found in values.items():
+        right, entropy = [], []
+        for gold, rows in questions(made, task):
+            # _get_ppl: sum over shifted labels / number of tokens
+            losses = [-scored[row] / len(encode(asked[row][0] + asked[row][1])) for row in rows]
+            right.append(np.argmin(losses) == gold)
+            entropy.append(losses[gold])
+        assert found["acc_ppl"].value == np.mean(right)
+        assert found["cross_entropy"].value == pytest.approx(np.mean(entropy))
+        assert set(found) == {"acc_ppl", "cross_entropy"}
+
+
+def test_the_mode_is_part_of_the_pack_and_of_its_hash(benchmarks, tokenizer, tmp_path):
+    file = tmp_path / "s.yaml"
+    file.write_text("{name: s, mode: olmes, tasks: [{task: piqa, shots: 2, metric: acc_norm}]}")
+    modes = ("lm-eval", "olmes", "opencompass-ppl")
+    made = {mode: prepared(mode, benchmarks, tokenizer, tmp_path / mode, "piqa@2") for mode in modes}
+    assert len({one.hash for one in made.values()}) == 3
+    assert [one.manifest["mode"] for one in made.values()] == list(modes)
+    assert [one.tasks[0]["metric"] for one in made.values()] == ["acc_norm", "acc_per_char", "acc_ppl"]
+    assert prepared(None, benchmarks, tokenizer, tmp_path / "s", str(file)).hash == made["olmes"].hash
+    assert prepared("lm-eval", benchmarks, tokenizer, tmp_path / "t", str(file)).hash == made["lm-eval"].hash
+    assert pack.load(tmp_path / "olmes").manifest == made["olmes"].manifest
+
+
+def test_bos_follows_the_policy_in_every_mode(benchmarks, tokenizer, tmp_path):
+    never = prepared("olmes", benchmarks, tokenizer, tmp_path / "a", "piqa", bos="never")
+    bos = open_tokenizer(tokenizer).bos_token_id
+    assert all(never.context_tokens[i][0] != bos for i in range(len(never.context_tokens)))
+    always = prepared("opencompass-ppl", benchmarks, tokenizer, tmp_path / "b", "piqa", bos="always")
+    assert all(always.context_tokens[i].tolist() == [bos] for i in range(len(always.context_tokens)))
+
+
+def test_wrong_modes_are_refused_by_name(benchmarks, tokenizer, tmp_path):
+    with pytest.raises(UserError, match="--mode: mode 'fast' must be one of lm-eval, olmes, opencompass-ppl"):
+        prepared("fast", benchmarks, tokenizer, tmp_path / "p")
+    for task in ("lambada_openai", "wikitext", "truthfulqa_mc2"):
+        with pytest.raises(UserError, match=f"'{task}': mode opencompass-ppl compares the choices"):
+            prepared("opencompass-ppl", benchmarks, tokenizer, tmp_path / "p", task)

@@ -233,7 +233,7 @@ def test_equal_tokenizers_are_fetched_once_and_alone(served: Hub, tmp_path):
     assert remote.tokenizer(of(tmp_path, "hf://org/model@main")) is None
 
 
-def test_a_tokenizer_elsewhere_may_be_a_folder_or_one_file(served: Hub, tmp_path):
+def test_a_tokenizer_elsewhere_may_be_a_folder_or_one_file(served: Hub, tmp_path, monkeypatch):
     served.repositories["org/words"] = {"main": {"tokenizer.model": b"m", "tokenizer_config.json": b"{}"}}
     whole = remote.tokenizer(of(tmp_path, tokenizer="hf://org/words"))
     bare = remote.tokenizer(of(tmp_path, tokenizer="hf://org/words@main/tokenizer.model"))
@@ -242,6 +242,10 @@ def test_a_tokenizer_elsewhere_may_be_a_folder_or_one_file(served: Hub, tmp_path
     assert set(here(bare)) == {"tokenizer.model"}
     with pytest.raises(FetchError, match="no tokenizer there"):
         remote.tokenizer(of(tmp_path, tokenizer="hf://org/words/vocab.json"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert remote.tokenizer(of(tmp_path, tokenizer="hf://org/words")) == whole
+    with pytest.raises(FetchError, match="not downloaded"):
+        remote.tokenizer(of(tmp_path, tokenizer="hf://org/others"))
 
 
 # What lies where

@@ -18,6 +18,7 @@ import requests
 
 from fineline_jax.checkpoints.transfer import (
     FetchError,
+    NotThereError,
     RemoteFile,
     TransientError,
     bucket,
@@ -207,7 +208,7 @@ def _http_head(url: str, name: str) -> RemoteFile | None:
     address = urljoin(url, quote(name))
     try:
         headers = get(address, {"Accept-Encoding": "identity"}, "HEAD").headers
-    except FetchError:
+    except NotThereError:
         return None
     size = headers.get("Content-Length", "")
     version = headers.get("ETag") or headers.get("Last-Modified") or size
@@ -222,7 +223,7 @@ def _links(url: str) -> list[str]:
     """Names in an index page, those of folders with a slash; none if the server shows none."""
     try:
         answer = get(url)
-    except FetchError:
+    except NotThereError:
         return []
     if "html" not in answer.headers.get("Content-Type", ""):
         return []

@@ -305,10 +305,7 @@ def _entry(file: Path, raw: Mapping[str, Any], variant: Mapping[str, Any]) -> En
         numbers,
     )
     for rule in (*made.step, *made.tokens):
-        try:
-            evaluate(rule, {})
-        except UserError as error:
-            raise UserError(f"{error}") from None
+        evaluate(rule, {})
     return made
 
 

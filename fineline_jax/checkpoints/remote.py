@@ -95,6 +95,12 @@ def identity(remote: Remote) -> str:
 
 def tokenizer(remote: Remote) -> Path | None:
     """A folder with the tokenizer's files; None if the checkpoint brings none."""
+    if remote.tokenizer and offline() and remote.tokenizer.startswith("hf://"):
+        for folder in sorted((remote.downloads / "tokenizers").glob("*/")):
+            record = _read_record(folder)
+            if record is not None and record["complete"] and record["url"] == remote.tokenizer:
+                return folder
+        raise FetchError(f"{remote.tokenizer}: not downloaded, and HF_HUB_OFFLINE is set; unset it to fetch")
     if remote.tokenizer:
         folder, _, last = remote.tokenizer.rpartition("/")
         single = last if last in TOKENIZER else ""

@@ -38,6 +38,10 @@ class FetchError(UserError):
     """What a server does not have, will not give, or gives wrong."""
 
 
+class NotThereError(FetchError):
+    """The server has no such file, or shows it to nobody."""
+
+
 class DiskFullError(FetchError):
     """No room for a download."""
 
@@ -206,7 +210,8 @@ def _answer(
         if status == 416 and past_end_is_wrong:
             raise _WrongContentError("the server's file is shorter than its listing says")
         if status >= 400:
-            raise FetchError(f"{url}: {_refusal(answer)}")
+            kind = NotThereError if status in (403, 404, 405, 410) else FetchError
+            raise kind(f"{url}: {_refusal(answer)}")
         yield answer
 
 

@@ -66,8 +66,8 @@ def open_each(
         found = _hash(checkpoint, wanted, check)
         if alone:
             return _load(found, mesh, dtype)
-        if jax.process_index() != 0:
-            _fetch(checkpoint)  # process 0 has; each has its own disk, or waits for the other
+        if isinstance(found, Opened) and (found.model is not None or jax.process_index() != 0):
+            _fetch(checkpoint)  # each process has its own disk, or waits for the one that fetches
         return found
 
     with ThreadPoolExecutor(1, thread_name_prefix="open") as pool:
@@ -128,6 +128,10 @@ def _load(found: Opened | Failed, mesh: jax.sharding.Mesh, dtype: str) -> Opened
     try:
         model = series.load(found.checkpoint, mesh, dtype)
         jax.block_until_ready(model[1])
+    except DiskFullError as error:
+        if jax.process_count() == 1:
+            raise  # it would be the same for all others
+        return Failed(found.checkpoint, _reason(error))
     except Exception as error:
         return Failed(found.checkpoint, _reason(error))
     return dataclasses.replace(found, model=model)

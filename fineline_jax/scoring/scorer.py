@@ -125,6 +125,7 @@ def score_series(
                 advance(requests, note)
                 continue
             config, params = opened.model
+            check_vocabulary(pack, config, f"{series.name}/{checkpoint.name}")
             context = model_context(pack, config)
             if cut := truncated(pack, context):
                 note = f"{note}, {cut} requests cut to {context} tokens"
@@ -175,6 +176,10 @@ def score_parts(
     return found
 
 
+REASONS_TOLD = 8
+"""In the last line; the log has them all."""
+
+
 class NotAllScored(UserError):
     """Some checkpoints could not be opened; all others are scored."""
 
@@ -182,7 +187,10 @@ class NotAllScored(UserError):
 
     def __init__(self, failed: Sequence[Failed]):
         self.failed = tuple(failed)
-        places = [f"{found.checkpoint.series}/{found.checkpoint.name} ({found.reason})" for found in failed]
+        names = [f"{found.checkpoint.series}/{found.checkpoint.name}" for found in failed]
+        places = [f"{name} ({found.reason})" for name, found in zip(names[:REASONS_TOLD], failed)] + names[
+            REASONS_TOLD:
+        ]
         super().__init__(
             f"{len(failed)} checkpoints could not be opened: {'; '.join(places)}; all others are scored, mend these and"
             " run the same command again"
@@ -243,6 +251,16 @@ def _bar(name: str, total: int, done: int) -> contextlib.AbstractContextManager[
 def model_context(pack: Pack, config: ModelConfig) -> int:
     """Tokens a row may hold: what the pack was prepared with, else the model's context."""
     return pack.manifest["max_context"] or config.context
+
+
+def check_vocabulary(pack: Pack, config: ModelConfig, name: str) -> None:
+    """Raise UserError if the pack's tokenizer has ids that the embedding of the model `name` has no row for."""
+    size = pack.manifest["tokenizer"]["size"]
+    if size > config.vocab_size:
+        raise UserError(
+            f"{name}: the tokenizer has {size} ids, the embedding {config.vocab_size} rows; prepare the pack with the"
+            " tokenizer the model was trained with"
+        )
 
 
 def check_tokenizer(pack: Pack, checkpoint: Checkpoint) -> None:

@@ -1,10 +1,14 @@
 """Tokenizers of registered families give the ids their models were trained on."""
 
+import functools
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fineline_jax.scoring.tokenizer import open_tokenizer
 
@@ -41,3 +45,38 @@ def test_pythias_tokenizer_gives_known_ids_and_no_bos(shared_data: Path) -> None
     text = "def f(x):\n        return x  # Fäden 東京\n"
     assert tokenizer.decode(tokenizer(text).input_ids) == text
     assert len(tokenizer) == 50277
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["spaces joined", "spaces kept"])
+def trained(request, tmp_path_factory) -> Path:
+    """A BPE model as OpenLLaMA's: v1 joins runs of spaces (SentencePiece's default), v2 does not."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    folder = tmp_path_factory.mktemp("bpe")
+    lines = [
+        "def f(x):",
+        "    return x  +  1",
+        "the cat runs under the house",
+        "the  house  runs",
+        "Fäden 東京 and, then!",
+    ]
+    (folder / "corpus.txt").write_text("\n".join(lines * 20))
+    sentencepiece.SentencePieceTrainer.Train(
+        input=str(folder / "corpus.txt"), model_prefix=str(folder / "tokenizer"), model_type="bpe", vocab_size=340,
+        byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=request.param,
+        minloglevel=2, num_threads=1,
+    )  # fmt: skip
+    return folder
+
+
+@settings(max_examples=400, deadline=None)
+@given(text=st.text(st.sampled_from("ab \n\t  therunsd()+:xé東▁\u00a0"), max_size=24) | st.text(max_size=12))
+def test_a_bare_model_gives_sentencepieces_ids_whether_it_joins_spaces_or_not(trained: Path, text: str) -> None:
+    ours, oracle = _opened(trained)
+    assert ours(text, add_special_tokens=False).input_ids == oracle.encode(text)
+
+
+@functools.cache
+def _opened(folder: Path) -> tuple[Any, Any]:
+    import sentencepiece
+
+    return open_tokenizer(folder), sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model"))

@@ -5,6 +5,7 @@ ids than models were trained on.
 """
 
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
@@ -18,17 +19,16 @@ _SPACE = "\u2581"
 
 
 def open_sentencepiece(file: Path) -> PreTrainedTokenizerFast:
-    """BOS is put first by default, as Llama's tokenizers do. Raises UserError if `file` is not a BPE model or
-    normalises its text."""
+    """BOS is put first by default, as Llama's tokenizers do. Runs of spaces become one where the model was trained so
+    (OpenLLaMA v1). Raises UserError if `file` is not a BPE model or changes characters of its text."""
     proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     try:
         proto.ParseFromString(file.read_bytes())
         model = sentencepiece.SentencePieceProcessor(model_file=str(file))
     except Exception as error:  # protobuf's and SentencePiece's own
         raise UserError(f"{file}: not a SentencePiece model ({error}); give another tokenizer") from None
-    changed = proto.normalizer_spec.precompiled_charsmap or proto.normalizer_spec.remove_extra_whitespaces
-    if proto.trainer_spec.model_type != _BPE or changed:
-        raise UserError(f"{file}: only BPE models that leave their text as it is are read; give its tokenizer.json")
+    if proto.trainer_spec.model_type != _BPE or proto.normalizer_spec.precompiled_charsmap:
+        raise UserError(f"{file}: only BPE models that leave characters as they are are read; give its tokenizer.json")
     pieces = [model.id_to_piece(i) for i in range(model.get_piece_size())]
     ranks = {
         piece: (-model.get_score(i), i)
@@ -50,10 +50,7 @@ def open_sentencepiece(file: Path) -> PreTrainedTokenizerFast:
         byte_fallback=any(model.is_byte(i) for i in range(len(pieces))),
     )
     tokenizer = Tokenizer(bpe)
-    steps: list[normalizers.Normalizer] = [normalizers.Replace(" ", _SPACE)]
-    if proto.normalizer_spec.add_dummy_prefix:
-        steps.insert(0, normalizers.Prepend(_SPACE))
-    tokenizer.normalizer = normalizers.Sequence(steps)
+    tokenizer.normalizer = normalizers.Sequence(_normalizers(proto.normalizer_spec))
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace(Regex(_SPACE), " "), decoders.ByteFallback(), decoders.Fuse()]
     )
@@ -66,3 +63,14 @@ def open_sentencepiece(file: Path) -> PreTrainedTokenizerFast:
             single=f"{bos} $A", special_tokens=[(bos, model.bos_id())]
         )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def _normalizers(spec: Any) -> list[normalizers.Normalizer]:
+    """As SentencePiece's `normalizer.cc`, without a map of characters. \\A and \\z: ^ and $ would fit at every line."""
+    steps: list[normalizers.Normalizer] = [normalizers.Replace(" ", _SPACE)]
+    if spec.add_dummy_prefix:
+        steps.insert(0, normalizers.Prepend(_SPACE))
+    if spec.remove_extra_whitespaces:
+        leading, runs = normalizers.Replace(Regex(r"\A +"), ""), normalizers.Replace(Regex(" {2,}"), " ")
+        steps = [leading, runs, *steps, normalizers.Replace(Regex(rf"{_SPACE}+\z"), "")]
+    return steps

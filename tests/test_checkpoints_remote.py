@@ -1,5 +1,6 @@
 """Downloads: resumed, tried again, verified, named when they fail, removed after use. No JAX but in the last ones."""
 
+import concurrent.futures
 import errno
 import functools
 import http.server
@@ -221,6 +222,19 @@ def test_a_download_is_removed_only_if_it_is_not_to_be_kept(served: Hub, tmp_pat
     assert of(tmp_path).folder.exists()
     remote.discard(of(tmp_path, keep=False))
     assert not of(tmp_path).folder.exists()
+
+
+def test_several_at_once_fetch_it_once(served: Hub, tmp_path):
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        folders = list(pool.map(remote.fetch, [of(tmp_path)] * 4))
+    assert len(set(folders)) == 1 and here(folders[0]) == NEEDED
+    assert len(served.downloads()) == len(NEEDED)
+
+
+def test_an_interrupted_download_ends_at_once_and_goes_on_later(served: Hub, tmp_path):
+    with transfer.stopped(), pytest.raises(FetchError, match="interrupted after"):
+        remote.fetch(of(tmp_path))
+    assert here(remote.fetch(of(tmp_path))) == NEEDED
 
 
 def test_equal_tokenizers_are_fetched_once_and_alone(served: Hub, tmp_path):

@@ -1,6 +1,6 @@
 """The registry of series and the choice of checkpoints. No JAX."""
 
-import importlib.util
+import importlib.resources
 import subprocess
 import sys
 from pathlib import Path
@@ -186,9 +186,8 @@ def test_what_is_no_series_is_said_with_a_hint() -> None:
 
 
 def test_the_series_are_installed_with_the_package() -> None:
-    spec = importlib.util.spec_from_file_location("setup_py", Path("setup.py"))
-    assert spec is not None
-    assert '"series/*.yaml"' in Path("setup.py").read_text()
+    assert (importlib.resources.files("fineline_jax.configs") / "series" / "amber.yaml").is_file()
+    assert '"series/*.yaml"' in (Path(__file__).parent.parent / "setup.py").read_text()
 
 
 # The command

@@ -12,19 +12,25 @@ import fcntl
 import functools
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from fineline_jax.checkpoints.locations import Options, list_files
 from fineline_jax.checkpoints.transfer import FetchError, RemoteFile, download, offline
+from fineline_jax.progress import duration, short
 
 RECORD = "fetched.json"
 FILES_AT_A_TIME = 4
+TOLD_BYTES = 100_000_000
+"""Downloads of this size are announced."""
+_LOG = logging.getLogger(__name__)
 TOKENIZER = (
     "tokenizer.json",
     "tokenizer.model",
@@ -156,19 +162,26 @@ def _fetch_into(folder: Path, files: Sequence[RemoteFile], url: str) -> None:
         return right_size and have.get(file.name) == file.fingerprint
 
     def get(file: RemoteFile) -> None:
-        if not is_here(file):
-            download(file, folder / file.name)
-            with writing:
-                have[file.name] = file.fingerprint
-                _write_record(folder, url, files, have)
+        download(file, folder / file.name)
+        with writing:
+            have[file.name] = file.fingerprint
+            _write_record(folder, url, files, have)
 
+    missing = [file for file in files if not is_here(file)]
+    size = sum(file.size or 0 for file in missing)
+    if size >= TOLD_BYTES:
+        _LOG.info("fetching %s: %s bytes to %s", url, short(size), folder)
+    began = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(FILES_AT_A_TIME, thread_name_prefix="fetch") as pool:
-        tasks = [pool.submit(get, file) for file in files]
+        tasks = [pool.submit(get, file) for file in missing]
         try:
             for task in concurrent.futures.as_completed(tasks):
                 task.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+    if size >= TOLD_BYTES:
+        seconds = time.monotonic() - began
+        _LOG.info("fetched %s in %s, %s bytes/s", url, duration(seconds), short(size / max(seconds, 1e-9)))
     names = {file.name for file in files}
     for path in folder.iterdir():  # of another version: the reader would take them for part of this one
         if path.name not in names and path.name != RECORD and path.is_file():

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import os
 import shutil
-import time
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ BLOCK = 1 << 22
 """Bytes read from an HTTP server at a time."""
 RANGE = 1 << 25
 """Bytes asked of a bucket at a time."""
+STOP = threading.Event()
+"""Set it to end all downloads at their next block; what has arrived stays for the next run."""
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
 _LOG = logging.getLogger(__name__)
 
@@ -56,6 +58,16 @@ class TransientError(Exception):
 
 class _WrongContentError(Exception):
     """The whole file is there and not what the listing says."""
+
+
+@contextlib.contextmanager
+def stopped() -> Iterator[None]:
+    """Downloads of other threads end meanwhile."""
+    STOP.set()
+    try:
+        yield
+    finally:
+        STOP.clear()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +168,7 @@ def _wait_or_give_up(url: str, error: TransientError, failures: int, attempts: i
         raise FetchError(f"{url}: {error}, {failures} times in a row; try again later") from None
     wait = min(BACKOFF * 2 ** (failures - 1), LONGEST_WAIT) if error.wait is None else min(error.wait, LONGEST_WAIT)
     _LOG.info("%s: %s; attempt %d of %d in %.3g s", url, error, failures + 1, attempts, wait)
-    time.sleep(wait)
+    STOP.wait(wait)
 
 
 def _append(file: RemoteFile, partial: Path, start: int) -> None:
@@ -167,6 +179,8 @@ def _append(file: RemoteFile, partial: Path, start: int) -> None:
                 out.truncate(begins)
                 out.seek(begins)
                 for block in blocks:
+                    if STOP.is_set():
+                        raise FetchError(f"{file.url}: interrupted after {out.tell()} bytes; run the command again")
                     out.write(block)
                 out.flush()
                 os.fsync(out.fileno())

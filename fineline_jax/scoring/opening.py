@@ -15,7 +15,7 @@ import jax
 
 from fineline_jax.checkpoints import series
 from fineline_jax.checkpoints.series import Checkpoint
-from fineline_jax.checkpoints.transfer import DiskFullError, FetchError
+from fineline_jax.checkpoints.transfer import DiskFullError, FetchError, stopped
 from fineline_jax.errors import UserError
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.scoring.agreement import all_true, from_first
@@ -98,7 +98,8 @@ def open_each(
                 if following is not None and not at_once:
                     pending = pool.submit(ahead, following)  # after the download, since the pool has one thread
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            with stopped():  # a download may have an hour to go
+                pool.shutdown(wait=True, cancel_futures=True)
 
 
 _UNREAD: tuple[Any, dict[str, Any]] = (None, {})

@@ -1,18 +1,21 @@
 """lm-eval both ways: it asks our engine, and our scores become its files; both as if it had run its own backend."""
 
+import hashlib
 import json
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from commands import start
+from lm_eval.api.model import LM
 from scoring_examples import write_benchmarks, write_tokenizer
 from series_examples import CONFIG, make_series, one_device
 
 from fineline_jax.checkpoints import series
 from fineline_jax.errors import UserError
-from fineline_jax.scoring import lm_eval_backend, lm_eval_export, pack, scorer, suite, tasks
+from fineline_jax.scoring import lm_eval_backend, lm_eval_export, pack, scorer, scores, suite, tasks
 from fineline_jax.trajectories.table import read_table
 
 SUITE = "piqa@1,arc_easy,winogrande,lambada_openai,wikitext,truthfulqa_mc2"
@@ -167,6 +170,53 @@ def scorer_table(place: Path) -> Any:
     return metrics.tidy(place / "scores")
 
 
+def answer(context: str, continuation: str) -> tuple[float, bool]:
+    """A log-likelihood that any one can work out."""
+    number = int(hashlib.sha256(f"{context}|{continuation}".encode()).hexdigest()[:8], 16)
+    return -(number % 10_007) / 100, number % 3 == 0
+
+
+class Oracle(LM):
+    def loglikelihood(self, requests):
+        return [answer(*request.args) for request in requests]
+
+    def loglikelihood_rolling(self, requests):
+        raise AssertionError
+
+    def generate_until(self, requests):
+        raise AssertionError
+
+
+@pytest.mark.slow
+def test_groups_and_their_weights_are_those_of_lm_eval(shared_data, place, tmp_path):
+    """MMLU: 57 subjects in four fields, of three documents each."""
+    import lm_eval
+
+    benchmarks = shared_data / "benchmarks"
+    made = pack.prepare("mmlu@1,piqa", place / "tokenizer", tmp_path / "pack", benchmarks=benchmarks, limit=3)
+    contexts = made.contexts["text"].to_pylist()
+    texts = made.requests["text"].to_pylist()
+    answers = [answer(contexts[row], text) for row, text in zip(made.request_context, texts, strict=True)]
+    key = scores.Key("w", made.hash, "float32", "auto", "oracle")
+    header = scores.Header("org/model", "main", None, 5, 64, key)
+    scores.keep_pack(tmp_path / "scores", made)
+    scores.write(
+        tmp_path / "scores",
+        scores.Scores(header, np.array([value for value, _ in answers]), np.array([greedy for _, greedy in answers])),
+    )
+    [exported] = lm_eval_export.export(tmp_path / "scores", tmp_path / "out", made, samples=False)
+    ours = as_json(json.loads(exported.read_text()))
+    loaded, groups = tasks.load_tasks(suite.open_suite("mmlu@1,piqa"), tasks.local_folder(benchmarks))
+    given = {"tasks": {t.name: t.definition for t in loaded}, "groups": {g.name: g.definition for g in groups}}
+    theirs = as_json(lm_eval.evaluate(Oracle(), given, limit=3, log_samples=False))
+    for counts in theirs["n-samples"].values():
+        counts["original"] = 3  # with --limit, the pack does not know how many there were
+    for name in ("results", "groups", "group_subtasks", "versions", "n-shot", "higher_is_better", "n-samples"):
+        assert ours[name] == theirs[name], name
+    table = read_table(tmp_path / "out")
+    assert set(table["tokens"]) == {5} and set(table["series"]) == {"model"} and table["task"].nunique() == 58
+
+
 def test_a_second_export_replaces_the_first(exported, place, tmp_path):
     first = lm_eval_export.export(place / "scores", tmp_path, samples=False)
     second = lm_eval_export.export(place / "scores", tmp_path, samples=False)
@@ -201,6 +251,7 @@ metadata: {version: 1.0}
 """
 
 
+@pytest.mark.slow
 def test_the_command_line_of_lm_eval_knows_the_model(place, tmp_path):
     (tmp_path / "tasks").mkdir()
     file = place / "benchmarks/baber__piqa/validation.parquet"

@@ -74,7 +74,7 @@ def test_a_checkpoint_that_cannot_be_opened_is_passed_over_and_named(run, made, 
     weights = run / "step2/model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(scorer.NotAllScored, match=r"1 checkpoints .* run/step2 \(.*safetensors.*others are scored"):
+    with pytest.raises(scorer.NotAllScored, match=r"1 checkpoint .* run/step2 \(.*safetensors.*others are scored"):
         score(run, made, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out/run").iterdir()) == ["step1.parquet", "step3.parquet"]
     weights.write_bytes(whole)

@@ -202,6 +202,6 @@ def test_a_checkpoint_that_cannot_be_opened_does_not_end_the_watch(place, traine
     def score(series: list[Series], part: Part) -> list[Path]:
         return scorer.score_parts(series, made, tmp_path / "out", one_device(), part=part)
 
-    with pytest.raises(scorer.NotAllScored, match="1 checkpoints could not be opened: run/step2"):
+    with pytest.raises(scorer.NotAllScored, match="1 checkpoint could not be opened: run/step2"):
         watching.watch_run(tmp_path / "run", score, poll_seconds=0.01)
     assert sorted(path.stem for path in (tmp_path / "out/run").iterdir()) == ["step0", "step4", "step6"]

@@ -192,7 +192,8 @@ class NotAllScored(UserError):
             REASONS_TOLD:
         ]
         super().__init__(
-            f"{len(failed)} checkpoints could not be opened: {'; '.join(places)}; all others are scored, mend these and"
+            f"{'1 checkpoint' if len(failed) == 1 else f'{len(failed)} checkpoints'} could not be opened:"
+            f" {'; '.join(places)}; all others are scored, mend what is damaged and"
             " run the same command again"
         )
 

@@ -119,7 +119,7 @@ def damaged(tmp_path: Path) -> dict[str, bytes]:
     return {
         r"needs \d+ more": whole[:-5],
         r"it ends at byte": whole[:50],
-        r"it breaks off|no array|no pair": b"\x93\x01\x02\x03" + whole,
+        r"where the data of a tensor should be": b"\x93\x01\x02\x03" + whole,
         r"begins no msgpack value": pair(b"\xc1"),
         r"has 8 bytes, its shape \[3\] means others": pair(array([3], "float32", bytes(8))),
         r"'a.b' is 'float8_e4m3fn', which is not read": pair(array([3], "float8_e4m3fn", bytes(3))),
@@ -128,7 +128,7 @@ def damaged(tmp_path: Path) -> dict[str, bytes]:
         r"needs 4294967295 more": whole + b"\x92\x91\xa1a\xc6" + struct.pack(">I", 2**32 - 1),
         r"a path of 33 parts": msgpack.packb((["a"] * 33, b"")),
         r"called 'a\\n.b'": msgpack.packb((["a\n", "b"], array([1], "float32", bytes(4)))),
-        r"no map|no pair|no array|where an array should be": pair(msgpack.packb([1, 2])),
+        r"a msgpack array where the data": pair(msgpack.packb([1, 2])),
     }
 
 

@@ -197,7 +197,7 @@ def test_an_exported_run_has_equal_logits_in_transformers(released: Path, tmp_pa
 
 def test_a_value_beyond_float16_is_refused_on_export(tmp_path: Path) -> None:
     params = random_params(SMALL, make_mesh())
-    params["norm"] = params["norm"].at[3].set(1e6)
+    params["norm"] = jax.device_put(np.full(32, 1e6, np.float32), params["norm"].sharding)
     with pytest.raises(UserError, match=r"tensor model.norm.weight has values beyond the range of float16"):
         hub.export_hf(SMALL, params, tmp_path / "out", dtype="float16")
     assert not (tmp_path / "out").exists()
@@ -243,7 +243,7 @@ print(json.dumps([status("VmHWM") - before, sum(leaf.nbytes for leaf in jax.tree
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
 def test_loading_takes_the_parameters_and_little_more(tmp_path: Path) -> None:
-    """Beside the parameters themselves, less than 1.3 times the largest tensor is in memory."""
+    """Beside the parameters, less than 1.3 times the largest tensor of the files is in memory."""
     warm = dataclasses.replace(SMALL, vocab_size=64)
     config = ModelConfig(vocab_size=40_000, width=512, layers=12, heads=8, mlp_width=1536, context=64)
     one = make_mesh(Mesh(), jax.devices()[:1])
@@ -252,7 +252,7 @@ def test_loading_takes_the_parameters_and_little_more(tmp_path: Path) -> None:
             lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype)), hub.decoder.abstract_params(model, one)
         )
         hub.export_hf(model, params, tmp_path / name, dtype="float16", shard_bytes=30_000_000)
-    largest = 40_000 * 512 * 4
+    largest = 40_000 * 512 * 2
     code = [sys.executable, "-c", MEASURE, str(tmp_path / "warm"), str(tmp_path / "large")]
     environment = os.environ | {"XLA_FLAGS": "", "MALLOC_ARENA_MAX": "1"}
     output = subprocess.run(code, env=environment, cwd=Path(__file__).parent.parent, check=True, capture_output=True)

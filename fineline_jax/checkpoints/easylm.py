@@ -155,7 +155,7 @@ def _leaf(reader: "_Reader", token: "_Token | None" = None) -> _Array | None:
         reader.token()
         return _chunked(reader)
     if token.kind in ("map", "array"):
-        raise _Broken(f"a {token.kind} where an array should be, at byte {reader.at}")
+        raise _Broken(f"a msgpack {token.kind} where the data of a tensor should be, at byte {reader.at}")
     return None
 
 

@@ -255,7 +255,7 @@ def _to_file(
         part = np.asarray(leaves[weight.ours][place])
         with np.errstate(over="ignore"):
             rounded = part.astype(dtype)
-        if np.isinf(rounded).any() and not np.isinf(part).any():
+        if dtype == np.float16 and np.isinf(rounded).any() and not np.isinf(part).any():
             raise UserError(f"tensor {name} has values beyond the range of {dtype}; choose --dtype bfloat16 or float32")
         write_part(tensor, parse_axes(weight.axes), rounded)
     return tensor

@@ -57,10 +57,10 @@ def read_torch_bin(path: Path) -> dict[str, StoredTensor]:
         state = read_pickle(_read(path, entries[pickles[0]], LARGEST))
     except Refused as refused:
         raise UserError(
-            f"{path}: holds {refused}; only tensors and containers are read, and nothing is executed; {CONVERT}"
+            f"{path}: holds {refused}; only tensors and containers are read, nothing is executed: use another file"
         ) from refused
     if not isinstance(state, dict):
-        raise UserError(f"{path}: holds a {type(state).__name__} instead of tensors by name; {CONVERT}")
+        raise UserError(f"{path}: holds a {type(state).__name__} instead of tensors by name; save the state dict alone")
     tensors = {}
     for name, view in state.items():
         if not isinstance(name, str) or not name.isprintable() or not isinstance(view, View):

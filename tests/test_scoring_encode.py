@@ -24,7 +24,7 @@ LLAMA3, QWEN2, OLMO2 = sorted(boundaries._TIKTOKEN, key=lambda text: (text.start
 
 def byte_level(first: str | None = None, **options: Any) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
-    steps = [pre_tokenizers.Split(Regex(first), "isolated")] if first else []
+    steps: list[Any] = [pre_tokenizers.Split(Regex(first), "isolated")] if first else []
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=first is None))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps) if first else steps[0]
     if options.get("nfc"):
@@ -106,7 +106,11 @@ def test_pieces_give_the_tokens_of_the_whole(kind: str, tmp_path_factory: pytest
     fast, plain = Encoder(tokenizer, "auto"), Encoder(tokenizer, "auto")
     plain.__dict__["boundaries"] = None  # nothing is cut
 
-    @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=150,
+        deadline=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
     @given(prefix=TEXT, question=TEXT, choices=st.lists(TEXT, min_size=1, max_size=3))
     @example("The cat.\n\nQ: two?\n\n", "Q: ice\nA:", [" the cat", "\n\nthe cat", " ", "  \n x"])
     @example("(cat)\n", "dog)", ["\ncat", " cat"])

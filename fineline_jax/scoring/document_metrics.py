@@ -156,11 +156,12 @@ def _smooth(block: Block, scored: np.ndarray) -> Columns:
 def _solutions(block: Block, scored: np.ndarray, greedy: np.ndarray) -> Columns:
     """Of a task that generates: the first gold solution, the best, and whether greedy decoding starts with one."""
     bits = _bits(scored, block.bytes)
-    return {
+    values: Columns = {
         "bits_per_byte": bits[:, 0],
         "bits_per_byte_best": bits.min(axis=1),
-        "greedy_match": greedy.any(axis=1),
+        "greedy_match": np.any(greedy, axis=1),
     }
+    return values
 
 
 def _whole_text(table: Table, loglikelihood: np.ndarray) -> Columns:

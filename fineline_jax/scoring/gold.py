@@ -80,9 +80,13 @@ def without_checkers() -> Iterator[None]:
     with (
         mock.patch.object(evaluate, "load", lambda *args, **options: _Checker()),
         mock.patch.object(importlib.metadata, "version", of_package),
-        mock.patch.dict(sys.modules, absent),
     ):
-        yield
+        sys.modules.update(absent)
+        try:
+            yield
+        finally:
+            for name in absent:
+                del sys.modules[name]
 
 
 class _Checker:

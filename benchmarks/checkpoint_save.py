@@ -15,9 +15,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from fineline_jax.memory import keep_freed_memory
+from fineline_jax.cpu import prepare_cpu
 
-keep_freed_memory()
+prepare_cpu()
 
 import jax
 import numpy as np

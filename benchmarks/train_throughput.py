@@ -14,9 +14,9 @@ import subprocess
 import sys
 import time
 
-from fineline_jax.memory import keep_freed_memory
+from fineline_jax.cpu import prepare_cpu
 
-keep_freed_memory()
+prepare_cpu()
 
 import jax
 import numpy as np

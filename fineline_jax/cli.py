@@ -16,7 +16,7 @@ from tyro.conf import Positional, arg
 from tyro.extras import SubcommandApp
 
 from fineline_jax.errors import UserError
-from fineline_jax.memory import keep_freed_memory
+from fineline_jax.cpu import prepare_cpu
 from fineline_jax.recipe import Mesh, Recipe
 
 app = SubcommandApp()
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    keep_freed_memory()
+    prepare_cpu()
     logging.basicConfig(format="%(message)s", level=logging.ERROR)
     logging.getLogger("fineline_jax").setLevel(logging.INFO)
     try:
@@ -354,6 +354,8 @@ def score(
         raise UserError("score: give either --suite or --pack")
     if watch and len(series) != 1:
         raise UserError("score: --watch takes one run; start one command per run")
+    if watch and (tokens or every != 1):
+        raise UserError("score: --watch scores every kept checkpoint; leave out --tokens and --every")
     if distributed:
         import jax
 

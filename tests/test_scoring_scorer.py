@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
@@ -115,7 +116,8 @@ def _whole(made: pack.Pack, params: dict, mesh: jax.sharding.Mesh) -> tuple[np.n
 def test_the_mesh_does_not_matter(made, axes, monkeypatch):
     expected = _whole(made, params_on(one_device()), one_device())
     mesh = make_mesh(Mesh(*axes))
-    monkeypatch.setattr(forward, "LOGITS_BYTES", 1 << 17)  # several chunks
+    monkeypatch.setattr(forward, "PARENTS", 24)  # several times round each loop, and blocks that overlap
+    monkeypatch.setattr(forward, "CPU_BLOCK", 48)
     forward.tree_step.cache_clear()
     found = scorer.score_params(made, CONFIG, params_on(mesh), mesh)
     forward.tree_step.cache_clear()
@@ -126,11 +128,34 @@ def test_the_mesh_does_not_matter(made, axes, monkeypatch):
 def test_equal_logits_count_as_greedy_only_for_the_first():
     hidden = jnp.ones((1, 3, 2))
     head = jnp.array([[1.0, 2.0, 2.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
-    mesh = one_device()
-    with jax.set_mesh(mesh):
-        logp, greedy = forward.log_probabilities(hidden, jnp.array([[1, 2, -1]]), head)
-    assert greedy.tolist() == [[True, False, True]]
-    assert logp[0, 0] == logp[0, 1] and logp[0, 2] == 0.0
+    logp, greedy = log_probabilities(hidden, jnp.arange(3), jnp.arange(3), jnp.array([1, 2, -1]), head)
+    assert greedy.tolist() == [True, False, True]
+    assert logp[0] == logp[1] and logp[2] == 0.0
+
+
+def log_probabilities(hidden, parents, pairs, targets, head):
+    run = jax.shard_map(
+        lambda *arrays: forward.log_probabilities(arrays[0], arrays[1], arrays[1].size, *arrays[2:]),
+        mesh=one_device(),
+        in_specs=jax.P(),
+        out_specs=jax.P(),
+        check_vma=False,
+    )
+    return run(hidden, parents, pairs, targets, head)
+
+
+@pytest.mark.parametrize("vocabulary", [5, 256, 257, 700])
+def test_blocks_of_the_vocabulary_give_the_log_softmax_of_float64(vocabulary):
+    random = np.random.default_rng(vocabulary)
+    hidden = random.normal(size=(2, 6, 8)).astype(np.float32)
+    head = (3 * random.normal(size=(8, vocabulary))).astype(np.float32)
+    parents = np.sort(random.choice(12, 7, replace=False))
+    pairs, targets = random.integers(0, 7, 40), random.integers(-1, vocabulary, 40)
+    logp, greedy = log_probabilities(*map(jnp.asarray, (hidden, parents, pairs, targets, head)))
+    logits = hidden.reshape(12, 8)[parents[pairs]].astype(np.float64) @ head
+    expected = scipy.special.log_softmax(logits, axis=1)[np.arange(40), targets]
+    np.testing.assert_allclose(logp, np.where(targets < 0, 0, expected), atol=1e-5, rtol=1e-6)
+    np.testing.assert_array_equal(greedy, (targets < 0) | (logits.argmax(axis=1) == targets))
 
 
 @given(length=st.integers(0, 60), context=st.integers(1, 20))

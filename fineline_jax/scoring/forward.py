@@ -1,4 +1,9 @@
-"""The scoring step: log-probabilities of given tokens, in float32, without ever holding all logits."""
+"""The scoring step: log-probabilities of given tokens, in float32, without ever holding all logits.
+
+A place of a row whose output predicts a scored token is a parent; a parent and a target are a pair. The vocabulary is
+met once per parent, however many targets it has: that gives the normaliser and the arg-max. The logit of each target
+is one inner product more.
+"""
 
 import functools
 from collections.abc import Callable
@@ -10,8 +15,11 @@ from fineline_jax.mesh import BATCH
 from fineline_jax.models import attention, decoder, tree_attention
 from fineline_jax.models.config import ModelConfig
 
-LOGITS_BYTES = 1 << 28
-"""Float32 logits that exist at a time, over all devices."""
+P = jax.P
+PARENTS = 1024
+"""Parents whose logits are made at a time, on each device."""
+CPU_BLOCK, ACCELERATOR_BLOCK = 256, 1 << 16
+"""Tokens of the vocabulary whose logits exist at a time: on a CPU so few that they never leave its cache."""
 
 
 @functools.lru_cache(maxsize=8)
@@ -20,18 +28,26 @@ def score_step(config: ModelConfig, mesh: jax.sharding.Mesh, dtype: str, attend:
 
     tokens int32 [rows, length]; positions, targets int32 [rows, targets], target -1: nothing. logp float32
     [rows, targets], 0 for nothing; greedy bool [rows, targets], whether the target is the arg-max (the first of
-    equals), true for nothing. Both are replicated.
+    equals), true for nothing. Both lie where the rows lie.
     """
 
     def step(
         params: decoder.Params, tokens: jax.Array, positions: jax.Array, targets: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         places = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-        places = jax.reshard(places, jax.P(BATCH, None))
+        places = jax.reshard(places, P(BATCH, None))
         hidden = decoder.hidden_states(
             config, params, tokens, places, attention.causal(attend), dtype=jnp.dtype(dtype), remat="none"
         )
-        return _at(config, params, hidden, positions, targets)
+
+        def local(hidden, positions, targets, head):
+            rows, length = hidden.shape[:2]
+            parents = (positions + length * jnp.arange(rows)[:, None]).reshape(-1)
+            pairs = jnp.arange(parents.size)
+            found = log_probabilities(hidden, parents, parents.size, pairs, targets.reshape(-1), head)
+            return tuple(x.reshape(targets.shape) for x in found)
+
+        return _on_each_device(local, config, params, hidden, positions, targets)
 
     return jax.jit(step)
 
@@ -40,10 +56,12 @@ def score_step(config: ModelConfig, mesh: jax.sharding.Mesh, dtype: str, attend:
 def tree_step(
     config: ModelConfig, mesh: jax.sharding.Mesh, dtype: str, attend: tree_attention.Implementation
 ) -> Callable:
-    """A jitted (params, tokens, depth, end, parents, targets) -> (logp, greedy) over prefix-tree rows.
+    """A jitted (params, tokens, depth, end, parents, used, pairs, targets) -> (logp, greedy) over prefix-tree rows.
 
-    tokens, depth, end int32 [rows, length] as of `prefix_tree.Plan`; parents, targets int32 [rows, pairs], target -1:
-    nothing. Results as of `score_step`.
+    tokens, depth, end int32 [rows, length] as of `prefix_tree.Plan`. The others have one line per batch shard: parents
+    int32 [shards, parents], indices into the shard's rows laid end to end; used int32 [shards, 1], how many of them
+    count; pairs, targets int32 [shards, pairs], the place of each pair's parent in `parents` and its token, -1:
+    nothing. logp, greedy [shards, pairs] as of `score_step`.
     """
 
     def step(
@@ -52,52 +70,106 @@ def tree_step(
         depth: jax.Array,
         end: jax.Array,
         parents: jax.Array,
+        used: jax.Array,
+        pairs: jax.Array,
         targets: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
         attention_over_rows = tree_attention.over_rows(attend, end)
         hidden = decoder.hidden_states(
             config, params, tokens, depth, attention_over_rows, dtype=jnp.dtype(dtype), remat="none"
         )
-        return _at(config, params, hidden, parents, targets)
+
+        def local(hidden, parents, used, pairs, targets, head):
+            found = log_probabilities(hidden, parents[0], used[0, 0], pairs[0], targets[0], head)
+            return tuple(x[None] for x in found)
+
+        return _on_each_device(local, config, params, hidden, parents, used, pairs, targets)
 
     return jax.jit(step)
 
 
-def _at(
-    config: ModelConfig, params: decoder.Params, hidden: jax.Array, places: jax.Array, targets: jax.Array
+def _on_each_device(
+    local: Callable, config: ModelConfig, params: decoder.Params, hidden: jax.Array, *arrays: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Replicated (logp, greedy) of `targets` [rows, targets] predicted at `places` of `hidden`."""
-    chosen = jnp.take_along_axis(hidden, places[..., None], axis=1)
-    head = jax.reshard(decoder.head_weight(config, params).astype(hidden.dtype), jax.P(None, "tensor"))
-    logp, greedy = _in_chunks(chosen, targets, head)
-    return jax.reshard(logp, jax.P()), jax.reshard(greedy, jax.P())
+    """`local(hidden, *arrays, head)` of every device's rows and part of the vocabulary."""
+    head = jax.reshard(decoder.head_weight(config, params).astype(hidden.dtype), P(None, "tensor"))
+    rows = P(BATCH, None)
+    mapped = jax.shard_map(
+        local,
+        in_specs=(P(BATCH, None, None), *[rows] * len(arrays), P(None, "tensor")),
+        out_specs=(rows, rows),
+        check_vma=False,
+    )
+    return mapped(hidden, *(jax.reshard(array, rows) for array in arrays), head)
 
 
-def _in_chunks(hidden: jax.Array, targets: jax.Array, head: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`log_probabilities` over the targets axis, as many columns at a time as LOGITS_BYTES allows."""
-    rows, width, features = hidden.shape
-    chunk = width
-    while chunk > 1 and rows * chunk * head.shape[1] * 4 > LOGITS_BYTES:
-        chunk //= 2
-    if chunk == width or width % chunk:
-        return log_probabilities(hidden, targets, head)
-    split_hidden = hidden.reshape(rows, width // chunk, chunk, features).transpose(1, 0, 2, 3)
-    split_targets = targets.reshape(rows, width // chunk, chunk).transpose(1, 0, 2)
-    logp, greedy = jax.lax.map(lambda part: log_probabilities(part[0], part[1], head), (split_hidden, split_targets))
-    return logp.transpose(1, 0, 2).reshape(rows, width), greedy.transpose(1, 0, 2).reshape(rows, width)
+def log_probabilities(
+    hidden: jax.Array, parents: jax.Array, used: jax.Array | int, pairs: jax.Array, targets: jax.Array, head: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """(logp, greedy) [pairs] of a device's rows, inside `shard_map`; the vocabulary is split over `tensor`.
 
-
-def log_probabilities(hidden: jax.Array, targets: jax.Array, head: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """log softmax(hidden @ head) at `targets`, and whether each is the arg-max.
-
-    Only reductions over the vocabulary: it may be sharded.
+    hidden [rows, length, width]; parents [parents]; pairs, targets [pairs]; head [width, the device's vocabulary].
+    Collectives are left to the end: devices go round the loops different numbers of times.
     """
-    logits = jnp.einsum("btd,dv->btv", hidden, head, preferred_element_type=jnp.float32)
-    vocabulary = jax.lax.broadcasted_iota(jnp.int32, (1, 1, logits.shape[-1]), 2)
-    largest = jnp.max(logits, axis=-1)
-    normaliser = largest + jnp.log(jnp.sum(jnp.exp(logits - largest[..., None]), axis=-1))
-    hit = vocabulary == targets[..., None]
-    target_logit = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
-    first = jnp.min(jnp.where(logits == largest[..., None], vocabulary, logits.shape[-1]), axis=-1)
+    hidden = hidden.reshape(-1, hidden.shape[-1])
+    first = jax.lax.axis_index("tensor") * head.shape[1]
+    size = min(PARENTS, parents.size)
+    parents = jnp.pad(parents, (0, -parents.size % size))
+
+    def meet_vocabulary(i: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        some = hidden[jax.lax.dynamic_slice(parents, (i * size,), (size,))]
+        found = _normalisers(some, head)
+        return tuple(jax.lax.dynamic_update_slice(a, b, (i * size,)) for a, b in zip(state, found, strict=True))
+
+    zeros = jnp.zeros(parents.shape, jnp.float32)
+    state = zeros, zeros, jnp.zeros(parents.shape, jnp.int32)
+    largest, total, best = jax.lax.fori_loop(0, -(-used // size), meet_vocabulary, state)
+    over_all = jax.lax.pmax(largest, "tensor")
+    total = jax.lax.psum(total * jnp.exp(largest - over_all), "tensor")
+    best = jax.lax.pmin(jnp.where(largest == over_all, best + first, jnp.iinfo(jnp.int32).max), "tensor")
+    normaliser = over_all + jnp.log(jnp.maximum(total, jnp.finfo(jnp.float32).tiny))
+
+    mine = (targets >= first) & (targets < first + head.shape[1])
+    logit = _logits_of_pairs(hidden, parents[pairs], jnp.where(mine, targets - first, 0), head)
+    logit = jax.lax.psum(jnp.where(mine, logit, 0.0), "tensor")
     nothing = targets < 0
-    return jnp.where(nothing, 0.0, target_logit - normaliser), nothing | (first == targets)
+    return jnp.where(nothing, 0.0, logit - normaliser[pairs]), nothing | (best[pairs] == targets)
+
+
+def _normalisers(hidden: jax.Array, head: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of logits = hidden [n, width] @ head [width, vocabulary]: the largest, the sum of exp(logits - largest), and the
+    first place of the largest, each [n]; a block of the vocabulary at a time."""
+    vocabulary = head.shape[1]
+    block = min(CPU_BLOCK if jax.default_backend() == "cpu" else ACCELERATOR_BLOCK, vocabulary)
+
+    def add(i: jax.Array, state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        largest, total, best = state
+        start = jnp.minimum(i * block, vocabulary - block)  # the last block overlaps the one before it
+        columns = jax.lax.dynamic_slice_in_dim(head, start, block, axis=1)
+        logits = jnp.dot(hidden, columns, preferred_element_type=jnp.float32)
+        place = jnp.arange(block)
+        if vocabulary % block:
+            logits = jnp.where(start + place >= i * block, logits, -jnp.inf)
+        here = jnp.max(logits, axis=1)
+        new = jnp.maximum(largest, here)
+        part = jnp.sum(jnp.exp(logits - new[:, None]), axis=1)
+        at = start + jnp.min(jnp.where(logits == here[:, None], place, block), axis=1)
+        return new, total * jnp.exp(largest - new) + part, jnp.where(here > largest, at, best)
+
+    rows = hidden.shape[:1]
+    lowest = jnp.full(rows, jnp.finfo(jnp.float32).min, jnp.float32)
+    state = lowest, jnp.zeros(rows, jnp.float32), jnp.zeros(rows, jnp.int32)
+    return jax.lax.fori_loop(0, -(-vocabulary // block), add, state)
+
+
+def _logits_of_pairs(hidden: jax.Array, places: jax.Array, targets: jax.Array, head: jax.Array) -> jax.Array:
+    """float32 [pairs]: hidden[place] . head[:, target]"""
+
+    def some(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
+        place, target = pair
+        return jnp.sum(hidden[place].astype(jnp.float32) * head[:, target].T.astype(jnp.float32), axis=1)
+
+    count = places.size
+    size = min(PARENTS, count)
+    cut = lambda x: jnp.pad(x, (0, -count % size)).reshape(-1, size)
+    return jax.lax.map(some, (cut(places), cut(targets))).reshape(-1)[:count]

@@ -7,6 +7,7 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from fineline_jax.mesh import BATCH, batch_shards
 from fineline_jax.models import attention
@@ -69,9 +70,16 @@ def run_steps(
             waiting.append((tag, *step(params, *[_put(array, sharding) for array in arrays])))
         if len(waiting) > IN_FLIGHT:
             done, logp, greedy = waiting.popleft()
-            yield done, np.asarray(logp), np.asarray(greedy)
+            yield done, _whole(logp), _whole(greedy)
     for done, logp, greedy in waiting:
-        yield done, np.asarray(logp), np.asarray(greedy)
+        yield done, _whole(logp), _whole(greedy)
+
+
+def _whole(array: jax.Array) -> np.ndarray:
+    """All of it on every process. Devices are not made to wait for each other: they meet here, if at all."""
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 # The plan is the same for every checkpoint; one is kept so that a series does not make it again.

@@ -38,37 +38,65 @@ def score_tree(
     shards = batch_shards(mesh)
     default = row_length * shards * (2 if platform == "cpu" else 4)
     group = shards * max(1, (batch_tokens or default) // (row_length * shards))
-    plan = _plan(pack.hash, lambda: plan_pack(pack, context, row_length=row_length, group=group), context, group)
+    steps = _steps(pack, context, row_length, group, shards)
+    plan = steps.plan
     step = tree_step(config, mesh, dtype, tree_attention.pick(platform))
     logp, greedy = np.zeros(len(plan.pair_target), np.float32), np.zeros(len(plan.pair_target), bool)
-    requests_of_row = _requests_done(plan)
-    inputs = ((first, _inputs(plan, first, group)) for first in range(0, len(plan.tokens), group))
+    inputs = ((first, steps.inputs(first)) for first in range(0, len(plan.tokens), group))
     for first, values, hits in run_steps(step, params, mesh, inputs):
-        for row in range(first, first + group):
-            pairs = slice(plan.pair_offsets[row], plan.pair_offsets[row + 1])
+        for shard in range(shards):
+            pairs = steps.pairs(first, shard)
             count = pairs.stop - pairs.start
-            logp[pairs], greedy[pairs] = values[row - first, :count], hits[row - first, :count]
-        advance(int(requests_of_row[first : first + group].sum()))
+            logp[pairs], greedy[pairs] = values[shard, :count], hits[shard, :count]
+        advance(int(steps.requests_of_row[first : first + group].sum()))
     return of_requests(plan, logp, greedy)
 
 
-def _inputs(plan: Plan, first: int, group: int) -> list[np.ndarray]:
-    """Tokens, depths, ends [group, length], parents and targets [group, pairs] of some rows; target -1: nothing."""
-    rows = slice(first, first + group)
-    counts = np.diff(plan.pair_offsets[first : first + group + 1])
-    # A power of two: few shapes, so few compilations.
-    width = 1 << int(max(64, counts.max()) - 1).bit_length()
-    parents = np.zeros((group, width), np.int32)
-    targets = np.full((group, width), -1, np.int32)
-    for i, count in enumerate(counts):
-        pairs = slice(plan.pair_offsets[first + i], plan.pair_offsets[first + i + 1])
-        parents[i, :count], targets[i, :count] = plan.pair_parent[pairs], plan.pair_target[pairs]
-    return [plan.tokens[rows], plan.depth[rows], plan.end[rows], parents, targets]
+class Steps:
+    """A plan cut into steps of `group` rows over `shards`; every step has the same shapes, so one compilation."""
+
+    def __init__(self, plan: Plan, group: int, shards: int):
+        self.plan, self.group, self.shards = plan, group, shards
+        self.rows_of_shard = group // shards
+        rows, length = plan.tokens.shape
+        pair_row = np.repeat(np.arange(rows), np.diff(plan.pair_offsets))
+        home = pair_row * length + plan.pair_parent  # ascending
+        is_new = np.diff(home, prepend=-1) != 0
+        self.parent_of_pair = np.cumsum(is_new) - 1
+        self.parents = home[is_new]
+        self.parent_offsets = np.searchsorted(self.parents, np.arange(rows + 1) * length)
+        starts = np.arange(0, rows, self.rows_of_shard)
+        most = lambda offsets: int(np.diff(offsets[np.append(starts, rows)]).max(initial=1))
+        self.most_parents, self.most_pairs = most(self.parent_offsets), most(plan.pair_offsets)
+        self.requests_of_row = _requests_done(plan, pair_row)
+
+    def pairs(self, first: int, shard: int) -> slice:
+        """The pairs of a shard in the step that begins with row `first`."""
+        return self._range(self.plan.pair_offsets, first, shard)
+
+    def inputs(self, first: int) -> list[np.ndarray]:
+        """What `forward.tree_step` wants of the step that begins with row `first`."""
+        rows, length = slice(first, first + self.group), self.plan.tokens.shape[1]
+        parents = np.zeros((self.shards, self.most_parents), np.int32)
+        used = np.zeros((self.shards, 1), np.int32)
+        pair_parent = np.zeros((self.shards, self.most_pairs), np.int32)
+        targets = np.full((self.shards, self.most_pairs), -1, np.int32)
+        for shard in range(self.shards):
+            own, pairs = self._range(self.parent_offsets, first, shard), self.pairs(first, shard)
+            used[shard] = count = own.stop - own.start
+            parents[shard, :count] = self.parents[own] - (first + shard * self.rows_of_shard) * length
+            pair_parent[shard, : pairs.stop - pairs.start] = self.parent_of_pair[pairs] - own.start
+            targets[shard, : pairs.stop - pairs.start] = self.plan.pair_target[pairs]
+        plan = self.plan
+        return [plan.tokens[rows], plan.depth[rows], plan.end[rows], parents, used, pair_parent, targets]
+
+    def _range(self, offsets: np.ndarray, first: int, shard: int) -> slice:
+        row = first + shard * self.rows_of_shard
+        return slice(int(offsets[row]), int(offsets[row + self.rows_of_shard]))
 
 
-def _requests_done(plan: Plan) -> np.ndarray:
+def _requests_done(plan: Plan, pair_row: np.ndarray) -> np.ndarray:
     """int [rows]: how many requests have their last scored token in each row."""
-    pair_row = np.searchsorted(plan.pair_offsets, np.arange(len(plan.pair_target)), "right") - 1
     lengths = np.diff(plan.token_offsets)
     request = np.repeat(np.arange(len(lengths)), lengths)
     last = np.zeros(len(lengths), np.int64)
@@ -77,12 +105,12 @@ def _requests_done(plan: Plan) -> np.ndarray:
 
 
 # The plan is the same for every checkpoint; one is kept so that a series does not make it again.
-_kept: dict[tuple[str, int, int], Plan] = {}
+_kept: dict[tuple, Steps] = {}
 
 
-def _plan(pack_hash: str, make: Callable[[], Plan], context: int, group: int) -> Plan:
-    key = (pack_hash, context, group)
+def _steps(pack: Pack, context: int, row_length: int, group: int, shards: int) -> Steps:
+    key = (pack.hash, context, row_length, group, shards)
     if key not in _kept:
         _kept.clear()
-        _kept[key] = make()
+        _kept[key] = Steps(plan_pack(pack, context, row_length=row_length, group=group), group, shards)
     return _kept[key]

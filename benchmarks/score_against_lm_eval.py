@@ -1,0 +1,229 @@
+"""Scoring time against lm-eval's Hugging Face backend: same random Llama, same text, float32, from text to metrics.
+
+A Llama of about 30 M parameters with a vocabulary of 32,000 is made with random weights. For each case, lm-eval and
+fineline_jax run in processes of their own, one after the other; each is timed from the benchmark's text to its
+metrics, imports not counted: for lm-eval building the requests, tokenizing, scoring and aggregating; for ours
+preparing the pack, planning, compiling, scoring and aggregating. lm-eval gets the batch size that is fastest of
+--batch-sizes on a sample, and its logits cache. Log-likelihoods are compared request by request.
+
+`first` counts everything; `each` is what a checkpoint of a series costs after the first: ours scores with the pack,
+the plan and the compiled step at hand, lm-eval builds its requests again for every model.
+
+    python benchmarks/score_against_lm_eval.py --tokenizer TOKENIZER_FOLDER [--benchmarks DIR] [--cases mmlu,piqa]
+        [--limit 100] [--out results.json]
+
+Needs torch and accelerate. --benchmarks: data sets in Hugging Face layout; without it the hub is read. The case
+`core` scores the tasks of configs/suites/core.yaml that the folder holds. `series` scores ten checkpoints.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+CASES = {
+    "mmlu": "mmlu_abstract_algebra@5,mmlu_anatomy@5,mmlu_astronomy@5",
+    "mmlu_continuation": "mmlu_continuation_abstract_algebra@5,mmlu_continuation_anatomy@5,mmlu_continuation_astronomy@5",
+    "arc_challenge": "arc_challenge@25",
+    "piqa": "piqa@0",
+    "core": "piqa@0,winogrande@0,arc_easy@0,arc_challenge@0,openbookqa@0,lambada_openai@0",
+}
+CONTEXT = 2048
+CHECKPOINTS = 10
+
+
+def make_model(folder: Path, tokenizer: Path, seed: int) -> None:
+    import torch
+    import transformers
+
+    torch.manual_seed(seed)
+    config = transformers.LlamaConfig(
+        vocab_size=32_000,
+        hidden_size=384,
+        intermediate_size=1_024,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        max_position_embeddings=CONTEXT,
+        initializer_range=0.05,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
+
+
+def peer(arguments: argparse.Namespace) -> dict:
+    import accelerate  # noqa: F401  (of lm-eval's torch backend)
+    import lm_eval
+    import numpy as np
+    import torch
+    from lm_eval.models.huggingface import HFLM
+
+    from fineline_jax.scoring import suite, tasks
+
+    source = tasks.local_folder(arguments.benchmarks) if arguments.benchmarks else tasks.hub()
+
+    def run(batch_size: int, limit: int | None) -> tuple[float, dict, dict]:
+        start = time.perf_counter()
+        model = HFLM(
+            pretrained=str(arguments.model),
+            dtype="float32",
+            device="cpu",
+            batch_size=batch_size,
+            max_length=CONTEXT,
+            logits_cache=True,
+        )
+        loaded, _ = tasks.load_tasks(suite.open_suite(CASES[arguments.case]), source)
+        definitions = {task.name: task.definition for task in loaded}
+        result = lm_eval.evaluate(
+            model, {"tasks": definitions}, limit=limit, bootstrap_iters=0, log_samples=True, verbosity="ERROR"
+        )
+        assert result is not None
+        return time.perf_counter() - start, result, definitions
+
+    run(8, 4)  # threads, allocator
+    sample = 16
+    tuned = {size: run(size, sample)[0] for size in arguments.batch_sizes}
+    best = min(tuned, key=lambda size: tuned[size])
+    seconds, result, definitions = run(best, arguments.limit)
+    loglikelihood = [
+        float(response[0][0])
+        for name in definitions
+        for sample in result["samples"][name]
+        for response in sample["resps"]
+    ]
+    np.save(arguments.out, np.array(loglikelihood))
+    accuracy = {name: result["results"][name]["acc,none"] for name in definitions}
+    return {
+        "seconds": seconds,
+        "batch_size": best,
+        "accuracy": accuracy,
+        "peak_gib": peak_gib(),
+        "threads": torch.get_num_threads(),
+        "versions": {"lm_eval": lm_eval.__version__, "torch": torch.__version__},
+    }
+
+
+def ours(arguments: argparse.Namespace) -> dict:
+    from fineline_jax.cpu import prepare_cpu
+
+    prepare_cpu()
+    import jax
+    import numpy as np
+
+    from fineline_jax.checkpoints import series
+    from fineline_jax.mesh import make_mesh
+    from fineline_jax.scoring import metrics, pack, scorer
+
+    made = Path(tempfile.mkdtemp()) / "pack"
+    mesh = make_mesh()
+    jax.block_until_ready(jax.numpy.zeros(1))
+    start = time.perf_counter()
+    prepared = pack.prepare(
+        CASES[arguments.case],
+        arguments.model,
+        made,
+        benchmarks=arguments.benchmarks,
+        max_context=CONTEXT,
+        limit=arguments.limit,
+    )
+    prepare_s = time.perf_counter() - start
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        config, params = series.load(series.open_series(str(arguments.model)).checkpoints[0], mesh)
+        loglikelihood, greedy = scorer.score_params(prepared, config, params, mesh)
+        found = metrics.of_tasks(prepared, loglikelihood, greedy)
+        times.append(time.perf_counter() - start)
+    np.save(arguments.out, loglikelihood)
+    names = [name.partition("@")[0] for name in CASES[arguments.case].split(",")]
+    return {
+        "prepare_s": prepare_s,
+        "first_s": prepare_s + times[0],
+        "each_s": min(times[1:]),
+        "accuracy": {name: found[name]["acc"].value for name in names},
+        "peak_gib": peak_gib(),
+        "devices": jax.device_count(),
+        "versions": {"jax": jax.__version__},
+    }
+
+
+def peak_gib() -> float:
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+
+
+def series_of_ten(arguments: argparse.Namespace, model: Path, folder: Path) -> dict:
+    """`fineline score` over ten checkpoints from text to score files, and the share of it outside the model step."""
+    import shutil
+
+    root = folder / "series"
+    for index in range(CHECKPOINTS):
+        shutil.copytree(model, root / f"step{index}")
+    out = folder / "scores"
+    command = [sys.executable, "-m", "fineline_jax.cli", "score", f"{root}/*", "--out", str(out)]
+    command += ["--suite", CASES["core"], "--max-context", str(CONTEXT)]
+    command += ["--benchmarks", str(arguments.benchmarks)] if arguments.benchmarks else []
+    command += ["--limit", str(arguments.limit)] if arguments.limit else []
+    start = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    return {"seconds": time.perf_counter() - start}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokenizer", type=Path, required=True, help="folder of a tokenizer of at most 32,000 ids")
+    parser.add_argument("--benchmarks", type=Path, default=None)
+    parser.add_argument("--cases", default="mmlu,mmlu_continuation,arc_challenge,piqa,core")
+    parser.add_argument("--limit", type=int, default=None, help="documents of each task, for a shorter run")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[4, 16, 64])
+    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--worker", choices=("ours", "peer"), help=argparse.SUPPRESS)
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        print(json.dumps({"peer": peer, "ours": ours}[arguments.worker](arguments)))
+        return
+    results = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        make_model(folder / "model", arguments.tokenizer, 0)
+        for case in arguments.cases.split(","):
+            found = {name: in_a_process(name, case, arguments, folder) for name in ("ours", "peer")}
+            results[case] = compared(found, folder, case)
+            print(json.dumps({case: results[case]}, indent=2), flush=True)
+    if arguments.out:
+        arguments.out.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def in_a_process(name: str, case: str, arguments: argparse.Namespace, folder: Path) -> dict:
+    command = [sys.executable, __file__, "--worker", name, "--case", case, "--model", str(folder / "model")]
+    command += ["--tokenizer", str(arguments.tokenizer), "--out", str(folder / f"{case}-{name}.npy")]
+    command += ["--benchmarks", str(arguments.benchmarks)] if arguments.benchmarks else []
+    command += ["--limit", str(arguments.limit)] if arguments.limit else []
+    command += ["--batch-sizes", *map(str, arguments.batch_sizes)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{name} failed on {case}:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def compared(found: dict[str, dict], folder: Path, case: str) -> dict:
+    import numpy as np
+
+    mine, theirs = (np.load(folder / f"{case}-{name}.npy") for name in ("ours", "peer"))
+    return {
+        "requests": len(mine),
+        "ratio_first": round(found["peer"]["seconds"] / found["ours"]["first_s"], 2),
+        "ratio_each": round(found["peer"]["seconds"] / found["ours"]["each_s"], 2),
+        "largest_difference": float(np.max(np.abs(mine - theirs))),
+        "same_accuracy": found["ours"]["accuracy"] == found["peer"]["accuracy"],
+        **found,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Settings of the process that JAX's CPU backend needs to be fast; nothing here touches an accelerator."""
+
+import ctypes
+import importlib.util
+import os
+import sys
+
+# Parameters of glibc's mallopt (malloc.h).
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
+_NEVER = -1
+
+ACCELERATOR_PLUGINS = ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin")
+
+
+def prepare_cpu() -> None:
+    """Keep freed memory, and let every core be a device of its own; call it before anything imports JAX.
+
+    Does nothing where a plugin for an accelerator is installed and JAX_PLATFORMS does not name cpu.
+    """
+    accelerator = any(importlib.util.find_spec(name) for name in ACCELERATOR_PLUGINS)
+    if accelerator and os.environ.get("JAX_PLATFORMS") != "cpu":
+        return
+    keep_freed_memory()
+    one_device_per_core()
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed memory in the process and hand it out again; does nothing with another C library.
+
+    XLA's CPU backend allocates the temporaries of every step anew. By default glibc maps such blocks from the kernel
+    and gives them back, and the page faults of each step cost as much as a third of it. Call it before the first
+    thread starts: the one arena it leaves is for a process whose threads seldom allocate.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "gnu_get_libc_version"):
+        return
+    library.mallopt(_M_ARENA_MAX, 1)
+    library.mallopt(_M_MMAP_MAX, 0)
+    library.mallopt(_M_TRIM_THRESHOLD, _NEVER)
+    library.mallopt(_M_TOP_PAD, 1 << 26)
+
+
+def one_device_per_core() -> None:
+    """Split the CPU into as many JAX devices as it has cores (a power of two of them), one thread each.
+
+    XLA's CPU backend divides one operation over threads poorly: small products and everything but products run on one
+    core. Devices share nothing and meet only in collectives. JAX_NUM_CPU_DEVICES, or a device count in XLA_FLAGS,
+    is the user's word and left alone.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "JAX_NUM_CPU_DEVICES" in os.environ or "device_count" in flags or "jax" in sys.modules:
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    devices = 1 << (cores.bit_length() - 1)
+    os.environ["JAX_NUM_CPU_DEVICES"] = str(devices)
+    if devices == cores and "multi_thread_eigen" not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()

@@ -58,13 +58,17 @@ def make_model(folder: Path, tokenizer: Path, seed: int) -> None:
 def peer(arguments: argparse.Namespace) -> dict:
     import accelerate  # noqa: F401  (of lm-eval's torch backend)
     import lm_eval
+    import lm_eval.utils
     import numpy as np
     import torch
     from lm_eval.models.huggingface import HFLM
 
     from fineline_jax.scoring import suite, tasks
 
-    source = tasks.local_folder(arguments.benchmarks) if arguments.benchmarks else tasks.hub()
+    vars(lm_eval.utils.env).pop(
+        "from_string", None
+    )  # fineline_jax speeds up lm-eval's templates; here it runs as it is
+    source = tasks.local_folder(arguments.benchmarks) if arguments.benchmarks else None
 
     def run(batch_size: int, limit: int | None) -> tuple[float, dict, dict]:
         start = time.perf_counter()
@@ -115,11 +119,11 @@ def ours(arguments: argparse.Namespace) -> dict:
     import numpy as np
 
     from fineline_jax.checkpoints import series
-    from fineline_jax.mesh import make_mesh
-    from fineline_jax.scoring import metrics, pack, scorer
+    from fineline_jax.recipe import Mesh
+    from fineline_jax.scoring import metrics, pack, placement, scorer
 
     made = Path(tempfile.mkdtemp()) / "pack"
-    mesh = make_mesh()
+    mesh = placement.scoring_mesh(Mesh(), [series.open_series(str(arguments.model))])
     jax.block_until_ready(jax.numpy.zeros(1))
     start = time.perf_counter()
     prepared = pack.prepare(

@@ -343,7 +343,7 @@ def score(
         keep_downloads: no removes each download once it is scored; at most two are on disk.
         dtype: Of the matrix products; the softmax is float32 always.
         batch_tokens: Tokens per step over all devices; default: by the kind of device.
-        mesh: Devices per axis.
+        mesh: Devices per axis; default: a whole copy of the weights on each if that fits easily, else shards.
         part: I/N: only the I-th of N parts of the checkpoints, for N machines that do not talk to each other; auto or
             auto/N: from the job's variables (SLURM array, Kubernetes index, Google Batch, TPU worker).
         watch: Score a run that is still training, until all checkpoints of its recipe are scored.
@@ -361,9 +361,9 @@ def score(
 
         jax.distributed.initialize()
     from fineline_jax.checkpoints.series import first_tokenizer, open_series, scoring_policy
-    from fineline_jax.mesh import make_mesh
     from fineline_jax.scoring.pack import load
     from fineline_jax.scoring.parts import part_of
+    from fineline_jax.scoring.placement import scoring_mesh
     from fineline_jax.scoring.scorer import score_parts
     from fineline_jax.scoring.watching import wait_for_first, watch_run
 
@@ -386,7 +386,7 @@ def score(
             suite, folder, benchmarks=benchmarks, tfds=tfds, bos=bos, max_context=max_context, limit=limit, mode=mode
         )
     start = functools.partial(
-        score_parts, pack=requests, out=out, mesh=make_mesh(mesh), dtype=dtype, batch_tokens=batch_tokens
+        score_parts, pack=requests, out=out, mesh=scoring_mesh(mesh, opened), dtype=dtype, batch_tokens=batch_tokens
     )
     count = watch_run(Path(series[0]), start, chosen, watch_timeout) if watch else len(start(opened, part=chosen))
     print(f"{out}: {count} checkpoints scored; see `fineline analyze {out}`")

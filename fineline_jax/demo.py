@@ -69,14 +69,15 @@ def run_demo(out: Path, *, tokens: int = 0) -> Path:
         f"score every checkpoint: fineline score {run} --suite demo --benchmarks {data / 'benchmarks'} --out {scores}",
     )
     from fineline_jax.checkpoints.series import open_series
-    from fineline_jax.mesh import make_mesh
     from fineline_jax.scoring.build import build
+    from fineline_jax.scoring.placement import scoring_mesh
     from fineline_jax.scoring.scorer import score_series
 
     pack = build(
         "demo", run / "tokenizer", benchmarks=data / "benchmarks", tfds=None, bos="auto", max_context=None, limit=None
     )
-    score_series(open_series(str(run)), pack, scores, make_mesh(recipe.mesh))
+    series = open_series(str(run))
+    score_series(series, pack, scores, scoring_mesh(recipe.mesh, [series]))
 
     _say(4, f"read the curves: fineline analyze {scores} --runs {run} --out {report}")
     from fineline_jax.analysis import analyze_scores

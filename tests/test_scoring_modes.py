@@ -146,3 +146,38 @@ def test_wrong_modes_are_refused_by_name(benchmarks, tokenizer, tmp_path):
     for task in ("lambada_openai", "wikitext", "truthfulqa_mc2"):
         with pytest.raises(UserError, match=f"'{task}': mode opencompass-ppl compares the choices"):
             prepared("opencompass-ppl", benchmarks, tokenizer, tmp_path / "p", task)
+
+
+@pytest.mark.parametrize("mode", ["olmes", "opencompass-ppl"])
+def test_a_trained_model_scores_as_plain_torch_code_does(mode, shared_data, tmp_path):
+    torch = pytest.importorskip("torch")
+    import jax
+    from transformers import LlamaForCausalLM
+
+    from fineline_jax.checkpoints import series
+    from fineline_jax.mesh import make_mesh
+    from fineline_jax.recipe import Mesh
+    from fineline_jax.scoring import scorer
+
+    folder = shared_data / "models/tinystories-260k"
+    options = {"limit": 3, "max_context": 1024}
+    made = prepared(mode, shared_data / "benchmarks", folder, tmp_path / "p", "arc_easy", **options)
+    mesh = make_mesh(Mesh(), jax.devices()[:1])
+    config, params = series.load(series.open_series(str(folder)).checkpoints[0], mesh)
+    loglikelihood, _ = scorer.score_params(made, config, params, mesh)
+    model = LlamaForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval()
+    tokenizer = open_tokenizer(folder)
+    expected = []
+    for context, continuation, _, _ in requests(made):
+        if mode == "olmes":
+            head = [tokenizer.bos_token_id, *tokenizer.encode(context, add_special_tokens=False)]
+            ids = head + tokenizer.encode(continuation, add_special_tokens=False)
+        else:
+            head, ids = [0], tokenizer.encode(context + continuation)
+        with torch.no_grad():
+            logp = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        expected.append(sum(float(logp[i - 1, ids[i]]) for i in range(len(head), len(ids))))
+        if mode == "opencompass-ppl":
+            loss = torch.nn.functional.cross_entropy(logp[:-1], torch.tensor(ids[1:]), reduction="sum")
+            assert -expected[-1] / len(ids) == pytest.approx(float(loss) / len(ids), rel=1e-5)
+    np.testing.assert_allclose(loglikelihood, expected, atol=2e-4, rtol=1e-6)

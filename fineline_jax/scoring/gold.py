@@ -34,6 +34,7 @@ _SOLUTIONS: dict[str, tuple[Callable[[Doc], Any], str | None]] = {
 """Task -> (its solutions, its delimiter; None: that of lm-eval)."""
 # minerva_math tells solved examples from the document that is asked by this.
 _SHOWN = {"few_shot": "1"}
+_CHECKERS = ("math_verify", "antlr4", "sympy", "sympy.parsing", "sympy.parsing.latex")
 
 
 def continuations(name: str, definition: Any, doc: Doc, prefix: str | None) -> tuple[tuple[str, str], ...]:
@@ -66,10 +67,11 @@ def _target(definition: Any, doc: Doc) -> Any:
 @contextlib.contextmanager
 def without_checkers() -> Iterator[None]:
     """Definitions of such tasks load what checks generated answers, from the hub (code_eval) or from packages that
-    nothing else needs (math_verify, antlr4). Nothing is generated here, so their place is held while loading."""
+    nothing else needs (math_verify, antlr4, sympy). Nothing is generated here, so their place is held while loading."""
     import evaluate
 
-    absent = {name: types.ModuleType(name) for name in ("math_verify", "antlr4") if not _installed(name)}
+    missing = [name for name in _CHECKERS if importlib.util.find_spec(name.partition(".")[0]) is None]
+    absent = {name: types.ModuleType(name) for name in missing}
     for module in absent.values():
         module.__dict__["__getattr__"] = lambda attribute: _Checker()
     version = importlib.metadata.version
@@ -98,7 +100,3 @@ class _Checker:
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         raise UserError("generated answers are not checked here; only gold solutions are scored")
-
-
-def _installed(name: str) -> bool:
-    return importlib.util.find_spec(name) is not None

@@ -259,3 +259,47 @@ def test_loading_takes_the_parameters_and_little_more(tmp_path: Path) -> None:
     peak, shards = json.loads(output.stdout)
     assert shards == config.parameters * 4
     assert peak < shards + 1.3 * largest, f"{(peak - shards) / largest:.2f} of the largest tensor beside the shards"
+
+
+def test_training_goes_on_from_imported_weights(tmp_path: Path) -> None:
+    """With a recipe, `fineline pretrain RUN` starts at the imported step with the imported weights."""
+    from fineline_jax.data.corpora import prepare_amber
+    from fineline_jax.recipe import (
+        Batch,
+        Checkpoints,
+        Compute,
+        Data,
+        Logging,
+        Optimizer,
+        Recipe,
+        Schedule,
+        Source,
+        to_json,
+    )
+    from fineline_jax.training.metrics import read_metrics
+
+    rows = np.random.default_rng(0).integers(0, 48, (40, 9)).tolist()
+    (tmp_path / "tokens.jsonl").write_text("".join(json.dumps({"token_ids": row}) + "\n" for row in rows))
+    prepare_amber([tmp_path / "tokens.jsonl"], tmp_path / "data", vocab_size=48, sequence_length=8)
+    recipe = Recipe(
+        name="goes-on",
+        model=SMALL,
+        data=Data((Source(str(tmp_path / "data")),), sequence_length=8),
+        batch=Batch(8),
+        optimizer=Optimizer(Schedule(peak=1e-9, final=0.0)),
+        tokens=4 * 64,
+        checkpoints=Checkpoints(initial=False),
+        compute=Compute(dtype="float32", remat="none"),
+        logging=Logging(tensorboard=False),
+    )
+    (tmp_path / "recipe.json").write_text(to_json(recipe))
+    hub.export_hf(SMALL, random_params(SMALL, make_mesh()), tmp_path / "hf")
+    run = tmp_path / "run"
+    command = ["import", str(tmp_path / "hf"), str(run), "--step", "2", "--tokens", "128"]
+    assert main([*command, "--recipe", str(tmp_path / "recipe.json")]) == 0
+    assert main(["pretrain", str(run), "--run", str(run)]) == 0
+    assert [(c.step, c.tokens) for c in series.open_series(str(run)).checkpoints] == [(2, 128), (4, 256)]
+    assert [line["step"] for line in read_metrics(run) if "loss" in line] == [3, 4]
+    before, after = (series.load(c, make_mesh())[1] for c in series.open_series(str(run)).checkpoints)
+    for one, other in zip(jax.tree.leaves(before), jax.tree.leaves(after)):
+        assert np.abs(np.asarray(one) - np.asarray(other)).max() < 1e-6

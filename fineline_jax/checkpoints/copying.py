@@ -1,44 +1,46 @@
 """Copying a part of a file's tensor to its place in a parameter: transposed, cast, by several threads.
 
 Most weights are stored as the transpose of what the decoder multiplies with. NumPy copies a transposed matrix element
-by element across the cache; block by block it is three times as fast, and it lets other threads run meanwhile.
+by element across the cache; block by block, each cast first, is three times as fast, and two threads can do it.
 """
 
 import concurrent.futures
 import itertools
+import math
+import mmap
 import os
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from fineline_jax.checkpoints.stored import BFLOAT16
-
 BLOCK = 128
 """Columns of a transposed copy done at a time: rows of the source that fit the cache."""
 LEAST = 1 << 18
 """Elements below which a copy is not worth dividing."""
-FLOAT32 = np.dtype(np.float32)
+LARGE = 1 << 22
+"""Bytes from which on an array has pages of its own."""
 
 _POOL = concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="copy")
 
 
 def new_array(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
-    """Zeros at an address that is a multiple of 64, so that JAX on a CPU takes the memory instead of a copy of it."""
-    size = int(np.prod(shape)) * dtype.itemsize
-    memory = np.zeros(size + 64, np.uint8)
-    start = -memory.ctypes.data % 64
-    return memory[start : start + size].view(dtype).reshape(shape)
+    """Zeros at an address that is a multiple of 64, so that JAX on a CPU takes the memory instead of a copy of it.
+
+    Large arrays are pages of their own: fresh ones need no clearing, and they go back to the system when freed. Huge
+    pages are not asked for: where memory is fragmented, making them takes longer than the copy.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if size < LARGE:
+        memory = np.zeros(size + 64, np.uint8)
+        start = -memory.ctypes.data % 64
+        memory = memory[start : start + size]
+    else:
+        memory = np.frombuffer(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
+    return memory.view(dtype).reshape(shape)
 
 
 def copy(target: np.ndarray, source: np.ndarray) -> None:
-    """target[...] = source, of equal shape, rounding to nearest even; fast for a transposed source.
-
-    target: C-contiguous, and new (all zeros) if bfloat16 is to become float32.
-    """
-    if source.dtype == BFLOAT16 and target.dtype == FLOAT32 and target.ndim:
-        # A bfloat16 is the upper half of a float32.
-        target = target.view(np.uint16).reshape(*target.shape, 2)[..., 1]
-        source = source.view(np.uint16)
+    """target[...] = source, of equal shape, rounding to nearest even; fast for a transposed source."""
     blocks = list(_blocks(target.shape, source)) if target.size > LEAST else [()]
     if len(blocks) == 1:
         _copy_block(target, source, blocks[0])

@@ -24,7 +24,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 from lm_eval.evaluator_utils import _process_results
 from lm_eval.loggers import EvaluationTracker
-from lm_eval.loggers.utils import add_env_info, get_git_commit_hash
+from lm_eval.loggers.utils import add_env_info
 
 from fineline_jax import progress
 from fineline_jax.errors import UserError
@@ -56,7 +56,7 @@ def export(folder: Path, out: Path, pack: Pack | None = None, *, samples: bool =
     pack = pack or packs.load(folder / "pack")
     if (mode := pack.manifest.get("mode", "lm-eval")) != "lm-eval":
         raise UserError(f"{folder}: scored in mode {mode}, whose numbers are not lm-eval's; score in mode lm-eval")
-    environment: dict[str, Any] = {"git_hash": get_git_commit_hash()}
+    environment: dict[str, Any] = {"git_hash": None}  # of a checkout of lm-eval
     add_env_info(environment)
     written = []
     with _stored_documents(pack) as documents, progress.bar("export", len(files), "checkpoints") as advance:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fineline_jax.mesh import BATCH, make_mesh
-from fineline_jax.models import attention, decoder, tree_attention, tree_attention_tpu
+from fineline_jax.models import attention, decoder, tree_attention, tree_attention_gpu, tree_attention_tpu
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.recipe import Mesh
 from fineline_jax.scoring.pack import Ragged
@@ -70,15 +70,29 @@ def test_listed_blocks_are_all_that_hold_a_visible_key(end):
 
 @settings(deadline=None, max_examples=5)
 @given(st.lists(st.integers(0, 300), min_size=512, max_size=512), st.integers(0, 512))
-def test_the_tpu_kernel_in_its_interpreter_equals_the_reference(levels, used):
+def test_the_kernels_in_their_interpreters_equal_the_reference(levels, used):
     depth: list[int] = []
     for level in levels[:used]:
         depth.append(min(level, depth[-1] + 1) if depth else 0)
     one = np.append(subtree_ends(np.array(depth, np.int32)), np.arange(used, 512) + 1)
     end = jnp.asarray(np.stack([one, np.full(512, 512)]), jnp.int32)
     query, key, value = inputs(2, 512, 4, 2)
+    expected = reference(query, key, value, end)
     context = tree_attention_tpu.kernel(query, key, value, end, block=128, interpret=True)
-    np.testing.assert_allclose(context, reference(query, key, value, end), atol=2e-6, rtol=1e-5)
+    np.testing.assert_allclose(context, expected, atol=2e-6, rtol=1e-5)
+    context = tree_attention_gpu.kernel(query, key, value, end, interpret=True)
+    np.testing.assert_allclose(context, expected, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("head_dim", "dtype"), [(128, "bfloat16"), (64, "float32"), (80, "float16")])
+def test_the_gpu_kernel_is_lowered_to_triton_without_a_gpu(head_dim: int, dtype: str):
+    query = jax.ShapeDtypeStruct((1, 8192, 4, head_dim), dtype)
+    key = jax.ShapeDtypeStruct((1, 8192, 2, head_dim), dtype)
+    end = jax.ShapeDtypeStruct((1, 8192), jnp.int32)
+    h100 = jax.sharding.AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="cuda")
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("x",), abstract_device=h100)):
+        traced = jax.jit(tree_attention_gpu.kernel).trace(query, key, key, end)
+        assert "xla.gpu.triton" in traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
 COMPILE_FOR_CHIP = """

@@ -4,8 +4,8 @@
 [batch, length, heads, head_dim], keys and values [batch, length, kv_heads, head_dim], as in `attention`. Forward only.
 
 `reference` is the plain formula. `blockwise` never holds more than a block of scores and touches only blocks in which
-some query sees some key: its work grows with the visible blocks, not with the square of the row. `tpu` does the same as
-a kernel (`tree_attention_tpu`).
+some query sees some key: its work grows with the visible blocks, not with the square of the row. `tpu` and `gpu` do the
+same as kernels (`tree_attention_tpu`, `tree_attention_gpu`).
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from fineline_jax.mesh import BATCH
 from fineline_jax.models import attention
 
-Implementation = Literal["reference", "blockwise", "tpu"]
+Implementation = Literal["reference", "blockwise", "tpu", "gpu"]
 
 QUERY_BLOCK = 64
 KEY_BLOCK = 64
@@ -26,7 +26,8 @@ KEY_BLOCK = 64
 
 def pick(platform: str) -> Implementation:
     """The fastest implementation there is for `platform`."""
-    return "tpu" if platform == "tpu" else "blockwise"
+    kernels: dict[str, Implementation] = {"tpu": "tpu", "gpu": "gpu"}
+    return kernels.get(platform, "blockwise")
 
 
 def over_rows(implementation: Implementation, end: jax.Array) -> attention.Attend:
@@ -34,7 +35,7 @@ def over_rows(implementation: Implementation, end: jax.Array) -> attention.Atten
 
     end: int32 [batch, length], batch spread over (replica, fsdp). Call it under `jax.set_mesh`.
     """
-    local: Callable = {"reference": reference, "blockwise": blockwise, "tpu": _tpu}[implementation]
+    local: Callable = {"reference": reference, "blockwise": blockwise, "tpu": _tpu, "gpu": _gpu}[implementation]
     spec = jax.P(BATCH, None, "tensor", None)
     mapped = jax.shard_map(local, in_specs=(spec, spec, spec, jax.P(BATCH, None)), out_specs=spec, check_vma=False)
     return lambda query, key, value: mapped(query, key, value, end)
@@ -120,6 +121,12 @@ def blockwise(
 
 def _tpu(query: jax.Array, key: jax.Array, value: jax.Array, end: jax.Array) -> jax.Array:
     from fineline_jax.models.tree_attention_tpu import kernel
+
+    return kernel(query, key, value, end)
+
+
+def _gpu(query: jax.Array, key: jax.Array, value: jax.Array, end: jax.Array) -> jax.Array:
+    from fineline_jax.models.tree_attention_gpu import kernel
 
     return kernel(query, key, value, end)
 

@@ -136,6 +136,7 @@ def losses_of(model: ModelConfig, mesh: jax.sharding.Mesh) -> tuple[list[float],
     return losses, norms
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_training_steps_on_eight_devices_equal_those_on_one(name: str) -> None:
     losses, norms = losses_of(MODELS[name], mesh_of(1, 1, 1))

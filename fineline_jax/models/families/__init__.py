@@ -46,7 +46,7 @@ def of_config(config: ModelConfig, name: str | None = None) -> Family:
         raise UserError(f"family {name!r} is not known; known: {', '.join(family.name for family in FAMILIES)}")
     found = next((family for family in chosen if family.holds(config)), None)
     if found is None:
-        asked = f"the layout of family {name!r}" if name else "none of the released layouts"
-        can = "cannot" if name else "can"
-        raise UserError(f"{asked} {can} describe this model; leave the family out, or keep the Orbax checkpoint")
+        if name:
+            raise UserError(f"the layout of family {name!r} cannot describe this model; leave the layout out")
+        raise UserError("none of the released layouts can describe this model; keep the Orbax checkpoint")
     return found

@@ -34,6 +34,7 @@ setup(
         "grain>=0.2.18",
         "numpy>=2.2",
         "datasets>=4.0",
+        "fsspec>=2025.1",
         "lm-eval>=0.4.13",
         "matplotlib>=3.9",
         "pandas>=2.2",
@@ -41,6 +42,7 @@ setup(
         "pyarrow>=18.0",
         "pydantic>=2.10",
         "pyyaml>=6.0",
+        "requests>=2.32",
         "rich>=13.9",
         "safetensors>=0.6",
         "scipy>=1.15",
@@ -56,7 +58,10 @@ setup(
         "plan": ["libtpu"],
         "beam": ["apache-beam"],
         "wandb": ["wandb"],
+        "s3": ["s3fs"],
+        "gs": ["gcsfs"],
         "check": CHECK,
-        "test": [*CHECK, "torch==2.13.0", "accelerate"],  # the oracles of the parity tests
+        # The oracles of the parity tests, and a bucket to fetch from.
+        "test": [*CHECK, "torch==2.13.0", "accelerate", "s3fs", "moto[server]"],
     },
 )

@@ -15,8 +15,8 @@ import tyro
 from tyro.conf import Positional, arg
 from tyro.extras import SubcommandApp
 
-from fineline_jax.errors import UserError
 from fineline_jax.cpu import prepare_cpu
+from fineline_jax.errors import UserError
 from fineline_jax.recipe import Mesh, Recipe
 
 app = SubcommandApp()
@@ -292,6 +292,22 @@ def prepare_tasks(
         mode=mode,
     )
     print(f"{out}: {pack.requests.num_rows:,} requests of {len(pack.manifest['tasks'])} tasks")
+
+
+@tasks.command(name="plan")
+def plan_tasks(pack: Positional[Path], context: int = 2048, row_length: int = 8192) -> None:
+    """What the prefix tree saves on each task: tokens fed, against distinct prefixes and one request at a time.
+
+    Args:
+        pack: Request pack made by `fineline tasks prepare`.
+        context: Tokens the model reads.
+        row_length: Longest row, in tokens.
+    """
+    from fineline_jax.scoring.pack import load
+    from fineline_jax.scoring.plan_table import HEADER, plan_table
+    from fineline_jax.text_table import text_table
+
+    print(text_table([HEADER, *plan_table(load(pack), context, row_length)], right=range(1, len(HEADER))))
 
 
 @app.command

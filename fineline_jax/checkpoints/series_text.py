@@ -1,6 +1,6 @@
 """What `fineline series` prints."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from fineline_jax.checkpoints import registry, remote
 from fineline_jax.checkpoints.registry import Entry
@@ -8,6 +8,7 @@ from fineline_jax.checkpoints.selection import select
 from fineline_jax.checkpoints.series import Series, of_entry, open_series, split_spec
 from fineline_jax.checkpoints.transfer import FetchError
 from fineline_jax.progress import short
+from fineline_jax.text_table import text_table
 
 
 def overview() -> str:
@@ -21,7 +22,7 @@ def overview() -> str:
         count = str(len(first.names)) if not first.listing else f"{len(first.names) or ''}+"
         rows.append((names, count, _span(first), title))
     note = "+: more are listed where they lie. `fineline series NAME` prints the checkpoints of one."
-    return f"{_table(rows)}\n\n{note}"
+    return f"{text_table(rows)}\n\n{note}"
 
 
 def details(spec: str, tokens: str = "", every: int = 1) -> str:
@@ -69,7 +70,7 @@ def _checkpoints(series: Series) -> str:
         step = "" if one.step is None else f"{one.step:,}"
         tokens = "" if one.tokens is None else f"{one.tokens:,}"
         rows.append((one.name, step, tokens, one.remote.url if one.remote else str(one.location)))
-    return _table(rows, right=(1, 2))
+    return text_table(rows, right=(1, 2))
 
 
 def _span(entry: Entry) -> str:
@@ -77,15 +78,6 @@ def _span(entry: Entry) -> str:
     if not tokens:
         return ""
     return short(max(tokens)) if len(tokens) == 1 else f"{short(min(tokens))} to {short(max(tokens))}"
-
-
-def _table(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    aligned = [
-        "  ".join(cell.rjust(width) if i in set(right) else cell.ljust(width) for i, (cell, width) in cells).rstrip()
-        for cells in ([*enumerate(zip(row, widths))] for row in rows)
-    ]
-    return "\n".join(aligned)
 
 
 def _columns(names: Sequence[str], width: int = 110) -> list[str]:

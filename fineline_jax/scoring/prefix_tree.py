@@ -83,16 +83,22 @@ def plan_pack(
     pack: Pack, context: int, *, row_length: int = ROW_LENGTH, multiple: int = MULTIPLE, group: int = 1
 ) -> Plan:
     """The plan of all requests of `pack`, a tree per task, for a model that reads `context` tokens (see `plan`)."""
+    contexts, rows, trees, _ = request_sources(pack)
+    return plan(
+        contexts, pack.continuation_tokens, rows, trees, context, row_length=row_length, multiple=multiple, group=group
+    )
+
+
+def request_sources(pack: Pack) -> tuple[Ragged, np.ndarray, np.ndarray, list[str]]:
+    """Of all requests: the contexts, the row of `contexts` and the tree of each, and the name of each tree's task."""
     contexts = pack.context_tokens
     values = np.append(contexts.values, np.int32(pack.manifest["prefix_token"]))
     contexts = Ragged(values, np.append(contexts.offsets, len(values)))
     # Texts that are scored as a whole follow the prefix token.
     rows = np.where(pack.request_context < 0, len(contexts) - 1, pack.request_context)
     tasks = pack.requests["task"].combine_chunks()
-    codes = np.asarray(tasks.indices if hasattr(tasks, "indices") else tasks.dictionary_encode().indices)
-    return plan(
-        contexts, pack.continuation_tokens, rows, codes, context, row_length=row_length, multiple=multiple, group=group
-    )
+    tasks = tasks if hasattr(tasks, "indices") else tasks.dictionary_encode()
+    return contexts, rows, np.asarray(tasks.indices), tasks.dictionary.to_pylist()
 
 
 def plan(

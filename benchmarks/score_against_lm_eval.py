@@ -29,7 +29,7 @@ from pathlib import Path
 CASES = {
     "mmlu": "mmlu_abstract_algebra@5,mmlu_anatomy@5,mmlu_astronomy@5",
     "mmlu_continuation": ",".join(
-        f"mmlu_continuation_{subject}@5" for subject in ("abstract_algebra", "anatomy", "astronomy")
+        f"mmlu_{subject}_continuation@5" for subject in ("abstract_algebra", "anatomy", "astronomy")
     ),
     "arc_challenge": "arc_challenge@25",
     "piqa": "piqa@0",

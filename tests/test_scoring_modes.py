@@ -7,7 +7,8 @@ import pytest
 from scoring_examples import write_benchmarks, write_tokenizer
 
 from fineline_jax.errors import UserError
-from fineline_jax.scoring import metrics, pack
+from fineline_jax.models.config import ModelConfig
+from fineline_jax.scoring import metrics, pack, scorer
 from fineline_jax.scoring.tokenizer import open_tokenizer
 
 SUITE = "piqa@2,arc_easy@1,winogrande"
@@ -59,6 +60,13 @@ def test_olmes_encodes_context_and_continuation_apart(benchmarks, tokenizer, tmp
         assert head == [bos, *encode(context, add_special_tokens=False)]
         assert rest == encode(continuation, add_special_tokens=False)
     assert made.manifest["max_context"] == 2048
+
+
+@pytest.mark.parametrize(("mode", "tokens"), [("olmes", 64), ("lm-eval", 100)])
+def test_olmes_feeds_no_more_than_the_model_takes(mode, tokens, benchmarks, tokenizer, tmp_path):
+    made = prepared(mode, benchmarks, tokenizer, tmp_path / "p", "piqa", max_context=100)
+    config = ModelConfig(vocab_size=512, width=8, layers=1, heads=1, mlp_width=8, context=64)
+    assert scorer.model_context(made, config) == tokens
 
 
 def test_olmes_metrics_are_those_of_its_definition(benchmarks, tokenizer, tmp_path):

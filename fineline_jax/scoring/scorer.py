@@ -250,8 +250,14 @@ def _bar(name: str, total: int, done: int) -> contextlib.AbstractContextManager[
 
 
 def model_context(pack: Pack, config: ModelConfig) -> int:
-    """Tokens a row may hold: what the pack was prepared with, else the model's context."""
-    return pack.manifest["max_context"] or config.context
+    """Tokens the model reads: what the pack was prepared with, else the model's context.
+
+    OLMES cuts at 2048, so there the smaller of the two; elsewhere it is the user's word, as lm-eval's max_length.
+    """
+    asked = pack.manifest["max_context"]
+    if pack.manifest["mode"] == "olmes":
+        return min(asked, config.context)
+    return asked or config.context
 
 
 def check_vocabulary(pack: Pack, config: ModelConfig, name: str) -> None:

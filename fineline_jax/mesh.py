@@ -21,16 +21,21 @@ BATCH = ("replica", "fsdp")
 def make_mesh(mesh: Mesh = Mesh(), devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
     """The mesh over `devices` (default: all of all processes); an axis of -1 takes what the others leave.
 
-    Raises UserError if the axes do not multiply to the number of devices.
+    Without an accelerator, where devices are only the cores of one machine, a mesh of a half or a quarter of them takes
+    the first ones. Raises UserError if the axes do not multiply to the number of devices.
     """
     count = len(devices) if devices is not None else jax.device_count()
     sizes = [mesh.replica, mesh.fsdp, mesh.tensor]
     if -1 in sizes:
         rest = -sizes[0] * sizes[1] * sizes[2]
         sizes[sizes.index(-1)] = count // rest
-    if sizes[0] * sizes[1] * sizes[2] != count:
-        asked = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, (mesh.replica, mesh.fsdp, mesh.tensor)))
-        raise UserError(f"{asked} does not divide the {count} device(s); the axes must multiply to that number")
+    asked = sizes[0] * sizes[1] * sizes[2]
+    one_cpu = devices is None and jax.default_backend() == "cpu" and jax.process_count() == 1
+    if one_cpu and 0 < asked < count and count % asked == 0:
+        devices, count = jax.devices()[:asked], asked
+    if asked != count:
+        axes = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, (mesh.replica, mesh.fsdp, mesh.tensor)))
+        raise UserError(f"{axes} does not divide the {count} device(s); the axes must multiply to that number")
     return jax.make_mesh(tuple(sizes), AXES, devices=devices)
 
 

@@ -191,7 +191,7 @@ def _pack(
     digest = hashlib.sha256(repr((places, list(tasks), prefix, max_context)).encode())
     for tokens in [*contexts, *(tokens for _, tokens in encoded)]:
         digest.update(len(tokens).to_bytes(8, "little") + tokens.tobytes())
-    manifest = {"hash": digest.hexdigest(), "prefix_token": prefix, "max_context": max_context}
+    manifest = {"hash": digest.hexdigest(), "prefix_token": prefix, "max_context": max_context, "mode": "lm-eval"}
     return Pack(manifest, pa.table({"tokens": _lists(contexts)}), requests, pa.table({}))
 
 

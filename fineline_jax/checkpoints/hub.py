@@ -14,6 +14,7 @@ import numpy as np
 
 from fineline_jax.checkpoints.copying import copy, new_array
 from fineline_jax.checkpoints.easylm import EASYLM_LLAMA
+from fineline_jax.checkpoints.locations import TOKENIZER, VOCABULARY
 from fineline_jax.checkpoints.safetensors_files import write_safetensors
 from fineline_jax.checkpoints.stored import BFLOAT16, StoredTensor
 from fineline_jax.checkpoints.weight_files import SAFETENSORS, SAFETENSORS_INDEX, Weights, open_weights
@@ -36,16 +37,7 @@ from fineline_jax.models.families.name_map import (
 FLOATS = (*map(np.dtype, (np.float16, np.float32, np.float64)), BFLOAT16)
 SHARD_BYTES = 5_000_000_000
 """Largest weight file that `export_hf` writes."""
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
+TOKENIZER_FILES = (*TOKENIZER, "chat_template.jinja")
 
 
 def config_from_hf(path: Path) -> ModelConfig:
@@ -269,7 +261,7 @@ def copy_tokenizer(source: Path, target: Path) -> dict[str, int | None]:
     """Copy the tokenizer's files; the ids of its BOS and EOS for config.json."""
     found = [source / name for name in TOKENIZER_FILES if (source / name).is_file()]
     if not found:
-        raise UserError(f"{source}: holds no tokenizer ({', '.join(TOKENIZER_FILES[:3])}); give its folder")
+        raise UserError(f"{source}: holds no tokenizer ({', '.join(VOCABULARY)}); give its folder")
     for file in found:
         shutil.copyfile(file, target / file.name)
     ids: dict[str, int | None] = {"bos_token_id": None, "eos_token_id": None}

@@ -11,6 +11,7 @@ from orbax.checkpoint import v1 as ocp
 
 from fineline_jax.checkpoints import series
 from fineline_jax.checkpoints.hub import copy_tokenizer, export_hf, load_hf
+from fineline_jax.checkpoints.locations import VOCABULARY
 from fineline_jax.checkpoints.record import read_record, write_record
 from fineline_jax.checkpoints.series import Checkpoint
 from fineline_jax.checkpoints.store import CheckpointStore, check_intact, load_items
@@ -53,7 +54,7 @@ def import_checkpoint(
     config, params = load_hf(weights, mesh, dtype, config)
     _claim(run, recipe or _without_data(run.name, config, tokens), config)
     source = tokenizer or (weights.parent if weights.is_file() else weights)
-    if tokenizer is not None or any((source / name).is_file() for name in series.TOKENIZER):
+    if tokenizer is not None or any((source / name).is_file() for name in VOCABULARY):
         (run / "tokenizer").mkdir(exist_ok=True)
         copy_tokenizer(source, run / "tokenizer")
     recipe = from_json(run / "recipe.json")

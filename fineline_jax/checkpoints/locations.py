@@ -34,19 +34,16 @@ PLACE = "{name}"
 Options = tuple[tuple[str, Any], ...]
 LISTING_ATTEMPTS = 3
 """Fewer than for a file: somebody waits for the answer."""
+VOCABULARY = ("tokenizer.json", "tokenizer.model", "vocab.json")
+"""A folder with one of these holds a tokenizer."""
+TOKENIZER = (*VOCABULARY, "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 WELL_KNOWN = (
     "config.json",
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
+    *TOKENIZER,
 )
 """Asked for by name where a server lists nothing."""
 

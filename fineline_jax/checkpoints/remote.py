@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fineline_jax.checkpoints.locations import Options, list_files
+from fineline_jax.checkpoints.locations import TOKENIZER, VOCABULARY, Options, list_files
 from fineline_jax.checkpoints.transfer import FetchError, RemoteFile, download, offline
 from fineline_jax.progress import duration, short
 
@@ -31,15 +31,6 @@ FILES_AT_A_TIME = 4
 TOLD_BYTES = 100_000_000
 """Downloads of this size are announced."""
 _LOG = logging.getLogger(__name__)
-TOKENIZER = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
 WEIGHTS = (
     r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json",
     r"pytorch_model(-\d+-of-\d+)?\.bin|pytorch_model\.bin\.index\.json",
@@ -113,10 +104,10 @@ def tokenizer(remote: Remote) -> Path | None:
         listed = _listed(folder if single else remote.tokenizer, remote.options)
         files = [file for file in listed if file.name in ((single,) if single else TOKENIZER)]
         if not files:
-            raise FetchError(f"{remote.tokenizer}: no tokenizer there; looked for {', '.join(TOKENIZER[:3])}")
+            raise FetchError(f"{remote.tokenizer}: no tokenizer there; looked for {', '.join(VOCABULARY)}")
     else:
         files = [file for file in _wanted(remote) if file.name in TOKENIZER]
-        if not {file.name for file in files} & set(TOKENIZER[:3]):
+        if not {file.name for file in files} & set(VOCABULARY):
             return None
     name = hashlib.sha256(json.dumps([(file.name, file.fingerprint) for file in files]).encode()).hexdigest()[:16]
     folder = remote.downloads / "tokenizers" / name

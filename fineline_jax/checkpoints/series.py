@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fineline_jax.checkpoints import registry, remote
-from fineline_jax.checkpoints.locations import PLACE, Options
+from fineline_jax.checkpoints.locations import PLACE, VOCABULARY, Options
 from fineline_jax.checkpoints.record import damage, digests, read_record
 from fineline_jax.checkpoints.registry import DEFAULT_SCORING, Bos, Entry, Named, Scoring
 from fineline_jax.checkpoints.remote import Remote
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 HF_WEIGHTS = (SAFETENSORS, SAFETENSORS_INDEX, TORCH_BIN, TORCH_BIN_INDEX)
 _LOG = logging.getLogger(__name__)
-TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -304,7 +303,7 @@ def tokenizer_folder(checkpoint: Checkpoint) -> Path | None:
     else:
         folder = checkpoint.location
         candidates = [folder, folder / "tokenizer", folder.parent / "tokenizer"]
-    return next((folder for folder in candidates if any((folder / name).is_file() for name in TOKENIZER)), None)
+    return next((folder for folder in candidates if any((folder / name).is_file() for name in VOCABULARY)), None)
 
 
 def _folders(name: str, folders: list[Path]) -> Series:

@@ -54,7 +54,7 @@ def export(folder: Path, out: Path, pack: Pack | None = None, *, samples: bool =
     if not files:
         raise UserError(f"{folder}: holds no scores yet; make them with `fineline score`")
     pack = pack or packs.load(folder / "pack")
-    if (mode := pack.manifest.get("mode", "lm-eval")) != "lm-eval":
+    if (mode := pack.manifest["mode"]) != "lm-eval":
         raise UserError(f"{folder}: scored in mode {mode}, whose numbers are not lm-eval's; score in mode lm-eval")
     environment: dict[str, Any] = {"git_hash": None}  # of a checkout of lm-eval
     add_env_info(environment)

@@ -40,13 +40,9 @@ def abstract_state(recipe: Recipe, mesh: jax.sharding.Mesh) -> State:
     if rows % shards:
         raise UserError(
             f"batch.sequences / batch.accumulation = {rows} is not a multiple of mesh.replica * mesh.fsdp = {shards}"
-            + ("; set JAX_NUM_CPU_DEVICES to a smaller number of devices" if on_cpu(mesh) else "")
+            "; choose another mesh or batch"
         )
     return abstract(lambda: initial_state(recipe), mesh)
-
-
-def on_cpu(mesh: jax.sharding.Mesh) -> bool:
-    return mesh.devices.flat[0].platform == "cpu"
 
 
 def make_train_step(recipe: Recipe, mesh: jax.sharding.Mesh) -> Callable[..., tuple[State, Metrics]]:

@@ -51,6 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 0
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"fineline: {error.filename}: {error.strerror}; check the path and its permissions", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -419,6 +424,8 @@ def list_series(name: Positional[str | None] = None, tokens: str = "", every: in
     """
     from fineline_jax.checkpoints.series_text import details, overview
 
+    if name is None and (tokens or every != 1):
+        raise UserError("series: --tokens and --every choose among checkpoints; name a series first")
     print(overview() if name is None else details(name, tokens, every))
 
 

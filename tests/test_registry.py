@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from remote_examples import hub
 
 from fineline_jax.checkpoints import registry, transfer
-from fineline_jax.checkpoints.registry import bind, checkpoints, entries, evaluate, expand, find, series_files
+from fineline_jax.checkpoints.registry import checkpoints, entries, find, series_files
 from fineline_jax.checkpoints.selection import TokenGrid, nearest, parse_amount, parse_grid, select
 from fineline_jax.checkpoints.series import Checkpoint, Series, of_entry, open_series
+from fineline_jax.checkpoints.series_rules import bind, evaluate, expand
 from fineline_jax.cli import main
 from fineline_jax.errors import UserError
 
@@ -162,6 +163,29 @@ def test_a_file_of_ones_own_is_a_series(tmp_path: Path) -> None:
         ("scoring: {bos: sometimes}", "scoring: holds bos"),
         ("title: [1", "not valid YAML"),
         ("variants: 3", "variants: must be"),
+        ("variants: []", "variants: is empty"),
+        ("variants: {a: []}", "variants: a: must be"),
+        ("variants: {a: [[1]]}", "variants: a: must be"),
+        ("variants: {name: [x]}", "variants: {name} stands for"),
+        ("variants: {1: [x]}", "variants: must be"),
+        ("values: 5", "values: must be a mapping"),
+        ("values: {last: 5}", "last: must be a mapping"),
+        ("values: {last: {step: many}}", "values: last: must hold numbers"),
+        ("options: [1]", "options: must be a mapping"),
+        ("scoring: always", "scoring: must be a mapping"),
+        ("scoring: {notes: {a: b}}", "scoring: notes: must be a text or a list"),
+        ("notes: {a: b}", "notes: must be a text or a list"),
+        ("location: 's3://bucket/{sise}/{name}'", "location: {sise} is no key of variants"),
+        ("name: 'tiny-{size}'", "name: {size} is no key of variants"),
+        ("pattern: 'step{1}'", "pattern: 'step{1}' is no pattern"),
+        ("pattern: '{a}-{a}'", "pattern: '{a}-{a}' is no pattern"),
+        ("tokens: stepp * 2", "tokens: 'stepp * 2' uses stepp, which no pattern, value or variant gives; known: step"),
+        ("tokens: step + foo(3)", "tokens: 'step + foo(3)' is no rule"),
+        ("tokens: 1 / (step - step)", "tokens: '1 / (step - step)' cannot be computed"),
+        ("tokens: 1e200 * 1e200", "tokens: '1e200 * 1e200' gives inf"),
+        ("names: 'x{0..99999999999}'", "more than 100,000 names"),
+        ("listing: maybe", "listing: true to read"),
+        ("title: [1]", "title: must be a text"),
     ],
 )
 def test_a_wrong_file_is_named_with_its_key(tmp_path: Path, change: str, said: str) -> None:
@@ -174,11 +198,40 @@ def test_a_wrong_file_is_named_with_its_key(tmp_path: Path, change: str, said: s
     assert said in str(error.value) and "\n" not in str(error.value) and "mine.yaml" in str(error.value)
 
 
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    for content in (b"\xff\xfe\x00", b"[" * 5000, b"just words", b""):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=r"mine\.yaml: (not valid YAML|holds no mapping)") as error:
+            open_series(str(file), downloads=tmp_path)
+        assert "\n" not in str(error.value)
+
+
+def test_one_of_several_series_in_a_file_of_ones_own_is_named_behind_it(tmp_path: Path, capsys) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(OWN.replace("ours", "ours-{size}").replace("run/", "run-{size}/") + "variants: {size: [1b, 7b]}")
+    with pytest.raises(UserError, match=r"mine.yaml: holds 2 series; give one by name, such as .*mine.yaml/ours-1b"):
+        open_series(str(file))
+    found = open_series(f"{file}/ours-7b@step1*", downloads=tmp_path)
+    assert [one.remote.url for one in found.checkpoints if one.remote] == ["s3://bucket/run-7b/step1000"]
+    with pytest.raises(UserError, match="holds no series 'ours-3b'"):
+        open_series(f"{file}/ours-3b")
+    assert main(["series", str(file)]) == 0
+    assert capsys.readouterr().out.split()[2:] == [f"{file}/ours-1b", f"{file}/ours-7b"]
+
+
 def test_what_is_no_series_is_said_with_a_hint() -> None:
     with pytest.raises(UserError, match="no registered series; did you mean 'amber'"):
         open_series("ambre")
+    with pytest.raises(UserError, match="did you mean 'pythia-1.4b-deduped'"):
+        open_series("Pythia-1.4B-dedup")
+    with pytest.raises(UserError, match="pythia: holds 18 series; give one by name, such as pythia-14m"):
+        open_series("pythia")
     with pytest.raises(UserError, match="give a registered series or the path"):
         open_series("none.yaml")
+    for address in ("hf://org", "hf://*/model", "s3://", "://x", "hf://"):
+        with pytest.raises(UserError, match="expected"):
+            open_series(address)
     with pytest.raises(
         UserError, match=r"amber@ckpt_9.*: no checkpoint has such a name; they run from ckpt_000 to main"
     ):
@@ -208,6 +261,8 @@ def test_the_command_lists_the_series_and_the_checkpoints_of_one(capsys) -> None
     assert main(["series", "pythia"]) == 0
     assert "pythia-1.4b-deduped" in capsys.readouterr().out
     assert main(["series", "none"]) == 2
+    assert main(["series", "--tokens", "0:1B"]) == 2
+    assert "name a series first" in capsys.readouterr().err
 
 
 def test_what_cannot_be_listed_is_said_and_the_known_names_are_shown(capsys) -> None:

@@ -4,14 +4,12 @@ An entry says where the checkpoints lie, what they are called, and how steps and
 (docs/series.md). Adding a series is adding a file.
 """
 
-import ast
 import dataclasses
 import itertools
 import logging
 import math
-import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,13 +17,14 @@ import yaml
 
 from fineline_jax.catalogue import config_folders
 from fineline_jax.checkpoints.locations import PLACE, Options, list_names
+from fineline_jax.checkpoints.series_rules import bind, compiled, evaluate, expand, names_in
 from fineline_jax.checkpoints.step_names import natural, parse_name
 from fineline_jax.checkpoints.transfer import FetchError, offline
 from fineline_jax.errors import UserError
 
 Bos = Literal["auto", "always", "never"]
+SUFFIXES = (".yaml", ".yml")
 _LOG = logging.getLogger(__name__)
-NUMBER = r"\d+(?:\.\d+)?"
 _KEYS = {
     "name", "title", "location", "names", "pattern", "listing", "values", "step", "tokens", "tokenizer", "options",
     "scoring", "variants", "sources", "notes",
@@ -90,7 +89,7 @@ def entries(file: Path) -> list[Entry]:
         raw = yaml.safe_load(file.read_text())
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}; give a registered series or the path of its YAML file") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{file}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(raw, dict):
         raise UserError(f"{file}: holds no mapping; write name: and location: (docs/series.md)")
@@ -112,18 +111,34 @@ def series_files() -> dict[str, Path]:
 
 
 def find(name: str) -> Entry | None:
-    """The entry called `name`, or the only one of the file `name`; None if there is no such series."""
-    if name.endswith((".yaml", ".yml")):
-        found = entries(Path(name))
+    """The entry called `name`, or the only one of the file `name`; of a file with several FILE.yaml/NAME.
+
+    None if there is no such series. Raises UserError for a file with several of which none is named.
+    """
+    file = file_of(name)
+    if file is not None:
+        found = entries(file)
         if len(found) > 1:
-            raise UserError(f"{name}: holds {len(found)} series; give one by name, such as {found[0].name}")
+            one = found[0].name if file.stem == name else f"{name}/{found[0].name}"
+            raise UserError(f"{name}: holds {len(found)} series; give one by name, such as {one}")
         return found[0]
-    for stem, file in series_files().items():
-        of_file = entries(file)
-        for entry in of_file:
-            if entry.name == name or (stem == name and len(of_file) == 1):
-                return entry
-    return None
+    path, _, inside = name.rpartition("/")
+    if path.endswith(SUFFIXES):
+        found = {entry.name: entry for entry in entries(Path(path))}
+        if inside not in found:
+            raise UserError(f"{path}: holds no series {inside!r}; `fineline series {path}` lists them")
+        return found[inside]
+    return next((entry for entry in every_entry() if entry.name == name), None)
+
+
+def file_of(name: str) -> Path | None:
+    """The file that `name` means as a whole: a path that ends with .yaml, or a registered file."""
+    return Path(name) if name.endswith(SUFFIXES) else series_files().get(name)
+
+
+def every_entry() -> list[Entry]:
+    """All registered series."""
+    return [entry for file in series_files().values() for entry in entries(file)]
 
 
 def checkpoints(entry: Entry, ask: bool = True) -> list[Named]:
@@ -153,72 +168,6 @@ def in_order(found: Sequence[Named]) -> list[Named]:
     return sorted(found, key=order)
 
 
-def expand(text: str) -> list[str]:
-    """Braces as in a shell: step{0..6..2} -> step0 step2 step4 step6; {000..002} keeps the zeros; {a,b}."""
-    found = re.search(r"\{([^{}]*)\}", text)
-    if not found:
-        return [text]
-    span = re.fullmatch(r"(\d+)\.\.(\d+)(?:\.\.(\d+))?", found[1])
-    if span:
-        start, stop, by = int(span[1]), int(span[2]), int(span[3] or 1)
-        if by < 1 or stop < start:
-            raise UserError(f"{text}: {{{found[1]}}} is no range; write {{first..last}} or {{first..last..step}}")
-        width = len(span[1]) if span[1].startswith("0") else 0
-        parts = [f"{number:0{width}d}" for number in range(start, stop + 1, by)]
-    elif "," in found[1]:
-        parts = [part.strip() for part in found[1].split(",")]
-    else:
-        raise UserError(f"{text}: {{{found[1]}}} is neither a range nor a list")
-    before, after = text[: found.start()], text[found.end() :]
-    return [before + part + rest for part in parts for rest in expand(after)]
-
-
-_OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
-}
-
-
-def evaluate(rule: str, numbers: Mapping[str, float]) -> float | None:
-    """The value of a rule such as "762 * (chunk + 1)"; None if it uses a number that is not known.
-
-    Allowed: numbers, names, + - * / //, parentheses, round(). Raises UserError for anything else.
-    """
-
-    def value(node: ast.expr) -> float:
-        match node:
-            case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
-                return number
-            case ast.Name(id=name):
-                return numbers[name]
-            case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
-                return _OPERATORS[type(op)](value(left), value(right))
-            case ast.Call(func=ast.Name(id="round"), args=[inner], keywords=[]):
-                return round(value(inner))
-        raise UserError(f"{rule!r} is no rule; allowed are numbers, names, + - * / //, parentheses and round()")
-
-    try:
-        return value(ast.parse(rule, mode="eval").body)
-    except KeyError:
-        return None
-    except (SyntaxError, ZeroDivisionError, RecursionError) as error:
-        raise UserError(f"{rule!r} is no rule: {error}") from error
-
-
-def bind(pattern: str, name: str) -> dict[str, float] | None:
-    """The numbers that `pattern` finds in `name`; None if it does not fit."""
-    parts = re.split(r"(\{\w+\}|\*)", pattern)
-    regex = "".join(
-        ".*?" if part == "*" else f"(?P<{part[1:-1]}>{NUMBER})" if part.startswith("{") else re.escape(part)
-        for part in parts
-    )
-    found = re.fullmatch(regex, name)
-    return None if found is None else {key: _number(text) for key, text in found.groupdict().items()}
-
-
 def _named(entry: Entry, name: str) -> Named:
     bound = dict(entry.values.get(name, {}))
     for pattern in () if bound else entry.patterns:
@@ -227,12 +176,12 @@ def _named(entry: Entry, name: str) -> Named:
             break
     said_step, said_tokens = parse_name(name)
     numbers: dict[str, float] = {**entry.numbers, **bound}
-    step = _first(entry.step, numbers)
+    step = _first(entry, "step", numbers)
     if step is None:
         step = bound.get("step", said_step)
     if step is not None:
         numbers["step"] = step
-    tokens = _first(entry.tokens, numbers)
+    tokens = _first(entry, "tokens", numbers)
     if tokens is None:
         tokens = bound.get("tokens", said_tokens)
     url = entry.location.replace(PLACE, name)
@@ -245,12 +194,11 @@ def _fits(entry: Entry, name: str) -> bool:
     )
 
 
-def _first(rules: Sequence[str], numbers: Mapping[str, float]) -> float | None:
-    return next((found for rule in rules if (found := evaluate(rule, numbers)) is not None), None)
-
-
-def _number(text: str) -> float:
-    return float(text) if "." in text else int(text)
+def _first(entry: Entry, key: Literal["step", "tokens"], numbers: Mapping[str, float]) -> float | None:
+    try:
+        return next((found for rule in getattr(entry, key) if (found := evaluate(rule, numbers)) is not None), None)
+    except UserError as error:
+        raise UserError(f"{entry.file}: {key}: {error}") from error
 
 
 def _entry(file: Path, raw: Mapping[str, Any], variant: Mapping[str, Any]) -> Entry:
@@ -265,12 +213,18 @@ def _entry(file: Path, raw: Mapping[str, Any], variant: Mapping[str, Any]) -> En
             found = found.replace(f"{{{key}}}", str(value))
         return found
 
-    def texts(key: str) -> tuple[str, ...]:
-        found = raw.get(key, [])
+    def texts(key: str, of: Mapping[str, Any] = raw, where: str = "") -> tuple[str, ...]:
+        found = of.get(key) or []
         found = [found] if isinstance(found, (str, int)) else found
         if not isinstance(found, list) or not all(isinstance(one, (str, int)) for one in found):
-            raise UserError(f"{key}: must be a text or a list of texts")
+            raise UserError(f"{where}{key}: must be a text or a list of texts")
         return tuple(filled(str(one)) for one in found)
+
+    def table(key: str, of: Mapping[str, Any] = raw) -> dict[str, Any]:
+        found = of.get(key)
+        if found is not None and not (isinstance(found, dict) and all(isinstance(one, str) for one in found)):
+            raise UserError(f"{key}: must be a mapping; see docs/series.md")
+        return found or {}
 
     names = [name for one in texts("names") for part in one.split() for name in expand(part)]
     listing = raw.get("listing", False)
@@ -282,9 +236,13 @@ def _entry(file: Path, raw: Mapping[str, Any], variant: Mapping[str, Any]) -> En
     if len(set(names)) < len(names):
         double = next(name for name in names if names.count(name) > 1)
         raise UserError(f"names: {double!r} is there twice")
-    scoring = raw.get("scoring") or {}
+    scoring = table("scoring")
     if set(scoring) - {"bos", "notes"} or scoring.get("bos", "auto") not in ("auto", "always", "never"):
         raise UserError("scoring: holds bos (auto, always or never) and notes")
+    values = {name: table(name, table("values")) for name in table("values")}
+    for name, found in values.items():
+        if not all(isinstance(number, (int, float)) for number in found.values()):
+            raise UserError(f"values: {name}: must hold numbers, as in {{{name}: {{step: 1000}}}}")
     numbers = {key: value for key, value in variant.items() if isinstance(value, (int, float))}
     made = Entry(
         file,
@@ -294,19 +252,42 @@ def _entry(file: Path, raw: Mapping[str, Any], variant: Mapping[str, Any]) -> En
         tuple(names),
         listing,
         texts("pattern"),
-        raw.get("values") or {},
+        values,
         texts("step"),
         texts("tokens"),
         text("tokenizer", ""),
-        tuple(sorted((raw.get("options") or {}).items())),
-        Scoring(scoring.get("bos", "auto"), tuple(scoring.get("notes") or ())),
+        tuple(sorted(table("options").items())),
+        Scoring(scoring.get("bos", "auto"), texts("notes", scoring, "scoring: ")),
         texts("sources"),
         texts("notes"),
         numbers,
     )
-    for rule in (*made.step, *made.tokens):
-        evaluate(rule, {})
+    _check(made)
     return made
+
+
+def _check(entry: Entry) -> None:
+    """Raise UserError naming the key for what would only be wrong later, or never be noticed."""
+    for key in ("name", "title", "location", "tokenizer"):
+        if left := re.search(r"\{(?!name\})\w*\}", getattr(entry, key)):
+            raise UserError(f"{key}: {left[0]} is no key of variants; check its spelling")
+    known = {"step", *entry.numbers, *(key for found in entry.values.values() for key in found)}
+    for pattern in entry.patterns:
+        try:
+            known |= compiled(pattern).groupindex.keys()
+        except UserError as error:
+            raise UserError(f"pattern: {error}") from error
+    for key, rules in (("step", entry.step), ("tokens", entry.tokens)):
+        for rule in rules:
+            try:
+                unknown = names_in(rule) - known
+            except UserError as error:
+                raise UserError(f"{key}: {error}") from error
+            if unknown:
+                raise UserError(
+                    f"{key}: {rule!r} uses {min(unknown)}, which no pattern, value or variant gives;"
+                    f" known: {', '.join(sorted(known))}"
+                )
 
 
 def _variants(raw: Any) -> list[dict[str, Any]]:
@@ -315,8 +296,15 @@ def _variants(raw: Any) -> list[dict[str, Any]]:
     groups = raw if isinstance(raw, list) else [raw]
     found = []
     for group in groups:
-        if not isinstance(group, dict):
+        if not isinstance(group, dict) or not group or not all(isinstance(key, str) for key in group):
             raise UserError("variants: must be a mapping of lists, or a list of mappings")
+        if "name" in group:
+            raise UserError("variants: {name} stands for a checkpoint's name; give the key another name")
         choices = [value if isinstance(value, list) else [value] for value in group.values()]
+        for key, chosen in zip(group, choices):
+            if not chosen or not all(isinstance(one, (str, int, float)) for one in chosen):
+                raise UserError(f"variants: {key}: must be a text, a number, or a list of them")
         found += [dict(zip(group, chosen)) for chosen in itertools.product(*choices)]
+    if not found:
+        raise UserError("variants: is empty; leave it out for a single series")
     return found

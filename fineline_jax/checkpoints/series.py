@@ -8,7 +8,6 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import logging
 import os
 import re
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fineline_jax.checkpoints import registry, remote
-from fineline_jax.checkpoints.locations import PLACE, VOCABULARY, Options
+from fineline_jax.checkpoints.locations import PLACE, VOCABULARY, Options, parse_hub
 from fineline_jax.checkpoints.record import damage, digests, read_record
 from fineline_jax.checkpoints.registry import DEFAULT_SCORING, Bos, Entry, Named, Scoring
 from fineline_jax.checkpoints.remote import Remote
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     import jax
 
 HF_WEIGHTS = (SAFETENSORS, SAFETENSORS_INDEX, TORCH_BIN, TORCH_BIN_INDEX)
-_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,8 +125,9 @@ def _open_remote(spec: str, base: str, names: str, downloads: Path, keep: bool) 
         return of_entry(entry, downloads, keep), names
     if "@" in spec and re.fullmatch(r"[\w.-]+/[\w.-]+", base):
         return _open_address(f"hf://{spec}", downloads, keep), "*"
-    near = difflib.get_close_matches(base, list(registry.series_files()), n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    names_known = {one.lower(): one for one in (*registry.series_files(), *(e.name for e in registry.every_entry()))}
+    near = difflib.get_close_matches(base.lower(), names_known, n=1)
+    hint = f"did you mean {names_known[near[0]]!r}? " if near else ""
     raise UserError(
         f"{spec}: no such folder and no registered series; {hint}give a run, Hugging Face folders, a name of"
         " `fineline series`, org/name@revision, or an address such as hf://… or s3://…"
@@ -147,6 +146,10 @@ def _open_address(url: str, downloads: Path, keep: bool) -> Series:
     before, after = url.partition("://")[::2]
     parts = after.rstrip("/").split("/")
     place = next((i for i, part in enumerate(parts) if _GLOB.search(part)), None)
+    if not before or not parts[0] or (place == 0 and before == "hf"):
+        raise UserError(f"{url}: expected an address such as hf://organisation/name@revision or s3://bucket/folder")
+    if before == "hf" and place is None:
+        parse_hub(url)
     if before == "hf" and place == 1:  # the revision, in name@glob, or the name of the repository
         repository, at, revision = parts[1].partition("@")
         if at and not _GLOB.search(repository):
@@ -205,13 +208,10 @@ def discard(checkpoint: Checkpoint) -> None:
 
 
 def scoring_policy(series: Sequence[Series]) -> Bos:
-    """How BOS is put for all of them, as their registry entries say; logs what a reader of the numbers must know.
+    """How BOS is put for all of them, as their registry entries say.
 
     Raises UserError if they disagree: they would need two packs.
     """
-    for one in series:
-        for note in one.scoring.notes:
-            _LOG.info("%s: %s", one.name, note)
     wanted: dict[Bos, str] = {one.scoring.bos: one.name for one in series}
     if len(wanted) > 1:
         said = ", ".join(f"{name} {bos}" for bos, name in wanted.items())

@@ -1,5 +1,6 @@
 """What `fineline series` prints."""
 
+import os
 from collections.abc import Sequence
 
 from fineline_jax.checkpoints import registry, remote
@@ -31,11 +32,11 @@ def details(spec: str, tokens: str = "", every: int = 1) -> str:
     Raises UserError as `open_series`.
     """
     base, names = split_spec(spec)
-    file = registry.series_files().get(base)
-    if file is not None and registry.find(base) is None:
-        found = registry.entries(file)
-        return "\n".join([f"{len(found)} series:", *_columns([entry.name for entry in found])])
-    entry = registry.find(base)
+    file = None if os.path.isdir(base) else registry.file_of(base)
+    if file is not None and len(found := registry.entries(file)) > 1:
+        inside = "" if file.stem == base else f"{base}/"
+        return "\n".join([f"{len(found)} series:", *_columns([inside + entry.name for entry in found])])
+    entry = None if os.path.isdir(base) else registry.find(base)
     lines = []
     try:
         series = open_series(spec, tokens=tokens, every=every)

@@ -1,0 +1,141 @@
+"""The small language of series files: names with braces, patterns of names, rules over their numbers.
+
+    step{0..4000..1000}      expand: a list of names
+    step{step}-tokens{b}B    bind: the numbers in a name
+    762 * (chunk + 1)        evaluate: a number from numbers
+"""
+
+import ast
+import functools
+import math
+import operator
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fineline_jax.errors import UserError
+
+NUMBER = r"\d+(?:\.\d+)?"
+MOST_NAMES = 100_000
+"""Of one range; a longer one is a mistake."""
+
+
+def expand(text: str) -> list[str]:
+    """Braces as in a shell: step{0..6..2} -> step0 step2 step4 step6; {000..002} keeps the zeros; {a,b}."""
+    found = re.search(r"\{([^{}]*)\}", text)
+    if not found:
+        return [text]
+    span = re.fullmatch(r"(\d+)\.\.(\d+)(?:\.\.(\d+))?", found[1])
+    if span:
+        start, stop, by = int(span[1]), int(span[2]), int(span[3] or 1)
+        if by < 1 or stop < start:
+            raise UserError(f"{text}: {{{found[1]}}} is no range; write {{first..last}} or {{first..last..step}}")
+        if (stop - start) // by >= MOST_NAMES:
+            raise UserError(f"{text}: {{{found[1]}}} are more than {MOST_NAMES:,} names; write a smaller range")
+        width = len(span[1]) if span[1].startswith("0") else 0
+        parts = [f"{number:0{width}d}" for number in range(start, stop + 1, by)]
+    elif "," in found[1]:
+        parts = [part.strip() for part in found[1].split(",")]
+    else:
+        raise UserError(f"{text}: {{{found[1]}}} is neither a range nor a list")
+    before, after = text[: found.start()], text[found.end() :]
+    return [before + part + rest for part in parts for rest in expand(after)]
+
+
+_OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+}
+
+
+def evaluate(rule: str, numbers: Mapping[str, float]) -> float | None:
+    """The value of a rule such as "762 * (chunk + 1)"; None if it uses a number that is not known.
+
+    Raises UserError as `names_in`, and for a division by zero or what is too large.
+    """
+    tree, names = _parsed(rule)
+    if not names <= numbers.keys():
+        return None
+
+    def value(node: ast.expr) -> float:
+        match node:
+            case ast.Constant(value=int() | float() as number):
+                return number
+            case ast.Name(id=name):
+                return numbers[name]
+            case ast.BinOp(left=left, op=op, right=right):
+                return _OPERATORS[type(op)](value(left), value(right))
+            case ast.Call(args=[inner]):
+                return round(value(inner))
+        raise AssertionError(f"{rule!r} was checked")
+
+    try:
+        found = value(tree)
+    except ArithmeticError as error:
+        raise UserError(f"{rule!r} cannot be computed: {error}") from error
+    if not math.isfinite(found):
+        raise UserError(f"{rule!r} gives {found}; write a rule that gives a number of tokens or steps")
+    return found
+
+
+def names_in(rule: str) -> frozenset[str]:
+    """The numbers that a rule uses.
+
+    Allowed: numbers, names, + - * / //, parentheses, round(). Raises UserError for anything else.
+    """
+    return _parsed(rule)[1]
+
+
+@functools.cache
+def _parsed(rule: str) -> tuple[ast.expr, frozenset[str]]:
+    names = set()
+
+    def check(node: ast.expr) -> None:
+        match node:
+            case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
+                return
+            case ast.Name(id=name):
+                names.add(name)
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
+                check(left)
+                check(right)
+            case ast.Call(func=ast.Name(id="round"), args=[inner], keywords=[]):
+                check(inner)
+            case _:
+                raise UserError(
+                    f"{rule!r} is no rule; allowed are numbers, names, + - * / //, parentheses and round()"
+                )
+
+    try:
+        tree = ast.parse(rule, mode="eval").body
+        check(tree)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise UserError(f"{rule!r} is no rule: {' '.join(str(error).split())}") from error
+    return tree, frozenset(names)
+
+
+def bind(pattern: str, name: str) -> dict[str, float] | None:
+    """The numbers that `pattern` finds in `name`; None if it does not fit."""
+    found = compiled(pattern).fullmatch(name)
+    return None if found is None else {key: _number(text) for key, text in found.groupdict().items()}
+
+
+@functools.cache
+def compiled(pattern: str) -> re.Pattern[str]:
+    """The regular expression of a pattern; its groups are the numbers. Raises UserError for a wrong one."""
+    parts = re.split(r"(\{\w+\}|\*)", pattern)
+    regex = "".join(
+        ".*?" if part == "*" else f"(?P<{part[1:-1]}>{NUMBER})" if part.startswith("{") else re.escape(part)
+        for part in parts
+    )
+    try:
+        return re.compile(regex)
+    except re.error as error:
+        raise UserError(f"{pattern!r} is no pattern: {error.msg}") from error
+
+
+def _number(text: str) -> float:
+    return float(text) if "." in text else int(text)

@@ -55,11 +55,13 @@ def load_recipe(name: str) -> Recipe:
     module = importlib.util.module_from_spec(specification)
     try:
         specification.loader.exec_module(module)
+        if not callable(getattr(module, "recipe", None)):
+            raise UserError(f"{path}: has no function recipe(); define one that returns a fineline_jax.recipe.Recipe")
+        made = module.recipe()
+    except UserError:
+        raise
     except Exception as error:
-        raise UserError(f"{path}: {type(error).__name__}: {error}") from error
-    if not callable(getattr(module, "recipe", None)):
-        raise UserError(f"{path}: has no function recipe(); define one that returns a fineline_jax.recipe.Recipe")
-    made = module.recipe()
+        raise UserError(f"{path}: {type(error).__name__}: {error}; mend the file") from error
     if not isinstance(made, Recipe):
         raise UserError(f"{path}: recipe() returned {type(made).__name__}; return a fineline_jax.recipe.Recipe")
     return made

@@ -7,6 +7,7 @@ JSON and can be read back from there. No JAX here.
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,11 @@ class Source:
     """Folder of the prepared data set."""
     weight: float = 1.0
     """Share of the mixture relative to the other sources."""
+
+    @property
+    def tokenizer(self) -> Path:
+        """Folder of the tokenizer that the data set was prepared with; absent for token lines without one."""
+        return Path(self.path).expanduser() / "tokenizer"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,6 +265,10 @@ def check(recipe: Recipe) -> None:
         shares == sorted(shares) and all(0 < share < 1 for share in shares),
         "optimizer.schedule.milestones must have ascending shares between 0 and 1",
     )
+    require(
+        all(factor >= 0 for _, factor in schedule.milestones),
+        "optimizer.schedule.milestones must not have negative factors",
+    )
     require(0 <= optimizer.beta1 < 1, "optimizer.beta1 must lie in [0, 1)")
     require(0 <= optimizer.beta2 < 1, "optimizer.beta2 must lie in [0, 1)")
     require(optimizer.eps > 0, "optimizer.eps must be positive")
@@ -284,7 +294,12 @@ def check(recipe: Recipe) -> None:
             f"model.{axis}={size} is not a multiple of mesh.tensor={r.mesh.tensor}",
         )
     require(r.logging.every_steps >= 1, "logging.every_steps must be at least 1")
-    require(r.logging.profile_steps >= 0, "logging.profile_steps must not be negative")
+    for field in ("profile_start_step", "profile_steps", "validation_sequences", "peak_tflops"):
+        require(getattr(r.logging, field) >= 0, f"logging.{field} must not be negative")
+    require(r.logging.wandb_project != "", "logging.wandb_project is empty; name a project, or leave it out")
+    require(0 <= r.seed < 2**32, f"seed={r.seed} must lie between 0 and 2**32 - 1")
+    for field, value in _flat(dataclasses.asdict(r)).items():
+        require(not isinstance(value, float) or math.isfinite(value), f"{field}={value} is not a finite number")
 
 
 def to_json(recipe: Recipe) -> str:

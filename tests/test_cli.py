@@ -1,14 +1,17 @@
 """The command: quick help, every option documented, bad input in one line with exit status 2."""
 
+import inspect
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from fineline_jax.cli import main
+from fineline_jax.commands import data, tasks
+from fineline_jax.data import corpora
+from fineline_jax.scoring import pack
 
 COMMANDS = (
     ["demo"],
@@ -29,16 +32,27 @@ COMMANDS = (
 
 
 def test_help_answers_in_under_a_second_and_imports_nothing_heavy():
-    program = "import sys; from fineline_jax.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
-    heavy = "assert not {'jax', 'transformers', 'lm_eval', 'tensorflow_datasets', 'pandas'} & set(sys.modules)"
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", program + heavy], capture_output=True, text=True)
-        times.append(time.perf_counter() - start)
-        assert done.returncode == 0, done.stderr
-    assert min(times) < 1.0
+    program = "import sys, time; from fineline_jax.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    heavy = "assert not {'jax', 'transformers', 'lm_eval', 'tensorflow_datasets', 'pandas'} & set(sys.modules)\n"
+    # Processor time: what others do on this machine is not the command's fault.
+    clock = "sys.exit(time.process_time() >= 1.0)"
+    done = subprocess.run([sys.executable, "-c", program + heavy + clock], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     assert "pretrain" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "function"),
+    [
+        (data.prepare_text, corpora.prepare_text),
+        (data.prepare_amber, corpora.prepare_amber),
+        (tasks.prepare_tasks, pack.prepare),
+    ],
+)
+def test_the_options_of_a_preparation_are_those_of_the_function_behind_it(command, function):
+    theirs = inspect.signature(function).parameters
+    for name, option in inspect.signature(command).parameters.items():
+        assert option.default == theirs[name].default, name
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
@@ -64,6 +78,12 @@ def test_every_command_explains_itself(command, capsys):
         (["tasks", "prepare", "no_such_suite_or_task", "--tokenizer", "no/such", "--out", "x"], "no/such"),
         (["score", "no/such/run", "--suite", "core", "--out", "x"], "no/such/run"),
         (["score", "no/such/run", "--out", "x"], "--suite or --pack"),
+        (["score", "--suite", "core", "--out", "x"], "at least one series"),
+        (["data", "prepare", "text", "--tokenizer", "no/such", "--out", "x"], "no/such"),
+        (["data", "prepare", "world", "--out", "a_file/world"], "a_file"),
+        (["pretrain", "llama_60m", "--logging.validation-sequences", "-1"], "logging.validation_sequences"),
+        (["pretrain", "llama_60m", "--seed", "-1"], "seed=-1"),
+        (["pretrain", "llama_60m", "--optimizer.schedule.peak", "inf"], "optimizer.schedule.peak"),
         (["score", "no/such/run", "--pack", "no/such/pack", "--out", "x"], "no/such/"),
         (["analyze", "no/such/scores", "--out", "x"], "no/such/scores"),
         (["export", "no/such/run", "x"], "no/such/run"),
@@ -73,6 +93,7 @@ def test_bad_input_is_one_line_that_names_it_and_exit_status_2(arguments, named,
     configs = Path("configs").resolve()
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(configs)
+    (tmp_path / "a_file").touch()
     assert main(arguments) == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith("fineline: ") and named in error and "\n" not in error

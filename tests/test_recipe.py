@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from fineline_jax.recipe import (
     Checkpoints,
     Data,
     Every,
+    Logging,
     Optimizer,
     Recipe,
     Schedule,
@@ -113,6 +115,11 @@ def test_a_milestone_is_the_first_step_with_at_least_its_tokens(sequences, steps
         ({"optimizer": Optimizer(Schedule(kind="wsd"))}, "optimizer.schedule.decay_tokens"),
         ({"optimizer": Optimizer(Schedule(), beta2=1.0)}, "optimizer.beta2"),
         ({"checkpoints": Checkpoints(every=(Every(10), Every(20)))}, "checkpoints.every"),
+        ({"optimizer": Optimizer(Schedule(kind="multistep", milestones=((0.5, -1.0),)))}, "schedule.milestones"),
+        ({"optimizer": Optimizer(Schedule(), eps=math.inf)}, "optimizer.eps=inf"),
+        ({"logging": Logging(peak_tflops=-1.0)}, "logging.peak_tflops"),
+        ({"logging": Logging(wandb_project="")}, "logging.wandb_project"),
+        ({"seed": -1}, "seed=-1"),
     ],
 )
 def test_a_value_that_cannot_be_is_refused_by_name(change, field):
@@ -146,10 +153,19 @@ def test_an_unknown_name_lists_the_known_ones():
         find_config("lama_60m", "{}.py", "recipe")
 
 
-def test_a_recipe_file_with_a_mistake_is_named(tmp_path):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def recipe():\n    return 3\n", r"mine\.py: recipe\(\) returned int"),
+        ("def recipe():\n    return 3 / 0\n", r"mine\.py: ZeroDivisionError: division by zero; mend the file"),
+        ("def recipe(:\n", r"mine\.py: SyntaxError"),
+        ("recipe = 3\n", r"mine\.py: has no function recipe\(\)"),
+    ],
+)
+def test_a_recipe_file_with_a_mistake_is_named(tmp_path, text, message):
     path = tmp_path / "mine.py"
-    path.write_text("def recipe():\n    return 3\n")
-    with pytest.raises(UserError, match=r"mine\.py: recipe\(\) returned int"):
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
         load_recipe(str(path))
 
 

@@ -37,7 +37,7 @@ from fineline_jax.recipe import (
     to_json,
 )
 from fineline_jax.training import loop
-from fineline_jax.training.metrics import cut_behind, read_metrics
+from fineline_jax.training.metrics import MetricsLog, cut_behind, read_metrics
 
 STEPS, SEQUENCES, LENGTH = 24, 4, 8
 ONE_DEVICE = Mesh(fsdp=1)
@@ -140,6 +140,12 @@ def test_a_changed_recipe_is_refused_with_its_fields_unless_accepted(corpus, tmp
     assert json.loads((run / "recipe.json").read_text())["seed"] == 5
 
 
+def test_a_recipe_of_which_nothing_is_saved_yet_may_be_changed(corpus, tmp_path):
+    loop.claim_folder(recipe_of(corpus), tmp_path / "run", accept_changes=False)
+    loop.claim_folder(recipe_of(corpus, seed=5), tmp_path / "run", accept_changes=False)
+    assert json.loads((tmp_path / "run" / "recipe.json").read_text())["seed"] == 5
+
+
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(corpus, uninterrupted, tmp_path, caplog):
     run = tmp_path / "run"
     loop.pretrain(recipe_of(corpus), run)
@@ -171,6 +177,21 @@ def test_lines_behind_the_checkpoint_and_a_line_cut_short_are_removed(tmp_path):
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
     cut_behind(path, 2)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_zeros_that_a_crash_of_the_machine_left_are_removed(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + bytes(40) + b"\n")
+    cut_behind(path, 2)
+    assert path.read_text() == '{"step": 1}\n'
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_said_by_the_name_of_the_metrics_file(corpus, tmp_path):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    log = MetricsLog(tmp_path, recipe_of(corpus), None)
+    with pytest.raises(UserError, match=r"metrics\.jsonl: No space left on device; .* run the same command again"):
+        log.write({"step": 1, "loss": 2.0})
 
 
 def test_sigterm_saves_and_exits_0_and_the_run_goes_on(corpus, tmp_path):

@@ -202,13 +202,20 @@ def _prepare(
             shutil.rmtree(work, ignore_errors=True)
         raise
     counts = _total([part.counts for part in written])
+    sources = [source for part in written for source in part.sources]
     for split, count in counts.items():
         if not count["windows"]:
             shutil.rmtree(work)
+            remedies = ["give more text", "a shorter --sequence-length"]
+            if split == "validation":
+                remedies += ["a larger --validation-fraction", "--validation-inputs"]
+            if settings.get("text_unit") == "file" and any(
+                source["name"].endswith((".txt", ".txt.gz")) for source in sources
+            ):
+                remedies.append("--text-unit paragraph or line (now a .txt file is one document)")
             raise UserError(
-                f"split {split}: {count['documents']} documents with {count['tokens']} tokens in all do not "
-                f"fill one window of {settings['sequence_length'] + 1}; give more text, a shorter sequence_length"
-                + (", a larger validation_fraction or validation_inputs" if split == "validation" else "")
+                f"{out}: split {split} has {count['documents']} documents with {count['tokens']} tokens in all, less "
+                f"than one window of {settings['sequence_length'] + 1}; {', '.join(remedies[:-1])} or {remedies[-1]}"
             )
     unfinished_plan = plan.with_suffix(".incomplete")
     unfinished_plan.write_text(
@@ -219,7 +226,6 @@ def _prepare(
     merge_parts([part.folder for part in parts], merged)
     if tokenizer is not None:
         copy_tokenizer(tokenizer, merged / "tokenizer")
-    sources = [source for part in written for source in part.sources]
     write_metadata(merged, {**settings, "sources": sources, "splits": counts})
     if out.exists():
         out.rmdir()  # empty, or _already_done would have refused it

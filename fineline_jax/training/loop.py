@@ -153,9 +153,9 @@ def pretrain(
 
 
 def claim_folder(recipe: Recipe, run: Path, accept_changes: bool) -> None:
-    """Write the recipe and the tokenizer into `run`; refuse a folder that holds another recipe's run."""
+    """Write the recipe and the tokenizer into `run`; refuse a folder that holds checkpoints of another recipe."""
     path = run / "recipe.json"
-    if path.exists():
+    if path.exists() and any((run / "checkpoints").glob("*")):
         changed = [line for line in differences(from_json(path), recipe) if not line.startswith(MAY_DIFFER)]
         if changed and not accept_changes:
             raise UserError(
@@ -168,7 +168,7 @@ def claim_folder(recipe: Recipe, run: Path, accept_changes: bool) -> None:
     temporary = path.with_name("recipe.json.tmp")
     temporary.write_text(to_json(recipe))
     os.replace(temporary, path)
-    tokenizer = Path(recipe.data.sources[0].path).expanduser() / "tokenizer"
+    tokenizer = recipe.data.sources[0].tokenizer
     if tokenizer.is_dir() and not (run / "tokenizer").exists():
         copy = run / "tokenizer.tmp"
         shutil.rmtree(copy, ignore_errors=True)

@@ -1,8 +1,10 @@
 """What a run says about itself: metrics.jsonl without a seam over restarts, TensorBoard, Weights & Biases, MFU."""
 
+import dataclasses
 import json
 import math
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,7 @@ class MetricsLog:
 
     Lines that a killed run wrote behind the checkpoint it resumes from (`step`; None: it starts anew) are cut off,
     so that the file is that of a run never interrupted. A line is with the operating system when `write` returns.
+    Weights & Biases cannot take back what it has: the steps it knows are not sent again (they are the same numbers).
     """
 
     def __init__(self, run: Path, recipe: Recipe, step: int | None):
@@ -50,9 +53,9 @@ class MetricsLog:
         self.wandb: Any = None
         if not self.active:
             return
-        path = run / "metrics.jsonl"
-        cut_behind(path, -1 if step is None else step)
-        self.file = path.open("a", buffering=1)
+        self.path = run / "metrics.jsonl"
+        cut_behind(self.path, -1 if step is None else step)
+        self.file = self.path.open("a", buffering=1)
         if recipe.logging.tensorboard:
             import tensorboardX
 
@@ -61,16 +64,19 @@ class MetricsLog:
             self.wandb = _start_wandb(run, recipe)
 
     def write(self, record: dict[str, Any]) -> None:
-        """record: "step" and numbers; a number that is not finite becomes null."""
+        """record: "step" and numbers; a number that is not finite becomes null. Raises UserError on a full disk."""
         if not self.active:
             return
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        self.file.write(json.dumps(finite) + "\n")
+        try:
+            self.file.write(json.dumps(finite) + "\n")
+        except OSError as error:
+            raise UserError(f"{self.path}: {error.strerror}; mend that and run the same command again") from error
         numbers = {k: v for k, v in record.items() if isinstance(v, int | float) and k != "step"}
         if self.board:
             for name, value in numbers.items():
                 self.board.add_scalar(name, value, record["step"])
-        if self.wandb:
+        if self.wandb and record["step"] >= self.wandb.step:
             self.wandb.log(numbers, step=record["step"])
 
     def close(self) -> None:
@@ -83,15 +89,22 @@ class MetricsLog:
 
 
 def cut_behind(path: Path, step: int) -> None:
-    """Drop the lines of a metrics file whose step is greater than `step`, and a last line cut short by a kill."""
+    """Drop the lines of a metrics file whose step is greater than `step`, and what a kill or a crash left of a line."""
     if not path.exists():
         return
-    lines = path.read_text().splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith(b"\n") and _step_of(line) <= step]
     if len(kept) < len(lines):
         temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text("".join(kept))
+        temporary.write_bytes(b"".join(kept))
         os.replace(temporary, path)
+
+
+def _step_of(line: bytes) -> float:
+    try:
+        return json.loads(line)["step"]
+    except ValueError:  # zeros, where the machine itself went down
+        return math.inf
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -100,17 +113,29 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def _start_wandb(run: Path, recipe: Recipe):
+def _start_wandb(run: Path, recipe: Recipe) -> Any:
+    """The Weights & Biases run of this folder, which keeps its id, so that a resumed run goes on with the same one."""
+    project = recipe.logging.wandb_project
     try:
         import wandb  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(
-            f"logging.wandb_project={recipe.logging.wandb_project!r} needs the wandb extra: pip install"
-            " 'fineline_jax[wandb]'"
+            f"logging.wandb_project={project!r} needs the wandb extra: pip install 'fineline_jax[wandb]'"
         ) from error
-    import dataclasses
-
-    config = dataclasses.asdict(recipe)
-    return wandb.init(
-        project=recipe.logging.wandb_project, name=recipe.name, id=run.resolve().name, resume="allow", config=config
-    )
+    name = run / "wandb" / "id"
+    name.parent.mkdir(exist_ok=True)
+    if not name.exists():
+        name.write_text(uuid.uuid4().hex)
+    try:
+        return wandb.init(
+            project=project,
+            name=recipe.name,
+            id=name.read_text(),
+            resume="allow",
+            config=dataclasses.asdict(recipe),
+            dir=run,
+        )
+    except wandb.Error as error:
+        raise UserError(
+            f"logging.wandb_project={project!r}: {str(error).splitlines()[0]} Without a network: WANDB_MODE=offline"
+        ) from error

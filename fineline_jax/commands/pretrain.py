@@ -1,0 +1,100 @@
+"""Training: the demo, and `fineline pretrain RECIPE`, whose options are the fields of the recipe named first."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import Positional, arg
+
+from fineline_jax.errors import UserError
+from fineline_jax.recipe import Recipe
+
+
+def demo(
+    out: Path = Path("demo-out"),
+    tokens: int = 0,
+) -> None:
+    """The whole tool on an embedded synthetic world: about four minutes on two CPU cores.
+
+    Args:
+        out: Folder for everything it makes; delete it to start again.
+        tokens: Trained tokens instead of the recipe's, for a quick look; 0: the recipe's.
+    """
+    from fineline_jax.demo import run_demo
+
+    report = run_demo(out, tokens=tokens)
+    print(f"the report: {report.resolve()}")
+
+
+def pretrain_for_help(recipe: Annotated[Positional[str], arg(metavar="RECIPE")]) -> None:
+    """Train a recipe, or resume it; `fineline pretrain RECIPE --help` lists every field.
+
+    Args:
+        recipe: Name in configs/, a Python or JSON file, or a run folder.
+    """
+
+
+def pretrain(arguments: list[str]) -> int:
+    """`fineline pretrain RECIPE`: the recipe named first gives the defaults of all options."""
+    from fineline_jax.catalogue import config_names, load_recipe
+
+    name = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    if name is None:
+        if {"-h", "--help"} & set(arguments):
+            known = ", ".join(config_names("{}.py"))
+            summary = (pretrain_for_help.__doc__ or "").splitlines()[0]
+            print(f"usage: fineline pretrain RECIPE [options]\n\n{summary}\n")
+            print(f"RECIPE is one of: {known}; or a Python or JSON file, or the folder of a run.\n")
+            print("Options, with the values of llama_60m:\n")
+            name, arguments = "llama_60m", ["llama_60m", "--help"]
+        else:
+            raise UserError("pretrain: name a recipe first, as in `fineline pretrain llama_60m`")
+    default = load_recipe(name)
+
+    def options(
+        run: Path | None = None,
+        accept_changes: bool = False,
+        distributed: bool = False,
+        score: str | None = None,
+        benchmarks: Path | None = None,
+        recipe: Annotated[Recipe, arg(name="")] = default,
+    ) -> int:
+        """Train the recipe, or go on with it if the run folder holds its checkpoints.
+
+        Args:
+            run: Folder of the run; default: runs/NAME.
+            accept_changes: Resume although the recipe differs from the one in the run folder.
+            distributed: One of several processes (TPU pod, SLURM, MPI): call jax.distributed.initialize first.
+            score: Suite or request pack: score each kept checkpoint in memory, into RUN/scores.
+            benchmarks: For --score SUITE: folder of data sets in Hugging Face layout; default: the hub.
+            recipe: Fields of the recipe.
+        """
+        return _train(recipe, run or Path("runs") / recipe.name, accept_changes, distributed, score, benchmarks)
+
+    return tyro.cli(options, prog=f"fineline pretrain {name}", args=arguments[1:])
+
+
+def _train(
+    recipe: Recipe, run: Path, accept_changes: bool, distributed: bool, score: str | None, benchmarks: Path | None
+) -> int:
+    import jax
+
+    if distributed:
+        jax.distributed.initialize()
+    from fineline_jax.progress import short
+    from fineline_jax.training.loop import pretrain as train
+
+    on_kept = None
+    if score is not None:
+        from fineline_jax.scoring.kept import ScoreKept, open_pack
+
+        pack = open_pack(score, recipe.data.sources[0].tokenizer, benchmarks)
+        on_kept = ScoreKept(run, recipe.model, pack, run / "scores")
+    outcome = train(recipe, run, accept_changes=accept_changes, on_kept=on_kept)
+    if jax.process_index() == 0:
+        where = f"step {outcome.step} ({short(outcome.tokens)} tokens)"
+        if outcome.stopped_by:
+            print(f"stopped by {outcome.stopped_by} at {where}, saved; run the same command again to go on")
+        else:
+            print(f"{run}: complete at {where}, {len(recipe.kept_steps())} checkpoints kept")
+    return 0

@@ -1,0 +1,51 @@
+"""What is made of scores: `fineline analyze`, and lm-eval's files by `fineline export-scores`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+
+def analyze(
+    scores: Annotated[Positional[tuple[Path, ...]], arg(metavar="SCORES …", help_behavior_hint="(at least one)")],
+    out: Path,
+    runs: tuple[Path, ...] = (),
+    title: str = "Learning trajectories",
+    tokens_per_step: float | None = None,
+) -> None:
+    """Tidy table, dynamics, curves: report.html and PNGs.
+
+    Args:
+        scores: Folders of `fineline score`, lm-eval result trees, or tidy CSV files.
+        out: Folder of the report.
+        runs: Run folders whose loss curves are drawn too.
+        title: Heading of the report.
+        tokens_per_step: For lm-eval results of a model whose batch size is not known.
+    """
+    from fineline_jax.analysis import analyze_scores
+
+    print(analyze_scores(scores, out, runs=runs, title=title, tokens_per_step=tokens_per_step))
+
+
+def export_scores(
+    scores: Annotated[Positional[Path], arg(metavar="SCORES")],
+    out: Path,
+    pack: Path | None = None,
+    format: Literal["lm-eval"] = "lm-eval",
+    samples: bool = True,
+) -> None:
+    """Write scores as the results_*.json and samples_*.jsonl files of lm-eval, a folder per checkpoint.
+
+    Args:
+        scores: Folder of `fineline score`.
+        out: Folder to write.
+        pack: Request pack that was scored; default: the one in the folder of the scores.
+        format: Layout of the files.
+        samples: Also one line per document; with few-shot prompts these files are large.
+    """
+    from fineline_jax.scoring.lm_eval_export import export
+    from fineline_jax.scoring.pack import load
+
+    assert format == "lm-eval"
+    written = export(scores, out, load(pack) if pack is not None else None, samples=samples)
+    print(f"{out}: {len(written)} checkpoints in lm-eval's layout")

@@ -1,0 +1,100 @@
+"""`fineline series`: the released series that are known; `export` and `import`: to and from other layouts."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from fineline_jax.errors import UserError
+from fineline_jax.recipe import Mesh, Recipe
+
+
+def list_series(
+    name: Annotated[Positional[str | None], arg(metavar="[NAME]")] = None, tokens: str = "", every: int = 1
+) -> None:
+    """The released series that are known; with a name, every checkpoint with its step, tokens and location.
+
+    Args:
+        name: A registered series or a YAML file of one, also with @GLOB; or what else `fineline score` takes.
+        tokens: start:stop:spacing, the checkpoints nearest to such a grid of trained tokens: 0:100B:10B.
+        every: Every n-th of the checkpoints that are left.
+    """
+    from fineline_jax.checkpoints.series_text import details, overview
+
+    if name is None and (tokens or every != 1):
+        raise UserError("series: --tokens and --every choose among checkpoints; name a series first")
+    print(overview() if name is None else details(name, tokens, every))
+
+
+def export_checkpoint(
+    checkpoint: Annotated[Positional[str], arg(metavar="CHECKPOINT")],
+    out: Annotated[Positional[Path], arg(metavar="DIR")],
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    layout: str | None = None,
+) -> None:
+    """Write a checkpoint in Hugging Face layout (safetensors, config, tokenizer).
+
+    Args:
+        checkpoint: RUN/checkpoints/STEP, a run folder for its last checkpoint, or any checkpoint that can be scored.
+        out: Folder to write.
+        dtype: Of the weights written; default: as they are stored.
+        layout: Family of models whose layout is written; default: the first that can hold the model.
+    """
+    from fineline_jax.checkpoints.interchange import export_checkpoint as write
+    from fineline_jax.checkpoints.series import open_series
+    from fineline_jax.mesh import make_mesh
+
+    last = open_series(checkpoint).checkpoints[-1]
+    write(last, out, make_mesh(), dtype=dtype, family=layout)
+    print(f"{out}: {last.series}/{last.name} in Hugging Face layout")
+
+
+def import_weights(
+    weights: Annotated[Positional[Path], arg(metavar="WEIGHTS")],
+    run: Annotated[Positional[Path], arg(metavar="RUN")],
+    config: str | None = None,
+    recipe: str | None = None,
+    step: int | None = None,
+    tokens: int | None = None,
+    tokenizer: Path | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+) -> None:
+    """Store released weights as a checkpoint of a run, which can be scored, exported and trained on.
+
+    Args:
+        weights: Folder with config.json and safetensors, pytorch_model*.bin or an EasyLM stream; or one such file.
+        run: Folder of the run; a new one, or one of the same model that gets a further checkpoint.
+        config: config.json, or the recipe whose model it is; default: the config.json beside the weights.
+        recipe: Recipe that `fineline pretrain RUN` goes on with, from this checkpoint with a new optimizer state;
+            default: none, the run can be scored and exported.
+        step: Optimizer steps the weights have had; default: from the folder's name, else 0.
+        tokens: Tokens they were trained on; default: from the folder's name, else not known.
+        tokenizer: Folder of the tokenizer; default: the one beside the weights.
+        dtype: Of the weights stored; default: as they are in the files, float32 with a recipe.
+    """
+    import jax
+
+    from fineline_jax.catalogue import load_recipe
+    from fineline_jax.checkpoints.interchange import import_checkpoint
+    from fineline_jax.mesh import make_mesh
+    from fineline_jax.training.optimizer import make_optimizer
+
+    goes_on = load_recipe(recipe) if recipe else None
+    model = None if config is None else Path(config) if config.endswith(".json") else load_recipe(config).model
+
+    def new_optimizer(recipe: Recipe, params: dict) -> dict:
+        return {"opt_state": jax.jit(make_optimizer(recipe.optimizer).init)(params)} if goes_on else {}
+
+    made = import_checkpoint(
+        weights,
+        run,
+        make_mesh(goes_on.mesh if goes_on else Mesh()),
+        config=model,
+        recipe=goes_on,
+        dtype=dtype or ("float32" if goes_on else None),
+        step=step,
+        tokens=tokens,
+        tokenizer=tokenizer,
+        more_state=new_optimizer,
+    )
+    print(f"{made}: {weights} imported")

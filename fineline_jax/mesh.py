@@ -46,6 +46,7 @@ def check_fits(config: ModelConfig, mesh: jax.sharding.Mesh) -> None:
         "heads": (config.heads, "tensor"),
         "kv_heads": (config.kv_heads, "tensor"),
         "mlp_width": (config.mlp_width, "tensor"),
+        "shared_expert_width": (config.shared_expert_width, "tensor"),
         "vocab_size": (config.vocab_size, "tensor"),
     }
     for name, (size, axis) in sharded.items():

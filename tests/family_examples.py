@@ -113,10 +113,18 @@ def _older(config: dict[str, Any]) -> dict[str, Any]:
     return config | {"rope_theta": theta, "rope_scaling": None}
 
 
+QWEN_MOE = {
+    "num_key_value_heads": 2,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "use_sliding_window": False,
+}
 EXAMPLES = {
     "llama": Example("Llama", {"num_key_value_heads": 2, "rms_norm_eps": 1e-5}),
     "yi": Example("Llama", {"num_key_value_heads": 2, "rope_parameters": {"rope_theta": 5e6}}, _first_yi),
     "qwen2": Example("Qwen2", {"num_key_value_heads": 2}),
+    "qwen3": Example("Qwen3", {"num_key_value_heads": 2, "head_dim": 12}),
     "baichuan": Example("Llama", {}, _packed),
     "baichuan2": Example("Llama", {}, _packed_with_norm_head),
     "gpt_neox": Example("GPTNeoX", {"rope_parameters": {"partial_rotary_factor": 0.25, "rope_theta": 1e4}}),
@@ -131,6 +139,8 @@ EXAMPLES = {
     "olmoe": Example("Olmoe", {"num_experts": 8, "num_experts_per_tok": 3}),
     "olmoe normalised": Example("Olmoe", {"num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True}),
     "mixtral": Example("Mixtral", {"num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen2_moe": Example("Qwen2Moe", QWEN_MOE | {"shared_expert_intermediate_size": 24}),
+    "qwen3_moe": Example("Qwen3Moe", QWEN_MOE | {"head_dim": 12, "norm_topk_prob": True}),
     "mamba": Example("Mamba", {"state_size": 4, "time_step_rank": 3, "conv_kernel": 3}),
 }
 

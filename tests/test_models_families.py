@@ -130,6 +130,14 @@ def test_released_models_have_exactly_their_published_number_of_parameters() -> 
     )  # fmt: skip
     assert yi.parameters == 34_388_917_248  # HF 01-ai/Yi-34B
     assert yi.rope_theta == 5e6
+    qwen = published(
+        architectures=["Qwen3MoeForCausalLM"], vocab_size=151936, hidden_size=2048, num_hidden_layers=48,
+        num_attention_heads=32, num_key_value_heads=4, head_dim=128, intermediate_size=6144, num_experts=128,
+        num_experts_per_tok=8, moe_intermediate_size=768, norm_topk_prob=True, decoder_sparse_step=1,
+        mlp_only_layers=[], rope_theta=1e6, rms_norm_eps=1e-6, tie_word_embeddings=False,
+    )  # fmt: skip
+    assert qwen.parameters == 30_532_122_624  # HF Qwen/Qwen3-30B-A3B
+    assert round(qwen.active_parameters / 1e9, 1) == 3.4  # with both tables; 2505.09388 says 3.3
 
 
 def test_flops_count_the_weights_a_token_goes_through() -> None:
@@ -144,6 +152,7 @@ def test_flops_count_the_weights_a_token_goes_through() -> None:
 
 # What is refused
 
+QWEN_MOE = family_examples.QWEN_MOE | {"shared_expert_intermediate_size": 24}
 LLAMA: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], **family_examples.SHAPE}
 
 
@@ -167,6 +176,16 @@ LLAMA: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], **family_example
         ("BaichuanForCausalLM", {"max_position_embeddings": None}, "ALiBi"),
         ("BaichuanForCausalLM", {"num_attention_heads": 40}, "num_attention_heads=40"),
         ("MambaForCausalLM", {"use_bias": True}, "use_bias=True"),
+        ("Qwen2MoeForCausalLM", QWEN_MOE | {"decoder_sparse_step": 2}, "decoder_sparse_step=2"),
+        ("Qwen2MoeForCausalLM", QWEN_MOE | {"mlp_only_layers": [0, 7]}, "mlp_only_layers=\\[0\\]"),
+        ("Qwen3MoeForCausalLM", QWEN_MOE | {"mlp_only_layers": "none"}, "mlp_only_layers='none' is not a list"),
+        ("Qwen3MoeForCausalLM", {"num_experts": 4}, "moe_intermediate_size is missing"),
+        ("Qwen3ForCausalLM", {"head_dim": 7}, "config.json: model.head_dim=7"),
+        ("LlamaForCausalLM", {"num_attention_heads": 0}, "config.json: model.heads=0"),
+        ("LlamaForCausalLM", {"sliding_window": "all"}, "sliding_window='all' is not a whole number"),
+        ("LlamaForCausalLM", {"layer_types": 3}, "layer_types=3 is not a list"),
+        ("LlamaForCausalLM", {"rope_parameters": {"rope_theta": "big"}}, "rope_theta='big' is not a number"),
+        ("LlamaForCausalLM", {"architectures": "Llama"}, "architectures='Llama' is not a list"),
         ("BloomForCausalLM", {}, "architectures: BloomForCausalLM is not known; known: LlamaForCausalLM, Qwen2"),
     ],
 )
@@ -176,6 +195,13 @@ def test_what_the_decoder_does_not_compute_is_refused_by_key(
     with pytest.raises(UserError, match=message) as error:
         published(**(LLAMA | {"architectures": [architecture]} | change))
     assert "\n" not in str(error.value)
+
+
+def test_layers_that_are_all_alike_are_no_reason_to_refuse() -> None:
+    found = published(**(LLAMA | QWEN_MOE | {"architectures": ["Qwen2MoeForCausalLM"], "mlp_only_layers": [2]}))
+    assert (found.experts, found.mlp_width, found.shared_expert_width, found.qkv_bias) == (4, 16, 24, True)
+    with pytest.raises(UserError, match=r"config\.json: holds no mapping"):
+        families.of_hf(HfConfig("config.json", [1]))  # type: ignore[arg-type]
 
 
 def test_a_window_that_is_not_in_effect_is_no_reason_to_refuse() -> None:

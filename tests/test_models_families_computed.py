@@ -25,11 +25,15 @@ NEOX = dataclasses.replace(
 )
 OLMOE = dataclasses.replace(PLAIN, qk_norm=True, clip_qkv=0.7, experts=8, experts_per_token=2)
 OLMO2 = dataclasses.replace(PLAIN, kv_heads=2, norm_after=True, qk_norm=True, head="normalised")
+QWEN_MOE = dataclasses.replace(
+    PLAIN, kv_heads=2, qk_norm=True, qk_norm_per_head=True, qkv_bias=True, experts=4, experts_per_token=2,
+    normalise_experts=True, shared_expert_width=24,
+)  # fmt: skip
 MAMBA = ModelConfig(
     vocab_size=512, width=32, layers=2, heads=0, mlp_width=64, context=48, tied_embeddings=True, mixer="mamba",
     state_size=4, conv_width=4, step_rank=2, init_std=0.1,
 )  # fmt: skip
-MODELS = {"gpt_neox": NEOX, "olmoe": OLMOE, "olmo2": OLMO2, "mamba": MAMBA}
+MODELS = {"gpt_neox": NEOX, "olmoe": OLMOE, "olmo2": OLMO2, "qwen_moe": QWEN_MOE, "mamba": MAMBA}
 
 
 def mesh_of(replica: int, fsdp: int, tensor: int) -> jax.sharding.Mesh:
@@ -163,7 +167,7 @@ def random_params(model: ModelConfig, mesh: jax.sharding.Mesh) -> dict:
     return jax.tree.map(draw, decoder.abstract_params(model, mesh))
 
 
-@pytest.mark.parametrize("name", ["gpt_neox", "olmoe", "olmo2"])
+@pytest.mark.parametrize("name", ["gpt_neox", "olmoe", "olmo2", "qwen_moe"])
 def test_prefix_tree_rows_give_what_plain_rows_give(made: pack.Pack, name: str) -> None:
     model, mesh = MODELS[name], mesh_of(1, 2, 2)
     params = random_params(model, mesh)
@@ -194,6 +198,9 @@ def test_sizes_that_cannot_be_are_refused_by_name() -> None:
         ({"rotary_fraction": 0.1}, "model.rotary_fraction=0.1"),
         ({"norm_after": True, "parallel_residual": True}, "model.parallel_residual and model.norm_after"),
         ({"clip_qkv": -1.0}, "model.clip_qkv=-1.0"),
+        ({"shared_expert_width": 8}, "model.shared_expert_width=8 stands beside experts"),
+        ({"experts": 4, "experts_per_token": 2, "shared_expert_width": -1}, "model.shared_expert_width=-1"),
+        ({"qk_norm_per_head": True}, "model.qk_norm_per_head says how model.qk_norm works"),
         ({"mixer": "mamba"}, "model.state_size=0"),
     ]
     for change, message in cases:

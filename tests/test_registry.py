@@ -223,7 +223,7 @@ def test_one_of_several_series_in_a_file_of_ones_own_is_named_behind_it(tmp_path
 def test_what_is_no_series_is_said_with_a_hint() -> None:
     with pytest.raises(UserError, match="no registered series; did you mean 'amber'"):
         open_series("ambre")
-    with pytest.raises(UserError, match="did you mean 'pythia-1.4b-deduped'"):
+    with pytest.raises(UserError, match=r"did you mean 'pythia-1\.4b-deduped'"):
         open_series("Pythia-1.4B-dedup")
     with pytest.raises(UserError, match="pythia: holds 18 series; give one by name, such as pythia-14m"):
         open_series("pythia")

@@ -155,15 +155,17 @@ def test_the_optimizer_is_torch_adamw_with_clipping_and_decay_on_everything():
 
 
 def test_decay_of_matrices_leaves_norms_and_biases_alone():
-    params = {"up": jnp.ones(2), "mlp_norm": jnp.ones(2), "norm": jnp.ones(2), "q_bias": jnp.ones(2)}
+    kept = ("mlp_norm", "norm", "q_bias", "conv_bias", "step_bias", "a_log", "skip")
+    params = {name: jnp.ones(2) for name in ("up", "router", "step", "x", *kept)}
     zeros = jax.tree.map(jnp.zeros_like, params)
     optimizer = make_optimizer(Optimizer(Schedule(), decay="matrices"))
     updates, _ = optimizer.update(
         zeros, optimizer.init(params), params, loss=jnp.float32(0), gradient_norm=jnp.float32(0)
     )
     assert {name: float(update[0]) for name, update in updates.items()} == {
-        "up": pytest.approx(0.1), "mlp_norm": 0, "norm": 0, "q_bias": 0,
-    }  # fmt: skip
+        **dict.fromkeys(("up", "router", "step", "x"), pytest.approx(0.1)),
+        **dict.fromkeys(kept, 0),
+    }
 
 
 def test_bad_steps_are_left_out_and_counted():

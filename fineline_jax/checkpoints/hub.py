@@ -268,8 +268,14 @@ def copy_tokenizer(source: Path, target: Path) -> dict[str, int | None]:
     if (source / "tokenizer.json").exists() and (source / "tokenizer_config.json").exists():
         from tokenizers import Tokenizer
 
-        vocabulary = Tokenizer.from_file(str(source / "tokenizer.json"))
-        settings = json.loads((source / "tokenizer_config.json").read_bytes())
+        try:
+            vocabulary = Tokenizer.from_file(str(source / "tokenizer.json"))
+        except Exception as error:  # the library raises this very class
+            raise UserError(f"{source / 'tokenizer.json'}: not a tokenizer ({error}); fetch it again") from error
+        try:
+            settings = json.loads((source / "tokenizer_config.json").read_bytes())
+        except ValueError as error:
+            raise UserError(f"{source / 'tokenizer_config.json'}: not valid JSON ({error}); fetch it again") from error
         for key in ids:
             token = settings.get(key.removesuffix("_id"))
             token = token.get("content") if isinstance(token, dict) else token

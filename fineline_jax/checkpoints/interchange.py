@@ -47,6 +47,9 @@ def import_checkpoint(
     named_step, named_tokens = series.parse_name(weights.name)
     step = named_step or 0 if step is None else step
     tokens = named_tokens if tokens is None else tokens
+    for option, value in (("--step", step), ("--tokens", tokens)):
+        if value is not None and value < 0:
+            raise UserError(f"{option} {value}: must not be negative; leave it out if it is not known")
     target = run / "checkpoints" / str(step)
     found = read_record(target)
     if found is not None and found["kept"]:

@@ -3,6 +3,8 @@
     step{0..4000..1000}      expand: a list of names
     step{step}-tokens{b}B    bind: the numbers in a name
     762 * (chunk + 1)        evaluate: a number from numbers
+
+A rule is parsed, checked and computed here; nothing of a file is executed.
 """
 
 import ast
@@ -105,9 +107,7 @@ def _parsed(rule: str) -> tuple[ast.expr, frozenset[str]]:
             case ast.Call(func=ast.Name(id="round"), args=[inner], keywords=[]):
                 check(inner)
             case _:
-                raise UserError(
-                    f"{rule!r} is no rule; allowed are numbers, names, + - * / //, parentheses and round()"
-                )
+                raise UserError(f"{rule!r} is no rule; allowed are numbers, names, + - * / //, parentheses and round()")
 
     try:
         tree = ast.parse(rule, mode="eval").body

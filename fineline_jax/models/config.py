@@ -49,6 +49,8 @@ class ModelConfig:
     """Biases on the query, key and value projections alone (Qwen2)."""
     qk_norm: bool = False
     """RMSNorm of queries and of keys over all heads at once, before they rotate (OLMo 2, OLMoE)."""
+    qk_norm_per_head: bool = False
+    """With qk_norm: over each head alone, all heads with the same scale (Qwen3)."""
     clip_qkv: float = 0.0
     """Queries, keys and values are clipped to +- this; 0: not (OLMo)."""
     mlp: Literal["swiglu", "gelu"] = "swiglu"
@@ -58,6 +60,9 @@ class ModelConfig:
     experts_per_token: int = 0
     normalise_experts: bool = False
     """The weights of a token's experts are scaled to sum to 1 (Mixtral)."""
+    shared_expert_width: int = 0
+    """Hidden features of one more expert that every token goes through, its result weighted by a sigmoid of the token;
+    0: none (Qwen2-MoE)."""
     head: Literal["linear", "normalised"] = "linear"
     """normalised: every token's row of the head has length 1 (Baichuan 2)."""
     mixer: Literal["attention", "mamba"] = "attention"
@@ -78,6 +83,12 @@ class ModelConfig:
             self._check_attention()
         if self.experts:
             self._check_experts()
+        if self.shared_expert_width and not self.experts:
+            raise UserError(
+                f"model.shared_expert_width={self.shared_expert_width} stands beside experts; set model.experts"
+            )
+        if self.qk_norm_per_head and not self.qk_norm:
+            raise UserError("model.qk_norm_per_head says how model.qk_norm works; set model.qk_norm as well")
 
     def _check_attention(self) -> None:
         _positive("heads", self.heads)
@@ -110,6 +121,8 @@ class ModelConfig:
             raise UserError(
                 f"model.experts_per_token={self.experts_per_token} must be between 1 and model.experts={self.experts}"
             )
+        if self.shared_expert_width < 0:
+            raise UserError(f"model.shared_expert_width={self.shared_expert_width} must not be negative; 0 means none")
         if self.mlp != "swiglu" or self.mlp_bias or self.mixer != "attention":
             raise UserError(
                 "model.experts needs mlp='swiglu', mlp_bias=false and mixer='attention'; set model.experts=0"
@@ -153,12 +166,14 @@ class ModelConfig:
         attention = self.head_dim * (2 * self.heads + 2 * self.kv_heads) * self.width
         attention += self.head_dim * (self.heads + 2 * self.kv_heads) if self.has_qkv_bias else 0
         attention += self.width if self.attention_bias else 0
-        attention += self.head_dim * (self.heads + self.kv_heads) if self.qk_norm else 0
+        if self.qk_norm:
+            attention += self.head_dim * (2 if self.qk_norm_per_head else self.heads + self.kv_heads)
         into = 2 if self.mlp == "swiglu" else 1  # projections into the hidden layer
         mlp = (into + 1) * self.width * self.mlp_width
         mlp += into * self.mlp_width + self.width if self.mlp_bias else 0
         if self.experts:
             mlp = experts * mlp + self.width * self.experts
+            mlp += (3 * self.width * self.shared_expert_width + self.width) if self.shared_expert_width else 0
         return tables + self.layers * (attention + mlp + 2 * norm) + norm
 
     def _mamba_parameters(self) -> int:

@@ -6,8 +6,10 @@ Parameters live outside as a nested pure dict (stacked over layers), so that che
     layers.attention_norm [L, width]   q [L, width, heads, head_dim]   k, v [L, width, kv_heads, head_dim]
     layers.o [L, heads, head_dim, width]   mlp_norm [L, width]   gate, up [L, width, mlp]   down [L, mlp, width]
     norm [width]   head [width, vocab] (absent when tied), plus *_bias where the config has them
-    with qk_norm: layers.q_norm [L, heads, head_dim]   k_norm [L, kv_heads, head_dim]
+    with qk_norm: layers.q_norm [L, heads, head_dim]   k_norm [L, kv_heads, head_dim], per head both [L, head_dim]
     with experts: layers.router [L, width, experts], and gate, up and down have an axis of experts behind L
+    with a shared expert: layers.shared_gate, shared_up [L, width, mlp]   shared_down [L, mlp, width]
+    layers.shared_router [L, width]
     with mixer='mamba' the layers are those of `MambaBlock`
 
 Rotary positions use Hugging Face's half-split layout natively, so no weight is permuted on import or export.
@@ -121,6 +123,11 @@ class Block(nnx.Module):
         self.down = weights.normal((*experts, config.mlp_width, width), P(*of_experts, "tensor", "fsdp"))
         if config.experts:
             self.router = weights.normal((width, config.experts), P("fsdp", None))
+        if config.shared_expert_width:
+            self.shared_gate = weights.normal((width, config.shared_expert_width), P("fsdp", "tensor"))
+            self.shared_up = weights.normal((width, config.shared_expert_width), P("fsdp", "tensor"))
+            self.shared_down = weights.normal((config.shared_expert_width, width), P("tensor", "fsdp"))
+            self.shared_router = weights.normal((width,), P(None))
         if config.has_qkv_bias:
             self.q_bias = weights.constant(0.0, (heads, head_dim), P("tensor", None))
             self.k_bias = weights.constant(0.0, (kv_heads, head_dim), P("tensor", None))
@@ -128,8 +135,11 @@ class Block(nnx.Module):
         if config.attention_bias:
             self.o_bias = weights.constant(0.0, (width,), P(None))
         if config.qk_norm:
-            self.q_norm = weights.constant(1.0, (heads, head_dim), P("tensor", None))
-            self.k_norm = weights.constant(1.0, (kv_heads, head_dim), P("tensor", None))
+            for name, of_heads in (("q_norm", heads), ("k_norm", kv_heads)):
+                if config.qk_norm_per_head:
+                    setattr(self, name, weights.constant(1.0, (head_dim,), P(None)))
+                else:
+                    setattr(self, name, weights.constant(1.0, (of_heads, head_dim), P("tensor", None)))
         if config.mlp_bias:
             if config.mlp == "swiglu":
                 self.gate_bias = weights.constant(0.0, (config.mlp_width,), P("tensor"))
@@ -156,7 +166,8 @@ class Block(nnx.Module):
             if config.has_qkv_bias:
                 y = y + getattr(self, name + "_bias")[...].astype(x.dtype)
             if config.qk_norm and name != "v":
-                y = rms_norm(y, getattr(self, name + "_norm"), config.norm_eps, axes=(-2, -1))
+                axes = -1 if config.qk_norm_per_head else (-2, -1)
+                y = rms_norm(y, getattr(self, name + "_norm"), config.norm_eps, axes)
             return jnp.clip(y, -config.clip_qkv, config.clip_qkv) if config.clip_qkv else y
 
         query, key = rotate(project("q"), rotary), rotate(project("k"), rotary)
@@ -167,11 +178,13 @@ class Block(nnx.Module):
         return y + self.o_bias[...].astype(x.dtype) if config.attention_bias else y
 
     def mlp(self, x: jax.Array) -> jax.Array:
-        if self.config.experts:
-            return self.mixture(x)
+        return self.mixture(x) if self.config.experts else self.feed_forward(x)
+
+    def feed_forward(self, x: jax.Array, prefix: str = "") -> jax.Array:
+        """The MLP whose weights are called `prefix` + gate, up and down."""
 
         def project(name: str) -> jax.Array:
-            weight = gathered(getattr(self, name), P(None, "tensor"), x.dtype)
+            weight = gathered(getattr(self, prefix + name), P(None, "tensor"), x.dtype)
             y = linear("bsd,df->bsf", P(BATCH, None, "tensor"), x, weight)
             return y + getattr(self, name + "_bias")[...].astype(x.dtype) if self.config.mlp_bias else y
 
@@ -179,12 +192,13 @@ class Block(nnx.Module):
             hidden = jax.nn.silu(project("gate")) * project("up")
         else:
             hidden = jax.nn.gelu(project("up"), approximate=False)
-        y = linear("bsf,fd->bsd", STREAM, hidden, gathered(self.down, P("tensor", None), x.dtype))
+        down = gathered(getattr(self, prefix + "down"), P("tensor", None), x.dtype)
+        y = linear("bsf,fd->bsd", STREAM, hidden, down)
         return y + self.down_bias[...].astype(x.dtype) if self.config.mlp_bias else y
 
     def mixture(self, x: jax.Array) -> jax.Array:
         into, out = P(None, None, "tensor"), P(None, "tensor", None)
-        return moe.mixture(
+        mixed = moe.mixture(
             x,
             gathered(self.router, P(None, None), x.dtype),
             gathered(self.gate, into, x.dtype),
@@ -193,6 +207,10 @@ class Block(nnx.Module):
             per_token=self.config.experts_per_token,
             normalise=self.config.normalise_experts,
         )
+        if not self.config.shared_expert_width:
+            return mixed
+        score = jnp.einsum("bsd,d->bs", x, self.shared_router[...].astype(x.dtype), out_sharding=P(BATCH, None))
+        return mixed + jax.nn.sigmoid(score)[..., None] * self.feed_forward(x, "shared_")
 
 
 class MambaBlock(nnx.Module):

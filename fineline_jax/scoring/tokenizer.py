@@ -35,9 +35,12 @@ def open_tokenizer(folder: Path, bos: Bos = "auto") -> Any:
     options: dict[str, Any] = {} if bos == "auto" else {"add_bos_token": bos == "always"}
     options["model_max_length"] = 1 << 40  # requests are cut when a model is known; here it would only be a warning
     if (folder / "tokenizer_config.json").is_file():
-        return AutoTokenizer.from_pretrained(str(folder), **options)
+        return _own_class(folder, options)
     if (folder / "tokenizer.json").is_file():
-        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **options)
+        try:
+            tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **options)
+        except Exception as error:  # what the library raises for a broken file is not documented
+            raise _unreadable(folder / "tokenizer.json", error) from error
         special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         if {"<s>", "</s>"} <= special:
             tokenizer.bos_token, tokenizer.eos_token = "<s>", "</s>"
@@ -47,6 +50,25 @@ def open_tokenizer(folder: Path, bos: Bos = "auto") -> Any:
     if (folder / "tokenizer.model").is_file():
         return open_sentencepiece(folder / "tokenizer.model")
     raise UserError(f"{folder}: no tokenizer found; expected tokenizer.json or tokenizer.model")
+
+
+def _own_class(folder: Path, options: dict[str, Any]) -> Any:
+    """The tokenizer of the class that tokenizer_config.json names; no foreign code is run."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, **options)
+    except Exception as error:  # what transformers raises for broken files and foreign classes is not documented
+        raise _unreadable(folder / "tokenizer_config.json", error) from error
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        raise UserError(f"{folder}: {type(tokenizer).__name__} has no tokenizers backend, which is needed; {_OTHERS}")
+    return tokenizer
+
+
+_OTHERS = "give --tokenizer a folder with only tokenizer.model or tokenizer.json"
+
+
+def _unreadable(file: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:200]
+    return UserError(f"{file}: the tokenizer cannot be opened ({type(error).__name__}: {reason}); {_OTHERS}")
 
 
 def identity(tokenizer: Any) -> Identity:

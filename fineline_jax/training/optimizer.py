@@ -48,10 +48,11 @@ def make_optimizer(optimizer: Optimizer) -> optax.GradientTransformationExtraArg
     """
 
     def decayed(params: dict) -> dict:
-        """Matrices only: neither norm scales nor biases."""
+        """Matrices only: neither norm scales nor biases, nor Mamba's a_log and skip (its authors' no_weight_decay)."""
 
         def is_matrix(path: tuple, _: jax.Array) -> bool:
-            return not str(path[-1].key).endswith(("norm", "bias"))
+            name = str(path[-1].key)
+            return not name.endswith(("norm", "bias")) and name not in ("a_log", "skip")
 
         return jax.tree_util.tree_map_with_path(is_matrix, params)
 

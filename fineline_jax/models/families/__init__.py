@@ -8,18 +8,22 @@ transposed, split or sliced tensors. For reading, `name_map.read_part` takes fro
 shard needs; for writing, `name_map.all_tensors` says which lines fill which tensor and `name_map.write_part` does it.
 """
 
+from collections.abc import Mapping
+
 from fineline_jax.errors import UserError
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.models.families.baichuan import BAICHUAN, BAICHUAN2
 from fineline_jax.models.families.family import Family
 from fineline_jax.models.families.gpt_neox import GPT_NEOX
 from fineline_jax.models.families.hf_config import HfConfig
-from fineline_jax.models.families.llama import LLAMA, QWEN2, YI
+from fineline_jax.models.families.llama import LLAMA, QWEN2, QWEN3, YI
 from fineline_jax.models.families.mamba import MAMBA
-from fineline_jax.models.families.mixtures import MIXTRAL, OLMOE
+from fineline_jax.models.families.mixtures import MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE
 from fineline_jax.models.families.olmo import OLMO, OLMO2, OLMO_FIRST
 
-FAMILIES = (LLAMA, QWEN2, GPT_NEOX, OLMO, OLMO2, OLMOE, MIXTRAL, MAMBA, BAICHUAN2, BAICHUAN, YI, OLMO_FIRST)
+DENSE = (LLAMA, QWEN2, QWEN3, GPT_NEOX, OLMO, OLMO2)
+OF_EXPERTS = (OLMOE, MIXTRAL, QWEN2_MOE, QWEN3_MOE)
+FAMILIES = (*DENSE, *OF_EXPERTS, MAMBA, BAICHUAN2, BAICHUAN, YI, OLMO_FIRST)
 """In the order in which `of_config` tries them: those that transformers opens without foreign code first."""
 
 
@@ -28,12 +32,23 @@ def of_hf(raw: HfConfig) -> tuple[Family, ModelConfig]:
 
     Raises UserError naming the file and the key for an unknown architecture or anything the decoder does not compute.
     """
+    if not isinstance(raw.raw, Mapping):
+        raise UserError(f"{raw.where}: holds no mapping; fetch the file again")
     named = raw.raw.get("architectures") or []
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise UserError(f"{raw.where}: architectures={named!r} is not a list of names; fetch the file again")
     for family in FAMILIES:
         if any(name in family.architectures for name in named):
-            return family, family.from_hf(raw)
+            return family, _model(family, raw)
     known = ", ".join(family.architectures[0] for family in FAMILIES)
     raise UserError(f"{raw.where}: architectures: {', '.join(named) or 'none'} is not known; known: {known}")
+
+
+def _model(family: Family, raw: HfConfig) -> ModelConfig:
+    try:
+        return family.from_hf(raw)
+    except UserError as error:  # of ModelConfig, which knows no file
+        raise (error if str(error).startswith(raw.where) else UserError(f"{raw.where}: {error}")) from None
 
 
 def of_config(config: ModelConfig, name: str | None = None) -> Family:

@@ -27,6 +27,14 @@ class HfConfig:
         """The number under the first of `keys`. Raises UserError without one, unless there is a default."""
         return float(self._typed(keys, default, (int, float), "a number"))
 
+    def items(self, key: str, kind: type) -> list[Any]:
+        """The list under `key`; empty without one."""
+        found = self.find(key)
+        found = [] if found is None else found
+        if not isinstance(found, list) or not all(type(item) is kind for item in found):
+            raise UserError(f"{self.where}: {key}={found!r} is not a list of {kind.__name__}; fetch the file again")
+        return found
+
     def flag(self, *keys: str, default: bool) -> bool:
         return self._typed(keys, default, bool, "true or false")
 
@@ -61,14 +69,17 @@ class HfConfig:
 
     def rope_theta(self, *keys: str, default: float = 10_000.0) -> float:
         """The base of the rotary angles, from rope_parameters or the older `keys` (default: rope_theta)."""
-        found = HfConfig(f"{self.where}: rope_parameters", self.rope()).find("rope_theta")
-        return float(found) if found is not None else self.number(*(keys or ("rope_theta",)), default=default)
+        older = self.number(*(keys or ("rope_theta",)), default=default)
+        theta = HfConfig(f"{self.where}: rope_parameters", self.rope()).number("rope_theta", default=older)
+        if not theta > 0:
+            raise UserError(f"{self.where}: rope_theta={theta!r} is not above 0; fetch the file again")
+        return theta
 
     def no_window(self, context: int) -> None:
         """Raise UserError if attention reaches less far back than the context."""
-        window = self.raw.get("sliding_window")
-        if window is not None and self.raw.get("use_sliding_window") is not False and window < context:
+        window = self.integer("sliding_window", default=context)
+        if window < context and self.raw.get("use_sliding_window") is not False:
             self.refuse("sliding_window", window)
-        others = [kind for kind in self.raw.get("layer_types") or () if kind != "full_attention"]
-        if others and (window is None or window < context):
+        others = [kind for kind in self.items("layer_types", str) if kind != "full_attention"]
+        if others and (self.find("sliding_window") is None or window < context):
             self.refuse("layer_types", others[0])

@@ -1,4 +1,4 @@
-"""Llama and what is named like it: Amber, OpenLLaMA, the m-a-p reproductions, TinyLlama, DeepSeek LLM, Yi, Qwen2."""
+"""Llama and what is named like it: Amber, OpenLLaMA, the m-a-p reproductions, TinyLlama, DeepSeek LLM, Yi, Qwen."""
 
 import dataclasses
 from typing import Any
@@ -126,4 +126,24 @@ QWEN2 = Family(
     from_hf=lambda raw: dataclasses.replace(from_hf(raw), qkv_bias=True),
     to_hf=lambda config: to_hf(config) | {"model_type": "qwen2", "use_sliding_window": False},
     weights=OUTER + NORMS + ATTENTION + MLP,
+)
+
+# RMSNorm of each head's queries and keys, with one scale for all heads.
+HEAD_NORMS = (
+    Weight(_ATTENTION + "q_norm.weight", "layers.q_norm", "dim -> dim"),
+    Weight(_ATTENTION + "k_norm.weight", "layers.k_norm", "dim -> dim"),
+)
+
+
+def from_qwen3(raw: HfConfig) -> ModelConfig:
+    return dataclasses.replace(from_hf(raw), qk_norm=True, qk_norm_per_head=True)
+
+
+QWEN3 = Family(
+    name="qwen3",
+    architectures=("Qwen3ForCausalLM",),
+    # 128 is what transformers takes where the file is silent; Qwen's files state it.
+    from_hf=lambda raw: dataclasses.replace(from_qwen3(raw), head_dim=raw.integer("head_dim", default=128)),
+    to_hf=lambda config: to_hf(config) | {"model_type": "qwen3", "use_sliding_window": False},
+    weights=OUTER + NORMS + ATTENTION + HEAD_NORMS + MLP,
 )

@@ -1,5 +1,7 @@
 """The decoder: sizes as published, logits as transformers', the same on any mesh and under any remat policy."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,6 +44,42 @@ def close(a, b, tolerance):
 
 def tokens_of(config, rows=8, length=24):
     return np.random.default_rng(1).integers(0, config.vocab_size, (rows, length), dtype=np.int32)
+
+
+MAMBA = ModelConfig(
+    vocab_size=96,
+    width=32,
+    layers=3,
+    heads=0,
+    mlp_width=64,
+    context=32,
+    mixer="mamba",
+    state_size=4,
+    conv_width=4,
+    step_rank=2,
+)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SMALL,
+        dataclasses.replace(SMALL, norm_after=True),
+        dataclasses.replace(SMALL, parallel_residual=True, layers=1),
+        dataclasses.replace(SMALL, experts=4, experts_per_token=2, mlp_bias=False),
+        MAMBA,
+    ],
+)
+@pytest.mark.parametrize("axes", [(1, 1, 1), (2, 2, 2)])
+def test_activations_at_some_places_are_those_of_all_places(config, axes):
+    mesh = make_mesh(Mesh(*axes), jax.devices()[: np.prod(axes)])
+    shards = axes[0] * axes[1]
+    tokens = tokens_of(config)
+    places = np.random.default_rng(2).integers(0, 8 * 24 // shards, (shards, 11), dtype=np.int32)
+    everywhere, _ = hidden(config, mesh, tokens)
+    found, _ = hidden(config, mesh, tokens, places=jax.device_put(places, jax.NamedSharding(mesh, jax.P(BATCH, None))))
+    expected = np.take_along_axis(everywhere.reshape(shards, -1, config.width), places[:, :, None], axis=1)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_amber_7b_has_exactly_its_published_number_of_parameters():

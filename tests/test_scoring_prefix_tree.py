@@ -232,6 +232,16 @@ def test_rows_are_no_longer_than_needed_and_as_long_as_the_longest_request():
     assert asked.plan(2048, group=4).tokens.shape == (4, 512)
 
 
+def test_neighbouring_rows_have_evenly_many_parents_together():
+    few = [list(range(i, i + 9)) for i in range(20)]  # one scored token for nine read ones
+    asked = Requests(few + [[1]] * 20, [[1]] * 20 + few, list(range(40)), [0] * 20 + [1] * 20)
+    plan = asked.plan(64, row_length=20, multiple=4, group=2)
+    row = np.repeat(np.arange(len(plan.tokens)), np.diff(plan.pair_offsets))
+    parents = np.bincount(row, minlength=len(plan.tokens))
+    assert parents.max() >= 3 * parents.min() + 3
+    assert parents.reshape(-1, 2).sum(axis=1).max() == parents.max() + parents.min()
+
+
 def test_requests_of_two_trees_share_nothing_and_may_share_a_row():
     asked = Requests([[1, 2, 3]], [[4], [4]], [0, 0], [0, 1])
     made = asked.plan(8, multiple=8)

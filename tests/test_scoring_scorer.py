@@ -116,7 +116,7 @@ def _whole(made: pack.Pack, params: dict, mesh: jax.sharding.Mesh) -> tuple[np.n
 def test_the_mesh_does_not_matter(made, axes, monkeypatch):
     expected = _whole(made, params_on(one_device()), one_device())
     mesh = make_mesh(Mesh(*axes))
-    monkeypatch.setattr(forward, "PARENTS", 24)  # several times round each loop, and blocks that overlap
+    monkeypatch.setattr(forward, "PARENTS", (24, 7))  # several times round each loop, and blocks that overlap
     monkeypatch.setattr(forward, "CPU_BLOCK", 48)
     forward.tree_step.cache_clear()
     found = scorer.score_params(made, CONFIG, params_on(mesh), mesh)
@@ -126,33 +126,29 @@ def test_the_mesh_does_not_matter(made, axes, monkeypatch):
 
 
 def test_equal_logits_count_as_greedy_only_for_the_first():
-    hidden = jnp.ones((1, 3, 2))
     head = jnp.array([[1.0, 2.0, 2.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
-    logp, greedy = log_probabilities(hidden, jnp.arange(3), jnp.arange(3), jnp.array([1, 2, -1]), head)
+    logp, greedy = log_probabilities(jnp.ones((3, 2)), 3, jnp.arange(3), jnp.array([1, 2, -1]), head)
     assert greedy.tolist() == [True, False, True]
     assert logp[0] == logp[1] and logp[2] == 0.0
 
 
-def log_probabilities(hidden, parents, pairs, targets, head):
+def log_probabilities(hidden, used, pairs, targets, head):
     run = jax.shard_map(
-        lambda *arrays: forward.log_probabilities(arrays[0], arrays[1], arrays[1].size, *arrays[2:]),
-        mesh=one_device(),
-        in_specs=jax.P(),
-        out_specs=jax.P(),
-        check_vma=False,
+        forward.log_probabilities, mesh=one_device(), in_specs=jax.P(), out_specs=jax.P(), check_vma=False
     )
-    return run(hidden, parents, pairs, targets, head)
+    return run(hidden, jnp.asarray(used), pairs, targets, head)
 
 
 @pytest.mark.parametrize("vocabulary", [5, 256, 257, 700])
-def test_blocks_of_the_vocabulary_give_the_log_softmax_of_float64(vocabulary):
+@pytest.mark.parametrize("used", [1, 3, 4, 12, 13, 19])
+def test_blocks_of_parents_and_vocabulary_give_the_log_softmax_of_float64(vocabulary, used, monkeypatch):
+    monkeypatch.setattr(forward, "PARENTS", (8, 3))
     random = np.random.default_rng(vocabulary)
-    hidden = random.normal(size=(2, 6, 8)).astype(np.float32)
+    hidden = random.normal(size=(19, 8)).astype(np.float32)
     head = (3 * random.normal(size=(8, vocabulary))).astype(np.float32)
-    parents = np.sort(random.choice(12, 7, replace=False))
-    pairs, targets = random.integers(0, 7, 40), random.integers(-1, vocabulary, 40)
-    logp, greedy = log_probabilities(*map(jnp.asarray, (hidden, parents, pairs, targets, head)))
-    logits = hidden.reshape(12, 8)[parents[pairs]].astype(np.float64) @ head
+    pairs, targets = random.integers(0, used, 40), random.integers(-1, vocabulary, 40)
+    logp, greedy = log_probabilities(*map(jnp.asarray, (hidden, used, pairs, targets, head)))
+    logits = hidden[pairs].astype(np.float64) @ head
     expected = scipy.special.log_softmax(logits, axis=1)[np.arange(40), targets]
     np.testing.assert_allclose(logp, np.where(targets < 0, 0, expected), atol=1e-5, rtol=1e-6)
     np.testing.assert_array_equal(greedy, (targets < 0) | (logits.argmax(axis=1) == targets))

@@ -63,14 +63,17 @@ def hidden_states(
     dtype: jnp.dtype = jnp.float32,
     remat: Remat = "none",
     scan_layers: bool = True,
+    places: jax.Array | None = None,
 ) -> jax.Array:
     """Activations after the final norm, [batch, length, width] in `dtype`.
 
     tokens, positions: int32 [batch, length], batch spread over (replica, fsdp). `attend` maps rotated queries and
-    keys, and values, to the context, and holds the mask. Call it under `jax.set_mesh`.
+    keys, and values, to the context, and holds the mask. places: int32 [shards, places], a line for each part of the
+    batch, indices into its rows laid end to end: only their activations are wanted, [shards, places, width], and the
+    last layer computes no more for the others than keys and values. Call it under `jax.set_mesh`.
     """
     model = nnx.merge(_graphdef(config), params)
-    return model(tokens, positions, attend, dtype, remat, scan_layers)
+    return model(tokens, positions, attend, dtype, remat, scan_layers, places)
 
 
 def head_weight(config: ModelConfig, params: Params) -> jax.Array:
@@ -101,6 +104,14 @@ class Weights:
 
     def constant(self, value: float, shape: tuple[int, ...], spec: jax.P) -> nnx.Param:
         return nnx.Param(jnp.full(shape, value, jnp.float32, out_sharding=spec))
+
+
+Keep = Callable[[jax.Array], jax.Array]
+"""Takes the places of [batch, length, ...] for which a layer's output is wanted."""
+
+
+def everything(x: jax.Array) -> jax.Array:
+    return x
 
 
 class Block(nnx.Module):
@@ -146,15 +157,20 @@ class Block(nnx.Module):
             self.up_bias = weights.constant(0.0, (config.mlp_width,), P("tensor"))
             self.down_bias = weights.constant(0.0, (width,), P(None))
 
-    def __call__(self, stream: jax.Array, rotary: tuple[jax.Array, jax.Array], attend: Attend) -> jax.Array:
+    def __call__(
+        self, stream: jax.Array, rotary: tuple[jax.Array, jax.Array], attend: Attend, keep: Keep = everything
+    ) -> jax.Array:
         attention_norm = functools.partial(normed, self, "attention_norm")
         mlp_norm = functools.partial(normed, self, "mlp_norm")
-        if self.config.parallel_residual:
-            return stream + self.attention(attention_norm(stream), rotary, attend) + self.mlp(mlp_norm(stream))
+        kept_context: Attend = lambda *qkv: keep(attend(*qkv))
         if self.config.norm_after:
-            stream = stream + attention_norm(self.attention(stream, rotary, attend))
+            stream = keep(stream) + attention_norm(self.attention(stream, rotary, kept_context))
             return stream + mlp_norm(self.mlp(stream))
-        stream = stream + self.attention(attention_norm(stream), rotary, attend)
+        attended = self.attention(attention_norm(stream), rotary, kept_context)
+        stream = keep(stream)
+        if self.config.parallel_residual:
+            return stream + attended + self.mlp(mlp_norm(stream))
+        stream = stream + attended
         return stream + self.mlp(mlp_norm(stream))
 
     def attention(self, x: jax.Array, rotary: tuple[jax.Array, jax.Array], attend: Attend) -> jax.Array:
@@ -242,7 +258,9 @@ class MambaBlock(nnx.Module):
         steps = jax.random.uniform(step_key, (inner,), jnp.float32, out_sharding=P("tensor"))
         self.step_bias = nnx.Param(jnp.log(jnp.expm1(0.001 * 100.0**steps)))
 
-    def __call__(self, stream: jax.Array, rotary: tuple[jax.Array, jax.Array], attend: Attend) -> jax.Array:
+    def __call__(
+        self, stream: jax.Array, rotary: tuple[jax.Array, jax.Array], attend: Attend, keep: Keep = everything
+    ) -> jax.Array:
         y = normed(self, "mixer_norm", stream)
         dtype, inner = y.dtype, P(BATCH, None, "tensor")
         x = linear("bsd,df->bsf", inner, y, gathered(self.x, P(None, "tensor"), dtype))
@@ -255,7 +273,8 @@ class MambaBlock(nnx.Module):
         decay = -jnp.exp(self.a_log[...].astype(jnp.float32))
         scanned = mamba.selective_scan(x, jax.nn.softplus(step), decay, b, c)
         mixed = (scanned + x * self.skip[...]).astype(dtype) * jax.nn.silu(z)
-        return stream + linear("bsf,fd->bsd", STREAM, mixed, gathered(self.out, P("tensor", None), dtype))
+        out = gathered(self.out, P("tensor", None), dtype)
+        return keep(stream) + linear("bsf,fd->bsd", STREAM, keep(mixed), out)
 
 
 class Decoder(nnx.Module):
@@ -281,6 +300,7 @@ class Decoder(nnx.Module):
         dtype: jnp.dtype,
         remat: Remat,
         scan_layers: bool,
+        places: jax.Array | None,
     ) -> jax.Array:
         rotary = rotary_factors(positions, self.config.rotary_dim, self.config.rope_theta, dtype)
         stream = gathered(self.embed, P(None, None), dtype).at[tokens].get(out_sharding=STREAM)
@@ -288,8 +308,25 @@ class Decoder(nnx.Module):
         def layer(stream: jax.Array, block: Block | MambaBlock) -> tuple[jax.Array, None]:
             return block(checkpoint_name(stream, "layer_input"), rotary, attend), None
 
-        stream, _ = jax.lax.scan(rematerialized(layer, remat), stream, self.layers, unroll=not scan_layers)
+        if places is None:
+            stream, _ = jax.lax.scan(rematerialized(layer, remat), stream, self.layers, unroll=not scan_layers)
+        else:
+            *_, last = range(self.config.layers)
+            stream = jax.lax.fori_loop(0, last, lambda i, x: layer(x, layer_of(self.layers, i))[0], stream)
+            stream = layer_of(self.layers, last)(stream, rotary, attend, functools.partial(at_places, places))
         return normed(self, "norm", stream)
+
+
+def layer_of(stacked: nnx.Module, index: jax.typing.ArrayLike) -> Any:
+    """One of the layers that are stacked along the first axis of every parameter."""
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), stacked)
+
+
+def at_places(places: jax.Array, x: jax.Array) -> jax.Array:
+    """x [batch, length, ...] at places [shards, places] (see `hidden_states`): [shards, places, ...]."""
+    spec = jax.typeof(x).sharding.spec
+    local = lambda places, x: x.reshape(-1, *x.shape[2:])[places[0]][None]
+    return jax.shard_map(local, in_specs=(P(BATCH, None), spec), out_specs=spec, check_vma=False)(places, x)
 
 
 def rematerialized(layer: Callable, remat: Remat) -> Callable:

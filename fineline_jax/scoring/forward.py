@@ -16,8 +16,8 @@ from fineline_jax.models import attention, decoder, tree_attention
 from fineline_jax.models.config import ModelConfig
 
 P = jax.P
-PARENTS = 1024
-"""Parents whose logits are made at a time, on each device."""
+PARENTS = (1024, 256)
+"""Parents whose logits are made at a time, on each device: as many as the first while there are so many, then fewer."""
 CPU_BLOCK, ACCELERATOR_BLOCK = 256, 1 << 16
 """Tokens of the vocabulary whose logits exist at a time: on a CPU so few that they never leave its cache."""
 
@@ -43,8 +43,8 @@ def score_step(config: ModelConfig, mesh: jax.sharding.Mesh, dtype: str, attend:
         def local(hidden, positions, targets, head):
             rows, length = hidden.shape[:2]
             parents = (positions + length * jnp.arange(rows)[:, None]).reshape(-1)
-            pairs = jnp.arange(parents.size)
-            found = log_probabilities(hidden, parents, parents.size, pairs, targets.reshape(-1), head)
+            hidden = hidden.reshape(-1, hidden.shape[-1])[parents]
+            found = log_probabilities(hidden, parents.size, jnp.arange(parents.size), targets.reshape(-1), head)
             return tuple(x.reshape(targets.shape) for x in found)
 
         return _on_each_device(local, config, params, hidden, positions, targets)
@@ -76,14 +76,14 @@ def tree_step(
     ) -> tuple[jax.Array, jax.Array]:
         attention_over_rows = tree_attention.over_rows(attend, end)
         hidden = decoder.hidden_states(
-            config, params, tokens, depth, attention_over_rows, dtype=jnp.dtype(dtype), remat="none"
+            config, params, tokens, depth, attention_over_rows, dtype=jnp.dtype(dtype), remat="none", places=parents
         )
 
-        def local(hidden, parents, used, pairs, targets, head):
-            found = log_probabilities(hidden, parents[0], used[0, 0], pairs[0], targets[0], head)
+        def local(hidden, used, pairs, targets, head):
+            found = log_probabilities(hidden[0], used[0, 0], pairs[0], targets[0], head)
             return tuple(x[None] for x in found)
 
-        return _on_each_device(local, config, params, hidden, parents, used, pairs, targets)
+        return _on_each_device(local, config, params, hidden, used, pairs, targets)
 
     return jax.jit(step)
 
@@ -104,33 +104,36 @@ def _on_each_device(
 
 
 def log_probabilities(
-    hidden: jax.Array, parents: jax.Array, used: jax.Array | int, pairs: jax.Array, targets: jax.Array, head: jax.Array
+    hidden: jax.Array, used: jax.Array | int, pairs: jax.Array, targets: jax.Array, head: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """(logp, greedy) [pairs] of a device's rows, inside `shard_map`; the vocabulary is split over `tensor`.
+    """(logp, greedy) [pairs] of a device's parents, inside `shard_map`; the vocabulary is split over `tensor`.
 
-    hidden [rows, length, width]; parents [parents]; pairs, targets [pairs]; head [width, the device's vocabulary].
-    Collectives are left to the end: devices go round the loops different numbers of times.
+    hidden [parents, width], of which the first `used` count; pairs, targets [pairs]; head [width, the device's
+    vocabulary]. Collectives are left to the end: devices go round the loops different numbers of times.
     """
-    hidden = hidden.reshape(-1, hidden.shape[-1])
     first = jax.lax.axis_index("tensor") * head.shape[1]
-    size = min(PARENTS, parents.size)
-    parents = jnp.pad(parents, (0, -parents.size % size))
+    few = min(*PARENTS, len(hidden))
+    hidden = jnp.pad(hidden, ((0, -len(hidden) % few), (0, 0)))
 
-    def meet_vocabulary(i: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        some = hidden[jax.lax.dynamic_slice(parents, (i * size,), (size,))]
-        found = _normalisers(some, head)
+    def meet_vocabulary(size: int, i: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        found = _normalisers(jax.lax.dynamic_slice_in_dim(hidden, i * size, size), head)
         return tuple(jax.lax.dynamic_update_slice(a, b, (i * size,)) for a, b in zip(state, found, strict=True))
 
-    zeros = jnp.zeros(parents.shape, jnp.float32)
-    state = zeros, zeros, jnp.zeros(parents.shape, jnp.int32)
-    largest, total, best = jax.lax.fori_loop(0, -(-used // size), meet_vocabulary, state)
+    zeros = jnp.zeros(len(hidden), jnp.float32)
+    state = zeros, zeros, jnp.zeros(len(hidden), jnp.int32)
+    done = 0
+    for size in (*(size for size in PARENTS if few < size <= len(hidden)), few):
+        until = used // size if size > few else -(-used // size)
+        state = jax.lax.fori_loop(done // size, until, functools.partial(meet_vocabulary, size), state)
+        done = until * size
+    largest, total, best = state
     over_all = jax.lax.pmax(largest, "tensor")
     total = jax.lax.psum(total * jnp.exp(largest - over_all), "tensor")
     best = jax.lax.pmin(jnp.where(largest == over_all, best + first, jnp.iinfo(jnp.int32).max), "tensor")
     normaliser = over_all + jnp.log(jnp.maximum(total, jnp.finfo(jnp.float32).tiny))
 
     mine = (targets >= first) & (targets < first + head.shape[1])
-    logit = _logits_of_pairs(hidden, parents[pairs], jnp.where(mine, targets - first, 0), head)
+    logit = _logits_of_pairs(hidden, pairs, jnp.where(mine, targets - first, 0), head)
     logit = jax.lax.psum(jnp.where(mine, logit, 0.0), "tensor")
     nothing = targets < 0
     return jnp.where(nothing, 0.0, logit - normaliser[pairs]), nothing | (best[pairs] == targets)
@@ -170,6 +173,6 @@ def _logits_of_pairs(hidden: jax.Array, places: jax.Array, targets: jax.Array, h
         return jnp.sum(hidden[place].astype(jnp.float32) * head[:, target].T.astype(jnp.float32), axis=1)
 
     count = places.size
-    size = min(PARENTS, count)
+    size = min(max(PARENTS), count)
     cut = lambda x: jnp.pad(x, (0, -count % size)).reshape(-1, size)
     return jax.lax.map(some, (cut(places), cut(targets))).reshape(-1)[:count]

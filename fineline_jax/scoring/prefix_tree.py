@@ -21,7 +21,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from fineline_jax.scoring.pack import Pack, Ragged
-from fineline_jax.scoring.tree_packing import fit
+from fineline_jax.scoring.tree_packing import Run, fit
 from fineline_jax.scoring.trie import Tree, build_tree, ranges, subtree_ends
 
 ROW_LENGTH = 8192
@@ -40,7 +40,7 @@ class Plan:
     end: np.ndarray
     """int32 [rows, length]: query q of the row sees key k iff k <= q < end[k]; q + 1 where unused"""
     used: np.ndarray
-    """int32 [rows]: places in use, the first ones of a row. 0 for rows added to complete a group."""
+    """int32 [rows]: places in use, the first ones of a row; 0 for rows added to complete a group"""
     pair_offsets: np.ndarray
     """int64 [rows + 1]: pairs pair_offsets[r] to pair_offsets[r + 1] are those of row r"""
     pair_parent: np.ndarray
@@ -124,6 +124,7 @@ def plan(
     tree = build_tree(contexts, continuations, request_context, request_tree, context)
     runs, length = fit(tree, row_length, multiple, group)
     rows = -(-len(runs) // group) * group
+    runs = _evened(tree, [*runs, *[[]] * (rows - len(runs))])
 
     # Each run as paths: the ancestors of its first node, which another row holds too, then its own nodes.
     paths = [
@@ -191,6 +192,16 @@ def of_requests(plan: Plan, logp: np.ndarray, greedy: np.ndarray) -> tuple[np.nd
     total = np.bincount(request, logp[plan.token_pair].astype(np.float64), minlength=requests)
     misses = np.bincount(request, ~greedy[plan.token_pair], minlength=requests)
     return total, misses == 0
+
+
+def _evened(tree: Tree, rows: list[list[Run]]) -> list[list[Run]]:
+    """The rows with most parents and those with fewest by turns: neighbours then have about as many together as any
+    others. What a step computes at parents has the size of the step with most of them."""
+    before = np.append(0, np.cumsum(np.bincount(tree.scored_node, minlength=len(tree.tokens)) > 0))
+    parents = [sum(int(before[tree.starts[b]] - before[tree.starts[a]]) for a, b in runs) for runs in rows]
+    order = sorted(range(len(rows)), key=lambda row: (-parents[row], row))
+    turns = [row for pair in zip(order, reversed(order), strict=True) for row in pair]
+    return [rows[row] for row in turns[: len(rows)]]
 
 
 def _entered(tree: Tree, first: int, last: int) -> Iterator[tuple[int, int, bool]]:

@@ -9,4 +9,4 @@ def recipe() -> Recipe:
     model = ModelConfig(  # TinyLlama 1.1B (jzhang38/TinyLlama)
         vocab_size=32_000, width=2_048, layers=22, heads=32, kv_heads=4, mlp_width=5_632, context=2_048
     )
-    return llama("llama_1b", model, batch=512, peak=4e-4)  # TinyLlama's peak rate
+    return llama("llama_1b", model, batch=512, peak=4e-4)  # TinyLlama's peak rate, half its batch of 2 M tokens

@@ -1,6 +1,8 @@
 """OpenLLaMA 7B v1: EasyLM's examples/pretrain_llama_7b.sh, the run on a TPU v4-512.
 
-The data are RedPajama-1T with the OpenLLaMA v1 tokenizer (BOS before and EOS after each document).
+The data are RedPajama-1T with the OpenLLaMA v1 tokenizer (BOS before and EOS after each document). One difference is
+known: EasyLM averages the loss over each sequence and then over the batch, here every trained target weighs the same;
+the two differ by the few masked BOS.
 """
 
 from fineline_jax.models.config import ModelConfig
@@ -61,11 +63,11 @@ def open_llama(
             beta1=0.9,  # default of the factory, not set by the script
             beta2=0.95,  # default of the factory
             eps=1e-8,  # optax default
-            weight_decay=0.1,
+            weight_decay=0.1,  # --optimizer.adamw_optimizer.weight_decay
             decay="all",  # get_weight_decay_exclusions() is empty
             clip_norm=1.0,  # default of the factory
         ),
-        tokens=steps * tokens_per_step,
+        tokens=steps * tokens_per_step,  # --total_steps
         loss=Loss(ignore_token=1),  # EasyLM data.py masks the BOS target
         checkpoints=Checkpoints(
             initial=True,

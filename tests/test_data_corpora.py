@@ -154,8 +154,8 @@ def test_a_text_token_outside_the_vocabulary_is_named_by_line(tmp_path: Path, to
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"sequence_length": 100}, "do not fill one window of 101"),
-        ({"validation_fraction": 0.01}, "split validation: 0 documents"),
+        ({"sequence_length": 100}, "less than one window of 101"),
+        ({"validation_fraction": 0.01}, "split validation has 0 documents"),
         ({"validation_fraction": 1.5}, "validation_fraction=1.5"),
         ({"bos": False, "eos": False}, "nothing between documents"),
         ({"sequence_length": 0}, "sequence_length=0"),
@@ -242,6 +242,32 @@ def test_amber_chunks_converted_by_two_processes_are_the_same(tmp_path: Path) ->
     prepare_amber(files, tmp_path / "two", sequence_length=2, processes=2)
     for name in sorted(file.name for file in (tmp_path / "one").iterdir()):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_preparation_in_several_processes_at_once_and_without_a_traceback(tmp_path: Path) -> None:
+    files = [amber(tmp_path / f"train_{c}.jsonl", [[c, 1, 7]] * 400_000) for c in range(4)]
+    command = ["data", "prepare", "amber", *map(str, files), "--out", str(tmp_path / "out"), "--processes", "2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fineline_jax.cli", *command, "--sequence-length", "2"],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not list(tmp_path.glob(".out.incomplete/parts/*.incomplete")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and "interrupted; run the same command again" in errors
+    assert "Traceback" not in errors
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_too_few_for_a_validation_split_are_told_of_text_units(tmp_path: Path, tokenizer: Path) -> None:
+    (tmp_path / "a.txt").write_text("abcdef")
+    with pytest.raises(UserError, match=r"out: split validation has 0 documents .* --text-unit paragraph or line"):
+        prepare_text([tmp_path], tmp_path / "out", tokenizer=tokenizer, sequence_length=2, validation_fraction=0.01)
 
 
 def test_finished_chunks_survive_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,6 +105,40 @@ def test_a_run_keeps_its_scheduled_checkpoints_and_logs_every_step(uninterrupted
     assert all(line["tokens"] == line["step"] * SEQUENCES * LENGTH for line in lines if "loss" in line)
 
 
+def test_the_recipe_chooses_profile_tensorboard_and_the_peak_of_the_mfu(corpus, tmp_path):
+    peak = 0.01
+    logging = Logging(validation_sequences=4, profile_start_step=2, profile_steps=2, peak_tflops=peak)
+    recipe = recipe_of(corpus, tokens=6 * SEQUENCES * LENGTH, logging=logging)
+    loop.pretrain(recipe, tmp_path / "run")
+
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb")), "no trace was written"
+    lines = [line for line in read_metrics(tmp_path / "run") if "loss" in line]
+    # One layer of width 8 with 2 heads of 4, a SwiGLU of 16, the head of 32 ids; the embedding is a look-up.
+    weights = 4 * 8 * 8 + 3 * 8 * 16 + 2 * 8 + 8 + 8 * 32
+    flops = 6 * weights + 6 * 1 * 2 * 4 * LENGTH
+    for line in lines:
+        assert line["mfu"] == pytest.approx(line["tokens_per_second"] * flops / (peak * 1e12))
+        assert line["data_wait_seconds"] >= 0
+    shown = scalars(tmp_path / "run" / "tensorboard")
+    assert [shown["loss", line["step"]] for line in lines] == pytest.approx([line["loss"] for line in lines])
+    assert ("validation_loss", 0) in shown and ("mfu", 6) in shown
+
+
+def scalars(folder: Path) -> dict[tuple[str, int], float]:
+    """(name, step) -> value of TensorBoard's event files: records of length (8 bytes), 4 bytes, event, 4 bytes."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = {}
+    for file in folder.glob("events*"):
+        data, place = file.read_bytes(), 0
+        while place < len(data):
+            size = int.from_bytes(data[place : place + 8], "little")
+            event = Event.FromString(data[place + 12 : place + 12 + size])
+            found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+            place += 16 + size
+    return found
+
+
 @given(points=st.lists(st.integers(0, STEPS - 1), min_size=1, max_size=3, unique=True))
 @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_point_of_interruption_resumes_bitwise(points, corpus, uninterrupted, tmp_path_factory):
@@ -162,6 +196,22 @@ def test_another_mesh_sees_the_same_data_and_the_same_losses_to_rounding(corpus,
     ours = [line["loss"] for line in lines_of(run) if "loss" in line]
     whole = [line["loss"] for line in lines_of(uninterrupted) if "loss" in line]
     np.testing.assert_allclose(ours, whole, rtol=1e-5)
+
+
+def test_a_run_goes_on_on_another_mesh_with_the_same_data(corpus, uninterrupted, tmp_path):
+    def die(step):
+        if step >= 10:
+            raise Killed
+
+    run = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(loop, "stop_requests", lambda: contextlib.nullcontext(die))
+        loop.pretrain(recipe_of(corpus), run)
+    loop.pretrain(recipe_of(corpus, mesh=Mesh(replica=2, fsdp=2, tensor=2)), run)
+    ours, whole = lines_of(run), lines_of(uninterrupted)
+    assert [line["step"] for line in ours] == [line["step"] for line in whole]
+    losses = ([line["loss"] for line in lines if "loss" in line] for lines in (ours, whole))
+    np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_by_name(corpus, tmp_path):

@@ -108,7 +108,7 @@ def score(
         score_parts, pack=requests, out=out, mesh=scoring_mesh(mesh, opened), dtype=dtype, batch_tokens=batch_tokens
     )
     count = watch_run(Path(series[0]), start, chosen, watch_timeout) if watch else len(start(opened, part=chosen))
-    print(f"{out}: {count} checkpoints scored; see `fineline analyze {out}`")
+    print(f"{out}: {count} checkpoint{'' if count == 1 else 's'} scored; see `fineline analyze {out}`")
 
 
 def lm_eval_for_help() -> None:

@@ -12,8 +12,10 @@ import json
 import multiprocessing
 import re
 import shutil
+import signal
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -250,12 +252,23 @@ def _write_all(parts: list[Part], name: str, processes: int, beam_options: str |
     context = multiprocessing.get_context("spawn")
     with (
         progress.bar(title, len(parts), "chunks") as advance,
-        ProcessPoolExecutor(processes, mp_context=context) as pool,
+        # Ctrl-C reaches the whole process group; only this process answers it.
+        ProcessPoolExecutor(processes, context, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool,
     ):
         written = []
-        for part in pool.map(write_part, parts):
-            written.append(part)
-            advance(1)
+        try:
+            for part in pool.map(write_part, parts):
+                written.append(part)
+                advance(1)
+        except KeyboardInterrupt:
+            for child in multiprocessing.active_children():  # else a chunk under way would be waited for
+                child.terminate()
+            raise
+        except BrokenProcessPool as error:
+            raise UserError(
+                f"--processes {processes}: one was killed, most likely for lack of memory; run again with fewer, "
+                "finished chunks are kept"
+            ) from error
         return written
 
 

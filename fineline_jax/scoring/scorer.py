@@ -30,7 +30,7 @@ from fineline_jax.scoring.tree_engine import score_tree
 
 log = logging.getLogger(__name__)
 
-ENGINE = "tree-2"
+ENGINE = "tree-3"
 """Changes when the numbers may change."""
 
 

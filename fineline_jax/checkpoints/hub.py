@@ -180,6 +180,13 @@ def _check_tensors(
     weights: Weights, family: Family, config: ModelConfig, lines: Sequence[Weight], leaves: Mapping[str, Any]
 ) -> None:
     """Raise UserError naming the first tensor that is missing, unexpected, or not of the shape the config means."""
+    for weight in lines:  # before their names are listed: a damaged config.json may mean a thousand million layers
+        count = math.prod(leaves[weight.ours].shape[: weight.stacked])
+        if count > len(weights.tensors):
+            raise UserError(
+                f"{weights.place}: holds {len(weights.tensors)} tensors, config.json means {count} like {weight.hf};"
+                " check config.json"
+            )
     expected = all_tensors(lines, _shapes(leaves))
     found = {name for name in weights.tensors if not any(re.fullmatch(p, name) for p in family.ignored)}
     if config.tied_embeddings:

@@ -283,6 +283,8 @@ def copy_tokenizer(source: Path, target: Path) -> dict[str, int | None]:
             settings = json.loads((source / "tokenizer_config.json").read_bytes())
         except ValueError as error:
             raise UserError(f"{source / 'tokenizer_config.json'}: not valid JSON ({error}); fetch it again") from error
+        if not isinstance(settings, dict):
+            raise UserError(f"{source / 'tokenizer_config.json'}: holds no mapping; fetch it again")
         for key in ids:
             token = settings.get(key.removesuffix("_id"))
             token = token.get("content") if isinstance(token, dict) else token

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fineline_jax.cli import main
-from fineline_jax.commands import data, tasks
+from fineline_jax.commands import data, pretrain, tasks
 from fineline_jax.data import corpora
 from fineline_jax.scoring import pack
 
@@ -98,6 +98,22 @@ def test_bad_input_is_one_line_that_names_it_and_exit_status_2(arguments, named,
     error = capsys.readouterr().err.strip()
     assert error.startswith("fineline: ") and named in error and "\n" not in error
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "kv_heads", "head_dim"),
+    [
+        (["--model.heads", "16"], 16, 32),
+        (["--model.width=1024"], 8, 128),
+        (["--model.heads", "16", "--model.kv_heads", "4", "--model.head-dim", "64"], 4, 64),
+        (["--model.layers", "2"], 8, 64),
+    ],
+)
+def test_sizes_that_follow_from_others_do_so_after_an_override(options, kv_heads, head_dim, monkeypatch):
+    seen = []
+    monkeypatch.setattr(pretrain, "_train", lambda recipe, *rest: seen.append(recipe.model) or 0)
+    assert main(["pretrain", "llama_60m", *options]) == 0
+    assert (seen[0].kv_heads, seen[0].head_dim) == (kv_heads, head_dim)
 
 
 @pytest.mark.parametrize("arguments", [["pretrain", "llama_60m", "--seed", "x"], ["score"], ["nonsense"]])

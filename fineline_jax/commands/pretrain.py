@@ -7,6 +7,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from fineline_jax.errors import UserError
+from fineline_jax.models.config import ModelConfig
 from fineline_jax.recipe import Recipe
 
 
@@ -71,7 +72,24 @@ def pretrain(arguments: list[str]) -> int:
         """
         return _train(recipe, run or Path("runs") / recipe.name, accept_changes, distributed, score, benchmarks)
 
-    return tyro.cli(options, prog=f"fineline pretrain {name}", args=arguments[1:])
+    return tyro.cli(
+        options, prog=f"fineline pretrain {name}", args=[*arguments[1:], *following(default.model, arguments)]
+    )
+
+
+def following(model: ModelConfig, arguments: list[str]) -> list[str]:
+    """Options that let kv_heads and head_dim follow heads and width, where the recipe's did and the user gives others.
+
+    A recipe holds their values; without this --model.heads alone would turn full attention into grouped queries.
+    """
+    given = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
+    more = []
+    if "--model.heads" in given and "--model.kv-heads" not in given and model.kv_heads == model.heads:
+        more += ["--model.kv-heads", "0"]
+    resized = bool({"--model.heads", "--model.width"} & given)
+    if resized and "--model.head-dim" not in given and model.heads * model.head_dim == model.width:
+        more += ["--model.head-dim", "0"]
+    return more
 
 
 def _train(

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
+from scoring_examples import write_tokenizer
 
 from fineline_jax.checkpoints import hub
 from fineline_jax.errors import UserError
@@ -20,6 +21,7 @@ from fineline_jax.models import attention, decoder
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.models.families.llama import LLAMA
 from fineline_jax.recipe import Mesh
+from fineline_jax.scoring.tokenizer import open_tokenizer
 
 SMALL = ModelConfig(vocab_size=48, width=32, layers=3, heads=4, kv_heads=2, head_dim=8, mlp_width=40, context=64)
 
@@ -255,6 +257,28 @@ def test_wrong_weight_files_are_named(exported: Path, tmp_path: Path) -> None:
         save_file(content, folder / "model.safetensors")
         with pytest.raises(UserError, match=message):
             hub.load_hf(folder, mesh_of(1, 1, 1))
+
+
+def test_a_config_that_means_a_thousand_million_layers_is_refused_at_once(exported: Path, tmp_path: Path) -> None:
+    shutil.copytree(exported, tmp_path / "hf")
+    config = json.loads((exported / "config.json").read_bytes()) | {"num_hidden_layers": 10**9}
+    (tmp_path / "hf/config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"holds \d+ tensors, config\.json means 1000000000 like model"):
+        hub.load_hf(tmp_path / "hf", mesh_of(1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("tokenizer.json", b"{}"), ("tokenizer.json", b"\xff"), ("tokenizer_config.json", b"[1]"),
+     ("tokenizer_config.json", b"\xff{")],
+)  # fmt: skip
+def test_a_broken_tokenizer_is_named(tmp_path: Path, file: str, content: bytes) -> None:
+    folder = write_tokenizer(tmp_path / "tokenizer", adds_bos=True)
+    (folder / file).write_bytes(content)
+    with pytest.raises(UserError, match=file.replace(".", r"\.")):
+        hub.copy_tokenizer(folder, tmp_path)
+    with pytest.raises(UserError, match="tokenizer: the tokenizer cannot be opened"):
+        open_tokenizer(folder)
 
 
 def test_rotary_frequencies_in_old_files_are_ignored(exported: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from scoring_examples import write_benchmarks, write_tokenizer
 from series_examples import CONFIG, make_series, one_device
 
 from fineline_jax.checkpoints import remote, transfer
-from fineline_jax.checkpoints.series import open_series
+from fineline_jax.checkpoints.series import fetch, open_series
 from fineline_jax.cli import main
 from fineline_jax.errors import UserError
 from fineline_jax.models.config import ModelConfig
@@ -128,18 +128,23 @@ def test_a_series_on_a_flaky_hub_is_scored_but_for_what_is_damaged_or_missing(ma
     served.faults = []
     served.repositories["org/tiny"]["step500"] = files_of(made / "tiny" / "step500")
     remote._listed.cache_clear()
+    fetch(open_series(str(made / "tiny.yaml"), downloads=tmp_path / "downloads").checkpoints[0])
+    assert disk.count() == 1, "as a run leaves it that is killed between scoring a checkpoint and removing it"
     served.asked.clear()
     assert score(made, str(made / "tiny.yaml"), out, "--keep-downloads", "no") == 0
+    assert disk.count() == 0
     assert len([path for path, _ in served.downloads() if path.endswith("safetensors")]) == 2
     assert len(list((out / "tiny").glob("*.parquet"))) == 12
 
 
-def test_selections_and_globs_choose_what_is_scored_and_downloads_stay_by_default(made, served: Hub, tmp_path):
+def test_selections_and_globs_choose_what_is_scored_and_downloads_stay_by_default(made, served: Hub, tmp_path, caplog):
     out = tmp_path / "scores"
     assert score(made, f"{made / 'tiny.yaml'}@step?00", out, "--tokens", "0.4M:4M:3.3M", "--bos", "never") == 0
     assert {path.stem for path in (out / "tiny").glob("*.parquet")} == {"step100", "step900"}
     assert len(list((tmp_path / "downloads").glob("*/model.safetensors"))) == 2
     assert pack.load(out / "pack").manifest["bos"] == "never"
+    assert "tiny: its entry wants --bos always, the pack has --bos never" in caplog.text
+    assert "tiny: Trained with BOS." in caplog.text
     assert score(made, "org/tiny@step1?00", tmp_path / "other") == 0
     assert {path.stem for path in (tmp_path / "other" / "tiny").glob("*.parquet")} == {
         "step1000",

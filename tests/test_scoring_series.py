@@ -83,6 +83,21 @@ def test_a_checkpoint_that_cannot_be_opened_is_passed_over_and_named(run, made, 
     assert len(calls) == 1
 
 
+def test_two_checkpoints_of_one_name_are_not_written_into_one_file(run, made, tmp_path):
+    again = make_series(tmp_path / "elsewhere" / "run", run / "step1", (1,))
+    found = [series.open_series(str(folder)) for folder in (run, again)]
+    with pytest.raises(UserError, match=r"are both called run/step1, and their scores would be one file; rename"):
+        scorer.score_parts(found, made, tmp_path / "scores", one_device())
+    assert not (tmp_path / "scores").exists()
+    scorer.require_names_apart([found[0], found[0]])  # the same place twice is no matter
+
+
+def test_a_step_of_no_tokens_is_refused(released, made):
+    config, params = series.load(series.open_series(str(released)).checkpoints[0], one_device())
+    with pytest.raises(UserError, match="--batch-tokens 0 must be at least 1"):
+        scorer.score_params(made, config, params, one_device(), batch_tokens=0)
+
+
 def test_unchanged_weights_are_not_even_read(run, made, tmp_path, monkeypatch):
     files = score(run, made, tmp_path / "out")
     read, scored = (count_calls(monkeypatch, *where) for where in ((series, "identity"), (scorer, "score_params")))

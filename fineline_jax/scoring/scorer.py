@@ -58,6 +58,8 @@ def score_params(
             f"the pack holds token {pack.largest_token}, the model has {config.vocab_size};"
             " prepare the pack with the model's own tokenizer"
         )
+    if batch_tokens is not None and batch_tokens < 1:
+        raise UserError(f"--batch-tokens {batch_tokens} must be at least 1; leave it out for one that fits the devices")
     context = model_context(pack, config)
     best, why = pick_engine(config)
     if engine == "tree" and best == "rows":
@@ -95,12 +97,15 @@ def score_series(
     first = jax.process_index() == 0
     if first:
         scores.keep_pack(out, pack)
+        tell_policy(series, pack)
     named = {checkpoint.name: checkpoint for checkpoint in series.checkpoints}
     header_of = functools.partial(scores.header_of, out, series.name)
     key = functools.partial(scores.Key, pack=pack.hash, dtype=dtype, bos=pack.manifest["bos"], engine=ENGINE)
     done = [name for name, checkpoint in named.items() if first and recognised(header_of(name), checkpoint, key)]
     done = set(from_first(done))
     pending = [checkpoint for name, checkpoint in named.items() if name not in done]
+    for name in done:  # what a run that was killed has left
+        checkpoint_series.discard(named[name])
 
     def is_new(checkpoint: Checkpoint, weights: str) -> bool:
         header = header_of(checkpoint.name)
@@ -163,10 +168,11 @@ def score_parts(
 
     Raises `NotAllScored` at the end for what could not be opened in any of them.
     """
+    require_names_apart(series)
     found: list[Path] = []
     failed: list[Failed] = []
     for place, one in enumerate(series):
-        mine = Series(one.name, tuple(part.of(one.checkpoints, shift=place)))
+        mine = dataclasses.replace(one, checkpoints=tuple(part.of(one.checkpoints, shift=place)))
         try:
             found += score_series(mine, pack, out, mesh, dtype, batch_tokens=batch_tokens)
         except NotAllScored as error:
@@ -174,6 +180,20 @@ def score_parts(
     if failed:
         raise NotAllScored(failed)
     return found
+
+
+def require_names_apart(series: Sequence[Series]) -> None:
+    """Raise UserError if two checkpoints of different places would have one score file."""
+    places: dict[tuple[str, str], str] = {}
+    for one in series:
+        for checkpoint in one.checkpoints:
+            here = checkpoint.remote.url if checkpoint.remote is not None else str(checkpoint.location)
+            first = places.setdefault((one.name, checkpoint.name), here)
+            if first != here:
+                raise UserError(
+                    f"{first} and {here} are both called {one.name}/{checkpoint.name}, and their scores would be one"
+                    " file; rename a folder, or score them with an --out each"
+                )
 
 
 REASONS_TOLD = 8
@@ -247,6 +267,17 @@ def _bar(name: str, total: int, done: int) -> contextlib.AbstractContextManager[
     if jax.process_index() != 0:
         return contextlib.nullcontext(lambda amount, note="": None)
     return progress.bar(name, total, "requests", done=done)
+
+
+def tell_policy(series: Series, pack: Pack) -> None:
+    """Log what a reader of the numbers must know, and where the pack is not what the registry entry wants."""
+    for note in series.scoring.notes:
+        log.info("%s: %s", series.name, note)
+    wanted, asked = series.scoring.bos, pack.manifest["bos"]
+    if asked == "auto":
+        asked = "always" if pack.manifest["tokenizer"]["adds_bos"] else "never"
+    if wanted not in ("auto", asked):
+        log.warning("%s: its entry wants --bos %s, the pack has --bos %s", series.name, wanted, asked)
 
 
 def model_context(pack: Pack, config: ModelConfig) -> int:

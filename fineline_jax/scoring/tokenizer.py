@@ -57,7 +57,7 @@ def _own_class(folder: Path, options: dict[str, Any]) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, **options)
     except Exception as error:  # what transformers raises for broken files and foreign classes is not documented
-        raise _unreadable(folder / "tokenizer_config.json", error) from error
+        raise _unreadable(folder, error) from error  # or config.json, which transformers reads as well
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise UserError(f"{folder}: {type(tokenizer).__name__} has no tokenizers backend, which is needed; {_OTHERS}")
     return tokenizer
@@ -66,9 +66,9 @@ def _own_class(folder: Path, options: dict[str, Any]) -> Any:
 _OTHERS = "give --tokenizer a folder with only tokenizer.model or tokenizer.json"
 
 
-def _unreadable(file: Path, error: Exception) -> UserError:
+def _unreadable(place: Path, error: Exception) -> UserError:
     reason = " ".join(str(error).split())[:200]
-    return UserError(f"{file}: the tokenizer cannot be opened ({type(error).__name__}: {reason}); {_OTHERS}")
+    return UserError(f"{place}: the tokenizer cannot be opened ({type(error).__name__}: {reason}); {_OTHERS}")
 
 
 def identity(tokenizer: Any) -> Identity:

@@ -48,7 +48,7 @@ def evaluate(place: Path, model: Any, **options: Any) -> dict[str, Any]:
     loaded, _groups = tasks.load_tasks(suite.open_suite(SUITE), tasks.local_folder(place / "benchmarks"))
     assert [task.name for task in loaded] == names.split(",")
     definitions = {task.name: task.definition for task in loaded}
-    result = lm_eval.evaluate(model, {"tasks": definitions}, bootstrap_iters=lm_eval_export.BOOTSTRAP, **options)
+    result = lm_eval.evaluate(model, {"tasks": definitions}, bootstrap_iters=100_000, **options)
     assert result is not None
     return dict(result)
 

@@ -24,6 +24,13 @@ def ours(made: pack.Pack, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     return scorer.score_params(made, config, params, mesh)
 
 
+def agreement(mine: np.ndarray, theirs: np.ndarray) -> str:
+    """For `pytest -s`: how many agree to 1e-4, and the largest differences with the log-likelihoods they are at."""
+    apart = np.abs(mine - theirs)
+    worst = ", ".join(f"{apart[i]:.2e} at {theirs[i]:.1f}" for i in np.argsort(-apart)[:5])
+    return f"{(apart <= 1e-4).sum()} of {len(apart)} log-likelihoods within 1e-4; largest differences: {worst}"
+
+
 def compare(
     shared_data: Path,
     out: Path,
@@ -57,6 +64,7 @@ def compare(
         for response in sample["resps"]
     ]
     assert len(expected) == len(loglikelihood)
+    print(agreement(loglikelihood, np.array([ll for ll, _ in expected])))
     # lm-eval adds hundreds of tokens in float32, whose steps are 1.2e-4 beyond 1024 nats: hence the relative part, two
     # such steps. It matters for two of all 18330 requests.
     np.testing.assert_allclose(loglikelihood, [ll for ll, _ in expected], atol=1e-4, rtol=2.4e-7)

@@ -1,5 +1,6 @@
 """Building a request pack: lm-eval's requests, tokenised, as tables."""
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from fineline_jax.scoring.tasks import (
     load_tasks,
     local_folder,
     shots,
+    without_bars,
 )
 from fineline_jax.scoring.tokenizer import Bos, identity, open_tokenizer
 
@@ -51,12 +53,14 @@ def build(
     mode = opened.mode if mode is None else mode
     check_mode(mode, "--mode")
     encoder = Encoder(open_tokenizer(tokenizer, bos), bos)
-    tasks, groups = load_tasks(opened, _source(benchmarks, tfds))
+    source = _source(benchmarks, tfds)
     columns = {name: {field: [] for field in schema.names} for name, schema in SCHEMAS.items()}
     contexts: dict[str, int] = {}
-    for task in tasks:
-        check_task(mode, task.name, task.definition.OUTPUT_TYPE, _own_metrics(task.definition))
-    rows = [_add_task(task, mode, encoder, columns, contexts, limit) for task in tasks]
+    with without_bars() if source else contextlib.nullcontext():  # downloads show theirs
+        tasks, groups = load_tasks(opened, source)
+        for task in tasks:
+            check_task(mode, task.name, task.definition.OUTPUT_TYPE, _own_metrics(task.definition))
+        rows = [_add_task(task, mode, encoder, columns, contexts, limit) for task in tasks]
     tables = {name: _table(name, columns[name]) for name in SCHEMAS}
     default = identity(open_tokenizer(tokenizer))
     manifest: dict[str, Any] = {

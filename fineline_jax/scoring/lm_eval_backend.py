@@ -20,12 +20,12 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 
 from fineline_jax import progress
-from fineline_jax.checkpoints.series import Checkpoint, load, open_series, tokenizer_folder
+from fineline_jax.checkpoints.series import Checkpoint, Series, load, open_series, tokenizer_folder
 from fineline_jax.errors import UserError
-from fineline_jax.mesh import make_mesh
 from fineline_jax.recipe import Mesh
 from fineline_jax.scoring.encode import Encoder, Tokens
 from fineline_jax.scoring.pack import Pack
+from fineline_jax.scoring.placement import scoring_mesh
 from fineline_jax.scoring.scorer import score_params
 from fineline_jax.scoring.tokenizer import Bos, open_tokenizer
 
@@ -56,8 +56,9 @@ class FinelineLM(TemplateLM):
         revision: the checkpoint's name, where there are several. dtype: float32 or bfloat16, of the matrix products.
         tokenizer: its folder; default: the one beside the checkpoint. max_length: tokens of the longest row; default:
         the model's context. add_bos_token: default: as the tokenizer does. batch_tokens: tokens per step over all
-        devices. replica, fsdp, tensor: devices per axis. batch_size, max_batch_size and device come from lm-eval and
-        mean nothing here. Raises UserError for bad values.
+        devices. replica, fsdp, tensor: devices per axis; default: a whole copy of the weights on every device if that
+        fits easily, else shards. batch_size, max_batch_size and device come from lm-eval and mean nothing here.
+        Raises UserError for bad values.
         """
         super().__init__()
         if jax.process_count() > 1:
@@ -71,7 +72,7 @@ class FinelineLM(TemplateLM):
         bos: Bos = "auto" if add_bos_token is None else "always" if add_bos_token else "never"
         self.encoder = Encoder(open_tokenizer(folder, bos), bos)
         self.tokenizer = self.encoder.tokenizer
-        self.mesh = make_mesh(Mesh(replica, fsdp, tensor))
+        self.mesh = scoring_mesh(Mesh(replica, fsdp, tensor), [Series(checkpoint.series, (checkpoint,))])
         self.config, self.params = load(checkpoint, self.mesh, dtype)
         self.checkpoint, self.dtype, self.batch_tokens = checkpoint, dtype, batch_tokens
         self._max_length = max_length

@@ -9,17 +9,18 @@ Source of the layout: lm-eval 0.4.13, `evaluator.py` (`evaluate`, `simple_evalua
 
 import collections
 import contextlib
-import io
 import json
 import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import lm_eval.api.metrics
+import numpy as np
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 from lm_eval.evaluator_utils import _process_results
@@ -28,18 +29,15 @@ from lm_eval.loggers.utils import add_env_info
 
 from fineline_jax import progress
 from fineline_jax.errors import UserError
+from fineline_jax.scoring import bootstrap, scores
 from fineline_jax.scoring import pack as packs
-from fineline_jax.scoring import scores
+from fineline_jax.scoring.document_metrics import tables
 from fineline_jax.scoring.pack import Pack
 from fineline_jax.scoring.scores import Scores
 from fineline_jax.scoring.suite import Suite, TaskSpec
 from fineline_jax.scoring.tasks import FEWSHOT_SEED, Group, Task, load_tasks
 
 log = logging.getLogger(__name__)
-
-BOOTSTRAP = 1000
-"""Resamples for the standard error of perplexity and f1; lm-eval's default, 100,000, takes minutes for each
-checkpoint. Means have a formula, which does not use them."""
 
 
 def export(folder: Path, out: Path, pack: Pack | None = None, *, samples: bool = True) -> list[Path]:
@@ -59,7 +57,11 @@ def export(folder: Path, out: Path, pack: Pack | None = None, *, samples: bool =
     environment: dict[str, Any] = {"git_hash": None}  # of a checkout of lm-eval
     add_env_info(environment)
     written = []
-    with _stored_documents(pack) as documents, progress.bar("export", len(files), "checkpoints") as advance:
+    with (
+        _stored_documents(pack) as documents,
+        _fast_bootstrap(pack, files),
+        progress.bar("export", len(files), "checkpoints") as advance,
+    ):
         tasks, groups = definitions(pack)
         for path in files:
             found = scores.read(path)
@@ -125,10 +127,8 @@ def _results(
             for metric, value in metrics.items():
                 raw_metrics[metric, "none"].append(value)
         accumulated[task.name] = {"task": task.definition, "raw_metrics": raw_metrics, "logged_samples": logged}
-    # Its pool would fork beside JAX's threads, and it prints what it resamples.
-    serial, silent = mock.patch.dict(os.environ, {"DISABLE_MULTIPROC": "1"}), io.StringIO()
-    with serial, contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
-        result = _process_results(accumulated, {group.name: group.definition for group in groups}, BOOTSTRAP)
+    chosen = {group.name: group.definition for group in groups}
+    result = _process_results(accumulated, chosen, bootstrap.ITERATIONS)
     return dict(result._to_eval_results(samples=result.samples))
 
 
@@ -168,6 +168,33 @@ def _stored_documents(pack: Pack) -> Iterator[dict[str, Documents]]:
         yield stored
 
 
+@contextlib.contextmanager
+def _fast_bootstrap(pack: Pack, files: list[Path]) -> Iterator[None]:
+    """Inside, lm-eval's bootstrap is ours, which gives the same; that of perplexity is done for all checkpoints at
+    once, before."""
+    original = lm_eval.api.metrics.bootstrap_stderr
+    kinds = {lm_eval.api.metrics.f1_score: bootstrap.of_f1, lm_eval.api.metrics.matthews_corrcoef: bootstrap.of_mcc}
+    known: dict[bytes, float] = {}
+    for table in tables(pack):
+        if table.task["output_type"] == "loglikelihood" and "perplexity" in table.task["lm_eval_metrics"]:
+            values = np.stack([scores.read(path).loglikelihood[table.first] for path in files])
+            errors = bootstrap.of_perplexity(values) if len(table.first) > 1 else []
+            known |= {row.tobytes(): float(error) for row, error in zip(values, errors)}
+
+    def bootstrap_stderr(f: Callable, xs: Sequence, iters: int) -> float:
+        if f is lm_eval.api.metrics.perplexity:
+            row = np.array(xs, float)
+            error = known.get(row.tobytes())
+            return float(bootstrap.of_perplexity(row[None], iters)[0]) if error is None else error
+        if f in kinds:
+            return float(kinds[f](np.array(xs)[None], iters)[0])
+        return original(f, xs, iters)
+
+    serial = mock.patch.dict(os.environ, {"DISABLE_MULTIPROC": "1"})  # a pool would fork beside JAX's threads
+    with serial, mock.patch.object(lm_eval.api.metrics, "bootstrap_stderr", bootstrap_stderr):
+        yield
+
+
 def _config(pack: Pack, found: Scores) -> dict[str, Any]:
     """As `lm_eval.simple_evaluate` describes the model and the run; `fineline analyze` reads tokens from it."""
     header = found.header
@@ -189,7 +216,7 @@ def _config(pack: Pack, found: Scores) -> dict[str, Any]:
         "device": None,
         "use_cache": None,
         "limit": pack.manifest["limit"],
-        "bootstrap_iters": BOOTSTRAP,
+        "bootstrap_iters": bootstrap.ITERATIONS,
         "gen_kwargs": None,
         "random_seed": DEFAULT_RANDOM_SEED,
         "numpy_seed": DEFAULT_OTHER_SEED,

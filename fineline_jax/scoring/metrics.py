@@ -3,9 +3,9 @@
 What a document contributes is defined in `document_metrics`; tasks with their own `process_results`, and f1 and mcc,
 are aggregated by lm-eval's code (`own_metrics`).
 
-Standard errors: sample standard deviation / sqrt(n), as lm-eval; perplexity: by the delta method, where lm-eval
-bootstraps (perplexity * standard error of the mean log-likelihood); the rolling ones: by the delta method for a
-ratio of sums over documents, where lm-eval gives none; f1 and mcc: jackknife, where lm-eval bootstraps.
+Standard errors are lm-eval's: sample standard deviation / sqrt(n) for means; the bootstrap, draw for draw, for
+perplexity, f1 and mcc. Where it gives none: for the rolling metrics the delta method for a ratio of sums over
+documents, for a task's own kind of f1 the jackknife.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from fineline_jax.errors import UserError
-from fineline_jax.scoring import document_metrics, scores
+from fineline_jax.scoring import bootstrap, document_metrics, scores
 from fineline_jax.scoring import pack as packs
 from fineline_jax.scoring.document_metrics import Table
 from fineline_jax.scoring.pack import Pack
@@ -68,7 +68,14 @@ def tidy(folder: Path) -> pd.DataFrame:
     files = scores.score_files(folder)
     pack = packs.load(folder / "pack")
     tables = document_metrics.tables(pack)
-    rows = [row for path in files for row in _rows(pack, tables, path)]
+    headers, found, resampled = [], [], []
+    for path in files:
+        result = _read(path, pack)
+        headers.append(result.header)
+        found.append(_values(pack, tables, result.loglikelihood, result.is_greedy))
+        resampled.append(_resampled(tables, result.loglikelihood))
+    _bootstrap(found, resampled)
+    rows = [row for header, values in zip(headers, found, strict=True) for row in _rows(pack, header, values)]
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     frame = frame.astype(
         {"step": "Int64", "tokens": "Int64", "value": float, "stderr": float, "n": int, "chance": float}
@@ -88,7 +95,10 @@ def of_tasks(pack: Pack, loglikelihood: np.ndarray, is_greedy: np.ndarray) -> di
 
     loglikelihood: float64 [requests], is_greedy: bool [requests], in the order of the pack.
     """
-    return _values(pack, document_metrics.tables(pack), loglikelihood, is_greedy)
+    tables = document_metrics.tables(pack)
+    values = _values(pack, tables, loglikelihood, is_greedy)
+    _bootstrap([values], [_resampled(tables, loglikelihood)])
+    return values
 
 
 def of_documents(pack: Pack, loglikelihood: np.ndarray, is_greedy: np.ndarray) -> pd.DataFrame:
@@ -125,15 +135,18 @@ def mean_and_stderr(items: Iterable[float]) -> Value:
     return Value(float(mean), deviation / math.sqrt(n), n)
 
 
-def _rows(pack: Pack, tables: list["Table"], path: Path) -> list[tuple]:
+def _read(path: Path, pack: Pack) -> scores.Scores:
     result = scores.read(path)
-    header = result.header
-    if header.key.pack != pack.hash:
+    if result.header.key.pack != pack.hash:
         raise UserError(f"{path}: made with another request pack than the one beside it; score this checkpoint again")
+    return result
+
+
+def _rows(pack: Pack, header: scores.Header, values: dict[str, Metrics]) -> list[tuple]:
     start = (header.series, header.checkpoint, header.step, header.tokens)
     entries = {row["task"]: row for row in pack.tasks} | {row["group"]: row for row in pack.manifest["groups"]}
     rows = []
-    for name, metrics in _values(pack, tables, result.loglikelihood, result.is_greedy).items():
+    for name, metrics in values.items():
         entry = entries[name]
         chance = math.nan if entry["chance"] is None else entry["chance"]
         for metric, found in metrics.items():
@@ -159,6 +172,38 @@ def _values(pack: Pack, tables: list[Table], loglikelihood: np.ndarray, is_greed
     return values
 
 
+def _resampled(tables: list[Table], loglikelihood: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
+    """(task, metric) -> [documents, ...], what the metrics whose standard error is bootstrapped are made of."""
+    found: dict[tuple[str, str], np.ndarray] = {}
+    for table in tables:
+        task = table.task["task"]
+        if len(table.first) < 2 or table.task["own_metrics"]:
+            continue
+        if table.task["output_type"] == "loglikelihood":
+            found[task, "perplexity"] = loglikelihood[table.first]
+        for metric in _pooled(table):
+            from fineline_jax.scoring.own_metrics import bootstrapped
+
+            if bootstrapped(task, metric):
+                found[task, metric] = np.array(document_metrics.predictions(table, loglikelihood))
+    return found
+
+
+def _bootstrap(values: list[dict[str, Metrics]], resampled: list[dict[tuple[str, str], np.ndarray]]) -> None:
+    """Put the bootstrapped standard errors into the values of all checkpoints: the draws are the same for all."""
+    kinds = {"perplexity": bootstrap.of_perplexity, "f1": bootstrap.of_f1, "mcc": bootstrap.of_mcc}
+    for task, metric in resampled[0] if resampled else ():
+        errors = kinds[metric](np.stack([one[task, metric] for one in resampled]))
+        for one, stderr in zip(values, errors, strict=True):
+            one[task][metric] = dataclasses.replace(one[task][metric], stderr=float(stderr))
+
+
+def _pooled(table: Table) -> list[str]:
+    """Metrics of predictions taken together."""
+    wanted = table.task["output_type"] == "multiple_choice" and table.mode == "lm-eval"
+    return sorted({"f1", "mcc"} & set(table.task["lm_eval_metrics"])) if wanted else []
+
+
 def _means(columns: document_metrics.Columns) -> Metrics:
     """An accuracy of a value that is not finite (an empty choice) is left out."""
     return {name: mean_and_stderr(column[np.isfinite(column)].tolist()) for name, column in columns.items()}
@@ -166,8 +211,7 @@ def _means(columns: document_metrics.Columns) -> Metrics:
 
 def _multiple_choice(table: Table, loglikelihood: np.ndarray, is_greedy: np.ndarray) -> Metrics:
     metrics = _means(document_metrics.columns(table, loglikelihood, is_greedy))
-    pooled = sorted({"f1", "mcc"} & set(table.task["lm_eval_metrics"])) if table.mode == "lm-eval" else []
-    if pooled:
+    if pooled := _pooled(table):
         from fineline_jax.scoring.own_metrics import of_predictions
 
         pairs = document_metrics.predictions(table, loglikelihood)
@@ -177,9 +221,8 @@ def _multiple_choice(table: Table, loglikelihood: np.ndarray, is_greedy: np.ndar
 
 def _single(table: Table, loglikelihood: np.ndarray, is_greedy: np.ndarray) -> Metrics:
     mean = mean_and_stderr(loglikelihood[table.first].tolist())
-    perplexity = _exp(-mean.value)
     metrics = _means(document_metrics.columns(table, loglikelihood, is_greedy))
-    return {**metrics, "perplexity": Value(perplexity, perplexity * mean.stderr, mean.n)}
+    return {**metrics, "perplexity": Value(_exp(-mean.value), math.nan, mean.n)}
 
 
 def _solutions(table: Table, loglikelihood: np.ndarray, is_greedy: np.ndarray) -> Metrics:
@@ -230,13 +273,15 @@ def _group(group: dict[str, Any], values: dict[str, Metrics]) -> Metrics:
     """lm-eval's `Group.aggregate`: weighted by documents with pooled standard error, or the plain mean over tasks."""
     leaves = [values[name] for name in group["tasks"]]
     metrics: Metrics = {}
-    for metric in dict.fromkeys(name for leaf in leaves for name in leaf if not name.endswith("perplexity")):
+    asked = group["weight_by_size"]
+    names = (name for leaf in leaves for name in leaf if name in asked or not name.endswith("perplexity"))
+    for metric in dict.fromkeys(names):
         parts = [leaf[metric] for leaf in leaves if metric in leaf]
         sizes, errors = [part.n for part in parts], [part.stderr for part in parts]
         total = sum(sizes)
         if total == 0:
             continue
-        if group["weight_by_size"].get(metric, group["weight_others_by_size"]):
+        if asked.get(metric, group["weight_others_by_size"]):
             value = sum([part.value * part.n for part in parts if part.n]) / total
             pooled = sum([(n - 1) * se**2 * n for n, se in zip(sizes, errors, strict=True)])
             stderr = math.sqrt(pooled / (total - len(sizes)) / total) if total > len(sizes) else math.nan

@@ -19,6 +19,7 @@ from fineline_jax.checkpoints.transfer import DiskFullError, FetchError, stopped
 from fineline_jax.errors import UserError
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.scoring.agreement import all_true, from_first
+from fineline_jax.scoring.placement import memory_of_device
 
 SHARE_OF_DEVICE = 0.6
 """Two sets of parameters may take this share of a device's memory; the rest is for activations."""
@@ -56,15 +57,17 @@ def open_each(
 
     wanted(checkpoint, identity): whether the parameters are to be loaded. check(checkpoint) comes first; what it raises
     ends the iteration, while a checkpoint that cannot be read is passed over as `Failed`.
-    With one process the next checkpoint is opened by a thread meanwhile, unless the devices have no room for two. With
-    several processes it is only hashed ahead, by process 0: loading runs collectives, whose order must be the same
-    everywhere.
+    The next checkpoint is opened by a thread meanwhile, unless the devices have no room for two. With several processes
+    each one's thread reads its own shards, and process 0 decides afterwards whether they are wanted. A checkpoint of a
+    run is then only hashed ahead: Orbax runs collectives, whose order must be the same everywhere.
     """
     alone = jax.process_count() == 1
 
     def ahead(checkpoint: Checkpoint) -> Opened | Failed:
         found = _hash(checkpoint, wanted, check)
-        if alone:
+        if _loads_alone(checkpoint):
+            if jax.process_index() != 0:  # most likely it is wanted
+                found = Opened(checkpoint, "", "", _UNREAD)
             return _load(found, mesh, dtype)
         if isinstance(found, Opened) and (found.model is not None or jax.process_index() != 0):
             _fetch(checkpoint)  # each process has its own disk, or waits for the one that fetches
@@ -85,7 +88,7 @@ def open_each(
                     series.discard(checkpoint)
                 params = found.model[1] if isinstance(found, Opened) and found.model is not None else None
                 following = checkpoints[place + 1] if place + 1 < len(checkpoints) else None
-                at_once = not alone or _room_for_two(params)
+                at_once = following is not None and (not _loads_alone(following) or _room_for_two(params))
                 if following is not None and at_once:
                     pending = pool.submit(ahead, following)
                 elif following is not None:
@@ -144,38 +147,58 @@ def _fetch(checkpoint: Checkpoint) -> None:
         series.fetch(checkpoint)
 
 
+def _loads_alone(checkpoint: Checkpoint) -> bool:
+    """Whether a process reads its shards without a word to the others."""
+    return checkpoint.kind == "hf" or jax.process_count() == 1
+
+
 def _load_together(
     checkpoint: Checkpoint, pending: Future[Opened | Failed], mesh: jax.sharding.Mesh, dtype: str
 ) -> Opened | Failed:
     """All processes do what process 0 found: load, pass over, or stop."""
+    mine: Opened | Failed = Failed(checkpoint, "")
     try:
-        first = pending.result()
-        if isinstance(first, Failed):
-            told = {"failed": first.reason}
+        mine = pending.result()
+        if isinstance(mine, Failed):
+            told = {"failed": mine.reason}
         else:
-            told = {"weights": first.weights, "version": first.version, "wanted": first.model is not None}
+            told = {"weights": mine.weights, "version": mine.version, "wanted": mine.model is not None}
     except UserError as error:
         told = {"stop": str(error)}
     told = from_first(told)
     if "stop" in told:
         raise UserError(told["stop"])
     if "failed" in told:
+        _drop(mine)
         return Failed(checkpoint, told["failed"])
-    model = _UNREAD if told["wanted"] else None
-    found = _load(Opened(checkpoint, told["weights"], told["version"], model), mesh, dtype)
-    if all_true(isinstance(found, Opened)):
-        return found
-    return found if isinstance(found, Failed) else Failed(checkpoint, "another process could not open it; see its log")
+    if not told["wanted"]:
+        _drop(mine)
+        return Opened(checkpoint, told["weights"], told["version"], None)
+    if isinstance(mine, Opened):
+        mine = dataclasses.replace(mine, weights=told["weights"], version=told["version"])
+        if not _is_read(mine):
+            mine = _load(dataclasses.replace(mine, model=_UNREAD), mesh, dtype)
+    if all_true(isinstance(mine, Opened)):
+        return mine
+    _drop(mine)
+    return mine if isinstance(mine, Failed) else Failed(checkpoint, "another process could not open it; see its log")
+
+
+def _is_read(found: Opened | Failed) -> bool:
+    return isinstance(found, Opened) and found.model is not None and found.model is not _UNREAD
+
+
+def _drop(found: Opened | Failed) -> None:
+    """Free what was read ahead in vain."""
+    if isinstance(found, Opened) and found.model is not None:
+        _free(found.model[1])
 
 
 def _room_for_two(params: dict[str, Any] | None) -> bool:
-    """Whether each device can hold a second set of parameters. Host memory is not asked."""
+    """Whether each device can hold a second set of parameters."""
     if params is None:
         return True
-    device = jax.local_devices()[0]
-    limit = (device.memory_stats() or {}).get("bytes_limit")
-    if limit is None or device.platform == "cpu":
-        return True
+    limit = memory_of_device() or float("inf")  # unknown
     held = sum(shard.data.nbytes for leaf in jax.tree.leaves(params) for shard in leaf.addressable_shards[:1])
     return 2 * held <= SHARE_OF_DEVICE * limit
 

@@ -4,11 +4,13 @@ import math
 from collections import Counter
 from typing import Any
 
-from lm_eval.api.metrics import mean, perplexity
+import numpy as np
+from lm_eval.api.metrics import acc_all, acc_all_stderr, f1_score, matthews_corrcoef, mean, perplexity
 from lm_eval.api.registry import get_aggregation, get_metric_aggregation
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from fineline_jax.errors import UserError
+from fineline_jax.scoring import bootstrap
 from fineline_jax.scoring.metrics import Metrics, Value, mean_and_stderr
 from fineline_jax.scoring.tasks import definition_file
 
@@ -19,7 +21,8 @@ Results = list[list[tuple[float, bool]]]
 def aggregated(task: str, documents: list[dict[str, Any]], results: Results) -> Metrics:
     """Metric -> value.
 
-    Standard errors for means and perplexity only. Raises UserError if the installed lm-eval has no such task.
+    Standard errors where lm-eval has them: of means, accuracy over all parts of a question, perplexity.
+    Raises UserError if the installed lm-eval has no such task.
     """
     config = _config(task)
     items = per_document(task, documents, results)
@@ -36,19 +39,25 @@ def per_document(task: str, documents: list[dict[str, Any]], results: Results) -
     return items
 
 
+def bootstrapped(task: str, metric: str) -> bool:
+    """Whether lm-eval bootstraps the standard error of f1 or mcc of a task: not of a task's own kind of f1."""
+    return _aggregation(_config(task), metric) in (f1_score, matthews_corrcoef)
+
+
 def of_predictions(task: str, metric: str, pairs: list[tuple[int, int]]) -> Value:
     """f1 or mcc by the task's own aggregation of (right choice, chosen one).
 
-    The standard error is the jackknife's; documents with the same pair are left out in the same way, so that this
-    takes as many evaluations as there are distinct pairs.
+    Where lm-eval has no standard error it is the jackknife's; documents with the same pair are left out in the same
+    way, so that this takes as many evaluations as there are distinct pairs. NaN where lm-eval bootstraps.
     """
     aggregation = _aggregation(_config(task), metric)
+    jackknife = not bootstrapped(task, metric)
     n = len(pairs)
     try:
         value = float(aggregation(pairs))
         counts = Counter(pairs)
         without = {}
-        for pair in counts if n > 2 else ():
+        for pair in counts if n > 2 and jackknife else ():
             rest = list(pairs)
             rest.remove(pair)
             without[pair] = float(aggregation(rest))
@@ -82,8 +91,9 @@ def _aggregation(config: dict[str, Any], metric: str) -> Any:
 def _aggregate(aggregation: Any, items: list[Any]) -> Value:
     if aggregation is mean:
         return mean_and_stderr(items)
-    if aggregation is perplexity:
-        rate = mean_and_stderr(items)
-        value = math.exp(-rate.value)
-        return Value(value, value * rate.stderr, rate.n)
-    return Value(float(aggregation(items)), math.nan, len(items))
+    value, several = float(aggregation(items)), len(items) > 1
+    if aggregation is perplexity and several:
+        return Value(value, float(bootstrap.of_perplexity(np.array([items]))[0]), len(items))
+    if aggregation is acc_all and several:
+        return Value(value, float(acc_all_stderr(items)), len(items))
+    return Value(value, math.nan, len(items))

@@ -180,21 +180,24 @@ def save(pack: Pack, path: Path) -> None:
     refuse_to_replace(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for name in SCHEMAS:
-        # Contexts of neighbouring documents share their solved examples: long pages let zstd see that.
-        pq.write_table(
-            getattr(pack, name),
-            partial / f"{name}.parquet",
-            compression="zstd",
-            compression_level=9,
-            use_dictionary=False,
-            data_page_size=16 << 20,
-        )
-    (partial / "manifest.json").write_text(json.dumps(pack.manifest, indent=1, ensure_ascii=False) + "\n")
-    if path.exists():
-        shutil.rmtree(path)
-    partial.rename(path)
+    try:
+        partial.mkdir(parents=True)
+        for name in SCHEMAS:
+            # Contexts of neighbouring documents share their solved examples: long pages let zstd see that.
+            pq.write_table(
+                getattr(pack, name),
+                partial / f"{name}.parquet",
+                compression="zstd",
+                compression_level=9,
+                use_dictionary=False,
+                data_page_size=16 << 20,
+            )
+        (partial / "manifest.json").write_text(json.dumps(pack.manifest, indent=1, ensure_ascii=False) + "\n")
+        if path.exists():
+            shutil.rmtree(path)
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def refuse_to_replace(path: Path) -> None:

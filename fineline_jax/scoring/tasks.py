@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -122,41 +123,44 @@ def definition_file(task: str) -> Path | None:
 def documents(task: Task, limit: int | None = None) -> Iterator[Document]:
     """The documents of `task` in order, at most `limit`; the same loop as lm-eval's `Task.build_all_requests` at
     world size 1. Drawing few-shot examples has state: load the tasks anew for a second pass."""
+    _remember_shots(task.definition)
+    _check_pool(task)
+    for doc_id, doc in task.definition.doc_iterator(rank=0, limit=limit, world_size=1):
+        with _told(task.name, task.definition.config, f"document {doc_id} of"):
+            document = _document(task, doc_id, doc)
+        yield document
+
+
+def _document(task: Task, doc_id: int, doc: dict[str, Any]) -> Document:
     definition = task.definition
     output_type = definition.OUTPUT_TYPE
-    _remember_shots(definition)
-    for doc_id, doc in definition.doc_iterator(rank=0, limit=limit, world_size=1):
-        prefix = definition.doc_to_prefix(doc)
-        context = definition.fewshot_context(
-            doc,
-            num_fewshot=definition.config.num_fewshot or 0,
-            system_instruction=None,
-            apply_chat_template=False,
-            fewshot_as_multiturn=False,
-            chat_template=None,
-            gen_prefix=prefix,
-        )
-        target = str(definition.doc_to_target(doc))
-        if output_type == "generate_until":
-            solutions = gold.continuations(task.name, definition, doc, prefix)
-            requests = tuple((context, text) for text, _ in solutions)
-            yield Document(doc, requests, (0,), tuple(solution for _, solution in solutions), target, 0, 0)
-            continue
-        built = definition.construct_requests(doc=doc, ctx=context, metadata=(task.name, doc_id, 1))
-        instances = built if isinstance(built, list) else [built]
-        if any(len(instance.args) != (1 if output_type == "loglikelihood_rolling" else 2) for instance in instances):
-            raise UserError(
-                f"task {task.name!r} asks about images or sound, which a language model cannot score; drop it"
-            )
-        requests = tuple(("", i.args[0]) if len(i.args) == 1 else (i.args[0], str(i.args[1])) for i in instances)
-        if output_type == "multiple_choice":
-            choices = tuple(definition.doc_to_choice(doc))
-            yield Document(doc, requests, _gold(definition, doc, choices), choices, target, 0, 0)
-        elif output_type == "loglikelihood":
-            yield Document(doc, requests, (0,), (requests[0][1].lstrip(),), target, 0, 0)
-        else:
-            words, size = _rolling_weights(definition, doc)
-            yield Document(doc, requests, (0,), (requests[0][1],), target, words, size)
+    prefix = definition.doc_to_prefix(doc)
+    context = definition.fewshot_context(
+        doc,
+        num_fewshot=definition.config.num_fewshot or 0,
+        system_instruction=None,
+        apply_chat_template=False,
+        fewshot_as_multiturn=False,
+        chat_template=None,
+        gen_prefix=prefix,
+    )
+    target = str(definition.doc_to_target(doc))
+    if output_type == "generate_until":
+        solutions = gold.continuations(task.name, definition, doc, prefix)
+        requests = tuple((context, text) for text, _ in solutions)
+        return Document(doc, requests, (0,), tuple(solution for _, solution in solutions), target, 0, 0)
+    built = definition.construct_requests(doc=doc, ctx=context, metadata=(task.name, doc_id, 1))
+    instances = built if isinstance(built, list) else [built]
+    if any(len(instance.args) != (1 if output_type == "loglikelihood_rolling" else 2) for instance in instances):
+        raise UserError(f"task {task.name!r} asks about images or sound, which a language model cannot score; drop it")
+    requests = tuple(("", i.args[0]) if len(i.args) == 1 else (i.args[0], str(i.args[1])) for i in instances)
+    if output_type == "multiple_choice":
+        choices = tuple(definition.doc_to_choice(doc))
+        return Document(doc, requests, _gold(definition, doc, choices), choices, target, 0, 0)
+    if output_type == "loglikelihood":
+        return Document(doc, requests, (0,), (requests[0][1].lstrip(),), target, 0, 0)
+    words, size = _rolling_weights(definition, doc)
+    return Document(doc, requests, (0,), (requests[0][1],), target, words, size)
 
 
 def shots(task: Task) -> int:
@@ -167,7 +171,9 @@ def config_hash(task: Task) -> str:
     """sha256 of the task's definition, functions by their source, without the place it was read from."""
     config = task.definition.dump_config()
     config["metadata"] = {k: v for k, v in config.get("metadata", {}).items() if k != "config_source"}
-    return hashlib.sha256(json.dumps(config, sort_keys=True, default=_source).encode()).hexdigest()
+    text = json.dumps(config, sort_keys=True, default=_source)
+    text = re.sub(r" at 0x[0-9a-f]+", "", text)  # of a function that is wrapped, as in xcopa
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def local_folder(benchmarks: Path) -> LoadDataset:
@@ -193,6 +199,18 @@ def local_folder(benchmarks: Path) -> LoadDataset:
     return load_dataset
 
 
+@contextlib.contextmanager
+def without_bars() -> Iterator[None]:
+    """Hide the progress bars of `datasets`: one for each split that a task processes."""
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
 class Splits(datasets.DatasetDict):
     """Splits of a folder; asking for a missing one is an error that names its file."""
 
@@ -214,11 +232,8 @@ def _read_split(file: str) -> datasets.Dataset:
 def _load_one(manager: TaskManager, spec: TaskSpec, source: LoadDataset | None) -> Any:
     """As `lm_eval.simple_evaluate` loads: construct, then set shots and seed."""
     patch = mock.patch.object(datasets, "load_dataset", source) if source else contextlib.nullcontext()
-    try:
-        with _quiet(), patch, gold.without_checkers():
-            loaded = manager.load([spec.task])
-    except UserError as error:
-        raise UserError(f"task {spec.task!r}: {error}") from None
+    with _quiet(), patch, gold.without_checkers(), _told(spec.task):
+        loaded = manager.load([spec.task])
     for name, definition in loaded["tasks"].items():
         if definition.OUTPUT_TYPE not in SCOREABLE:
             raise UserError(f"task {name!r} is of output_type {definition.OUTPUT_TYPE}, which is not scored; drop it")
@@ -228,6 +243,34 @@ def _load_one(manager: TaskManager, spec: TaskSpec, source: LoadDataset | None) 
         definition.set_config(key="num_fewshot", value=spec.shots if spec.shots is not None else fixed or 0)
         definition.set_fewshot_seed(seed=FEWSHOT_SEED)
     return loaded
+
+
+@contextlib.contextmanager
+def _told(task: str, config: Any = None, place: str = "its") -> Iterator[None]:
+    """What templates and functions of a task raise on documents they were not written for, in one line."""
+    try:
+        yield
+    except UserError as error:
+        text = str(error)
+        raise error if text.startswith("task ") else UserError(f"task {task!r}: {text}") from None
+    except Exception as error:  # of jinja2, of the hub, of the task's own code
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        # lm-eval's config is an empty dict to `if`
+        data_set = "" if config is None else f" {config.dataset_path!r}{_config(config.dataset_name)}"
+        remedy = "give documents with the columns of the hub's copy, by --benchmarks or a connection to the hub"
+        if isinstance(error, ImportError):
+            remedy = "install what it needs, or drop the task"
+        raise UserError(f"task {task!r}: lm-eval cannot use {place} data set{data_set} ({reason}); {remedy}") from error
+
+
+def _check_pool(task: Task) -> None:
+    """Raise UserError if there are fewer solved examples than are to be shown."""
+    wanted, sampler = shots(task), getattr(task.definition, "sampler", None)
+    if wanted and sampler is not None and len(sampler.df or ()) < wanted:
+        raise UserError(
+            f"task {task.name!r}: {wanted} shots, but its data set has {len(sampler.df or ())} solved examples; ask for"
+            " fewer or give all of them"
+        )
 
 
 def _remember_shots(definition: Any) -> None:

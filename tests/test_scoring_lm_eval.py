@@ -93,7 +93,7 @@ def as_json(value: Any) -> Any:
 
 def test_our_engine_behind_lm_eval_gives_the_results_of_its_own_backend(place, theirs, monkeypatch):
     monkeypatch.setenv("DISABLE_MULTIPROC", "1")
-    model = lm_eval_backend.FinelineLM(str(place / "run"), revision="step2", fsdp=1, replica=-1)
+    model = lm_eval_backend.FinelineLM(str(place / "run"), revision="step2")
     ours = evaluate(place, model, log_samples=True)
     for key in ("results", "n-samples", "n-shot", "versions", "higher_is_better"):
         same(as_json(ours[key]), as_json(theirs[key]), key)
@@ -236,6 +236,30 @@ def test_a_task_that_generates_and_a_checkpoint_not_named_are_refused(place):
     request = Instance("generate_until", {}, ("Q:", {}), 0, metadata=("gsm8k", 0, 1))
     with pytest.raises(UserError, match="generates no text; leave out gsm8k"):
         model.generate_until([request])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"pretrained": "x", "trust_remote_code": True},
+            "has no argument trust_remote_code; known: pretrained, revision",
+        ),
+        ({}, "give --model_args pretrained=RUN"),
+        ({"pretrained": "x", "dtype": "float16"}, "dtype=float16 must be float32 or bfloat16"),
+        ({"pretrained": "x", "max_length": 0}, "max_length=0 must be at least 1"),
+    ],
+)
+def test_wrong_model_arguments_are_told_in_one_line(arguments, message):
+    with pytest.raises(UserError, match=message):
+        lm_eval_backend.FinelineLM(**arguments)
+
+
+def test_small_weights_are_copied_to_every_device(place):
+    model = lm_eval_backend.FinelineLM(str(place / "run"), revision="step1")
+    assert model.mesh.shape["replica"] == model.mesh.size and model.mesh.shape["fsdp"] == 1
+    sharded = lm_eval_backend.FinelineLM(str(place / "run"), revision="step1", fsdp=2, tensor=2, replica=-1)
+    assert sharded.mesh.shape["tensor"] == 2
 
 
 YAML = """

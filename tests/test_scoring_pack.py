@@ -10,7 +10,7 @@ import pytest
 from scoring_examples import sentence, write_benchmarks, write_tokenizer
 
 from fineline_jax.errors import UserError
-from fineline_jax.scoring import pack, suite, tasks
+from fineline_jax.scoring import pack, scores, suite, tasks
 from fineline_jax.scoring.encode import Encoder
 from fineline_jax.scoring.tokenizer import identity, open_tokenizer
 
@@ -71,6 +71,21 @@ def test_a_pack_of_an_older_format_is_refused(benchmarks, tokenizers, tmp_path):
     (tmp_path / "p/manifest.json").write_text(json.dumps({**manifest, "format": pack.FORMAT - 1}))
     with pytest.raises(UserError, match="pack format 1 is not 2; prepare it again"):
         pack.load(tmp_path / "p")
+
+
+@pytest.mark.parametrize("manifest", ["[]", "{}", '{"format": 2}', "not JSON", "null"])
+def test_a_damaged_manifest_is_told_in_one_line(manifest, benchmarks, tokenizers, tmp_path):
+    pack.prepare("piqa", tokenizers["bos"], tmp_path / "p", benchmarks=benchmarks)
+    (tmp_path / "p/manifest.json").write_text(manifest)
+    with pytest.raises(UserError, match=r"p: damaged request pack .*; prepare it again"):
+        pack.load(tmp_path / "p")
+
+
+def test_a_score_file_of_another_kind_is_told_in_one_line(tmp_path):
+    schema = scores._SCHEMA.with_metadata({b"fineline": b'{"key": {}, "series": "s"}'})
+    pq.write_table(schema.empty_table(), tmp_path / "x.parquet")
+    with pytest.raises(UserError, match=r"x\.parquet: not a score file"):
+        scores.read_header(tmp_path / "x.parquet")
 
 
 def test_the_hash_depends_on_what_is_asked_and_not_on_how_it_is_filed(benchmarks, tokenizers, tmp_path):

@@ -36,7 +36,7 @@ class FinelineLM(TemplateLM):
 
     def __init__(
         self,
-        pretrained: str,
+        pretrained: str = "",
         revision: str | None = None,
         dtype: str = "float32",
         tokenizer: str | None = None,
@@ -49,6 +49,7 @@ class FinelineLM(TemplateLM):
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
         device: str | None = None,
+        **unknown: Any,
     ):
         """Read the weights.
 
@@ -63,8 +64,16 @@ class FinelineLM(TemplateLM):
         super().__init__()
         if jax.process_count() > 1:
             raise UserError("the lm-eval backend runs in one process; use `fineline score --distributed`")
+        if unknown:
+            known = "revision, dtype, tokenizer, max_length, add_bos_token, batch_tokens, replica, fsdp, tensor"
+            raise UserError(f"model fineline has no argument {', '.join(unknown)}; known: pretrained, {known}")
+        if not pretrained:
+            raise UserError("model fineline: give --model_args pretrained=RUN, what `fineline score` takes")
         if dtype not in ("float32", "bfloat16"):
             raise UserError(f"dtype={dtype} must be float32 or bfloat16")
+        for name, value in (("max_length", max_length), ("batch_tokens", batch_tokens)):
+            if value is not None and value < 1:
+                raise UserError(f"{name}={value} must be at least 1")
         checkpoint = find_checkpoint(pretrained, revision)
         folder = Path(tokenizer) if tokenizer else tokenizer_folder(checkpoint)
         if folder is None:

@@ -162,15 +162,16 @@ def load(path: Path) -> Pack:
     """Read a pack. Raises UserError if it is not one, is of another format, or was damaged."""
     try:
         manifest = json.loads((path / "manifest.json").read_text())
-        if manifest.get("format") != FORMAT:
-            raise UserError(f"{path}: pack format {manifest.get('format')} is not {FORMAT}; prepare it again")
+        if manifest["format"] != FORMAT:
+            raise UserError(f"{path}: pack format {manifest['format']} is not {FORMAT}; prepare it again")
         tables = {name: pq.read_table(path / f"{name}.parquet", schema=schema) for name, schema in SCHEMAS.items()}
+        pack = Pack(manifest, **tables)
+        whole = content_hash(pack) == pack.hash
     except FileNotFoundError:
         raise UserError(f"{path}: not a request pack; make one with `fineline tasks prepare`") from None
-    except (ValueError, pa.ArrowException) as error:
+    except (ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise UserError(f"{path}: damaged request pack ({' '.join(str(error).split())}); prepare it again") from None
-    pack = Pack(manifest, **tables)
-    if content_hash(pack) != pack.hash:
+    if not whole:
         raise UserError(f"{path}: the files do not match the hash in manifest.json; prepare the pack again")
     return pack
 

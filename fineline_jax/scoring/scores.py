@@ -90,11 +90,14 @@ def write(folder: Path, scores: Scores) -> Path:
     metadata = {_KEY: json.dumps(dataclasses.asdict(scores.header)).encode()}
     table = pa.Table.from_arrays([pa.array(column) for column in columns], schema=_SCHEMA.with_metadata(metadata))
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("wb") as file:
-        pq.write_table(table, file, compression="zstd")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            pq.write_table(table, file, compression="zstd")
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)  # a full disk is not made fuller
     return path
 
 
@@ -115,9 +118,9 @@ def read_header(path: Path) -> Header:
     try:
         metadata = pq.read_schema(path).metadata or {}
         header = json.loads(metadata[_KEY])
-    except (OSError, pa.ArrowException, KeyError, ValueError):
+        return Header(**{**header, "key": Key(**header["key"])})
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
         raise UserError(f"{path}: not a score file of `fineline score`; remove it and score again") from None
-    return Header(**{**header, "key": Key(**header["key"])})
 
 
 def header_of(folder: Path, series: str, checkpoint: str) -> Header | None:

@@ -88,38 +88,36 @@ def _blockwise_forward(query: jax.Array, key: jax.Array, value: jax.Array):
     context = jnp.concatenate(contexts, axis=2).astype(query.dtype)
     normaliser = jnp.concatenate(normalisers, axis=2)
     out = context.reshape(query.shape[0], -1, length, query.shape[3]).transpose(0, 2, 1, 3)
-    return out, (query, key, value, out, normaliser)
+    return out, (queries, keys, values, out, normaliser)
 
 
 def _blockwise_backward(saved, gradient: jax.Array):
-    query, key, value, out, normaliser = saved
-    queries, keys, values, groups = _heads_first(query, key, value)
-    pieces = keys.shape[0]
-    stacked = lambda x: x.transpose(0, 2, 1, 3).reshape(pieces, groups, *x.shape[1::2])
-    gradients = stacked(gradient)
-    delta = jnp.sum(gradients.astype(jnp.float32) * stacked(out), axis=-1)
-    length = query.shape[1]
+    queries, keys, values, out, normaliser = saved
+    pieces, groups, length, head_dim = queries.shape
+    batch, kv_heads = out.shape[0], pieces // out.shape[0]
+    delta = jnp.sum(gradient.astype(jnp.float32) * out, axis=-1)
+    delta = delta.transpose(0, 2, 1).reshape(pieces, groups, length)
+    gradients = gradient.transpose(0, 2, 1, 3).reshape(queries.shape)
     query_gradients = []
     key_gradient = jnp.zeros(keys.shape, jnp.float32)
     value_gradient = jnp.zeros(values.shape, jnp.float32)
+    turned_keys = jax.lax.optimization_barrier(keys.transpose(0, 2, 1))
     for start, stop in _blocks(length):
         block = _block_of_queries(queries, groups, start, stop)
         upstream = gradients[:, :, start:stop].reshape(block.shape)
         row = lambda x, start=start, stop=stop: x[:, :, start:stop].reshape(pieces, 1, -1)
         visible = np.arange(stop)[:, None] <= np.arange(start, stop)[None, :]
         scores = _product("nkd,nqd->nkq", keys[:, :stop], block)
-        weights = jnp.where(np.tile(visible, (1, groups)), jnp.exp(scores - row(normaliser)), 0.0)
+        weights = jnp.exp(jnp.where(np.tile(visible, (1, groups)), scores - row(normaliser), -jnp.inf))
         slopes = weights * (_product("nkd,nqd->nkq", values[:, :stop], upstream) - row(delta))
-        weights, slopes = weights.astype(query.dtype), slopes.astype(query.dtype)
+        weights, slopes = weights.astype(block.dtype), slopes.astype(block.dtype)
         value_gradient = value_gradient.at[:, :stop].add(_product("nkq,nqd->nkd", weights, upstream))
         key_gradient = key_gradient.at[:, :stop].add(_product("nkq,nqd->nkd", slopes, block))
-        turned = _product("ndk,nkq->ndq", keys[:, :stop].transpose(0, 2, 1), slopes)
+        turned = jax.lax.optimization_barrier(_product("ndk,nkq->ndq", turned_keys[:, :, :stop], slopes))
         query_gradients.append(turned.transpose(0, 2, 1).reshape(pieces, groups, stop - start, -1))
-    query_gradient = jnp.concatenate(query_gradients, axis=2) * query.shape[3] ** -0.5
-    unstack = lambda x, like: (
-        x.reshape(like.shape[0], like.shape[2], like.shape[1], like.shape[3]).transpose(0, 2, 1, 3).astype(like.dtype)
-    )
-    return unstack(query_gradient, query), unstack(key_gradient, key), unstack(value_gradient, value)
+    query_gradient = jnp.concatenate(query_gradients, axis=2) * head_dim**-0.5
+    unstack = lambda x: x.reshape(batch, -1, length, head_dim).transpose(0, 2, 1, 3).astype(out.dtype)
+    return unstack(query_gradient), unstack(key_gradient), unstack(value_gradient)
 
 
 blockwise.defvjp(_blockwise_forward, _blockwise_backward)

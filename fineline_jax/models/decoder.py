@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
@@ -205,7 +206,7 @@ class Block(nnx.Module):
             return y + getattr(self, name + "_bias")[...].astype(x.dtype) if self.config.mlp_bias else y
 
         if self.config.mlp == "swiglu":
-            hidden = jax.nn.silu(project("gate")) * project("up")
+            hidden = swiglu(project("gate"), project("up"))
         else:
             hidden = jax.nn.gelu(project("up"), approximate=False)
         down = gathered(getattr(self, prefix + "down"), P("tensor", None), x.dtype)
@@ -379,10 +380,31 @@ def _linear_backward(subscripts: str, out: jax.P, saved: tuple[jax.Array, jax.Ar
     x_gradient = jnp.einsum(f"{y_axes},{w_axes}->{x_axes}", gradient, weight, out_sharding=spec(x))
     pair = [(x_axes, x), (y_axes, gradient)]
     (a_axes, a), (b_axes, b) = sorted(pair, key=lambda item: item[1].size)
-    return x_gradient, jnp.einsum(f"{a_axes},{b_axes}->{w_axes}", a, b, out_sharding=spec(weight))
+    only = lambda axes, others: "".join(axis for axis in axes if axis not in others)
+    natural = only(a_axes, b_axes) + only(b_axes, a_axes)
+    if natural == w_axes:
+        return x_gradient, jnp.einsum(f"{a_axes},{b_axes}->{w_axes}", a, b, out_sharding=spec(weight))
+    axis_of = dict(zip(w_axes, spec(weight)))
+    turned = jnp.einsum(f"{a_axes},{b_axes}->{natural}", a, b, out_sharding=P(*(axis_of[axis] for axis in natural)))
+    return x_gradient, jnp.einsum(f"{natural}->{w_axes}", jax.lax.optimization_barrier(turned))
 
 
 _linear.defvjp(_linear_forward, _linear_backward)
+
+
+@jax.custom_vjp
+def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """silu(gate) * up (2002.05202); the derivative keeps only the two arguments and computes the rest again."""
+    return jax.nn.silu(gate) * up
+
+
+def _swiglu_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array):
+    gate, up = saved
+    share = jax.nn.sigmoid(gate)
+    return gradient * up * share * (1.0 + gate * (1.0 - share)), gradient * gate * share
+
+
+swiglu.defvjp(lambda gate, up: (swiglu(gate, up), (gate, up)), _swiglu_backward)
 
 
 def add_norm(module: nnx.Module, name: str, weights: Weights, config: ModelConfig) -> None:
@@ -418,16 +440,20 @@ def layer_norm(x: jax.Array, scale: nnx.Param | None, bias: nnx.Param | None, ep
 
 
 def rotary_factors(positions: jax.Array, features: int, theta: float, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-    """cos and sin [batch, length, 1, features / 2] of the rotary angles (2104.09864), computed in float32."""
+    """cos and signed sin [batch, length, 1, features] of the rotary angles (2104.09864), computed in float32."""
     frequencies = theta ** -(jnp.arange(0, features, 2, dtype=jnp.float32) / features)
     angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
-    return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
+    half = np.eye(features // 2, dtype=np.float32)
+    spread = lambda table, first: jnp.einsum(
+        "bsuj,jk->bsuk", table, np.concatenate([first * half, half], axis=1), precision="highest"
+    ).astype(dtype)
+    return spread(jnp.cos(angles), 1), spread(jnp.sin(angles), -1)
 
 
 def rotate(x: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Rotary embedding of the first features, half-split layout: of n, feature j is paired with feature j + n / 2."""
     cos, sin = rotary
-    half = cos.shape[-1]
-    first, second, rest = jnp.split(x, [half, 2 * half], axis=-1)
-    rotated = [first * cos - second * sin, second * cos + first * sin]
-    return jnp.concatenate([*rotated, rest] if rest.shape[-1] else rotated, axis=-1)
+    turned, kept = jnp.split(x, [cos.shape[-1]], axis=-1)
+    pairs = turned.reshape(*turned.shape[:-1], 2, -1)
+    y = turned * cos + jnp.flip(pairs, axis=-2).reshape(turned.shape) * sin
+    return jnp.concatenate([y, kept], axis=-1) if kept.shape[-1] else y

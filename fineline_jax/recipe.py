@@ -97,6 +97,10 @@ class Loss:
     """Targets with this id are not trained on (OpenLLaMA: BOS, id 1)."""
     z_loss: float = 0.0
     """Weight of the squared log-normaliser."""
+    load_balance: float = 0.0
+    """model.experts: weight of the load-balancing loss (2101.03961; OLMoE: 0.01), of each micro-batch."""
+    router_z_loss: float = 0.0
+    """model.experts: weight of the router's squared log-normaliser (2202.08906; OLMoE: 0.001)."""
     chunk_tokens: int = 1024
     """Tokens of a device whose logits exist at a time."""
 
@@ -276,6 +280,10 @@ def check(recipe: Recipe) -> None:
     require(optimizer.clip_norm > 0, "optimizer.clip_norm must be positive")
     require(optimizer.skip_spike_sigmas >= 0, "optimizer.skip_spike_sigmas must not be negative")
     require(r.loss.z_loss >= 0, "loss.z_loss must not be negative")
+    for field in ("load_balance", "router_z_loss"):
+        weight = getattr(r.loss, field)
+        require(weight >= 0, f"loss.{field} must not be negative")
+        require(not weight or r.model.experts > 0, f"loss.{field}={weight} is a loss of experts; set model.experts")
     require(r.loss.chunk_tokens >= 1, "loss.chunk_tokens must be at least 1")
     require(all(t >= 0 for t in r.checkpoints.at_tokens), "checkpoints.at_tokens must not be negative")
     require(r.checkpoints.latest_every_tokens >= 0, "checkpoints.latest_every_tokens must not be negative")

@@ -74,7 +74,23 @@ def hidden_states(
     last layer computes no more for the others than keys and values. Call it under `jax.set_mesh`.
     """
     model = nnx.merge(_graphdef(config), params)
-    return model(tokens, positions, attend, dtype, remat, scan_layers, places)
+    return model(tokens, positions, attend, dtype, remat, scan_layers, places)[0]
+
+
+def hidden_states_and_routing(
+    config: ModelConfig,
+    params: Params,
+    tokens: jax.Array,
+    positions: jax.Array,
+    attend: Attend,
+    *,
+    dtype: jnp.dtype = jnp.float32,
+    remat: Remat = "none",
+    scan_layers: bool = True,
+) -> tuple[jax.Array, moe.Routing | None]:
+    """`hidden_states` of all places, and how each layer sent them to its experts, [layers, …]; None without experts."""
+    model = nnx.merge(_graphdef(config), params)
+    return model(tokens, positions, attend, dtype, remat, scan_layers, None)
 
 
 def head_weight(config: ModelConfig, params: Params) -> jax.Array:
@@ -160,19 +176,22 @@ class Block(nnx.Module):
 
     def __call__(
         self, stream: jax.Array, rotary: tuple[jax.Array, jax.Array], attend: Attend, keep: Keep = everything
-    ) -> jax.Array:
+    ) -> tuple[jax.Array, moe.Routing | None]:
         attention_norm = functools.partial(normed, self, "attention_norm")
         mlp_norm = functools.partial(normed, self, "mlp_norm")
         kept_context: Attend = lambda *qkv: keep(attend(*qkv))
         if self.config.norm_after:
             stream = keep(stream) + attention_norm(self.attention(stream, rotary, kept_context))
-            return stream + mlp_norm(self.mlp(stream))
+            y, routing = self.mlp(stream)
+            return stream + mlp_norm(y), routing
         attended = self.attention(attention_norm(stream), rotary, kept_context)
         stream = keep(stream)
         if self.config.parallel_residual:
-            return stream + attended + self.mlp(mlp_norm(stream))
+            y, routing = self.mlp(mlp_norm(stream))
+            return stream + attended + y, routing
         stream = stream + attended
-        return stream + self.mlp(mlp_norm(stream))
+        y, routing = self.mlp(mlp_norm(stream))
+        return stream + y, routing
 
     def attention(self, x: jax.Array, rotary: tuple[jax.Array, jax.Array], attend: Attend) -> jax.Array:
         config, per_head = self.config, P(BATCH, None, "tensor", None)
@@ -194,8 +213,8 @@ class Block(nnx.Module):
         y = linear("bshk,hkd->bsd", STREAM, context, out)
         return y + self.o_bias[...].astype(x.dtype) if config.attention_bias else y
 
-    def mlp(self, x: jax.Array) -> jax.Array:
-        return self.mixture(x) if self.config.experts else self.feed_forward(x)
+    def mlp(self, x: jax.Array) -> tuple[jax.Array, moe.Routing | None]:
+        return self.mixture(x) if self.config.experts else (self.feed_forward(x), None)
 
     def feed_forward(self, x: jax.Array, prefix: str = "") -> jax.Array:
         """The MLP whose weights are called `prefix` + gate, up and down."""
@@ -213,9 +232,9 @@ class Block(nnx.Module):
         y = linear("bsf,fd->bsd", STREAM, hidden, down)
         return y + self.down_bias[...].astype(x.dtype) if self.config.mlp_bias else y
 
-    def mixture(self, x: jax.Array) -> jax.Array:
+    def mixture(self, x: jax.Array) -> tuple[jax.Array, moe.Routing]:
         into, out = P(None, None, "tensor"), P(None, "tensor", None)
-        mixed = moe.mixture(
+        mixed, routing = moe.mixture(
             x,
             gathered(self.router, P(None, None), x.dtype),
             gathered(self.gate, into, x.dtype),
@@ -225,9 +244,9 @@ class Block(nnx.Module):
             normalise=self.config.normalise_experts,
         )
         if not self.config.shared_expert_width:
-            return mixed
+            return mixed, routing
         score = jnp.einsum("bsd,d->bs", x, self.shared_router[...].astype(x.dtype), out_sharding=P(BATCH, None))
-        return mixed + jax.nn.sigmoid(score)[..., None] * self.feed_forward(x, "shared_")
+        return mixed + jax.nn.sigmoid(score)[..., None] * self.feed_forward(x, "shared_"), routing
 
 
 class MambaBlock(nnx.Module):
@@ -261,7 +280,7 @@ class MambaBlock(nnx.Module):
 
     def __call__(
         self, stream: jax.Array, rotary: tuple[jax.Array, jax.Array], attend: Attend, keep: Keep = everything
-    ) -> jax.Array:
+    ) -> tuple[jax.Array, None]:
         y = normed(self, "mixer_norm", stream)
         dtype, inner = y.dtype, P(BATCH, None, "tensor")
         x = linear("bsd,df->bsf", inner, y, gathered(self.x, P(None, "tensor"), dtype))
@@ -275,7 +294,7 @@ class MambaBlock(nnx.Module):
         scanned = mamba.selective_scan(x, jax.nn.softplus(step), decay, b, c)
         mixed = (scanned + x * self.skip[...]).astype(dtype) * jax.nn.silu(z)
         out = gathered(self.out, P("tensor", None), dtype)
-        return keep(stream) + linear("bsf,fd->bsd", STREAM, keep(mixed), out)
+        return keep(stream) + linear("bsf,fd->bsd", STREAM, keep(mixed), out), None
 
 
 class Decoder(nnx.Module):
@@ -302,20 +321,21 @@ class Decoder(nnx.Module):
         remat: Remat,
         scan_layers: bool,
         places: jax.Array | None,
-    ) -> jax.Array:
+    ) -> tuple[jax.Array, moe.Routing | None]:
         rotary = rotary_factors(positions, self.config.rotary_dim, self.config.rope_theta, dtype)
         stream = gathered(self.embed, P(None, None), dtype).at[tokens].get(out_sharding=STREAM)
 
-        def layer(stream: jax.Array, block: Block | MambaBlock) -> tuple[jax.Array, None]:
-            return block(checkpoint_name(stream, "layer_input"), rotary, attend), None
+        def layer(stream: jax.Array, block: Block | MambaBlock) -> tuple[jax.Array, moe.Routing | None]:
+            return block(checkpoint_name(stream, "layer_input"), rotary, attend)
 
+        routing = None
         if places is None:
-            stream, _ = jax.lax.scan(rematerialized(layer, remat), stream, self.layers, unroll=not scan_layers)
+            stream, routing = jax.lax.scan(rematerialized(layer, remat), stream, self.layers, unroll=not scan_layers)
         else:
             *_, last = range(self.config.layers)
             stream = jax.lax.fori_loop(0, last, lambda i, x: layer(x, layer_of(self.layers, i))[0], stream)
-            stream = layer_of(self.layers, last)(stream, rotary, attend, functools.partial(at_places, places))
-        return normed(self, "norm", stream)
+            stream, _ = layer_of(self.layers, last)(stream, rotary, attend, functools.partial(at_places, places))
+        return normed(self, "norm", stream), routing
 
 
 def layer_of(stacked: nnx.Module, index: jax.typing.ArrayLike) -> Any:

@@ -6,6 +6,7 @@ dropless layer, with tensor instead of expert parallelism).
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,33 @@ BLOCK = 128
 """Rows of one product on CPU: a group is padded to whole blocks."""
 
 
+class Routing(NamedTuple):
+    """How the tokens of a batch were sent to experts, float32; `load_balance` and `router_z` make losses of it."""
+
+    chosen: jax.Array
+    """Tokens sent to each expert, [..., experts]; no gradient."""
+    probability: jax.Array
+    """Sum of the router's probabilities of each expert, [..., experts]."""
+    squares: jax.Array
+    """Sum of the squared log-normalisers of the router, [...]."""
+
+
+def load_balance(routing: Routing, tokens: int) -> jax.Array:
+    """experts * sum over experts of (share of tokens sent there * mean probability), pooled over layers: as many as
+    experts per token if all are used evenly (2101.03961, eq. 4 to 6; transformers' load_balancing_loss_func).
+
+    routing: with one axis of layers. tokens: of the batch.
+    """
+    layers, experts = routing.chosen.shape
+    sent, probability = (jnp.sum(x, axis=0) / (layers * tokens) for x in (routing.chosen, routing.probability))
+    return experts * jnp.sum(sent * probability)
+
+
+def router_z(routing: Routing, tokens: int) -> jax.Array:
+    """The mean of the squared log-normaliser of the router over tokens and layers (2202.08906, eq. 5)."""
+    return jnp.sum(routing.squares) / (routing.squares.size * tokens)
+
+
 def mixture(
     x: jax.Array,
     router: jax.Array,
@@ -26,8 +54,8 @@ def mixture(
     *,
     per_token: int,
     normalise: bool,
-) -> jax.Array:
-    """The weighted sum of each token's `per_token` likeliest experts, [batch, length, width] like x.
+) -> tuple[jax.Array, Routing]:
+    """The weighted sum of each token's `per_token` likeliest experts, [batch, length, width] like x, and the routing.
 
     router [width, experts], whole; gate, up [experts, width, hidden] and down [experts, hidden, width], whole over
     fsdp and split over tensor. normalise: the weights are scaled to sum to 1. The router's softmax runs over all
@@ -35,33 +63,42 @@ def mixture(
     """
     stream, into, out = P(BATCH, None, None), P(None, None, "tensor"), P(None, "tensor", None)
     local = functools.partial(_local_mixture, per_token=per_token, normalise=normalise)
-    run = jax.shard_map(local, in_specs=(stream, P(), into, into, out), out_specs=stream, check_vma=False)
+    specs = (stream, Routing(P(), P(), P()))
+    run = jax.shard_map(local, in_specs=(stream, P(), into, into, out), out_specs=specs, check_vma=False)
     return run(x, router, gate, up, down)
 
 
 def _local_mixture(x, router, gate, up, down, *, per_token, normalise):
     tokens = x.reshape(-1, x.shape[-1])
-    weights, chosen = route(tokens, router, per_token, normalise)
+    weights, chosen, logits = route(tokens, router, per_token, normalise)
     order = jnp.argsort(chosen.reshape(-1), stable=True)  # of (token, choice) pairs
     sizes = jnp.bincount(chosen.reshape(-1), length=router.shape[1])
     grouped = tokens[order // per_token]
     hidden = jax.nn.silu(grouped_dot(grouped, gate, sizes)) * grouped_dot(grouped, up, sizes)
     result = grouped_dot(hidden, down, sizes)[jnp.argsort(order)].reshape(-1, per_token, x.shape[-1])
     mixed = jnp.einsum("tkd,tk->td", result, weights.astype(x.dtype), preferred_element_type=jnp.float32)
-    return jax.lax.psum(mixed, "tensor").astype(x.dtype).reshape(x.shape)
+    routing = Routing(
+        sizes.astype(jnp.float32),
+        jnp.sum(jax.nn.softmax(logits, axis=-1), axis=0),
+        jnp.sum(jax.nn.logsumexp(logits, axis=-1) ** 2),
+    )
+    return jax.lax.psum(mixed, "tensor").astype(x.dtype).reshape(x.shape), jax.lax.psum(routing, BATCH)
 
 
-def route(tokens: jax.Array, router: jax.Array, per_token: int, normalise: bool) -> tuple[jax.Array, jax.Array]:
-    """Weights (float32) and numbers of each token's experts, [tokens, per_token], likeliest first."""
+def route(
+    tokens: jax.Array, router: jax.Array, per_token: int, normalise: bool
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Weights (float32) and numbers of each token's experts, [tokens, per_token], likeliest first; the router's logits
+    (float32), [tokens, experts]."""
     logits = jnp.dot(tokens, router, preferred_element_type=jnp.float32)
     weights, chosen = jax.lax.top_k(jax.nn.softmax(logits, axis=-1), per_token)
-    return weights / jnp.sum(weights, axis=-1, keepdims=True) if normalise else weights, chosen
+    return weights / jnp.sum(weights, axis=-1, keepdims=True) if normalise else weights, chosen, logits
 
 
 def reference_mixture(x, router, gate, up, down, *, per_token: int, normalise: bool) -> jax.Array:
     """The same with every token through every expert; what `mixture` is tested against."""
     tokens = x.reshape(-1, x.shape[-1])
-    weights, chosen = route(tokens, router, per_token, normalise)
+    weights, chosen, _ = route(tokens, router, per_token, normalise)
     share = jnp.zeros((tokens.shape[0], router.shape[1])).at[jnp.arange(tokens.shape[0])[:, None], chosen].set(weights)
     hidden = jax.nn.silu(jnp.einsum("td,edf->tef", tokens, gate)) * jnp.einsum("td,edf->tef", tokens, up)
     return jnp.einsum("tef,efd,te->td", hidden, down, share.astype(x.dtype)).reshape(x.shape)

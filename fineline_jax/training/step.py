@@ -9,8 +9,8 @@ import optax
 
 from fineline_jax.errors import UserError
 from fineline_jax.mesh import BATCH, abstract, batch_shards, check_fits
-from fineline_jax.models import attention, decoder
-from fineline_jax.recipe import Recipe
+from fineline_jax.models import attention, decoder, moe
+from fineline_jax.recipe import Loss, Recipe
 from fineline_jax.training.loss import cross_entropy
 from fineline_jax.training.optimizer import SkipState, learning_rate, make_optimizer
 
@@ -57,8 +57,8 @@ def make_train_step(recipe: Recipe, mesh: jax.sharding.Mesh) -> Callable[..., tu
 
     def gradients(params: dict, windows: jax.Array, count: jax.Array) -> tuple[jax.Array, dict]:
         def mean_loss(params: dict, windows: jax.Array) -> tuple[jax.Array, jax.Array]:
-            with_z, plain = loss_sums(params, windows)
-            return with_z / count, plain / count
+            with_z, plain, of_router = loss_sums(params, windows)
+            return with_z / count + of_router / recipe.batch.accumulation, plain / count
 
         (_, loss), grads = jax.value_and_grad(mean_loss, has_aux=True)(params, windows)
         return loss, grads
@@ -101,15 +101,16 @@ def make_validation_step(recipe: Recipe, mesh: jax.sharding.Mesh) -> Callable[..
     return step
 
 
-def make_loss_sums(recipe: Recipe, mesh: jax.sharding.Mesh) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """`sums(params, windows)`: the sums over targets of (loss with z-loss, plain cross-entropy)."""
+def make_loss_sums(recipe: Recipe, mesh: jax.sharding.Mesh) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
+    """`sums(params, windows)`: the sums over targets of (loss with z-loss, plain cross-entropy), and the losses of the
+    router, which are means over all tokens of the windows."""
     compute, dtype = recipe.compute, jnp.dtype(recipe.compute.dtype)
     attend = attention.causal(attention_of(recipe, mesh))
 
-    def sums(params: dict, windows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def sums(params: dict, windows: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         inputs, targets = windows[:, :-1], windows[:, 1:]
         positions = jnp.broadcast_to(jnp.arange(inputs.shape[1]), inputs.shape, out_sharding=BATCH_SPEC)
-        hidden = decoder.hidden_states(
+        hidden, routing = decoder.hidden_states_and_routing(
             recipe.model,
             params,
             inputs,
@@ -121,9 +122,20 @@ def make_loss_sums(recipe: Recipe, mesh: jax.sharding.Mesh) -> Callable[..., tup
         )
         head = decoder.head_weight(recipe.model, params)
         weights = target_weights(recipe, windows)
-        return cross_entropy(hidden, head, targets, weights, recipe.loss.z_loss, recipe.loss.chunk_tokens)
+        losses = cross_entropy(hidden, head, targets, weights, recipe.loss.z_loss, recipe.loss.chunk_tokens)
+        return *losses, router_losses(recipe.loss, routing, inputs.size)
 
     return sums
+
+
+def router_losses(loss: Loss, routing: moe.Routing | None, tokens: int) -> jax.Array:
+    """The weighted losses of the routers of a model with experts, 0 without."""
+    total = jnp.zeros((), jnp.float32)
+    if routing is not None and loss.load_balance:
+        total += loss.load_balance * moe.load_balance(routing, tokens)
+    if routing is not None and loss.router_z_loss:
+        total += loss.router_z_loss * moe.router_z(routing, tokens)
+    return total
 
 
 def target_weights(recipe: Recipe, windows: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 from fineline_jax.errors import UserError
 from fineline_jax.scoring.sentencepiece_bpe import open_sentencepiece
@@ -54,10 +55,14 @@ def open_tokenizer(folder: Path, bos: Bos = "auto") -> Any:
 
 def _own_class(folder: Path, options: dict[str, Any]) -> Any:
     """The tokenizer of the class that tokenizer_config.json names; no foreign code is run."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # it reads config.json as well and remarks on models it does not know
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, **options)
     except Exception as error:  # what transformers raises for broken files and foreign classes is not documented
-        raise _unreadable(folder, error) from error  # or config.json, which transformers reads as well
+        raise _unreadable(folder, error) from error
+    finally:
+        logging.set_verbosity(verbosity)
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise UserError(f"{folder}: {type(tokenizer).__name__} has no tokenizers backend, which is needed; {_OTHERS}")
     return tokenizer

@@ -38,7 +38,7 @@ import json, sys, time
 started = time.perf_counter()
 folder, dtype = sys.argv[1:]
 def status(key):
-    return next(int(line.split()[1]) / 1e6 for line in open("/proc/self/status") if line.startswith(key))
+    return next(int(line.split()[1]) * 1024 / 1e9 for line in open("/proc/self/status") if line.startswith(key))
 def report(weights):
     seconds = time.perf_counter() - begun
     result = {"load_s": seconds, "process_s": time.perf_counter() - started, "peak_gb": status("VmHWM"),

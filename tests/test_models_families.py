@@ -19,7 +19,7 @@ from fineline_jax.mesh import make_mesh
 from fineline_jax.models import decoder, families
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.models.families.hf_config import HfConfig
-from fineline_jax.models.families.name_map import parse_axes, read_part, write_part
+from fineline_jax.models.families.name_map import cut, parse_axes, read_part, write_part
 from fineline_jax.recipe import Mesh
 
 TOKENS = np.random.default_rng(1).integers(0, VOCABULARY, (4, 20), dtype=np.int32)
@@ -237,10 +237,23 @@ def test_any_part_of_a_line_is_read_as_the_part_of_the_whole(line: str, data: st
         start = data.draw(st.integers(0, size - 1))
         index.append(slice(start, data.draw(st.integers(start + 1, size))))
     assert np.array_equal(read_part(tensor, axes, shape, index), whole[tuple(index)])
+    most = data.draw(st.integers(1, tensor.size + 1))
+    pieced, spans = np.zeros_like(whole), tuple((part.start, part.stop) for part in index)
+    for piece in cut(axes, shape, spans, most):
+        pieced[tuple(slice(*span) for span in piece)] += read_part(tensor, axes, shape, [slice(*s) for s in piece])
+    assert np.array_equal(pieced[tuple(index)], whole[tuple(index)]), "every element in one piece"
     again = np.zeros_like(tensor)
     write_part(again, axes, whole)
     assert set(again.ravel()) - {0} == set(whole.ravel()) - {0}
     assert np.array_equal(read_part(again, axes, shape, [slice(None)] * len(shape)), whole)
+
+
+def test_a_piece_is_a_stretch_of_the_file_of_the_size_asked_for() -> None:
+    """Of a part of the columns too, which lies in as many rows as the whole."""
+    axes = parse_axes("mlp width -> width mlp")
+    pieces = cut(axes, [64, 100], ((32, 64), (0, 100)), 64 * 40)
+    assert pieces == [((32, 64), (0, 34)), ((32, 64), (34, 68)), ((32, 64), (68, 100))]
+    assert cut(parse_axes("1:one width -> (1:one width)"), [5], ((0, 5),), 1) == [((0, 5),)], "regrouped: not cut"
 
 
 def test_a_fused_tensor_is_read_only_where_it_is_wanted() -> None:

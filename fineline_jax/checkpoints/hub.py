@@ -1,5 +1,6 @@
 """Hugging Face folders: weights read straight into shards, and written back. No torch, no weight permuted."""
 
+import itertools
 import json
 import math
 import re
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fineline_jax.checkpoints.copying import copy, new_array
+from fineline_jax.checkpoints.copying import PIECE, copy, in_threads, new_array
 from fineline_jax.checkpoints.easylm import EASYLM_LLAMA
 from fineline_jax.checkpoints.locations import TOKENIZER, VOCABULARY
 from fineline_jax.checkpoints.safetensors_files import write_safetensors
@@ -24,8 +25,10 @@ from fineline_jax.models.config import ModelConfig
 from fineline_jax.models.families.family import Family
 from fineline_jax.models.families.hf_config import HfConfig
 from fineline_jax.models.families.name_map import (
+    Spans,
     Weight,
     all_tensors,
+    cut,
     parse_axes,
     present,
     read_part,
@@ -73,7 +76,7 @@ def load_hf(
     folder: with safetensors, pytorch_model*.bin or an EasyLM stream; or one such file. dtype: None: each parameter as
     it is in the files. config: config.json, or the model itself; default: the config.json beside the weights.
     Each process reads only the ranges of its own shards. Beside the result, the part of one parameter that one device
-    holds is in memory (on a CPU it is the result), and the pages of one tensor.
+    holds is in memory (on a CPU it is the result), and a piece of a tensor for each thread.
     Raises UserError naming the file and the tensor if one is missing, unexpected or of another shape.
     """
     weights = open_weights(folder)
@@ -148,7 +151,7 @@ def _stored_dtype(weight: Weight, shape: Sequence[int], tensors: Mapping[str, St
 
 def _load(weight: Weight, target: jax.ShapeDtypeStruct, tensors: Mapping[str, StoredTensor]) -> jax.Array:
     """One parameter. A part of it is put together on the host, moved to its devices, and forgotten before the next."""
-    places: dict[tuple[tuple[int, int], ...], list[Any]] = {}
+    places: dict[Spans, list[Any]] = {}
     for device, index in target.sharding.addressable_devices_indices_map(target.shape).items():
         spans = tuple(span.indices(size)[:2] for span, size in zip(index or (), target.shape))
         places.setdefault(spans, []).append(device)  # replicas hold the same part
@@ -162,18 +165,19 @@ def _load(weight: Weight, target: jax.ShapeDtypeStruct, tensors: Mapping[str, St
 
 
 def _fill(
-    part: np.ndarray,
-    spans: Sequence[tuple[int, int]],
-    weight: Weight,
-    shape: tuple[int, ...],
-    tensors: Mapping[str, StoredTensor],
+    part: np.ndarray, spans: Spans, weight: Weight, shape: tuple[int, ...], tensors: Mapping[str, StoredTensor]
 ) -> None:
-    """Put parameter[spans] into `part`, tensor by tensor."""
+    """Put parameter[spans] into `part`, piece by piece of every tensor."""
     axes, stacked = parse_axes(weight.axes), weight.stacked
-    index = [slice(*span) for span in spans[stacked:]]
-    for place in np.ndindex(*part.shape[:stacked]):
+    inner, within = shape[stacked:], spans[stacked:]
+
+    def fill(place: tuple[int, ...], piece: Spans) -> None:
         name = tensor_name(weight, [start + offset for (start, _), offset in zip(spans, place)])
-        copy(part[place], read_part(tensors[name], axes, shape[stacked:], index))
+        target = part[place][tuple(slice(a - start, b - start) for (a, b), (start, _) in zip(piece, within))]
+        copy(target, read_part(tensors[name], axes, inner, [slice(*span) for span in piece]))
+
+    pieces = itertools.product(np.ndindex(*part.shape[:stacked]), cut(axes, inner, within, PIECE))
+    in_threads(fill, *zip(*pieces))
 
 
 def _check_tensors(

@@ -42,32 +42,29 @@ class StoredTensor:
     def __getitem__(self, index: Sequence[slice]) -> np.ndarray:
         """The part that `index` names. Raises UserError if the file has become shorter since it was opened."""
         spans = [part.indices(size)[:2] for part, size in zip(index, self.shape, strict=True)]
-        if self.more_offsets:
-            return self._joined()[tuple(slice(*span) for span in spans)]
-        return self._mapped(spans)
+        shape = [max(stop - start, 0) for start, stop in spans]
+        if 0 in shape:
+            return np.empty(shape, self.dtype)
+        first = sum(start * stride for (start, _), stride in zip(spans, self.strides, strict=True))
+        length = sum((size - 1) * stride for size, stride in zip(shape, self.strides)) + self.dtype.itemsize
+        data, skipped = self._joined(first, length) if self.more_offsets else _map(self, self.offset + first, length)
+        return np.ndarray(shape, self.dtype, data, skipped, self.strides)
 
     def whole(self) -> np.ndarray:
         """All of it, over a memory map."""
         return self[tuple(slice(None) for _ in self.shape)]
 
-    def _mapped(self, spans: Sequence[tuple[int, int]]) -> np.ndarray:
-        shape = [max(stop - start, 0) for start, stop in spans]
-        if 0 in shape:
-            return np.empty(shape, self.dtype)
-        first = self.offset + sum(start * stride for (start, _), stride in zip(spans, self.strides, strict=True))
-        length = sum((size - 1) * stride for size, stride in zip(shape, self.strides)) + self.dtype.itemsize
-        data, skipped = _map(self, first, length)
-        return np.ndarray(shape, self.dtype, data, skipped, self.strides)
-
-    def _joined(self) -> np.ndarray:
-        """All pieces together, in memory: flax cuts an array above 1 GiB."""
-        joined = np.empty(self.shape, self.dtype)
-        data = joined.reshape(-1).view(np.uint8)
-        for number, offset in enumerate((self.offset, *self.more_offsets)):
-            target = data[number * self.chunk : (number + 1) * self.chunk]
-            source, skipped = _map(self, offset, target.nbytes)
-            target[...] = np.frombuffer(source, np.uint8, target.nbytes, skipped)
-        return joined
+    def _joined(self, first: int, length: int) -> tuple[np.ndarray, int]:
+        """`length` bytes from `first`, of all pieces they lie in, in memory: flax cuts an array above 1 GiB."""
+        joined, at = np.empty(length, np.uint8), 0
+        offsets = (self.offset, *self.more_offsets)
+        while at < length:
+            piece, inside = divmod(first + at, self.chunk)
+            size = min(self.chunk - inside, length - at)
+            source, skipped = _map(self, offsets[piece] + inside, size)
+            joined[at : at + size] = np.frombuffer(source, np.uint8, size, skipped)
+            at += size
+        return joined, 0
 
 
 def row_major(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:

@@ -54,6 +54,8 @@ class Axis:
 
 
 Group = tuple[Axis, ...]
+Spans = tuple[tuple[int, int], ...]
+"""First and last + 1 place along each axis of a parameter."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +151,24 @@ def _wanted(axes: Axes, shape: Sequence[int], index: Sequence[slice]) -> dict[st
             alone = len(group) == 1
             wanted[axis.name] = span.indices(length)[:2] if alone else (0, sizes[axis.name])
     return wanted
+
+
+def cut(axes: Axes, shape: Sequence[int], spans: Spans, most: int) -> list[Spans]:
+    """The part `spans` of one tensor's parameter of `shape`, in pieces that lie in `most` elements of the file each.
+
+    shape, spans: without stacked axes. Only the slowest axis of the file is cut, so a piece has at least one place of
+    it; an axis that our parameter regroups is passed over for the next.
+    """
+    sizes, ours = axes.sizes(shape), [[axis.name for axis in group] for group in axes.ours]
+    places = [axis.name for group in axes.file for axis in group]
+    slowest = next((name for name in axes.kept if [name] in ours), None)
+    if slowest is None:
+        return [spans]
+    axis = ours.index([slowest])
+    start, stop = spans[axis]
+    step = max(1, most // math.prod(sizes[name] for name in places[places.index(slowest) + 1 :]))
+    step = math.ceil((stop - start) / math.ceil((stop - start) / step))  # pieces of equal size
+    return [(*spans[:axis], (first, min(first + step, stop)), *spans[axis + 1 :]) for first in range(start, stop, step)]
 
 
 def write_part(tensor: np.ndarray, axes: Axes, part: np.ndarray) -> None:

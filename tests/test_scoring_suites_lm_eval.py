@@ -179,8 +179,9 @@ def test_what_could_not_be_written_is_removed(tokenizer, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(pack.pq, "write_table", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as error:
         pack.prepare("copa", tokenizer, tmp_path / "out" / "p", benchmarks=benchmarks)
+    assert error.value.filename == str(tmp_path / "out" / "p")
     assert not list((tmp_path / "out").iterdir())
 
 

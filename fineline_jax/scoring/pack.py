@@ -197,6 +197,9 @@ def save(pack: Pack, path: Path) -> None:
         if path.exists():
             shutil.rmtree(path)
         partial.rename(path)
+    except OSError as error:  # of a write: it does not know where
+        error.filename = error.filename or str(path)
+        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -96,6 +96,9 @@ def write(folder: Path, scores: Scores) -> Path:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:  # of a write: it does not know where
+        error.filename = error.filename or str(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)  # a full disk is not made fuller
     return path

@@ -48,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     prepare_cpu()
-    logging.basicConfig(format="%(message)s", level=logging.ERROR)
+    handler = logging.StreamHandler()
+    handler.addFilter(_is_not_raised_too)
+    logging.basicConfig(format="%(message)s", level=logging.ERROR, handlers=[handler])
     logging.getLogger("fineline_jax").setLevel(logging.INFO)
     try:
         # The options of these two are not known before they are read: a recipe's fields, lm-eval's own.
@@ -74,6 +76,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"fineline: {place}{error.strerror}; {remedy}", file=sys.stderr)
         return 2
     return 0
+
+
+def _is_not_raised_too(record: logging.LogRecord) -> bool:
+    """Orbax logs the exceptions of its threads, with a traceback each, and raises them: one line says them here."""
+    return not (record.name == "absl" and record.exc_info)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -239,7 +240,7 @@ def test_zeros_that_a_crash_of_the_machine_left_are_removed(tmp_path):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_said_by_the_name_of_the_metrics_file(corpus, tmp_path):
     log = MetricsLog(tmp_path, recipe_of(corpus), None)
-    log.file = Path("/dev/full").open("w", buffering=1)
+    log.file = Path("/dev/full").open("w", buffering=1)  # noqa: SIM115
     with pytest.raises(UserError, match=r"metrics\.jsonl: No space left on device; .* run the same command again"):
         log.write({"step": 1, "loss": 2.0})
 
@@ -256,6 +257,22 @@ def test_sigterm_saves_and_exits_0_and_the_run_goes_on(corpus, tmp_path):
     assert "stopped by SIGTERM at step" in out
     lines = [line for line in lines_of(run) if "loss" in line]
     assert str(lines[-1]["step"]) in os.listdir(run / "checkpoints")
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_cannot_be_written_is_said_in_one_line(corpus, tmp_path):
+    wide = ModelConfig(vocab_size=32, width=128, layers=1, heads=2, mlp_width=256, context=LENGTH)
+    (tmp_path / "recipe.json").write_text(to_json(recipe_of(corpus, model=wide)))
+    command = [sys.executable, "-m", "fineline_jax.cli", "pretrain", "recipe.json", "--run", "run"]
+    variables = os.environ | {"XLA_FLAGS": "", "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    limited = ["bash", "-c", 'ulimit -f 100; exec "$@"', "bash", *command]  # no file above 100 KiB
+    done = subprocess.run(limited, cwd=tmp_path, env=variables, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert re.search(
+        r"^fineline: .*run/checkpoints/\d+: the checkpoint could not be written", done.stderr, re.MULTILINE
+    )
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "run" / "checkpoints").glob("*/complete.json"))
 
 
 @pytest.mark.slow

@@ -90,14 +90,18 @@ def first_metrics(folder: Path) -> dict[str, str]:
     return tasks | {row["group"]: row["metric"] for row in manifest["groups"]}
 
 
-def of_tasks(pack: Pack, loglikelihood: np.ndarray, is_greedy: np.ndarray) -> dict[str, Metrics]:
+def of_tasks(
+    pack: Pack, loglikelihood: np.ndarray, is_greedy: np.ndarray, *, resample: bool = True
+) -> dict[str, Metrics]:
     """Task or group -> metric -> value; tasks first, in the order of the pack.
 
-    loglikelihood: float64 [requests], is_greedy: bool [requests], in the order of the pack.
+    loglikelihood: float64 [requests], is_greedy: bool [requests], in the order of the pack. resample: whether standard
+    errors that need a bootstrap, which takes seconds, are wanted; NaN without.
     """
     tables = document_metrics.tables(pack)
     values = _values(pack, tables, loglikelihood, is_greedy)
-    _bootstrap([values], [_resampled(tables, loglikelihood)])
+    if resample:
+        _bootstrap([values], [_resampled(tables, loglikelihood)])
     return values
 
 

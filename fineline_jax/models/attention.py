@@ -94,7 +94,7 @@ def _blockwise_forward(query: jax.Array, key: jax.Array, value: jax.Array):
 def _blockwise_backward(saved, gradient: jax.Array):
     queries, keys, values, out, normaliser = saved
     pieces, groups, length, head_dim = queries.shape
-    batch, kv_heads = out.shape[0], pieces // out.shape[0]
+    batch = out.shape[0]
     delta = jnp.sum(gradient.astype(jnp.float32) * out, axis=-1)
     delta = delta.transpose(0, 2, 1).reshape(pieces, groups, length)
     gradients = gradient.transpose(0, 2, 1, 3).reshape(queries.shape)

@@ -463,6 +463,7 @@ def rotary_factors(positions: jax.Array, features: int, theta: float, dtype: jnp
     """cos and signed sin [batch, length, 1, features] of the rotary angles (2104.09864), computed in float32."""
     frequencies = theta ** -(jnp.arange(0, features, 2, dtype=jnp.float32) / features)
     angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
+    # As a product and not by concatenation, which XLA's CPU backend would compute again wherever the table is used.
     half = np.eye(features // 2, dtype=np.float32)
     spread = lambda table, first: jnp.einsum(
         "bsuj,jk->bsuk", table, np.concatenate([first * half, half], axis=1), precision="highest"

@@ -63,8 +63,8 @@ def mixture(
     """
     stream, into, out = P(BATCH, None, None), P(None, None, "tensor"), P(None, "tensor", None)
     local = functools.partial(_local_mixture, per_token=per_token, normalise=normalise)
-    specs = (stream, Routing(P(), P(), P()))
-    run = jax.shard_map(local, in_specs=(stream, P(), into, into, out), out_specs=specs, check_vma=False)
+    specs = {"in_specs": (stream, P(), into, into, out), "out_specs": (stream, P())}
+    run = jax.shard_map(local, **specs, check_vma=False)
     return run(x, router, gate, up, down)
 
 

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -104,6 +105,15 @@ def test_a_run_keeps_its_scheduled_checkpoints_and_logs_every_step(uninterrupted
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, STEPS + 1))
     assert [line["step"] for line in lines if "validation_loss" in line] == [0, 8, 16, 24]
     assert all(line["tokens"] == line["step"] * SEQUENCES * LENGTH for line in lines if "loss" in line)
+
+
+def test_threads_that_begin_while_a_profile_is_taken_are_not_hooked(corpus, tmp_path):
+    profiler = loop.Profiler(recipe_of(corpus, logging=Logging(profile_start_step=2, profile_steps=2)), tmp_path)
+    profiler.before(2)
+    try:
+        assert threading.getprofile() is None and sys.getprofile() is None
+    finally:
+        profiler.close()
 
 
 def test_the_recipe_chooses_profile_tensorboard_and_the_peak_of_the_mfu(corpus, tmp_path):

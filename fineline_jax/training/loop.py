@@ -261,7 +261,10 @@ class Profiler:
     def before(self, step: int) -> None:
         """Call it before update `step` (from 0) is started."""
         if self.first <= step < self.end and not self.running:
-            jax.profiler.start_trace(str(self.folder))
+            options = jax.profiler.ProfileOptions()
+            # Python's own calls are not traced: the hook for that fails threads which begin meanwhile, a save's too.
+            options.python_tracer_level = 0
+            jax.profiler.start_trace(str(self.folder), profiler_options=options)
             self.running = True
 
     def after(self, step: int, metrics: Metrics) -> None:

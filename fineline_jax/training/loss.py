@@ -79,16 +79,38 @@ def _chunks(hidden, targets, weights, chunk_tokens):
 
 
 def _chunk_losses(hidden, head, targets):
-    """(exp(logits - max), log-normaliser, loss, hit) of one chunk; the vocabulary is split over `tensor`."""
+    """exp(logits - max), their sum, log-normaliser, loss and column of the target of one chunk; the vocabulary is split
+    over `tensor`, and a column outside this device's part belongs to another's."""
     logits = jnp.dot(hidden, head, preferred_element_type=jnp.float32)
     largest = jax.lax.pmax(jnp.max(logits, axis=-1), "tensor")
     exponentials = jnp.exp(logits - largest[:, None])
     total = jax.lax.psum(jnp.sum(exponentials, axis=-1), "tensor")
     normaliser = jnp.log(total) + largest
-    first = jax.lax.axis_index("tensor") * head.shape[1]
-    hit = jnp.arange(head.shape[1])[None, :] + first == targets[:, None]
-    target_logit = jax.lax.psum(jnp.sum(logits, axis=-1, where=hit), "tensor")
-    return exponentials / total[:, None], normaliser, normaliser - target_logit, hit
+    columns = targets - jax.lax.axis_index("tensor") * head.shape[1]
+    target_logit = jax.lax.psum(jax.lax.platform_dependent(logits, columns, cpu=_taken, default=_picked), "tensor")
+    return exponentials, total, normaliser, normaliser - target_logit, columns
+
+
+def _picked(matrix, columns):
+    """The element of each row in its column, 0.0 where there is no such column; fused with what makes the matrix."""
+    return jnp.sum(matrix, axis=-1, where=jnp.arange(matrix.shape[1])[None, :] == columns[:, None])
+
+
+def _taken(matrix, columns):
+    """The same by gathering: where nothing is fused, a pass over the matrix costs more than a gather."""
+    columns = jnp.where(columns < 0, matrix.shape[1], columns)
+    return matrix.at[jnp.arange(columns.size), columns].get(mode="fill", fill_value=0.0)
+
+
+def _lowered(matrix, columns, amounts):
+    """The matrix with the amount of each row taken from the element in its column, if there is one."""
+    hit = jnp.arange(matrix.shape[1])[None, :] == columns[:, None]
+    return matrix - jnp.where(hit, amounts[:, None], 0.0)
+
+
+def _lowered_in_place(matrix, columns, amounts):
+    columns = jnp.where(columns < 0, matrix.shape[1], columns)
+    return matrix.at[jnp.arange(columns.size), columns].add(-amounts, mode="drop", unique_indices=True)
 
 
 def _local_sums(hidden, head, targets, weights, *, z_loss, chunk_tokens):
@@ -96,7 +118,7 @@ def _local_sums(hidden, head, targets, weights, *, z_loss, chunk_tokens):
 
     def add(sums, chunk):
         hidden, targets, weights = chunk
-        _, normaliser, losses, _ = _chunk_losses(hidden, head, targets)
+        _, _, normaliser, losses, _ = _chunk_losses(hidden, head, targets)
         return (
             sums[0] + jnp.sum(weights * (losses + z_loss * normaliser**2)),
             sums[1] + jnp.sum(weights * losses),
@@ -113,13 +135,22 @@ def _local_sums_and_gradients(hidden, head, targets, weights, *, z_loss, chunk_t
     def add(carry, chunk):
         with_z, plain, head_gradient = carry
         hidden, targets, weights = chunk
-        probabilities, normaliser, losses, hit = _chunk_losses(hidden, gathered, targets)
+        exponentials, total, normaliser, losses, columns = _chunk_losses(hidden, gathered, targets)
         with_z += jnp.sum(weights * (losses + z_loss * normaliser**2))
         plain += jnp.sum(weights * losses)
-        scale = (weights * (1.0 + 2.0 * z_loss * normaliser))[:, None]
-        slope = (scale * probabilities - jnp.where(hit, weights[:, None], 0.0)).astype(hidden.dtype)
-        head_gradient += jnp.einsum("td,tv->dv", hidden, slope, preferred_element_type=jnp.float32)
-        return (with_z, plain, head_gradient), jnp.dot(slope, gathered.T)
+        # The slope of the logits is weight / total * (exponentials * (1 + 2 z_loss normaliser) - total at the target).
+        if z_loss:
+            exponentials *= (1.0 + 2.0 * z_loss * normaliser)[:, None]
+        slope = jax.lax.platform_dependent(exponentials, columns, total, cpu=_lowered_in_place, default=_lowered)
+        factor = (weights / total)[:, None]
+        if hidden.dtype == jnp.float32:  # a factor of the row: cheaper on the smaller sides of the products
+            scaled, factor_after = hidden * factor, factor
+        else:
+            slope, scaled, factor_after = (slope * factor).astype(hidden.dtype), hidden, 1.0
+        turned = jax.lax.optimization_barrier(scaled.T)
+        head_gradient += jnp.dot(turned, slope, preferred_element_type=jnp.float32)
+        hidden_gradient = jnp.dot(slope, gathered.T, preferred_element_type=jnp.float32) * factor_after
+        return (with_z, plain, head_gradient), hidden_gradient.astype(hidden.dtype)
 
     zero = jnp.zeros((), jnp.float32)
     start = zero, zero, jnp.zeros(gathered.shape, jnp.float32)

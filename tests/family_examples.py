@@ -72,10 +72,9 @@ def _first_yi(tensors: Tensors, config: dict[str, Any]) -> tuple[Tensors, dict[s
 
 def _first_olmo(tensors: Tensors, config: dict[str, Any]) -> tuple[Tensors, dict[str, Any]]:
     torch = pytest.importorskip("torch")
-    found = {
-        "model.transformer.wte.weight": tensors["model.embed_tokens.weight"],
-        "model.transformer.ff_out.weight": tensors["lm_head.weight"],
-    }
+    found = {"model.transformer.wte.weight": tensors["model.embed_tokens.weight"]}
+    if not config["tie_word_embeddings"]:
+        found["model.transformer.ff_out.weight"] = tensors["lm_head.weight"]
     for layer in range(config["num_hidden_layers"]):
         old, new = f"model.layers.{layer}.", f"model.transformer.blocks.{layer}."
         found[new + "att_proj.weight"] = torch.cat([tensors[f"{old}self_attn.{name}_proj.weight"] for name in "qkv"])
@@ -103,7 +102,7 @@ def _first_olmo(tensors: Tensors, config: dict[str, Any]) -> tuple[Tensors, dict
         "n_layers": config["num_hidden_layers"],
         "rope": True,
         "vocab_size": VOCABULARY - 3,  # the tokenizer's; the tables are padded
-        "weight_tying": False,
+        "weight_tying": config["tie_word_embeddings"],
     }
 
 
@@ -135,8 +134,9 @@ EXAMPLES = {
     "olmo": Example("Olmo", {"clip_qkv": 0.5}),
     "olmo tied": Example("Olmo", {"tie_word_embeddings": True}),
     "olmo_first": Example("Olmo", {"clip_qkv": 0.5}, _first_olmo),
+    "olmo_first tied": Example("Olmo", {"tie_word_embeddings": True}, _first_olmo),
     "olmo2": Example("Olmo2", {"num_key_value_heads": 2, "rope_parameters": {"rope_theta": 5e5}}),
-    "olmoe": Example("Olmoe", {"num_experts": 8, "num_experts_per_tok": 3}),
+    "olmoe": Example("Olmoe", {"num_experts": 64, "num_experts_per_tok": 8, "intermediate_size": 16}),
     "olmoe normalised": Example("Olmoe", {"num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True}),
     "mixtral": Example("Mixtral", {"num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}),
     "qwen2_moe": Example("Qwen2Moe", QWEN_MOE | {"shared_expert_intermediate_size": 24}),

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import http.client
 import http.server
 import json
 import re
@@ -165,6 +166,108 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+
+
+class _Proxy(http.server.BaseHTTPRequestHandler):
+    """Hands requests on to another server, but for the faults."""
+
+    hub: Hub
+    target: str
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        kind = self.hub.fault(f"{self.command} {unquote(self.path)}")
+        connection = http.client.HTTPConnection(self.target, timeout=30)
+        connection.request(self.command, self.path, body, dict(self.headers))
+        answer = connection.getresponse()
+        content = answer.read()
+        connection.close()
+        self.send_response(int(kind.split()[1]) if kind.startswith("status") else answer.status)
+        for key, value in answer.getheaders():
+            if key.lower() not in ("transfer-encoding", "connection", "content-length"):
+                self.send_header(key, value)
+        is_head = self.command == "HEAD"
+        self.send_header("Content-Length", answer.getheader("Content-Length", "0") if is_head else str(len(content)))
+        self.end_headers()
+        self.wfile.write(b"" if is_head else content[: len(content) // 2] if kind == "cut" else content)
+        self.close_connection = self.close_connection or kind == "cut"
+
+    do_HEAD = do_PUT = do_POST = do_DELETE = do_GET
+
+
+@contextlib.contextmanager
+def faulty(target: str) -> Iterator[Hub]:
+    """A server before `target` (host:port) with faults on "METHOD /path"."""
+    made = Hub()
+    with serving(type("Proxy", (_Proxy,), {"hub": made, "target": target})) as url:
+        made.url = url
+        yield made
+
+
+class _GoogleStorage(http.server.BaseHTTPRequestHandler):
+    """The two questions of the JSON API that reading needs: what is there, and a file's bytes."""
+
+    files: Files
+    """{bucket/path: content}"""
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        address = urlsplit(self.path)
+        query = {key: values[0] for key, values in parse_qs(address.query).items()}
+        found = re.fullmatch(r"(?:/download)?/storage/v1/b/([^/]+)/o(?:/(.+))?", address.path)
+        if not found:
+            return self._send(404, b"{}")
+        bucket, name = found[1], unquote(found[2] or "")
+        if not name:
+            return self._send(200, json.dumps(self._listing(bucket, query)).encode())
+        if f"{bucket}/{name}" not in self.files:
+            return self._send(404, b"{}")
+        content = self.files[f"{bucket}/{name}"]
+        if query.get("alt") != "media" and not address.path.startswith("/download"):
+            return self._send(200, json.dumps(self._item(bucket, name)).encode())
+        if span := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
+            return self._send(206, content[int(span[1]) : int(span[2] or len(content)) + 1])
+        self._send(200, content)
+
+    def _listing(self, bucket: str, query: dict[str, str]) -> dict[str, Any]:
+        prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
+        names = [path.partition("/")[2] for path in self.files if path.startswith(f"{bucket}/{prefix}")]
+        deeper = {prefix + name[len(prefix) :].partition("/")[0] + "/" for name in names if "/" in name[len(prefix) :]}
+        items = [self._item(bucket, name) for name in names if not delimiter or "/" not in name[len(prefix) :]]
+        return {"kind": "storage#objects", "items": items, "prefixes": sorted(deeper) if delimiter else []}
+
+    def _item(self, bucket: str, name: str) -> dict[str, Any]:
+        content = self.files[f"{bucket}/{name}"]
+        etag = hashlib.md5(content).hexdigest()
+        times = {"timeCreated": "2024-01-01T00:00:00Z", "updated": "2024-01-01T00:00:00Z"}
+        return {
+            "kind": "storage#object",
+            "bucket": bucket,
+            "name": name,
+            "size": str(len(content)),
+            "etag": etag,
+        } | times
+
+    def _send(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@contextlib.contextmanager
+def google_storage(files: Files) -> Iterator[str]:
+    """Address of a server with these files, {bucket/path: content}."""
+    with serving(type("Handler", (_GoogleStorage,), {"files": files})) as url:
+        yield url
 
 
 def _sibling(path: str, content: bytes) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -24,6 +25,7 @@ from fineline_jax.errors import UserError
 from fineline_jax.mesh import make_mesh
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.recipe import Mesh, from_json
+from fineline_jax.scoring import scores
 
 
 @pytest.fixture(scope="module")
@@ -77,16 +79,32 @@ def test_a_released_model_has_its_golden_log_likelihoods_in_every_format(
     tokens = np.zeros((-(-len(items) // 4) * 4, longest), np.int32)
     for row, item in enumerate(items):
         tokens[row, : len(item["ids"])] = item["ids"]
-    scores = jax.nn.log_softmax(logits(config, params, tokens, mesh), axis=-1)
+    logp = jax.nn.log_softmax(logits(config, params, tokens, mesh), axis=-1)
     for row, item in enumerate(items):
         ids = np.asarray(item["ids"])
-        found = np.asarray(scores[row])[np.arange(len(ids) - 1), ids[1:]]
+        found = np.asarray(logp[row])[np.arange(len(ids) - 1), ids[1:]]
         assert np.abs(found - np.asarray(item["logprobs"])).max() < 1e-3
     reference = hub.load_hf(source, mesh)[1]
     assert [np.asarray(x).tobytes() for x in jax.tree.leaves(params)] == [
         np.asarray(x).tobytes() for x in jax.tree.leaves(reference)
     ]
     assert len(series.identity(checkpoint)) == 64 and series.tokenizer_folder(checkpoint) is not None
+
+
+def test_a_released_model_is_scored_alike_in_every_format(
+    golden: tuple[Path, list[dict[str, Any]]], shared_data: Path, tmp_path: Path
+) -> None:
+    """By the command, all formats at once: the same log-likelihoods to the last bit."""
+    forms = ["safetensors", "sharded safetensors", "bin", "msgpack", "orbax"]
+    folders = [str(in_format(golden[0], tmp_path / form, form)) for form in forms]
+    suite = ["--suite", "piqa,arc_easy", "--limit", "10", "--benchmarks", str(shared_data / "benchmarks")]
+    assert main(["score", *folders, *suite, "--out", str(tmp_path / "scores")]) == 0
+    files = scores.score_files(tmp_path / "scores")
+    found = [scores.read(path) for path in files]
+    assert len(found) == len(forms) and len({one.header.key.weights for one in found}) == len(forms)
+    assert len(found[0].loglikelihood) > 50 and np.ptp(found[0].loglikelihood) > 10
+    assert {one.loglikelihood.tobytes() for one in found} == {found[0].loglikelihood.tobytes()}
+    assert {one.is_greedy.tobytes() for one in found} == {found[0].is_greedy.tobytes()}
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +213,96 @@ def test_an_exported_run_has_equal_logits_in_transformers(released: Path, tmp_pa
     assert AutoTokenizer.from_pretrained(tmp_path / "out").bos_token_id == 1
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_dtype_of_an_export_and_of_an_import_can_be_chosen(released: Path, tmp_path: Path, dtype: str) -> None:
+    """Each value is rounded once, to nearest even; config.json says the dtype; transformers opens both."""
+    wanted = np.dtype(jnp.dtype(dtype))
+    before = {name: tensor.whole() for name, tensor in open_weights(released).tensors.items()}
+    assert main(["export", str(released), str(tmp_path / "out"), "--dtype", dtype]) == 0
+    assert main(["import", str(released), str(tmp_path / "run"), "--dtype", dtype]) == 0
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "again")]) == 0
+    for folder in (tmp_path / "out", tmp_path / "again"):
+        after = {name: tensor.whole() for name, tensor in open_weights(folder).tensors.items()}
+        assert before.keys() == after.keys() and {tensor.dtype for tensor in after.values()} == {wanted}
+        assert all(after[name].tobytes() == before[name].astype(wanted).tobytes() for name in before)
+        assert json.loads((folder / "config.json").read_text())["torch_dtype"] == dtype
+
+
+def broken_imports(released: Path, shared_data: Path, tmp_path: Path) -> dict[str, list[str]]:
+    """What is said, and the arguments behind `fineline import`."""
+
+    def copy(name: str, **changes: bytes) -> Path:
+        shutil.copytree(released, tmp_path / name)
+        for file, content in changes.items():
+            (tmp_path / name / file.replace("__", ".")).write_bytes(content)
+        return tmp_path / name
+
+    bare = copy("bare")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (bare / name).unlink()
+    (bare / "tokenizer.model").write_bytes(b"<html>")
+    run = str(tmp_path / "run")
+    llama = str(shared_data / "tokenizers" / "llama")
+    cut = copy("cut")
+    file = next(cut.glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-1])
+    (tmp_path / "file").write_text("mine")
+    return {
+        "tokenizer.json: not a tokenizer": [str(copy("empty", tokenizer__json=b"{}")), run],
+        "tokenizer_config.json: holds no mapping": [str(copy("list", tokenizer_config__json=b"[1]")), run],
+        "tokenizer_config.json: not valid JSON": [str(copy("deep", tokenizer_config__json=b"[" * 99_999)), run],
+        "tokenizer.model: not a SentencePiece model": [str(bare), run],
+        "nowhere: holds no tokenizer": [str(released), run, "--tokenizer", str(tmp_path / "nowhere")],
+        "has 32000 ids, the embedding 512 rows": [str(released), run, "--tokenizer", llama],
+        "cut short": [str(cut), run],
+        "config.json: not valid JSON": [str(copy("nested", config__json=b"[" * 99_999)), run],
+        "the recipe demo is of another model": [str(released), run, "--recipe", "demo"],
+        "--step -1: must be from 0 to": [str(released), run, "--step", "-1"],
+        "--step 99999999999: must be from 0 to": [str(released), run, "--step", "99999999999"],
+        "--tokens -1: must be from 0 to": [str(released), run, "--tokens", "-1"],
+        "file: is a file": [str(released), str(tmp_path / "file")],
+        "file/run: Not a directory": [str(released), str(tmp_path / "file" / "run")],
+    }
+
+
+def test_an_import_that_fails_is_one_line_and_leaves_nothing(
+    released: Path, shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands = broken_imports(released, shared_data, tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    for said, arguments in commands.items():
+        assert main(["import", *arguments]) == 2
+        [line] = capsys.readouterr().err.strip().splitlines()
+        assert line.startswith("fineline: ") and said in line, line
+        assert sorted(tmp_path.rglob("*")) == before, said
+
+
+def test_an_import_that_fails_leaves_a_run_as_it_was(
+    released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    interchange.import_checkpoint(released, run, make_mesh())
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    other = tmp_path / "other"
+    shutil.copytree(released, other)
+    text = (other / "tokenizer.json").read_text()
+    (other / "tokenizer.json").write_text(text + " ")
+    with pytest.raises(
+        UserError, match=r"other/tokenizer.json: is not the tokenizer of the run, .*import into another"
+    ):
+        interchange.import_checkpoint(other, run, make_mesh(), step=50)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device", str(run))
+
+    monkeypatch.setattr(interchange.CheckpointStore, "maybe_save", full)
+    for folder in (run, tmp_path / "new"):
+        with pytest.raises(OSError, match="No space left"):
+            interchange.import_checkpoint(released, folder, make_mesh(), step=50)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_value_beyond_float16_is_refused_on_export(tmp_path: Path) -> None:
     params = random_params(SMALL, make_mesh())
     params["norm"] = jax.device_put(np.full(32, 1e6, np.float32), params["norm"].sharding)
@@ -207,7 +315,7 @@ def test_a_value_beyond_float16_is_refused_on_export(tmp_path: Path) -> None:
 
 
 def test_a_device_reads_only_the_ranges_of_its_shard(released: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On an eighth of the mesh, about an eighth of the bytes of every matrix is touched, not more."""
+    """Eight devices, and every byte of the files is read once."""
     touched: list[tuple[str, int]] = []  # several threads read
     original = StoredTensor.__getitem__
 
@@ -260,6 +368,70 @@ def test_loading_takes_the_parameters_and_little_more(tmp_path: Path) -> None:
     peak, shards = json.loads(output.stdout)
     assert shards == config.parameters * 4
     assert peak < shards + 1.3 * largest, f"{(peak - shards) / largest:.2f} of the largest tensor beside the shards"
+
+
+PROCESS = """
+import json, sys
+from pathlib import Path
+import jax
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+import jax.numpy as jnp
+from fineline_jax.checkpoints import hub
+from fineline_jax.checkpoints.stored import StoredTensor
+from fineline_jax.mesh import make_mesh
+from fineline_jax.recipe import Mesh
+mesh = make_mesh(Mesh(1, 2, 1))
+hub.load_hf(Path(sys.argv[3]), mesh)
+read, original = {}, StoredTensor.__getitem__
+def counting(self, index):
+    part = original(self, index)
+    read[self.name] = read.get(self.name, 0) + part.nbytes
+    return part
+def status(key):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
+StoredTensor.__getitem__ = counting
+before = status("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")
+config, params = hub.load_hf(Path(sys.argv[4]), mesh)
+peak = status("VmHWM") - before
+local = sum(shard.data.nbytes for leaf in jax.tree.leaves(params) for shard in leaf.addressable_shards)
+print(json.dumps({"peak": peak, "local": local, "read": read}))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+def test_each_of_two_processes_reads_and_holds_its_own_half(tmp_path: Path) -> None:
+    """No process reads what only the other one needs; beside its shards, less than 1.3 of the largest tensor."""
+    warm = dataclasses.replace(SMALL, vocab_size=64)
+    config = ModelConfig(vocab_size=40_000, width=512, layers=4, heads=8, mlp_width=1536, context=64)
+    one = make_mesh(Mesh(), jax.devices()[:1])
+    for name, model in (("warm", warm), ("large", config)):
+        params = jax.tree.map(
+            lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype)), hub.decoder.abstract_params(model, one)
+        )
+        hub.export_hf(model, params, tmp_path / name, dtype="float16", shard_bytes=30_000_000)
+    environment = os.environ | {"XLA_FLAGS": "", "MALLOC_ARENA_MAX": "1"}
+    address = f"127.0.0.1:{20_000 + os.getpid() % 20_000}"
+    folders = [str(tmp_path / "warm"), str(tmp_path / "large")]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, address, str(index), *folders],
+            env=environment, cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]  # fmt: skip
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], [error[-2000:] for _, error in outputs]
+    found = [json.loads(output.splitlines()[-1]) for output, _ in outputs]
+    largest = 40_000 * 512 * 2
+    tensors = open_weights(tmp_path / "large").tensors
+    for one_process in found:
+        for name, tensor in tensors.items():
+            share = 1 if len(tensor.shape) == 1 else 2  # norms are on all devices
+            assert one_process["read"][name] == tensor.nbytes / share, name
+        assert one_process["local"] < 0.51 * config.parameters * 4
+        assert one_process["peak"] < one_process["local"] + 1.3 * largest
 
 
 def test_training_goes_on_from_imported_weights(tmp_path: Path) -> None:

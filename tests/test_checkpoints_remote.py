@@ -392,6 +392,28 @@ def test_a_bucket_is_listed_fetched_in_ranges_and_resumed(bucket, tmp_path, monk
         remote.fetch(of(tmp_path, "s3://fineline-test/none"))
 
 
+def test_deepseeks_folders_are_found_and_ordered_by_what_their_names_say(bucket, tmp_path):
+    """Their names are not public: whatever the bucket lists is taken, and no tokens are guessed."""
+    bucket.mkdir("deepseek-ai")
+    for name in ("step_20000", "step_3000", "iter_100000", "ckpt-1200B-cooldown", "latest"):
+        bucket.pipe(f"deepseek-ai/DeepSeek-LLM/DeepSeek-LLM-67B-Base/{name}/config.json", b"{}")
+    found = open_series("deepseek-67b", downloads=tmp_path).checkpoints
+    step = 4608 * 4096
+    assert [(one.name, one.tokens) for one in found] == [
+        ("step_3000", 3000 * step),
+        ("step_20000", 20_000 * step),
+        ("ckpt-1200B-cooldown", 1_200_000_000_000),
+        ("iter_100000", 100_000 * step),
+        ("latest", None),
+    ]
+    assert found[0].remote is not None and dict(found[0].remote.options) == {"requester_pays": True}
+    assert [one.name for one in open_series("deepseek-67b@step*", downloads=tmp_path, tokens="300B:").checkpoints] == [
+        "step_20000"
+    ]
+    with pytest.raises(FetchError, match=r"DeepSeek-LLM-7B-Base: not there"):
+        open_series("deepseek-7b", downloads=tmp_path)
+
+
 def test_the_version_of_a_file_decides_about_its_partial(tmp_path):
     content = tmp_path / "there"
     content.write_bytes(b"abc")

@@ -1,5 +1,7 @@
 """Series on a hub and in a bucket, scored end to end by the command."""
 
+import json
+import re
 import shutil
 import threading
 import time
@@ -8,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from remote_examples import Fault, Hub, commit_of, files_of, hub
+from remote_examples import Fault, Hub, commit_of, faulty, files_of, google_storage, hub
+from safetensors.numpy import load_file, save_file
 from scoring_examples import write_benchmarks, write_tokenizer
 from series_examples import CONFIG, make_series, one_device
 
@@ -164,30 +167,90 @@ def test_a_full_disk_ends_the_run_with_one_line(made, served: Hub, tmp_path, mon
     assert "the disk is full" in last and "model.safetensors needs" in last
 
 
-def test_series_in_a_bucket_are_scored(made, tmp_path, monkeypatch):
+def test_a_series_in_a_flaky_bucket_is_scored_but_for_what_is_damaged_or_missing(made, tmp_path, monkeypatch, capsys):
     moto = pytest.importorskip("moto.server", reason="pip install 'moto[server]' s3fs")
     s3fs = pytest.importorskip("s3fs", reason="pip install 'moto[server]' s3fs")
+    monkeypatch.setattr(transfer, "BACKOFF", 0.001)
     server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
+    host, port = server.get_host_and_port()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # it is we who try again
+    entry = ENTRY.replace("hf://org/tiny@", "s3://tiny-bucket/run/")
+    (tmp_path / "tiny.yaml").write_text(entry)
+    out = tmp_path / "scores"
     try:
-        host, port = server.get_host_and_port()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            monkeypatch.setenv(name, "x")
-        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        s3fs.S3FileSystem.clear_instance_cache()
-        system = s3fs.S3FileSystem()
-        system.mkdir("tiny-bucket")
-        for step in (100, 200, 300):
-            for name, content in files_of(made / "tiny" / f"step{step}").items():
-                system.pipe(f"tiny-bucket/run/step{step}/{name}", content)
-        system.rm("tiny-bucket/run/step200/config.json")
-        assert score(made, "s3://tiny-bucket/run/*", tmp_path / "scores", "--keep-downloads", "no") == 1
-        assert {path.stem for path in (tmp_path / "scores" / "run").glob("*.parquet")} == {"step100", "step300"}
-        assert not list((tmp_path / "downloads").glob("*/model.safetensors"))
+        with faulty(f"{host}:{port}") as bucket, Disk(tmp_path / "downloads") as disk:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.url)
+            s3fs.S3FileSystem.clear_instance_cache()
+            system = s3fs.S3FileSystem()
+            system.mkdir("tiny-bucket")
+            for step in STEPS:
+                for name, content in files_of(made / "tiny" / f"step{step}").items() if step != 500 else ():
+                    cut = len(content) // 2 if (step, name) == (900, "model.safetensors") else len(content)
+                    system.pipe(f"tiny-bucket/run/step{step}/{name}", content[:cut])
+            bucket.faults = [
+                Fault("GET /tiny-bucket/run/step300/model.safetensors", "status 503", times=1),
+                Fault("GET /tiny-bucket/run/step700/config.json", "status 500", times=1),
+                Fault("GET /tiny-bucket/run/step800/model.safetensors", "cut", times=1),
+            ]
+            assert score(made, str(tmp_path / "tiny.yaml"), out, "--keep-downloads", "no") == 1
+            assert [fault.times for fault in bucket.faults] == [0, 0, 0]
+            summary = capsys.readouterr().err.strip().splitlines()[-1]
+            assert summary.startswith("fineline: 2 checkpoints could not be opened")
+            assert "tiny/step500 (s3://tiny-bucket/run/step500: not there" in summary
+            assert "tiny/step900 (" in summary and "it is cut short" in summary
+            assert 1 <= disk.most <= 2 and disk.count() == 0
+            assert {path.stem for path in (out / "tiny").glob("*.parquet")} == {
+                f"step{step}" for step in STEPS if step not in (500, 900)
+            }
+            assert score(made, "s3://tiny-bucket/run/step[67]*", tmp_path / "other", "--bos", "always") == 0
+            ours, theirs = (
+                scores.read(folder / "step600.parquet") for folder in (out / "tiny", tmp_path / "other" / "run")
+            )
+            assert ours.loglikelihood.tobytes() == theirs.loglikelihood.tobytes()
     finally:
         s3fs.S3FileSystem.clear_instance_cache()
         server.stop()
+
+
+def test_a_series_in_a_google_bucket_is_scored(made, tmp_path, monkeypatch):
+    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it would ask Google about the bucket
+    pytest.importorskip("gcsfs", reason="pip install gcsfs")
+    entry = ENTRY.replace("hf://org/tiny@{name}", "gs://tiny/run/{name}").replace("hf://org/tiny@", "gs://tiny/run/")
+    listed = entry.replace('names: "step{100..1200..100}"', "listing: true\noptions: {token: anon}")
+    (tmp_path / "tiny.yaml").write_text(listed)
+    files = {
+        f"tiny/run/step{step}/{name}": content
+        for step in (100, 200)
+        for name, content in files_of(made / "tiny" / f"step{step}").items()
+    }
+    with google_storage(files) as url:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
+        assert score(made, str(tmp_path / "tiny.yaml"), tmp_path / "scores", "--keep-downloads", "no") == 0
+    assert score(made, f"{made / 'tiny'}@step[12]00", tmp_path / "local", "--bos", "always") == 0
+    for name in ("step100", "step200"):
+        ours, theirs = (scores.read(tmp_path / where / "tiny" / f"{name}.parquet") for where in ("scores", "local"))
+        assert ours.loglikelihood.tobytes() == theirs.loglikelihood.tobytes()
+        assert ours.header.tokens == int(name[4:]) * 4096
+
+
+def test_a_tokenizer_beyond_the_embedding_is_refused_by_the_command(made, tmp_path, capsys):
+    """With the suite, whose requests would not even hold such an id."""
+    small = tmp_path / "small"
+    shutil.copytree(made / "tiny" / "step100", small)
+    config = json.loads((small / "config.json").read_text()) | {"vocab_size": 300}
+    (small / "config.json").write_text(json.dumps(config))
+    tensors = load_file(small / "model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = tensors[name][:300].copy()
+    save_file(tensors, small / "model.safetensors")
+    assert score(made, str(small), tmp_path / "scores") == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.search(r"fineline: small/main: the tokenizer has \d+ ids, the embedding 300 rows; prepare the pack", said)
+    assert not (tmp_path / "scores").exists()
 
 
 def test_a_tokenizer_with_more_ids_than_the_embedding_has_rows_is_refused_by_name(made):

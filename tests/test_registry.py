@@ -81,6 +81,58 @@ def test_a_series_has_the_published_checkpoints(series, count, first, last) -> N
         assert (found[-1].name, found[-1].step, found[-1].tokens) == last
 
 
+def test_every_pythia_has_its_154_checkpoints() -> None:
+    """EleutherAI/pythia README: step0, ten at powers of two, then one every 1000 steps to 143000; eight sizes with and
+    without deduplication, two smaller ones, nine further seeds of five sizes."""
+    steps = [0, *(2**i for i in range(10)), *range(1000, 143_001, 1000)]
+    both = ("70m", "160m", "410m", "1b", "1.4b", "2.8b", "6.9b", "12b")
+    names = [f"pythia-{size}{suffix}" for size in both for suffix in ("", "-deduped")] + ["pythia-14m", "pythia-31m"]
+    found = {one.name: one for file in ("pythia", "pythia_seeds") for one in entries(series_files()[file])}
+    seeds = [f"pythia-{size}-seed{i}" for size in ("14m", "31m", "70m", "160m", "410m") for i in range(1, 10)]
+    assert sorted(found) == sorted([*names, *seeds])
+    for name, one in found.items():
+        listed = checkpoints(one)
+        assert [(each.name, each.step, each.tokens) for each in listed] == [
+            (f"step{step}", step, step * 2_097_152) for step in steps
+        ]
+        assert listed[-1].url == f"hf://EleutherAI/{name}@step143000" and len(listed) == 154
+
+
+@pytest.mark.parametrize(
+    ("series", "known"),
+    [
+        # the names that the reproduction notes found published; the rest is listed
+        ("open_llama_7b", {"step_5000", "step_7500", "step_50000", "step_100000", "step_250000"}),
+        ("open_llama_13b", {"step_15000", "step_300000", "step_500000"}),
+        ("open_llama_3b", {"step_5000"}),
+        ("open_llama_3b_v2", {"step_20000", "step_300000"}),
+        ("open_llama_7b_first_run", {"200bt", "300bt"}),
+        ("open_llama_7b_previews", {"400bt_preview", "700bt_preview"}),
+        ("open_llama_3b_previews", {"350bt_preview", "600bt_preview"}),
+        ("open_llama_13b_previews", {"600bt"}),
+        ("olmo-7b", {"step1000-tokens4B", "step452000-tokens2000B", "step556000-tokens2460B"}),
+        ("olmo-2-7b", {"stage1-step928646-tokens3896B", "step150-tokens1B"}),
+        ("olmo-2-13b", {"stage1-step596057-tokens5001B"}),
+        ("olmo-2-1b", {"stage1-step1907359-tokens4001B"}),
+        ("olmo-2-13b-stage2-ingredient4", {"stage2-ingredient4-step35773-tokens300B"}),
+        ("olmoe-1b-7b", {"step10000-tokens41B"}),
+        ("ct-llm", {"799.90B"}),
+        ("deepseek-7b", set()),
+        ("deepseek-67b", set()),
+        ("datadecide-dclm-baseline-1B-large-aux-2", set()),
+    ],
+)
+def test_a_series_whose_names_are_not_all_published_is_listed(series: str, known: set[str]) -> None:
+    one = entry(series)
+    assert known <= set(one.names) and (one.listing or "first_run" in series or "previews" in series)
+    assert one.tokens or series == "open_llama_3b", "whose batch nobody has published"
+
+
+def test_datadecide_has_25_corpora_14_sizes_and_3_seeds() -> None:
+    found = entries(series_files()["datadecide"])
+    assert len(found) == 25 * 14 * 3 and len({one.location for one in found}) == 25 * 14
+
+
 def test_the_exact_tokens_agree_with_the_rounded_ones_in_the_names() -> None:
     for series in ("amber-reproduce", "openllama-reproduce"):
         for one in checkpoints(entry(series), ask=False):
@@ -148,6 +200,17 @@ def test_a_file_of_ones_own_is_a_series(tmp_path: Path) -> None:
     assert open_series(str(file), tokens="4.4B").checkpoints[0].name == "last"
 
 
+def test_a_file_in_the_working_folder_is_known_by_its_name(tmp_path: Path, monkeypatch, capsys) -> None:
+    """No code, no option: it is listed with the others, and opened by name."""
+    (tmp_path / "configs" / "series").mkdir(parents=True)
+    (tmp_path / "configs" / "series" / "mine.yaml").write_text(OWN + "title: My own run\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["series"]) == 0
+    listed = capsys.readouterr().out
+    assert "My own run" in listed and "amber" in listed
+    assert len(open_series("mine", downloads=tmp_path).checkpoints) == 6 == len(open_series("mine").checkpoints)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -184,6 +247,8 @@ def test_a_file_of_ones_own_is_a_series(tmp_path: Path) -> None:
         ("tokens: 1 / (step - step)", "tokens: '1 / (step - step)' cannot be computed"),
         ("tokens: 1e200 * 1e200", "tokens: '1e200 * 1e200' gives inf"),
         ("names: 'x{0..99999999999}'", "more than 100,000 names"),
+        ("names: 'x{0..999}{0..999}'", "x{0..999}{0..999}: means more than 100,000 names"),
+        (f"variants: {{{', '.join(f'{key}: {list(range(30))}' for key in 'abcdefgh')}}}", "more than 10,000 series"),
         ("listing: maybe", "listing: true to read"),
         ("title: [1]", "title: must be a text"),
     ],
@@ -367,7 +432,10 @@ def test_a_grid_is_written_as_start_stop_spacing(text: str, grid: TokenGrid) -> 
     assert parse_grid(text) == grid
 
 
-@pytest.mark.parametrize("text", ["", ":", "::", "x", "1:2:3:4", "10B:5B", "0:1B:0", "-1:2", "0:1.5.2B", "5Q"])
+@pytest.mark.parametrize(
+    "text",
+    ["", ":", "::", "x", "1:2:3:4", "10B:5B", "0:1B:0", "-1:2", "0:1.5.2B", "5Q", "___", "1e99999999", "nan", "inf"],
+)
 def test_what_is_no_grid_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="--tokens"):
         parse_grid(text)

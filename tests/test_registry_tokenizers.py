@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,54 @@ def test_pythias_tokenizer_gives_known_ids_and_no_bos(shared_data: Path) -> None
     text = "def f(x):\n        return x  # Fäden 東京\n"
     assert tokenizer.decode(tokenizer(text).input_ids) == text
     assert len(tokenizer) == 50277
+
+
+def test_pythias_tokenizer_gives_the_ids_of_its_merges_applied_one_by_one(shared_data: Path) -> None:
+    """GPT-2's algorithm (openai/gpt-2, encoder.py) written out over the same tables."""
+    regex = pytest.importorskip("regex")
+    folder = shared_data / "tokenizers" / "gpt-neox-20b"
+    tables = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary: dict[str, int] = tables["model"]["vocab"]
+    added = {token["content"]: token["id"] for token in tables["added_tokens"]}
+    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in tables["model"]["merges"])
+    ranks = {tuple(pair): rank for rank, pair in enumerate(pairs)}
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    letters = {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+    words = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
+    specials = regex.compile("|".join(regex.escape(one) for one in sorted(added, key=len, reverse=True)))
+
+    @functools.cache
+    def of_word(word: str) -> list[int]:
+        parts = [letters[byte] for byte in word.encode()]
+        while len(parts) > 1:
+            rank, at = min((ranks.get(pair, 1 << 30), i) for i, pair in enumerate(itertools.pairwise(parts)))
+            if rank == 1 << 30:
+                break
+            parts[at : at + 2] = ["".join(parts[at : at + 2])]
+        return [vocabulary[part] for part in parts]
+
+    def of_text(text: str) -> list[int]:
+        text, ids, at = unicodedata.normalize("NFC", text), [], 0
+        for special in [*specials.finditer(text), None]:
+            for word in words.findall(text[at : special.start() if special else len(text)]):
+                ids += of_word(word)
+            if special:
+                ids.append(added[special[0]])
+                at = special.end()
+        return ids
+
+    texts = (shared_data / "text" / "wikitext2_valid.txt").read_text().splitlines()[:1500]
+    texts += (shared_data / "text" / "tinyshakespeare.txt").read_text()[:40_000].split("\n\n")
+    texts += [
+        "def f(x):\n        return  x\t# Fa\u0308den 東京 🙂\r\n",
+        " " * 40 + "x",
+        "a<|endoftext|> b",
+        "don't  \n \n12345'S",
+    ]
+    ours = open_tokenizer(folder)(texts).input_ids
+    assert sum(map(len, ours)) > 50_000
+    assert ours == [of_text(text) for text in texts]
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["spaces joined", "spaces kept"])

@@ -57,7 +57,7 @@ def _family_and_config(path: Path, unnamed: str | None = None) -> tuple[Family, 
         raw = json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; give a folder with a Hugging Face config.json") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); fetch the file again") from error
     if unnamed and isinstance(raw, dict) and not raw.get("architectures"):
         [architectures] = [family.architectures for family in families.FAMILIES if family.name == unnamed]
@@ -124,7 +124,8 @@ def export_hf(
         written = np.dtype(dtype or leaves["embed"].dtype)
         special: dict[str, int | None] = {"bos_token_id": None, "eos_token_id": None}
         if tokenizer is not None:
-            special = copy_tokenizer(tokenizer, partial)
+            special = read_tokenizer(tokenizer)
+            copy_tokenizer(tokenizer, partial)
         (partial / "config.json").write_text(json.dumps(_hf_config(layout, config, written) | special, indent=2) + "\n")
         partial.rename(out)
     finally:
@@ -268,32 +269,59 @@ def _hf_config(family: Family, config: ModelConfig, dtype: np.dtype) -> dict[str
     return {"architectures": [family.architectures[0]], **family.to_hf(config), "torch_dtype": str(dtype)}
 
 
-def copy_tokenizer(source: Path, target: Path) -> dict[str, int | None]:
-    """Copy the tokenizer's files; the ids of its BOS and EOS for config.json."""
-    found = [source / name for name in TOKENIZER_FILES if (source / name).is_file()]
-    if not found:
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy the tokenizer's files."""
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def read_tokenizer(source: Path, rows: int | None = None) -> dict[str, int | None]:
+    """The ids of the tokenizer's BOS and EOS for config.json.
+
+    rows: of the embedding; None: not known. Raises UserError naming the file if there is no tokenizer, it is broken, or
+    has ids beyond the embedding.
+    """
+    if not any((source / name).is_file() for name in VOCABULARY):
         raise UserError(f"{source}: holds no tokenizer ({', '.join(VOCABULARY)}); give its folder")
-    for file in found:
-        shutil.copyfile(file, target / file.name)
     ids: dict[str, int | None] = {"bos_token_id": None, "eos_token_id": None}
-    if (source / "tokenizer.json").exists() and (source / "tokenizer_config.json").exists():
+    count = 0
+    if (file := source / "tokenizer.json").is_file():
         from tokenizers import Tokenizer
 
         try:
-            vocabulary = Tokenizer.from_file(str(source / "tokenizer.json"))
+            vocabulary = Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises this very class
-            raise UserError(f"{source / 'tokenizer.json'}: not a tokenizer ({error}); fetch it again") from error
-        try:
-            settings = json.loads((source / "tokenizer_config.json").read_bytes())
-        except ValueError as error:
-            raise UserError(f"{source / 'tokenizer_config.json'}: not valid JSON ({error}); fetch it again") from error
-        if not isinstance(settings, dict):
-            raise UserError(f"{source / 'tokenizer_config.json'}: holds no mapping; fetch it again")
+            raise UserError(f"{file}: not a tokenizer ({error}); fetch it again") from error
+        count = 1 + max(vocabulary.get_vocab(with_added_tokens=True).values(), default=-1)
+        settings = _tokenizer_settings(source / "tokenizer_config.json")
         for key in ids:
             token = settings.get(key.removesuffix("_id"))
             token = token.get("content") if isinstance(token, dict) else token
-            ids[key] = vocabulary.token_to_id(token) if token else None
+            ids[key] = vocabulary.token_to_id(token) if isinstance(token, str) else None
+    elif (file := source / "tokenizer.model").is_file():
+        from sentencepiece import SentencePieceProcessor
+
+        try:
+            count = SentencePieceProcessor(model_file=str(file)).piece_size()
+        except Exception as error:  # of no documented class
+            raise UserError(f"{file}: not a SentencePiece model; fetch it again") from error
+    if rows is not None and count > rows:
+        raise UserError(f"{file}: has {count} ids, the embedding {rows} rows; give the --tokenizer of this model")
     return ids
+
+
+def _tokenizer_settings(file: Path) -> dict[str, Any]:
+    """What tokenizer_config.json holds; nothing without one."""
+    try:
+        settings = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: not valid JSON ({error}); fetch it again") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"{file}: holds no mapping; fetch it again")
+    return settings
 
 
 # Parameter trees

@@ -1,6 +1,9 @@
 """Checkpoints from one layout into the other: released weights into a run, a run's weights into a released layout."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+import filecmp
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from fineline_jax.checkpoints import series
-from fineline_jax.checkpoints.hub import copy_tokenizer, export_hf, load_hf
+from fineline_jax.checkpoints.hub import copy_tokenizer, export_hf, load_hf, read_tokenizer
 from fineline_jax.checkpoints.locations import VOCABULARY
 from fineline_jax.checkpoints.record import read_record, write_record
 from fineline_jax.checkpoints.series import Checkpoint
@@ -21,6 +24,8 @@ from fineline_jax.models.decoder import abstract_params
 from fineline_jax.recipe import Batch, Data, Optimizer, Recipe, Schedule, Source, from_json, to_json
 
 NO_DATA = "imported weights: the data they were trained on are not known"
+LARGEST_STEP, LARGEST_TOKENS = 2**31 - 1, 2**63 - 1
+"""The trainer counts steps in 32 bits, the tables tokens in 64."""
 
 
 def import_checkpoint(
@@ -42,32 +47,40 @@ def import_checkpoint(
     one that names no data. dtype: None: as the files have it. step, tokens: where in training; default: what the
     folder's name says, else step 0 and tokens unknown. tokenizer: its folder; default: that of the weights. more_state:
     further items of the checkpoint. Returns the folder of the checkpoint.
-    Raises UserError if the run has that step already, or another model.
+    What fails leaves `run` as it was. Raises UserError if the run has that step already, another model or another
+    tokenizer, or if the tokenizer has ids beyond the embedding.
     """
     named_step, named_tokens = series.parse_name(weights.name)
     step = named_step or 0 if step is None else step
     tokens = named_tokens if tokens is None else tokens
-    for option, value in (("--step", step), ("--tokens", tokens)):
-        if value is not None and value < 0:
-            raise UserError(f"{option} {value}: must not be negative; leave it out if it is not known")
+    for option, value, most in (("--step", step, LARGEST_STEP), ("--tokens", tokens, LARGEST_TOKENS)):
+        if value is not None and not 0 <= value <= most:
+            raise UserError(f"{option} {value}: must be from 0 to {most}; leave it out if it is not known")
+    if run.exists() and not run.is_dir():
+        raise UserError(f"{run}: is a file; give the folder of a run")
     target = run / "checkpoints" / str(step)
     found = read_record(target)
     if found is not None and found["kept"]:
         raise UserError(f"{run}: holds step {step} already; give another run, or another --step")
     config, params = load_hf(weights, mesh, dtype, config)
-    _claim(run, recipe or _without_data(run.name, config, tokens), config)
     source = tokenizer or (weights.parent if weights.is_file() else weights)
-    if tokenizer is not None or any((source / name).is_file() for name in VOCABULARY):
-        (run / "tokenizer").mkdir(exist_ok=True)
-        copy_tokenizer(source, run / "tokenizer")
-    recipe = from_json(run / "recipe.json")
-    with jax.set_mesh(mesh):
-        state = {"params": params, **more_state(recipe, params)}
-        # Kept only with the second record, which knows the tokens: what is killed before it is no part of the series.
-        with CheckpointStore(run / "checkpoints", (), 0, tokens_per_step=0, recipe=recipe.name) as store:
-            store.maybe_save(step, state, force=True)
-    if jax.process_index() == 0:
-        write_record(target, {"step": step, "tokens": tokens, "kept": True, "recipe": recipe.name})
+    brings_one = tokenizer is not None or any((source / name).is_file() for name in VOCABULARY)
+    if brings_one:
+        read_tokenizer(source, config.vocab_size)
+        _check_same_tokenizer(source, run / "tokenizer")
+    with _or_as_it_was(run):
+        _claim(run, recipe or _without_data(run.name, config, tokens), config)
+        if brings_one:
+            (run / "tokenizer").mkdir(exist_ok=True)
+            copy_tokenizer(source, run / "tokenizer")
+        recipe = from_json(run / "recipe.json")
+        with jax.set_mesh(mesh):
+            state = {"params": params, **more_state(recipe, params)}
+            # Kept only with the second record, which knows the tokens: what is killed before it is not in the series.
+            with CheckpointStore(run / "checkpoints", (), 0, tokens_per_step=0, recipe=recipe.name) as store:
+                store.maybe_save(step, state, force=True)
+        if jax.process_index() == 0:
+            write_record(target, {"step": step, "tokens": tokens, "kept": True, "recipe": recipe.name})
     return target
 
 
@@ -104,6 +117,28 @@ def _load_as_stored(checkpoint: Checkpoint, mesh: jax.sharding.Mesh) -> tuple[Mo
         abstract_params(config, mesh, jnp.dtype(np.float32)),
     )
     return config, load_items(checkpoint.location, {"params": targets})["params"]
+
+
+@contextlib.contextmanager
+def _or_as_it_was(run: Path) -> Iterator[None]:
+    """What fails meanwhile leaves nothing new in the folder `run`, nor the folder if it was not there."""
+    before = set(run.iterdir()) if run.exists() else None
+    try:
+        yield
+    except BaseException:
+        if before is None:
+            shutil.rmtree(run, ignore_errors=True)
+        for path in set(run.iterdir()) - before if before is not None else ():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        raise
+
+
+def _check_same_tokenizer(source: Path, ours: Path) -> None:
+    """Raise UserError if the run has another tokenizer already: its checkpoints are scored with one."""
+    for name in VOCABULARY:
+        files = source / name, ours / name
+        if all(file.is_file() for file in files) and not filecmp.cmp(*files, shallow=False):
+            raise UserError(f"{files[0]}: is not the tokenizer of the run, {files[1]}; import into another run")
 
 
 def _claim(run: Path, recipe: Recipe, config: ModelConfig) -> None:

@@ -24,6 +24,8 @@ from fineline_jax.errors import UserError
 
 Bos = Literal["auto", "always", "never"]
 SUFFIXES = (".yaml", ".yml")
+MOST_SERIES = 10_000
+"""Of one file; more are a mistake."""
 _LOG = logging.getLogger(__name__)
 _KEYS = {
     "name", "title", "location", "names", "pattern", "listing", "values", "step", "tokens", "tokenizer", "options",
@@ -301,6 +303,8 @@ def _variants(raw: Any) -> list[dict[str, Any]]:
         if "name" in group:
             raise UserError("variants: {name} stands for a checkpoint's name; give the key another name")
         choices = [value if isinstance(value, list) else [value] for value in group.values()]
+        if len(found) + math.prod(map(len, choices)) > MOST_SERIES:
+            raise UserError(f"variants: are more than {MOST_SERIES:,} series; write shorter lists")
         for key, chosen in zip(group, choices):
             if not chosen or not all(isinstance(one, (str, int, float)) for one in chosen):
                 raise UserError(f"variants: {key}: must be a text, a number, or a list of them")

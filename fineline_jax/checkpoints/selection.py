@@ -65,7 +65,7 @@ def parse_grid(text: str) -> TokenGrid:
 
 def parse_amount(text: str, option: str) -> int:
     """ "10B", "2.5T", "3e9", "500_000" as a number of tokens."""
-    found = re.fullmatch(r"([\d_]+(?:\.\d+)?(?:e\+?\d+)?)\s*([kmbt]?)", text.strip().lower())
+    found = re.fullmatch(r"(\d[\d_]*(?:\.\d+)?(?:e\+?\d{1,2})?)\s*([kmbt]?)", text.strip().lower())
     if not found:
         raise UserError(f"--tokens {option}: {text!r} is no amount of tokens; write it as 10B, 2.5T or 4194304")
     return round(Decimal(found[1].replace("_", "")) * _UNITS[found[2]])

@@ -58,6 +58,9 @@ class Series:
     name: str
     checkpoints: tuple[Checkpoint, ...]
     scoring: Scoring = DEFAULT_SCORING
+    location: str = ""
+    """The run, the folder or the address of all of them, {name} for a checkpoint's name; tells series of one name
+    apart. "": not known."""
 
 
 def open_series(
@@ -103,10 +106,10 @@ def _open_folder(spec: str) -> Series:
         return _one_of_run(path, spec)
     if _is_hf(path):
         step, tokens = parse_name(path.name)
-        return Series(path.name, (Checkpoint(path.name, "main", step, tokens, path, "hf"),))
+        return Series(path.name, (Checkpoint(path.name, "main", step, tokens, path, "hf"),), location=_real(path))
     folders = sorted(child for child in path.iterdir() if child.is_dir() and _is_hf(child))
     if folders:
-        return _folders(path.name, folders)
+        return _folders(path, folders)
     raise UserError(
         f"{spec}: no series found; looked for recipe.json (a run), config.json with weights ({KNOWN}),"
         " and folders with those"
@@ -136,8 +139,9 @@ def _open_remote(spec: str, base: str, names: str, downloads: Path, keep: bool) 
 
 def of_entry(entry: Entry, downloads: Path, keep: bool = True, ask: bool = True) -> Series:
     """The series of a registry entry. ask: as of `registry.checkpoints`."""
+    found = registry.checkpoints(entry, ask)
     return _remote_series(
-        entry.name, registry.checkpoints(entry, ask), downloads, keep, entry.options, entry.tokenizer, entry.scoring
+        entry.name, entry.location, found, downloads, keep, entry.options, entry.tokenizer, entry.scoring
     )
 
 
@@ -162,7 +166,8 @@ def _open_address(url: str, downloads: Path, keep: bool) -> Series:
     repository, _, revision = parts[1].partition("@") if before == "hf" and len(parts) > 1 else ("", "", "")
     series, name = (repository, revision or "main") if len(parts) == 2 and repository else (parts[-1], "main")
     step, tokens = parse_name(name if name != "main" else series)
-    return _remote_series(series, [Named(name, step, tokens, url)], downloads, keep)
+    template = f"hf://{parts[0]}/{repository}@{PLACE}" if repository and len(parts) == 2 else url.rstrip("/")
+    return _remote_series(series, template, [Named(name, step, tokens, url)], downloads, keep)
 
 
 def _of_template(name: str, template: str, glob: str, downloads: Path, keep: bool) -> Series:
@@ -175,11 +180,12 @@ def _of_template(name: str, template: str, glob: str, downloads: Path, keep: boo
         raise UserError(f"{template.replace(PLACE, glob)}: nothing there has such a name")
     common = common_start([one.lower() for one in names]) if len(names) > 1 else ""
     found = [Named(one, *parse_name(one, common), template.replace(PLACE, one)) for one in names]
-    return _remote_series(name, registry.in_order(found), downloads, keep)
+    return _remote_series(name, template, registry.in_order(found), downloads, keep)
 
 
 def _remote_series(
     series: str,
+    template: str,
     found: list[Named],
     downloads: Path,
     keep: bool,
@@ -192,7 +198,7 @@ def _remote_series(
         where = Remote(one.url, downloads, keep, options, tokenizer)
         name = one.name.replace("/", "-")  # of a file
         made.append(Checkpoint(series, name, one.step, one.tokens, where.folder, "hf", where))
-    return Series(series, tuple(made), scoring)
+    return Series(series, tuple(made), scoring, template)
 
 
 def fetch(checkpoint: Checkpoint) -> None:
@@ -306,11 +312,13 @@ def tokenizer_folder(checkpoint: Checkpoint) -> Path | None:
     return next((folder for folder in candidates if any((folder / name).is_file() for name in VOCABULARY)), None)
 
 
-def _folders(name: str, folders: list[Path]) -> Series:
+def _folders(path: Path, folders: list[Path]) -> Series:
+    name = path.name
     common = common_start([folder.name.lower() for folder in folders]) if len(folders) > 1 else ""
     at = {folder.name: folder for folder in folders}
     found = registry.in_order([Named(folder.name, *parse_name(folder.name, common), "") for folder in folders])
-    return Series(name, tuple(Checkpoint(name, one.name, one.step, one.tokens, at[one.name], "hf") for one in found))
+    made = [Checkpoint(name, one.name, one.step, one.tokens, at[one.name], "hf") for one in found]
+    return Series(name, tuple(made), location=_real(path))
 
 
 def _run(run: Path, spec: str) -> Series:
@@ -322,7 +330,8 @@ def _run(run: Path, spec: str) -> Series:
             found.append(_of_run(run, path, record))
     if not found:
         raise UserError(f"{spec}: the run has no kept checkpoint in {folder} yet; train it, or check the schedule")
-    return Series(run.name, tuple(sorted(found, key=lambda checkpoint: checkpoint.step or 0)))
+    in_order = sorted(found, key=lambda checkpoint: checkpoint.step or 0)
+    return Series(run.name, tuple(in_order), location=_real(run))
 
 
 def _one_of_run(path: Path, spec: str) -> Series:
@@ -330,11 +339,16 @@ def _one_of_run(path: Path, spec: str) -> Series:
     if record is None:
         raise UserError(f"{spec}: the checkpoint is damaged ({damage(path)}); give another one")
     run = path.parent.parent
-    return Series(run.name, (_of_run(run, path, record),))
+    return Series(run.name, (_of_run(run, path, record),), location=_real(run))
 
 
 def _of_run(run: Path, path: Path, record: dict[str, Any]) -> Checkpoint:
     return Checkpoint(run.name, f"step{record['step']}", record["step"], record["tokens"], path, "orbax")
+
+
+def _real(folder: Path) -> str:
+    """The same for the same folder, by whatever path it was named."""
+    return os.path.realpath(folder)
 
 
 def _run_folder(checkpoint: Checkpoint) -> Path:

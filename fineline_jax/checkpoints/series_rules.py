@@ -19,7 +19,7 @@ from fineline_jax.errors import UserError
 
 NUMBER = r"\d+(?:\.\d+)?"
 MOST_NAMES = 100_000
-"""Of one range; a longer one is a mistake."""
+"""That one text means; more are a mistake."""
 
 
 def expand(text: str) -> list[str]:
@@ -40,8 +40,10 @@ def expand(text: str) -> list[str]:
         parts = [part.strip() for part in found[1].split(",")]
     else:
         raise UserError(f"{text}: {{{found[1]}}} is neither a range nor a list")
-    before, after = text[: found.start()], text[found.end() :]
-    return [before + part + rest for part in parts for rest in expand(after)]
+    before, after = text[: found.start()], expand(text[found.end() :])
+    if len(parts) * len(after) > MOST_NAMES:
+        raise UserError(f"{text}: means more than {MOST_NAMES:,} names; write smaller ranges")
+    return [before + part + rest for part in parts for rest in after]
 
 
 _OPERATORS: dict[type, Callable[[Any, Any], Any]] = {

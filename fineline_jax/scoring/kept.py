@@ -51,7 +51,8 @@ class ScoreKept:
         def write() -> None:
             if jax.process_index() != 0:
                 return
-            checkpoint = self._checkpoint(step)
+            opened = self._open(step)
+            [checkpoint] = opened.checkpoints
             scores.keep_pack(self.out, self.pack)
             header = scores.Header(
                 checkpoint.series,
@@ -62,6 +63,7 @@ class ScoreKept:
                 self._key(series.identity(checkpoint)),
                 series.version(checkpoint),
                 *pick_engine(self.config),
+                opened.location,
             )
             scores.write(self.out, scores.Scores(header, loglikelihood, is_greedy))
             line = {"series": checkpoint.series, "checkpoint": checkpoint.name, "requests": len(loglikelihood)}
@@ -71,13 +73,14 @@ class ScoreKept:
 
     def _is_scored(self, step: int) -> bool:
         try:
-            checkpoint = self._checkpoint(step)
+            [checkpoint] = self._open(step).checkpoints
         except UserError:
             return False  # being written
         return recognised(scores.header_of(self.out, checkpoint.series, checkpoint.name), checkpoint, self._key)
 
-    def _checkpoint(self, step: int) -> series.Checkpoint:
-        return series.open_series(str(self.run / "checkpoints" / str(step))).checkpoints[0]
+    def _open(self, step: int) -> series.Series:
+        """The series of this one checkpoint."""
+        return series.open_series(str(self.run / "checkpoints" / str(step)))
 
     def _key(self, weights: str) -> scores.Key:
         return scores.Key(weights, self.pack.hash, self.dtype, self.pack.manifest["bos"], ENGINE)

@@ -20,6 +20,7 @@ from fineline_jax.models import attention
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.scoring import scores
 from fineline_jax.scoring.agreement import from_first
+from fineline_jax.scoring.apart import check_out, require_names_apart
 from fineline_jax.scoring.opening import Failed, open_each
 from fineline_jax.scoring.pack import Pack
 from fineline_jax.scoring.parts import WHOLE, Part
@@ -58,8 +59,7 @@ def score_params(
             f"the pack holds token {pack.largest_token}, the model has {config.vocab_size};"
             " prepare the pack with the model's own tokenizer"
         )
-    if batch_tokens is not None and batch_tokens < 1:
-        raise UserError(f"--batch-tokens {batch_tokens} must be at least 1; leave it out for one that fits the devices")
+    check_batch_tokens(batch_tokens)
     context = model_context(pack, config)
     best, why = pick_engine(config)
     if engine == "tree" and best == "rows":
@@ -87,16 +87,50 @@ def score_series(
     *,
     batch_tokens: int | None = None,
 ) -> list[Path]:
-    """Score every checkpoint of `series` that `out` has no scores of with the same key; returns all score files.
+    """`score_parts` of one whole series."""
+    return score_parts([series], pack, out, mesh, dtype, batch_tokens=batch_tokens)
+
+
+def score_parts(
+    series: Sequence[Series],
+    pack: Pack,
+    out: Path,
+    mesh: jax.sharding.Mesh,
+    dtype: str = "float32",
+    *,
+    part: Part = WHOLE,
+    batch_tokens: int | None = None,
+) -> list[Path]:
+    """Score every checkpoint of this part of each series that `out` has no scores of with the same key; returns all
+    score files of the part.
 
     The next checkpoint is opened while one is scored. One that cannot be opened is passed over; a `NotAllScored` at the
     end names it. Safe to interrupt and run again: finished checkpoints are recognised without reading their weights
-    as long as the files have the same sizes and times. Raises UserError if `out` holds scores of another pack or a
-    checkpoint's tokenizer is not the pack's.
+    as long as the files have the same sizes and times. Raises UserError, with nothing written, if `out` holds scores of
+    another pack or of another series of the same name, or an option cannot be; or if a checkpoint's tokenizer is not
+    the pack's.
     """
+    check_batch_tokens(batch_tokens)
+    require_names_apart(series)
+    _on_first(functools.partial(check_out, series, pack, out))
+    found: list[Path] = []
+    failed: list[Failed] = []
+    for place, one in enumerate(series):
+        mine = dataclasses.replace(one, checkpoints=tuple(part.of(one.checkpoints, shift=place)))
+        try:
+            found += _score_series(mine, pack, out, mesh, dtype, batch_tokens)
+        except NotAllScored as error:
+            failed += error.failed
+    if failed:
+        raise NotAllScored(failed)
+    return found
+
+
+def _score_series(
+    series: Series, pack: Pack, out: Path, mesh: jax.sharding.Mesh, dtype: str, batch_tokens: int | None
+) -> list[Path]:
     first = jax.process_index() == 0
     if first:
-        scores.keep_pack(out, pack)
         tell_policy(series, pack)
     named = {checkpoint.name: checkpoint for checkpoint in series.checkpoints}
     header_of = functools.partial(scores.header_of, out, series.name)
@@ -113,6 +147,7 @@ def score_series(
 
     requests = pack.requests.num_rows
     failed: list[Failed] = []
+    keep_pack = functools.cache(functools.partial(scores.keep_pack, out, pack))
     clock = Clock()
     with _bar(f"score {series.name}", len(named) * requests, done=len(done) * requests) as advance:
         check = functools.partial(check_tokenizer, pack)
@@ -126,7 +161,7 @@ def score_series(
                 continue
             if opened.model is None:  # the same weights, with other times of change
                 if first:
-                    _renew_version(out, series.name, checkpoint.name, opened.version)
+                    _renew_version(out, series, checkpoint.name, opened.version)
                 advance(requests, note)
                 continue
             config, params = opened.model
@@ -138,11 +173,21 @@ def score_series(
             clock.start()
             found = score_params(pack, config, params, mesh, dtype, batch_tokens=batch_tokens, advance=advance)
             seconds = clock.stop()
+            if wrong := int((~np.isfinite(found[0])).sum()):
+                log.warning(
+                    "%s/%s: %d log-likelihoods are no numbers; see its weights", series.name, checkpoint.name, wrong
+                )
             if first:
                 identity = (series.name, checkpoint.name, checkpoint.step, checkpoint.tokens)
                 header = scores.Header(
-                    *identity, context, key(weights=opened.weights), opened.version, *pick_engine(config)
+                    *identity,
+                    context,
+                    key(weights=opened.weights),
+                    opened.version,
+                    *pick_engine(config),
+                    series.location,
                 )
+                keep_pack()  # with the first scores and not before: a command that fails leaves no folder
                 scores.write(out, scores.Scores(header, *found))
                 scores.note(
                     out, {"series": series.name, "checkpoint": checkpoint.name, "requests": requests, **seconds}
@@ -154,46 +199,23 @@ def score_series(
     return [scores.path_of(out, series.name, name) for name in named]
 
 
-def score_parts(
-    series: Sequence[Series],
-    pack: Pack,
-    out: Path,
-    mesh: jax.sharding.Mesh,
-    dtype: str = "float32",
-    *,
-    part: Part = WHOLE,
-    batch_tokens: int | None = None,
-) -> list[Path]:
-    """`score_series` of this part of each series, one series after another; returns all score files of the part.
+def check_batch_tokens(batch_tokens: int | None) -> None:
+    """Raise UserError if no step can have so few tokens."""
+    if batch_tokens is not None and batch_tokens < 1:
+        raise UserError(f"--batch-tokens {batch_tokens} must be at least 1; leave it out for one that fits the devices")
 
-    Raises `NotAllScored` at the end for what could not be opened in any of them.
-    """
-    require_names_apart(series)
-    found: list[Path] = []
-    failed: list[Failed] = []
-    for place, one in enumerate(series):
-        mine = dataclasses.replace(one, checkpoints=tuple(part.of(one.checkpoints, shift=place)))
+
+def _on_first(check: Callable[[], None]) -> None:
+    """Run `check` on process 0; a UserError of it is raised by all."""
+    said = ""
+    if jax.process_index() == 0:
         try:
-            found += score_series(mine, pack, out, mesh, dtype, batch_tokens=batch_tokens)
-        except NotAllScored as error:
-            failed += error.failed
-    if failed:
-        raise NotAllScored(failed)
-    return found
-
-
-def require_names_apart(series: Sequence[Series]) -> None:
-    """Raise UserError if two checkpoints of different places would have one score file."""
-    places: dict[tuple[str, str], str] = {}
-    for one in series:
-        for checkpoint in one.checkpoints:
-            here = checkpoint.remote.url if checkpoint.remote is not None else str(checkpoint.location)
-            first = places.setdefault((one.name, checkpoint.name), here)
-            if first != here:
-                raise UserError(
-                    f"{first} and {here} are both called {one.name}/{checkpoint.name}, and their scores would be one"
-                    " file; rename a folder, or score them with an --out each"
-                )
+            check()
+        except UserError as error:
+            said = str(error)
+    said = from_first(said)
+    if said:
+        raise UserError(said)
 
 
 REASONS_TOLD = 8
@@ -256,9 +278,9 @@ def recognised(header: scores.Header | None, checkpoint: Checkpoint, key: Callab
         return False  # opening it will tell why
 
 
-def _renew_version(out: Path, series: str, checkpoint: str, version: str) -> None:
-    found = scores.read(scores.path_of(out, series, checkpoint))
-    header = dataclasses.replace(found.header, version=version)
+def _renew_version(out: Path, series: Series, checkpoint: str, version: str) -> None:
+    found = scores.read(scores.path_of(out, series.name, checkpoint))
+    header = dataclasses.replace(found.header, version=version, location=series.location)
     scores.write(out, dataclasses.replace(found, header=header))
 
 

@@ -58,6 +58,8 @@ class Header:
     engine: str = "tree"
     engine_reason: str = ""
     """Why it is not the tree."""
+    location: str = ""
+    """`Series.location`: tells apart series of one name. "": of scores made before it was noted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +134,11 @@ def header_of(folder: Path, series: str, checkpoint: str) -> Header | None:
     return read_header(path) if path.is_file() else None
 
 
+def headers_of(folder: Path, series: str) -> list[Header]:
+    """The headers of all scores of a series, by name. Raises UserError if a file is no score file."""
+    return [read_header(path) for path in sorted(path_of(folder, series, "").parent.glob("[!.]*.parquet"))]
+
+
 def score_files(folder: Path) -> list[Path]:
     """All score files, ordered by series and name. Raises UserError if `folder` is no scores folder."""
     if not (folder / "pack" / "manifest.json").is_file():
@@ -139,8 +146,20 @@ def score_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*/*.parquet") if path.parent.name != "pack" and path.name[0] != ".")
 
 
+def check_pack(folder: Path, pack: Pack) -> None:
+    """Raise UserError if `folder` holds scores of another pack, or none can be written there.
+
+    Writes nothing where there are no scores yet.
+    """
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UserError(f"{folder}: no scores can be written there ({there} is no writable folder); give another --out")
+    if (folder / "pack").exists():
+        keep_pack(folder, pack)
+
+
 def keep_pack(folder: Path, pack: Pack) -> None:
-    """Put the pack beside its scores. Raises UserError if the folder holds scores of another pack.
+    """Put the pack beside its scores, in the place of one without any. Raises UserError if there are scores of another.
 
     Several machines may do so at the same time: the first one's stays.
     """
@@ -157,6 +176,9 @@ def keep_pack(folder: Path, pack: Pack) -> None:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     kept = packs.load(place)
+    if kept.hash != pack.hash and not score_files(folder):  # of a run that ended before its first checkpoint
+        packs.save(pack, place)
+        return
     if kept.hash != pack.hash:
         raise UserError(
             f"{folder} holds scores of another request pack ({kept.manifest['suite']}); choose another --out"

@@ -1,5 +1,6 @@
 """Scoring the checkpoints of a run while it trains."""
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable
@@ -62,7 +63,7 @@ def watch_run(
             seen, problem = names, None
             known = tuple(checkpoint for checkpoint in series.checkpoints if checkpoint.name in names)
             try:
-                found = score([Series(series.name, known)], part=part)
+                found = score([dataclasses.replace(series, checkpoints=known)], part=part)
             except NotAllScored as error:
                 problem = error
             last = time.monotonic()

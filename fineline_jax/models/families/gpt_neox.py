@@ -14,7 +14,8 @@ _QKV = _LAYER + "attention.query_key_value."
 def from_hf(raw: HfConfig) -> ModelConfig:
     raw.only("hidden_act", "gelu")
     raw.only("quantization_config")
-    fraction = raw.rope().get("partial_rotary_factor")
+    older = raw.number("rotary_pct", default=0.25)
+    rope = HfConfig(f"{raw.where}: rope_parameters", raw.rope())
     return ModelConfig(
         vocab_size=raw.integer("vocab_size"),
         width=raw.integer("hidden_size"),
@@ -30,7 +31,7 @@ def from_hf(raw: HfConfig) -> ModelConfig:
         init_std=raw.number("initializer_range", default=0.02),
         norm="layer",
         parallel_residual=raw.flag("use_parallel_residual", default=True),
-        rotary_fraction=float(fraction) if fraction is not None else raw.number("rotary_pct", default=0.25),
+        rotary_fraction=rope.number("partial_rotary_factor", default=older),
         mlp="gelu",
     )
 

@@ -6,6 +6,9 @@ from typing import Any
 
 from fineline_jax.errors import UserError
 
+LARGEST = 1 << 40
+"""No size and no number of a model is larger; products of them are then short to print."""
+
 
 @dataclasses.dataclass(frozen=True)
 class HfConfig:
@@ -21,11 +24,19 @@ class HfConfig:
 
     def integer(self, *keys: str, default: int | None = None) -> int:
         """The whole number under the first of `keys`. Raises UserError without one, unless there is a default."""
-        return self._typed(keys, default, int, "a whole number")
+        value = self._typed(keys, default, int, "a whole number")
+        if abs(value) > LARGEST:
+            raise UserError(f"{self.where}: {keys[0]}={str(value)[:20]}… is no size of a model; fetch the file again")
+        return value
 
     def number(self, *keys: str, default: float | None = None) -> float:
-        """The number under the first of `keys`. Raises UserError without one, unless there is a default."""
-        return float(self._typed(keys, default, (int, float), "a number"))
+        """The number, 0 or more, under the first of `keys`. Raises UserError without one, unless there is a default."""
+        value = self._typed(keys, default, (int, float), "a number")
+        if not 0 <= value <= LARGEST:  # NaN is neither
+            raise UserError(
+                f"{self.where}: {keys[0]}={str(value)[:20]} is not a number from 0 on; fetch the file again"
+            )
+        return float(value)
 
     def items(self, key: str, kind: type) -> list[Any]:
         """The list under `key`; empty without one."""

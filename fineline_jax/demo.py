@@ -8,6 +8,7 @@ from pathlib import Path
 import rich.console
 
 from fineline_jax.data.corpora import Prepared
+from fineline_jax.errors import UserError
 
 console = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -15,9 +16,10 @@ console = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
 def prepare_world(out: Path, seed: int = 0) -> Prepared:
     """The world of `seed` as a prepared data set, with its benchmarks beside it in OUT/benchmarks."""
     from fineline_jax.catalogue import load_recipe
-    from fineline_jax.data.corpora import prepare_text
+    from fineline_jax.data.corpora import prepare_text, refuse_occupied
     from fineline_jax.world.generate import generate
 
+    refuse_occupied(out)
     text = out.with_name(out.name + ".text")
     world = generate(text, seed)
     made = prepare_text(
@@ -43,7 +45,7 @@ def run_demo(out: Path, *, tokens: int = 0) -> Path:
     tokens: trained tokens instead of the recipe's; 0: the recipe's. Interrupted, it goes on where it was.
     """
     from fineline_jax.catalogue import load_recipe
-    from fineline_jax.recipe import Source
+    from fineline_jax.recipe import Source, differences, from_json
 
     start = time.monotonic()
     data, run, scores, report = out / "data", out / "run", out / "scores", out / "report"
@@ -53,6 +55,9 @@ def run_demo(out: Path, *, tokens: int = 0) -> Path:
         data=dataclasses.replace(recipe.data, sources=(Source(str(data)),)),
         tokens=tokens or recipe.tokens,
     )
+    before = run / "recipe.json"
+    if before.is_file() and (changed := differences(from_json(before), recipe)):
+        raise UserError(f"{out}: holds another demo ({'; '.join(changed)}); delete it, or name another folder by --out")
 
     _say(1, f"a world to learn: fineline data prepare world --out {data}")
     prepare_world(data)

@@ -279,6 +279,11 @@ def check(recipe: Recipe) -> None:
     require(optimizer.weight_decay >= 0, "optimizer.weight_decay must not be negative")
     require(optimizer.clip_norm > 0, "optimizer.clip_norm must be positive")
     require(optimizer.skip_spike_sigmas >= 0, "optimizer.skip_spike_sigmas must not be negative")
+    ignored = r.loss.ignore_token
+    require(
+        ignored is None or 0 <= ignored < r.model.vocab_size,
+        f"loss.ignore_token={ignored} is no id of model.vocab_size={r.model.vocab_size}; leave it out to train on all",
+    )
     require(r.loss.z_loss >= 0, "loss.z_loss must not be negative")
     for field in ("load_balance", "router_z_loss"):
         weight = getattr(r.loss, field)
@@ -304,6 +309,10 @@ def check(recipe: Recipe) -> None:
     require(r.logging.every_steps >= 1, "logging.every_steps must be at least 1")
     for field in ("profile_start_step", "profile_steps", "validation_sequences", "peak_tflops"):
         require(getattr(r.logging, field) >= 0, f"logging.{field} must not be negative")
+    require(
+        not r.logging.profile_steps or r.logging.profile_start_step < r.steps,
+        f"logging.profile_start_step={r.logging.profile_start_step} is behind the last of {r.steps} steps",
+    )
     require(r.logging.wandb_project != "", "logging.wandb_project is empty; name a project, or leave it out")
     require(0 <= r.seed < 2**32, f"seed={r.seed} must lie between 0 and 2**32 - 1")
     for field, value in _flat(dataclasses.asdict(r)).items():

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from fineline_jax.errors import UserError
+
 
 def analyze(
     scores: Annotated[Positional[tuple[Path, ...]], arg(metavar="SCORES …", help_behavior_hint="(at least one)")],
@@ -22,6 +24,8 @@ def analyze(
         title: Heading of the report.
         tokens_per_step: For lm-eval results of a model whose batch size is not known.
     """
+    if tokens_per_step is not None and not 0 < tokens_per_step < float("inf"):
+        raise UserError(f"--tokens-per-step {tokens_per_step} must be a positive number")
     from fineline_jax.analysis import analyze_scores
 
     print(analyze_scores(scores, out, runs=runs, title=title, tokens_per_step=tokens_per_step))

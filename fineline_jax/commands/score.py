@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from fineline_jax.commands.processes import join_processes
 from fineline_jax.errors import UserError
 from fineline_jax.recipe import Mesh
 
@@ -75,10 +76,18 @@ def score(
         raise UserError("score: --watch takes one run; start one command per run")
     if watch and (tokens or every != 1):
         raise UserError("score: --watch scores every kept checkpoint; leave out --tokens and --every")
+    if watch_timeout is not None and not watch_timeout >= 0:
+        raise UserError(f"score: --watch-timeout {watch_timeout} must not be negative")
+    if pack is not None:
+        of_the_pack = {"benchmarks": benchmarks, "tfds": tfds, "tokenizer": tokenizer, "bos": bos, "mode": mode}
+        of_the_pack |= {"max-context": max_context, "limit": limit}
+        given = [f"--{name}" for name, value in of_the_pack.items() if value is not None]
+        if given:
+            raise UserError(
+                f"score: {', '.join(given)} went into --pack when it was prepared; give that with --suite only"
+            )
     if distributed:
-        import jax
-
-        jax.distributed.initialize()
+        join_processes()
     from fineline_jax.checkpoints.series import first_tokenizer, open_series, scoring_policy
     from fineline_jax.scoring.pack import load
     from fineline_jax.scoring.parts import part_of

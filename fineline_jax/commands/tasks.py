@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from fineline_jax.errors import UserError
+
 
 def prepare_tasks(
     suite: Annotated[Positional[str], arg(metavar="SUITE")],
@@ -47,6 +49,9 @@ def plan_tasks(
         context: Tokens the model reads.
         row_length: Longest row, in tokens.
     """
+    for name, value in (("context", context), ("row-length", row_length)):
+        if value < 1:
+            raise UserError(f"--{name} {value} must be at least 1")
     from fineline_jax.scoring.pack import load
     from fineline_jax.scoring.plan_table import HEADER, plan_table
     from fineline_jax.text_table import text_table

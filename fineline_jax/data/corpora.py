@@ -302,6 +302,13 @@ def _check_ascending(files: Sequence[Path]) -> None:
             )
 
 
+def refuse_occupied(out: Path) -> None:
+    """Raise UserError if `out` holds something else than a data set."""
+    occupied = any(out.iterdir()) if out.is_dir() else out.exists()
+    if occupied and not (out / "metadata.json").is_file():
+        raise UserError(f"{out}: exists and is not empty; name another folder or remove it")
+
+
 def _work_folder(out: Path) -> Path:
     return out.parent / f".{out.name}.incomplete"
 
@@ -310,8 +317,7 @@ def _already_done(out: Path, settings: dict[str, Any], parts: Sequence[Part]) ->
     """The finished data set in `out` if it was prepared from the same; None if `out` is free; else UserError."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
-    if not (out / "metadata.json").is_file():
-        raise UserError(f"{out}: exists and is not empty; name another folder or remove it")
+    refuse_occupied(out)
     existing = open_data_set(out)
     different = next((key for key, value in settings.items() if existing.metadata.get(key) != value), None)
     sources = (source_of(split, file) for part in parts for split, file in part.files)

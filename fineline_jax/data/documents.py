@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -64,13 +65,24 @@ def read_documents(
         place = f"{file}:{number}"
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # brackets within brackets without end
             raise UserError(f"{place}: not JSON ({error}); mend or remove the line") from error
         text = record.get(text_key) if isinstance(record, dict) else None
         if not isinstance(text, str):
             raise UserError(f"{place}: no text under the key {text_key!r}; mend the line or name the key by --text-key")
+        if not _is_encodable(text):
+            raise UserError(f"{place}: half of a surrogate pair in the text is no character; mend or remove the line")
         if text.strip():
             yield Document(text, place)
+
+
+def _is_encodable(text: str) -> bool:
+    """JSON can write half of a surrogate pair, "\\ud800", which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_lines(file: Path, progress: Callable[[int], None]) -> Iterator[tuple[int, bytes]]:
@@ -83,7 +95,7 @@ def read_lines(file: Path, progress: Callable[[int], None]) -> Iterator[tuple[in
         while True:
             try:
                 line = stream.readline()
-            except (EOFError, OSError) as error:
+            except (EOFError, OSError, zlib.error) as error:
                 raise UserError(f"{file}:{number + 1}: cannot be read ({error}); fetch the file again") from error
             if not line:
                 return
@@ -104,7 +116,7 @@ def _whole_file(file: Path, progress: Callable[[int], None]) -> Iterator[Documen
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise UserError(f"{file}:{line}: not UTF-8 ({error.reason}); convert the file") from error
-    except (EOFError, OSError) as error:
+    except (EOFError, OSError, zlib.error) as error:
         raise UserError(f"{file}: cannot be read ({error}); fetch the file again") from error
     if text.strip():
         yield Document(text, f"{file}:1")

@@ -200,7 +200,7 @@ def _amber_window(line: bytes, place: str, window_tokens: int, vocab_size: int) 
     """The ids of one line, int32 [window_tokens]."""
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # brackets within brackets without end
         raise UserError(f"{place}: not JSON ({error}); mend or remove the line") from error
     ids = record.get("token_ids") if isinstance(record, dict) else None
     if not isinstance(ids, list):

@@ -127,10 +127,19 @@ class DataSet:
         return self.metadata["sequence_length"] + 1
 
     def read(self, split: str, records: Sequence[int]) -> np.ndarray:
-        """The windows at those positions of a split (or of `a+b+c`), int32 [len(records), window_tokens]."""
+        """The windows at those positions of a split (or of `a+b+c`), int32 [len(records), window_tokens].
+
+        Raises UserError where record files are gone or damaged.
+        """
         windows = np.empty((len(records), self.window_tokens), np.int32)
-        for row, record in enumerate(self.source(split).__getitems__(list(records))):
-            windows[row] = record["tokens"]
+        try:
+            for row, record in enumerate(self.source(split).__getitems__(list(records))):
+                windows[row] = record["tokens"]
+        except (OSError, RuntimeError, ValueError) as error:  # array_record's are RuntimeErrors
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"{self.path}: split {split} cannot be read ({reason}); restore its files or prepare it again"
+            ) from error
         return windows
 
 
@@ -140,7 +149,8 @@ def open_data_set(path: Path) -> DataSet:
         raise UserError(f"{path}: no such data set; prepare it with `fineline data prepare` or correct data.sources")
     try:
         metadata = json.loads((path / "metadata.json").read_bytes())
-        _ = metadata["sequence_length"], metadata["vocab_size"]
+        if not all(type(metadata[key]) is int for key in ("sequence_length", "vocab_size")):
+            raise TypeError("sizes are integers")
         builder = tfds.builder_from_directory(path)
         splits = {name: int(split.num_examples) for name, split in builder.info.splits.items()}
     except Exception as error:  # TFDS raises many kinds here

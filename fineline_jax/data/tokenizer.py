@@ -123,6 +123,8 @@ def _named_special_tokens(folder: Path) -> dict[str, str]:
             entries = json.loads(file.read_bytes())
         except ValueError as error:
             raise UserError(f"{file}: not JSON ({error}); mend or remove it") from error
+        if not isinstance(entries, dict):
+            raise UserError(f"{file}: no JSON object; mend or remove it")
         for role in ("bos_token", "eos_token"):
             token = entries.get(role)
             token = token.get("content") if isinstance(token, dict) else token

@@ -13,7 +13,14 @@ from lm_eval.utils import handle_non_serializable, hash_string
 
 from fineline_jax.errors import UserError
 from fineline_jax.scoring.encode import Encoder, Tokens
-from fineline_jax.scoring.modes import check_mode, check_task, first_metric, largest_context, weighted_by_size
+from fineline_jax.scoring.modes import (
+    check_metric,
+    check_mode,
+    check_task,
+    first_metric,
+    largest_context,
+    weighted_by_size,
+)
 from fineline_jax.scoring.pack import FORMAT, SCHEMAS, Pack, content_hash
 from fineline_jax.scoring.suite import open_suite
 from fineline_jax.scoring.tasks import (
@@ -59,7 +66,10 @@ def build(
     with without_bars() if source else contextlib.nullcontext():  # downloads show theirs
         tasks, groups = load_tasks(opened, source)
         for task in tasks:
-            check_task(mode, task.name, task.definition.OUTPUT_TYPE, _own_metrics(task.definition))
+            kind, brings = task.definition.OUTPUT_TYPE, _own_metrics(task.definition)
+            check_task(mode, task.name, kind, brings)
+            if task.spec.metric is not None and task.spec.task == task.name:  # the tasks of a group may differ
+                check_metric(mode, task.name, kind, task.spec.metric, task.definition.aggregation(), brings)
         rows = [_add_task(task, mode, encoder, columns, contexts, limit) for task in tasks]
     tables = {name: _table(name, columns[name]) for name in SCHEMAS}
     default = identity(open_tokenizer(tokenizer))

@@ -66,6 +66,8 @@ def tidy(folder: Path) -> pd.DataFrame:
     Raises UserError if there are no scores, or scores of another pack than the one beside them.
     """
     files = scores.score_files(folder)
+    if not files:
+        raise UserError(f"{folder}: holds no scores yet; make them with `fineline score`")
     pack = packs.load(folder / "pack")
     tables = document_metrics.tables(pack)
     headers, found, resampled = [], [], []

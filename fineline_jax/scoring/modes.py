@@ -12,6 +12,7 @@
 The prompts are lm-eval's in every mode. The mode is a key of a suite or an option, and part of the hash of the pack.
 """
 
+from collections.abc import Collection
 from typing import Literal, get_args
 
 from fineline_jax.errors import UserError
@@ -23,7 +24,19 @@ _CHOICE_METRICS = {
     "olmes": {None: "acc_per_char", "acc": "acc_raw", "acc_norm": "acc_per_char"},
     "opencompass-ppl": {None: "acc_ppl", "acc": "acc_ppl", "acc_norm": "acc_ppl"},
 }
+_SMOOTH = ("choice_prob", "choice_prob_per_token", "choice_prob_per_char", "margin", "bits_per_byte")
+CHOICE_METRICS = {
+    "lm-eval": ("acc", "acc_norm", "acc_bytes", "exact_match", "brier_score", *_SMOOTH),
+    "olmes": ("acc_raw", "acc_per_token", "acc_per_char", *_SMOOTH),
+    "opencompass-ppl": ("acc_ppl", "cross_entropy"),
+}
+"""What `document_metrics` gives for every task of multiple choice."""
 SOLUTION_METRICS = ("bits_per_byte", "bits_per_byte_best", "greedy_match")
+TEXT_METRICS = {
+    "loglikelihood": ("acc", "perplexity", "bits_per_byte"),
+    "loglikelihood_rolling": ("word_perplexity", "byte_perplexity", "bits_per_byte"),
+    "generate_until": SOLUTION_METRICS,
+}
 _FIRST = {
     "multiple_choice": "acc",
     "loglikelihood": "acc",
@@ -39,6 +52,22 @@ def first_metric(mode: str, output_type: str, wanted: str | None) -> str:
     if output_type == "generate_until" and wanted not in SOLUTION_METRICS:  # in a group with others
         return _FIRST[output_type]
     return wanted or _FIRST[output_type]
+
+
+def check_metric(mode: str, task: str, output_type: str, wanted: str, own: Collection[str], brings: bool) -> None:
+    """Refuse a metric that a suite names for a task, and nothing computes.
+
+    own: the metrics that the task's definition aggregates; brings: whether the task computes them itself.
+    """
+    if brings:
+        known, asked = set(own), wanted
+    elif output_type == "multiple_choice":
+        known = {*CHOICE_METRICS[mode], *({"f1", "mcc", "acc_mutual_info"} & set(own) if mode == "lm-eval" else ())}
+        asked = first_metric(mode, output_type, wanted)
+    else:
+        known, asked = set(TEXT_METRICS[output_type]), wanted
+    if asked not in known:
+        raise UserError(f"task {task!r} has no metric {wanted!r}; name one of {', '.join(sorted(known))}")
 
 
 def largest_context(mode: str, given: int | None) -> int | None:

@@ -20,6 +20,7 @@ from fineline_jax.errors import UserError
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.scoring.agreement import all_true, from_first
 from fineline_jax.scoring.placement import memory_of_device
+from fineline_jax.scoring.tokenizer import UnreadableTokenizer
 
 SHARE_OF_DEVICE = 0.6
 """Two sets of parameters may take this share of a device's memory; the rest is for activations."""
@@ -116,7 +117,7 @@ def _hash(
         return Opened(checkpoint, "", "", None)
     try:
         check(checkpoint)
-    except FetchError as error:  # its tokenizer is not to be had; a wrong tokenizer ends it
+    except (FetchError, UnreadableTokenizer) as error:  # a wrong tokenizer ends it, one that is not to be had does not
         return Failed(checkpoint, _reason(error))
     try:
         version = series.version(checkpoint)

@@ -78,7 +78,9 @@ def read_suite(path: Path) -> Suite:
     try:
         value = yaml.safe_load(path.read_text())
     except FileNotFoundError:
-        raise UserError(f"{path}: no such suite file") from None
+        raise UserError(f"{path}: no such suite file; give one, or the name of a suite") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a text file ({error.reason}); give a suite in YAML") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(value, dict) or not isinstance(value.get("tasks"), list):

@@ -192,7 +192,7 @@ def local_folder(benchmarks: Path) -> LoadDataset:
         files = sorted(folder.glob("*.parquet"))
         if not files:
             raise UserError(f"{folder}: no <split>.parquet here, but data set {path!r}{_config(name)} is needed")
-        splits = Splits({file.stem: _read_split(str(file)) for file in files})
+        splits = Splits({file.stem: _read_split(str(file.absolute())) for file in files})
         splits.folder = folder
         return splits if split is None else splits[split]
 

@@ -16,6 +16,10 @@ Bos = Literal["auto", "always", "never"]
 """Whether a begin-of-sequence token is put first: as the tokenizer does by default, always, never."""
 
 
+class UnreadableTokenizer(UserError):
+    """Its files, or those beside it, are damaged."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Identity:
     """What must agree between the tokenizer of a pack and that of a checkpoint."""
@@ -68,12 +72,12 @@ def _own_class(folder: Path, options: dict[str, Any]) -> Any:
     return tokenizer
 
 
-_OTHERS = "give --tokenizer a folder with only tokenizer.model or tokenizer.json"
+_OTHERS = "mend it, or give --tokenizer a folder with only tokenizer.model or tokenizer.json"
 
 
 def _unreadable(place: Path, error: Exception) -> UserError:
     reason = " ".join(str(error).split())[:200]
-    return UserError(f"{place}: the tokenizer cannot be opened ({type(error).__name__}: {reason}); {_OTHERS}")
+    return UnreadableTokenizer(f"{place}: the tokenizer cannot be opened ({type(error).__name__}: {reason}); {_OTHERS}")
 
 
 def identity(tokenizer: Any) -> Identity:

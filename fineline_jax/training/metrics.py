@@ -102,15 +102,34 @@ def cut_behind(path: Path, step: int) -> None:
 
 def _step_of(line: bytes) -> float:
     try:
-        return json.loads(line)["step"]
+        return _record(line)["step"]
     except ValueError:  # zeros, where the machine itself went down
         return math.inf
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of RUN/metrics.jsonl."""
+    """The lines of RUN/metrics.jsonl; one that is still being written is left out.
+
+    Raises UserError naming file and line where a line is none of a run's.
+    """
     path = run / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if not path.exists():
+        return []
+    records = []
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        try:
+            if line.endswith(b"\n"):
+                records.append(_record(line))
+        except ValueError as error:
+            raise UserError(f"{path}:{number}: no line of metrics ({error}); remove it, or resume the run") from error
+    return records
+
+
+def _record(line: bytes) -> dict[str, Any]:
+    record = json.loads(line)
+    if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+        raise ValueError("it has no step")
+    return record
 
 
 def _start_wandb(run: Path, recipe: Recipe) -> Any:

@@ -47,13 +47,18 @@ def read_results_tree(path: Path, *, tokens_per_step: float | None = None) -> pd
 def _rows(file: Path, tokens_per_step: float | None) -> list[dict[str, Any]]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: not a readable JSON file ({error}); evaluate again or remove it") from error
     results = content.get("results") if isinstance(content, dict) else None
     if not isinstance(results, dict):
         raise UserError(f"{file}: has no table 'results' by task; only lm-eval result files can be read")
+    tables = {name: content.get(name) or {} for name in ("config", "group_subtasks", "n-samples", "n-shot")}
+    tables |= {f"results.{task}": scores for task, scores in results.items()}
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            raise UserError(f"{file}: {name!r} is no table; evaluate again or remove the file")
     series, checkpoint, step, tokens = _identity(file, content, tokens_per_step)
-    members = content.get("group_subtasks") or {}
+    members = tables["group_subtasks"]
     rows = []
     for task, scores in results.items():
         if any(member in results for member in members.get(task, [])):
@@ -87,6 +92,8 @@ def _identity(file: Path, content: dict[str, Any], tokens_per_step: float | None
     arguments = config.get("model_args") or {}
     if isinstance(arguments, str):
         arguments = dict(part.split("=", 1) for part in arguments.split(",") if "=" in part)
+    if not isinstance(arguments, dict):
+        raise UserError(f"{file}: 'config.model_args' is neither text nor a table; evaluate again or remove the file")
     name = str(arguments.get("pretrained") or content.get("model_name") or config.get("model") or file.parent.name)
     revision = str(arguments.get("revision") or "")
     if "tokens" in arguments:  # by `fineline export-scores`: pretrained=SERIES/CHECKPOINT, revision=CHECKPOINT

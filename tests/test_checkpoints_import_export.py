@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -411,7 +412,9 @@ def test_each_of_two_processes_reads_and_holds_its_own_half(tmp_path: Path) -> N
         )
         hub.export_hf(model, params, tmp_path / name, dtype="float16", shard_bytes=30_000_000)
     environment = os.environ | {"XLA_FLAGS": "", "MALLOC_ARENA_MAX": "1"}
-    address = f"127.0.0.1:{20_000 + os.getpid() % 20_000}"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
     folders = [str(tmp_path / "warm"), str(tmp_path / "large")]
     processes = [
         subprocess.Popen(

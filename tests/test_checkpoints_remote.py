@@ -216,6 +216,22 @@ def test_offline_what_is_fetched_can_be_used_and_nothing_is_asked(served: Hub, t
     assert len(served.asked) == asked
 
 
+@pytest.mark.parametrize(
+    "record",
+    ["", "[]", '{"complete": true}', '{"url": "u", "complete": true, "files": [1], "have": {}}',
+     '{"url": "u", "complete": true, "files": [{"name": 1}], "have": {}}',
+     '{"url": "u", "complete": true, "files": [], "have": [1, 2]}'],
+)  # fmt: skip
+def test_a_damaged_record_of_a_download_is_made_anew(served: Hub, tmp_path, monkeypatch, record):
+    folder = remote.fetch(of(tmp_path))
+    (folder / remote.RECORD).write_text(record)
+    with monkeypatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        with pytest.raises(FetchError, match="not downloaded, and HF_HUB_OFFLINE is set"):
+            remote.fetch(of(tmp_path))
+    assert here(remote.fetch(of(tmp_path))) == NEEDED
+
+
 def test_a_download_is_removed_only_if_it_is_not_to_be_kept(served: Hub, tmp_path):
     remote.fetch(of(tmp_path))
     remote.discard(of(tmp_path))

@@ -1,5 +1,6 @@
 """Opening a series from a path, loading its checkpoints, telling their weights apart."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -160,6 +161,16 @@ def test_a_damaged_checkpoint_is_named_when_it_is_loaded(copy: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(UserError, match=f"{checkpoint.location}: the checkpoint is damaged .*{weights.name}"):
         series.load(checkpoint, make_mesh())
+
+
+@pytest.mark.parametrize("change", [{"files": {"params/x": "y"}}, {"files": [1]}, {"step": -5}, {"tokens": "many"}])
+def test_a_checkpoint_whose_record_is_damaged_is_named(copy: Path, change: dict[str, Any]) -> None:
+    place = copy / "run-a" / "checkpoints" / "2"
+    record = json.loads((place / RECORD).read_text()) | change
+    (place / RECORD).write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"the checkpoint is damaged \(complete.json is missing or unreadable\)"):
+        series.open_series(str(place))
+    assert [c.step for c in series.open_series(str(copy / "run-a")).checkpoints] == [0, 10]
 
 
 def test_nothing_found_is_said_with_what_was_looked_for(copy: Path) -> None:

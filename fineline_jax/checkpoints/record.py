@@ -37,8 +37,10 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     try:
         record = json.loads((folder / RECORD).read_bytes())
         known = {"step": int, "tokens": int | None, "kept": bool, "files": dict}
-        return record if all(isinstance(record[key], kind) for key, kind in known.items()) else None
-    except (OSError, ValueError, KeyError, TypeError):
+        whole = all(isinstance(record[key], kind) for key, kind in known.items()) and record["step"] >= 0
+        entries = [(int(size), str(digest)) for size, digest in record["files"].values()]
+        return record if whole and all(size >= 0 for size, _ in entries) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

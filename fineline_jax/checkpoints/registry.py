@@ -245,6 +245,9 @@ def _entry(file: Path, raw: Mapping[str, Any], variant: Mapping[str, Any]) -> En
     for name, found in values.items():
         if not all(isinstance(number, (int, float)) for number in found.values()):
             raise UserError(f"values: {name}: must hold numbers, as in {{{name}: {{step: 1000}}}}")
+    options = table("options")
+    if wrong := [key for key, value in options.items() if not isinstance(value, (str, int, float))]:
+        raise UserError(f"options: {wrong[0]}: must be a text, a number, true or false")
     numbers = {key: value for key, value in variant.items() if isinstance(value, (int, float))}
     made = Entry(
         file,
@@ -258,7 +261,7 @@ def _entry(file: Path, raw: Mapping[str, Any], variant: Mapping[str, Any]) -> En
         texts("step"),
         texts("tokens"),
         text("tokenizer", ""),
-        tuple(sorted(table("options").items())),
+        tuple(sorted(options.items())),
         Scoring(scoring.get("bos", "auto"), texts("notes", scoring, "scoring: ")),
         texts("sources"),
         texts("notes"),
@@ -273,6 +276,9 @@ def _check(entry: Entry) -> None:
     for key in ("name", "title", "location", "tokenizer"):
         if left := re.search(r"\{(?!name\})\w*\}", getattr(entry, key)):
             raise UserError(f"{key}: {left[0]} is no key of variants; check its spelling")
+    for key in ("location", "tokenizer"):
+        if (address := getattr(entry, key)) and not re.match(r"[a-z][a-z0-9+.-]*://[^/]|file:///", address):
+            raise UserError(f"{key}: {address!r} is no address; write hf://…, s3://… or file:///…")
     known = {"step", *entry.numbers, *(key for found in entry.values.values() for key in found)}
     for pattern in entry.patterns:
         try:

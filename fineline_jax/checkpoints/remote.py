@@ -122,7 +122,7 @@ def _wanted(remote: Remote) -> list[RemoteFile]:
         record = _read_record(remote.folder)
         if record is None or not record["complete"]:
             raise FetchError(f"{remote.url}: not downloaded, and HF_HUB_OFFLINE is set; unset it to fetch")
-        return [RemoteFile(**entry) for entry in record["files"]]
+        return record["files"]
     listed = _listed(remote.url, remote.options)
     names = {file.name for file in listed}
     if "config.json" not in names:
@@ -183,8 +183,10 @@ def _fetch_into(folder: Path, files: Sequence[RemoteFile], url: str) -> None:
 def _read_record(folder: Path) -> dict[str, Any] | None:
     try:
         record = json.loads((folder / RECORD).read_bytes())
-        return record if {"complete", "files", "have"} <= record.keys() else None
-    except (OSError, ValueError, AttributeError):
+        known = {"url": str, "complete": bool, "files": list, "have": dict}
+        whole = all(isinstance(record[key], kind) for key, kind in known.items())
+        return record | {"files": [RemoteFile(**file) for file in record["files"]]} if whole else None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -255,7 +255,9 @@ def bucket_errors(url: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise FetchError(f"{url}: not there; check the name") from error
-    except (PermissionError, ValueError, TypeError, ImportError) as error:
+    except TypeError as error:  # of a constructor
+        raise FetchError(f"{url}: {_short(error)}; check the options of its entry") from error
+    except (PermissionError, ValueError, ImportError) as error:
         raise FetchError(f"{url}: {_short(error)}") from error
     except Exception as error:  # each file system has its own
         if "credential" in type(error).__name__.lower():

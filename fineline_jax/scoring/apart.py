@@ -34,11 +34,12 @@ def require_names_apart(series: Sequence[Series]) -> None:
 
 def _check_names(series: Series) -> None:
     """Raise UserError if no scores are looked for under its name or one of its checkpoints'."""
-    for name in (series.name, *(checkpoint.name for checkpoint in series.checkpoints)):
-        if not name or name.startswith(".") or series.name == "pack":
-            raise UserError(
-                f"{series.location or series.name}: no scores can be kept under the name {name!r}; rename it"
-            )
+    wrong = [checkpoint.name for checkpoint in series.checkpoints if checkpoint.name.startswith(".")]
+    if series.name in ("", ".", "..", "pack"):
+        wrong = [series.name]
+    if wrong:
+        place = series.location or series.name
+        raise UserError(f"{place}: no scores can be kept under the name {wrong[0]!r}; rename it")
 
 
 def check_out(series: Sequence[Series], pack: Pack, out: Path) -> None:

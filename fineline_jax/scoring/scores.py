@@ -11,6 +11,7 @@ import dataclasses
 import glob
 import json
 import os
+import re
 import shutil
 import uuid
 from pathlib import Path
@@ -143,7 +144,8 @@ def score_files(folder: Path) -> list[Path]:
     """All score files, ordered by series and name. Raises UserError if `folder` is no scores folder."""
     if not (folder / "pack" / "manifest.json").is_file():
         raise UserError(f"{folder}: no scores here (there is no pack/ in it); make them with `fineline score`")
-    return sorted(path for path in folder.glob("*/*.parquet") if path.parent.name != "pack" and path.name[0] != ".")
+    found = (path for path in folder.glob("*/*.parquet") if path.name[0] != ".")
+    return sorted(path for path in found if not re.fullmatch(r"pack|\.pack\..*", path.parent.name))
 
 
 def check_pack(folder: Path, pack: Pack) -> None:

@@ -380,10 +380,11 @@ def _linear(subscripts: str, out: jax.P, x: jax.Array, weight: jax.Array) -> jax
 
 
 def linear(subscripts: str, out: jax.P, x: jax.Array, weight: jax.Array) -> jax.Array:
-    """`jnp.einsum(subscripts, x, weight, out_sharding=out)`, with the derivative written out.
+    """`jnp.einsum(subscripts, x, weight, out_sharding=out)` of activations [batch, length, ...] and a weight with the
+    features of x before those of the output; the derivative is written out.
 
-    The derivative of einsum multiplies with the gradient of the output first, which XLA's CPU backend then turns
-    around in memory; here the smaller of the two operands comes first.
+    In einsum's own derivative batch and length are two axes summed over, for which XLA's CPU backend turns an operand
+    around in memory; here they are one.
     """
     return jnp.asarray(_linear(subscripts, out, x, weight))
 
@@ -398,15 +399,13 @@ def _linear_backward(subscripts: str, out: jax.P, saved: tuple[jax.Array, jax.Ar
     x_axes, w_axes = operands.split(",")
     spec = lambda array: jax.typeof(array).sharding.spec
     x_gradient = jnp.einsum(f"{y_axes},{w_axes}->{x_axes}", gradient, weight, out_sharding=spec(x))
-    pair = [(x_axes, x), (y_axes, gradient)]
-    (a_axes, a), (b_axes, b) = sorted(pair, key=lambda item: item[1].size)
-    only = lambda axes, others: "".join(axis for axis in axes if axis not in others)
-    natural = only(a_axes, b_axes) + only(b_axes, a_axes)
-    if natural == w_axes:
-        return x_gradient, jnp.einsum(f"{a_axes},{b_axes}->{w_axes}", a, b, out_sharding=spec(weight))
-    axis_of = dict(zip(w_axes, spec(weight)))
-    turned = jnp.einsum(f"{a_axes},{b_axes}->{natural}", a, b, out_sharding=P(*(axis_of[axis] for axis in natural)))
-    return x_gradient, jnp.einsum(f"{natural}->{w_axes}", jax.lax.optimization_barrier(turned))
+    tokens = x.shape[0] * x.shape[1]
+    flat = lambda array: jax.lax.reshape(
+        array, (tokens, array.size // tokens), out_sharding=P(spec(array)[0], spec(array)[2])
+    )
+    features = P(spec(x)[2], spec(gradient)[2])
+    w_gradient = jnp.einsum("tx,ty->xy", flat(x), flat(gradient), out_sharding=features)
+    return x_gradient, jax.lax.reshape(w_gradient, weight.shape, out_sharding=spec(weight))
 
 
 _linear.defvjp(_linear_forward, _linear_backward)

@@ -147,8 +147,7 @@ def _local_sums_and_gradients(hidden, head, targets, weights, *, z_loss, chunk_t
             scaled, factor_after = hidden * factor, factor
         else:
             slope, scaled, factor_after = (slope * factor).astype(hidden.dtype), hidden, 1.0
-        turned = jax.lax.optimization_barrier(scaled.T)
-        head_gradient += jnp.dot(turned, slope, preferred_element_type=jnp.float32)
+        head_gradient += jnp.einsum("tw,tv->wv", scaled, slope, preferred_element_type=jnp.float32)
         hidden_gradient = jnp.dot(slope, gathered.T, preferred_element_type=jnp.float32) * factor_after
         return (with_z, plain, head_gradient), hidden_gradient.astype(hidden.dtype)
 

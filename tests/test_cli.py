@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from fineline_jax.checkpoints.series import open_series
 from fineline_jax.cli import main
 from fineline_jax.commands import data, pretrain, tasks
 from fineline_jax.data import corpora
 from fineline_jax.scoring import pack
+from fineline_jax.trajectories.table import read_table
+from fineline_jax.world.catalogue import DOMAINS
 
 COMMANDS = (
     ["demo"],
@@ -140,5 +143,11 @@ def test_the_demo_makes_a_world_a_series_scores_and_a_report(tmp_path):
     report = tmp_path / "demo" / "report" / "report.html"
     assert str(report) in done.stdout and report.stat().st_size > 1e6
     assert json.loads((tmp_path / "demo" / "run" / "recipe.json").read_text())["tokens"] == 160_000
+    kept = {checkpoint.name for checkpoint in open_series(str(tmp_path / "demo" / "run")).checkpoints}
+    assert len(kept) >= 12
+    table = read_table(tmp_path / "demo" / "report")
+    assert {name: set(part.checkpoint) for name, part in table.groupby("task")} == {name: kept for name in DOMAINS}
+    pictures = {path.stem for path in (tmp_path / "demo" / "report" / "figures").glob("*.png")}
+    assert pictures >= {"overview", *DOMAINS.values()}
     again = subprocess.run(arguments, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr

@@ -1,6 +1,7 @@
 """The decoder: sizes as published, logits as transformers', the same on any mesh and under any remat policy."""
 
 import dataclasses
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -124,7 +125,10 @@ def test_any_mesh_gives_the_same_activations_and_gradients(axes):
 
 
 @pytest.mark.parametrize(
-    "options", [{"remat": r} for r in ("context", "qkv_context", "full")] + [{"scan_layers": False}]
+    "options",
+    [{"remat": r} for r in get_args(decoder.Remat) if r != "none"]
+    + [{"scan_layers": False}, {"scan_layers": False, "remat": "offload"}],
+    ids=str,
 )
 def test_remat_and_unrolling_change_nothing(options):
     mesh, tokens = make_mesh(Mesh(fsdp=4, tensor=2)), tokens_of(SMALL)
@@ -153,6 +157,22 @@ def test_blocks_of_queries_give_the_attention_of_the_whole_matrix(length, block,
         attention.QUERY_BLOCK = before
     oracle = jax.nn.dot_product_attention(query, key, value, is_causal=True)
     np.testing.assert_allclose(ours, oracle, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("platform", "dtype", "kernel"),
+    [
+        ("cpu", "bfloat16", "reference"),
+        ("gpu", "bfloat16", "cudnn"),
+        ("gpu", "float32", "reference"),  # cuDNN has no float32
+        ("tpu", "bfloat16", "splash"),
+        ("tpu", "float32", "splash"),
+    ],
+)
+def test_the_attention_is_picked_by_device_and_dtype(platform, dtype, kernel):
+    assert attention.pick("auto", jnp.dtype(dtype), platform) == kernel
+    assert attention.pick(kernel, jnp.dtype(dtype), platform) == kernel
+    assert attention.pick("reference", jnp.dtype(dtype), platform) == "reference"
 
 
 def test_a_forced_kernel_on_the_wrong_device_is_refused_by_name():

@@ -8,7 +8,7 @@ from scoring_examples import write_benchmarks, write_tokenizer
 
 from fineline_jax.errors import UserError
 from fineline_jax.models.config import ModelConfig
-from fineline_jax.scoring import metrics, pack, scorer
+from fineline_jax.scoring import metrics, modes, pack, scorer
 from fineline_jax.scoring.tokenizer import open_tokenizer
 
 SUITE = "piqa@2,arc_easy@1,winogrande"
@@ -146,6 +146,20 @@ def test_bos_follows_the_policy_in_every_mode(benchmarks, tokenizer, tmp_path):
     assert all(never.context_tokens[i][0] != bos for i in range(len(never.context_tokens)))
     always = prepared("opencompass-ppl", benchmarks, tokenizer, tmp_path / "b", "piqa", bos="always")
     assert all(always.context_tokens[i].tolist() == [bos] for i in range(len(always.context_tokens)))
+
+
+@pytest.mark.parametrize("mode", modes.MODES)
+def test_a_suite_may_name_the_metrics_that_are_computed_and_no_others(mode, benchmarks, tokenizer, tmp_path):
+    made = prepared(mode, benchmarks, tokenizer, tmp_path / "p")
+    computed = metrics.of_tasks(made, *scores(made))
+    assert all(set(modes.CHOICE_METRICS[mode]) == set(values) for values in computed.values())
+    file = tmp_path / "s.yaml"
+    for metric in modes.CHOICE_METRICS[mode]:
+        file.write_text(f"{{tasks: [{{task: piqa, metric: {metric}}}]}}")
+        assert prepared(mode, benchmarks, tokenizer, tmp_path / "q", str(file)).tasks[0]["metric"] == metric
+    file.write_text("{tasks: [{task: piqa, metric: pass_at_1}]}")
+    with pytest.raises(UserError, match="task 'piqa' has no metric 'pass_at_1'; name one of acc"):
+        prepared(mode, benchmarks, tokenizer, tmp_path / "q", str(file))
 
 
 def test_wrong_modes_are_refused_by_name(benchmarks, tokenizer, tmp_path):

@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import threading
@@ -81,6 +80,14 @@ def test_a_checkpoint_that_cannot_be_opened_is_passed_over_and_named(run, made, 
     calls = count_calls(monkeypatch, scorer, "score_params")
     assert len(score(run, made, tmp_path / "out")) == 3
     assert len(calls) == 1
+
+
+def test_a_checkpoint_whose_config_is_damaged_is_passed_over_too(run, made, tmp_path):
+    """transformers reads it when it opens the tokenizer; that is not another tokenizer, which would end the series."""
+    (run / "step2/config.json").write_text("{")
+    with pytest.raises(scorer.NotAllScored, match=r"1 checkpoint .* run/step2 \(.*config\.json.*others are scored"):
+        score(run, made, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out/run").iterdir()) == ["step1.parquet", "step3.parquet"]
 
 
 def test_two_checkpoints_of_one_name_are_not_written_into_one_file(run, made, tmp_path):
@@ -267,30 +274,36 @@ def command(run: Path, packed: Path, out: Path) -> list[str]:
 @pytest.mark.slow
 def test_sigkill_at_random_moments_leaves_whole_files_only(tokenizer, tmp_path):
     benchmarks = write_benchmarks(tmp_path / "benchmarks", documents=40)
-    made = pack.prepare("piqa,arc_easy,winogrande", tokenizer, tmp_path / "p", benchmarks=benchmarks)
-    run = make_series(tmp_path / "run", tokenizer, tuple(range(1, 31)))
-    whole = score(run, made, tmp_path / "whole")
-    out, moments = tmp_path / "killed", random.Random(5)
-    arguments = [sys.executable, "-m", "fineline_jax.cli", *command(run, tmp_path / "p", out)]
+    pack.prepare("piqa,arc_easy,winogrande", tokenizer, tmp_path / "p", benchmarks=benchmarks)
+    run = make_series(tmp_path / "run", tokenizer, tuple(range(1, 21)))
+    # Commands on both sides: they divide the work over other devices than this process would, and bytes are compared.
     environment = os.environ | {"XLA_FLAGS": ""}
+    arguments = [sys.executable, "-m", "fineline_jax.cli", *command(run, tmp_path / "p", tmp_path / "killed")]
+    uninterrupted = [*arguments[:-1], str(tmp_path / "whole")]
+    subprocess.run(uninterrupted, env=environment, check=True, capture_output=True)
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "whole/run").iterdir()}
+    assert len(whole) == 20
+    out, moments = tmp_path / "killed/run", random.Random(5)
+    kept: dict[str, tuple[int, bytes]] = {}
     stopped_early = 0
-    for _ in range(4):
-        there = len(list(out.glob("run/[!.]*.parquet")))
+    for _ in range(3):
         process = subprocess.Popen(arguments, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        while process.poll() is None and len(list(out.glob("run/[!.]*.parquet"))) <= there:
+        while process.poll() is None and len(list(out.glob("[!.]*"))) <= len(kept):
             time.sleep(0.01)
         time.sleep(moments.random() * 0.3)
         stopped_early += process.poll() is None
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.wait()
-        for path in out.glob("run/[!.]*.parquet"):
-            assert len(scores.read(path).loglikelihood) == made.requests.num_rows
+        now = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.glob("[!.]*")}
+        assert kept.items() <= now.items(), "a finished file was written again"
+        assert all(data == whole[name] for name, (_, data) in now.items()), "a file is not whole"
+        kept = now
     assert stopped_early, "every kill came too late"
     subprocess.run(arguments, env=environment, check=True, capture_output=True)
-    assert sorted(path.name for path in (out / "run").iterdir()) == sorted(path.name for path in whole)
-    assert [(out / "run" / path.name).read_bytes() for path in whole] == [path.read_bytes() for path in whole]
-    lines = [json.loads(line)["checkpoint"] for line in (out / "log.jsonl").read_text().splitlines()]
-    assert len(lines) <= len(whole) + 4, "only what a kill interrupted was scored again"
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == whole
+    assert all((out / name).stat().st_mtime_ns == written for name, (written, _) in kept.items())
+    lines = [json.loads(line)["checkpoint"] for line in (tmp_path / "killed/log.jsonl").read_text().splitlines()]
+    assert len(lines) <= len(whole) + 3, "only what a kill interrupted was scored again"
 
 
 @pytest.mark.slow

@@ -6,19 +6,28 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from scoring_examples import sentence, write_benchmarks, write_tokenizer
+from scoring_examples import sentence, write_tokenizer
+from suite_documents import write_documents
 
 from fineline_jax.errors import UserError
-from fineline_jax.scoring import pack
+from fineline_jax.scoring import pack, tfds_source
 from fineline_jax.scoring.tokenizer import open_tokenizer
 
 
 def prepare_tfds(folder: Path, benchmarks: Path) -> None:
-    """piqa and ai2_arc/ARC-Easy as TFDS would store them, in the order of the parquet files."""
+    """The data sets that are read from TFDS as it would store them (the features of tensorflow_datasets 4.9.10's
+    builders), in the order of the parquet files."""
     import tensorflow_datasets as tfds
 
     features = tfds.features
     letters = features.ClassLabel(names=list("ABCDE"))
+
+    def arc(row: dict) -> dict:
+        """TFDS has letters where some of the originals have digits."""
+        letter = lambda label: "ABCDE"["1234".index(label)] if label in "1234" else label
+        labels = [letter(label) for label in row["choices"]["label"]]
+        return row | {"choices": row["choices"] | {"label": labels}, "answerKey": letter(row["answerKey"])}
+
     kinds = {
         "piqa/1.0.0": (
             "baber__piqa",
@@ -30,7 +39,39 @@ def prepare_tfds(folder: Path, benchmarks: Path) -> None:
             "allenai__ai2_arc/ARC-Easy",
             {"id": features.Text(), "question": features.Text(), "answerKey": letters,
              "choices": features.Sequence({"text": features.Text(), "label": letters})},
-            lambda row: row,
+            arc,
+        ),
+        "ai2_arc/ARC-Challenge/1.0.0": (
+            "allenai__ai2_arc/ARC-Challenge",
+            {"id": features.Text(), "question": features.Text(), "answerKey": letters,
+             "choices": features.Sequence({"text": features.Text(), "label": letters})},
+            arc,
+        ),
+        "winogrande/1.1.0": (
+            "allenai__winogrande/winogrande_xl",
+            {"sentence": features.Text(), "option1": features.Text(), "option2": features.Text(),
+             "label": features.ClassLabel(names=["1", "2"])},
+            lambda row: {name: row[name] for name in ("sentence", "option1", "option2")} | {"label": row["answer"]},
+        ),
+        "openbookqa/0.1.0": (
+            "allenai__openbookqa/main",
+            {"question": {name: features.Text() for name in ("stem", *(f"choice_{letter}" for letter in "ABCD"))},
+             "fact1": features.Text(), "humanScore": features.Scalar(np.float32),
+             "clarity": features.Scalar(np.float32), "turkIdAnonymized": features.Text(),
+             "answerKey": features.ClassLabel(names=list("ABCD"))},
+            lambda row: {
+                "question": {"stem": row["question_stem"]} | {
+                    f"choice_{letter}": text for letter, text in zip("ABCD", row["choices"]["text"], strict=True)
+                },
+                "fact1": "", "humanScore": 1.0, "clarity": 1.0, "turkIdAnonymized": "",
+                "answerKey": row["answerKey"].strip(),
+            },
+        ),
+        "bool_q/1.0.0": (
+            "aps__super_glue/boolq",
+            {"question": features.Text(), "passage": features.Text(), "answer": np.bool_, "title": features.Text()},
+            lambda row: {"question": row["question"], "passage": row["passage"], "answer": bool(row["label"]),
+                         "title": ""},
         ),
     }  # fmt: skip
     for place, (source, columns, row) in kinds.items():
@@ -45,23 +86,38 @@ def prepare_tfds(folder: Path, benchmarks: Path) -> None:
         )  # fmt: skip
         (folder / place).mkdir(parents=True)
         writer = tfds.core.SequentialWriter(info, 100, file_format="array_record")
-        splits = {path.stem: pq.read_table(path).to_pylist() for path in (benchmarks / source).glob("*.parquet")}
+        files = {path.stem: path for path in (benchmarks / source).glob("*.parquet")}
+        # Of winogrande, TFDS has training sets of several sizes.
+        named = {"train_xl" if place.startswith("winogrande") and s == "train" else s: f for s, f in files.items()}
+        splits = {split: pq.read_table(path).to_pylist() for split, path in named.items()}
         writer.initialize_splits(list(splits))
         writer.add_examples({split: [row(example) for example in rows] for split, rows in splits.items()})
         writer.close_splits(list(splits))
 
 
 def test_tfds_gives_the_requests_of_the_local_folder(tmp_path):
-    benchmarks = write_benchmarks(tmp_path / "benchmarks", documents=6)
+    splits = ("train", "validation", "test")
+    data_sets = [
+        ("baber/piqa", None, splits[:2]),
+        ("allenai/ai2_arc", "ARC-Easy", splits),
+        ("allenai/ai2_arc", "ARC-Challenge", splits),
+        ("allenai/winogrande", "winogrande_xl", splits[:2]),
+        ("allenai/openbookqa", "main", splits),
+        ("aps/super_glue", "boolq", splits[:2]),
+    ]
+    benchmarks = write_documents(tmp_path / "benchmarks", data_sets)
     prepare_tfds(tmp_path / "tfds", benchmarks)
     tokenizer = write_tokenizer(tmp_path / "tokenizer", adds_bos=True)
-    local = pack.prepare("piqa@2,arc_easy@1", tokenizer, tmp_path / "a", benchmarks=benchmarks)
-    tfds = pack.prepare("piqa@2,arc_easy@1", tokenizer, tmp_path / "b", tfds=tmp_path / "tfds")
+    suite = "piqa@2,arc_easy@1,arc_challenge,winogrande@1,openbookqa@2,boolq@1"
+    local = pack.prepare(suite, tokenizer, tmp_path / "a", benchmarks=benchmarks)
+    tfds = pack.prepare(suite, tokenizer, tmp_path / "b", tfds=tmp_path / "tfds")
+    assert {place[0] for place in tfds_source._MAPPED} == {name for name, _, _ in data_sets}
     assert tfds.requests.equals(local.requests) and tfds.contexts.equals(local.contexts)
+    assert tfds.documents["gold"].equals(local.documents["gold"])
     with pytest.raises(UserError, match="is not read from TFDS"):
         pack.prepare("hellaswag", tokenizer, tmp_path / "b", tfds=tmp_path / "tfds")
     with pytest.raises(UserError, match="winogrande is not prepared there"):
-        pack.prepare("winogrande", tokenizer, tmp_path / "b", tfds=tmp_path / "tfds")
+        pack.prepare("winogrande", tokenizer, tmp_path / "b", tfds=tmp_path / "nowhere")
 
 
 def test_a_bare_sentencepiece_model_gives_its_own_ids(shared_data):

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import time
+import types
 from pathlib import Path
 
 import jax
@@ -11,6 +13,7 @@ from scoring_examples import write_benchmarks, write_tokenizer
 from series_examples import CONFIG, one_device
 
 from fineline_jax.checkpoints.series import Series, open_series
+from fineline_jax.cli import main
 from fineline_jax.data.corpora import prepare_amber
 from fineline_jax.errors import UserError
 from fineline_jax.recipe import (
@@ -25,6 +28,7 @@ from fineline_jax.recipe import (
     Recipe,
     Schedule,
     Source,
+    to_json,
 )
 from fineline_jax.scoring import kept, pack, scorer, scores, watching
 from fineline_jax.scoring.parts import WHOLE, Part
@@ -143,6 +147,17 @@ def test_a_pack_of_another_tokenizer_is_refused_before_anything_is_scored(place,
         kept.ScoreKept(trained, CONFIG, packed, tmp_path / "out")(2, {})
 
 
+def test_the_command_scores_a_suite_while_it_trains_and_leaves_nothing_to_score(place, tmp_path, monkeypatch):
+    (tmp_path / "recipe.json").write_text(to_json(recipe_of(place)))
+    run, suite = str(tmp_path / "run"), ["piqa,arc_easy", "--benchmarks", str(place / "benchmarks")]
+    assert main(["pretrain", str(tmp_path / "recipe.json"), "--run", run, "--score", *suite]) == 0
+    scored = {path.name: path.read_bytes() for path in (tmp_path / "run/scores/run").iterdir()}
+    assert set(scored) == {f"step{step}.parquet" for step in (0, 2, 4, 6)}
+    monkeypatch.setattr(scorer, "score_params", lambda *_, **__: pytest.fail("scored again"))
+    assert main(["score", run, "--suite", *suite, "--out", f"{run}/scores"]) == 0
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run/scores/run").iterdir()} == scored
+
+
 # Watching
 
 
@@ -173,6 +188,22 @@ def test_checkpoints_are_scored_as_they_become_complete_until_the_last(trained, 
     complete(records[0])
     assert watching.watch_run(tmp_path / "run", score, poll_seconds=0.01) == 4
     assert seen == [["step0"], ["step0", "step2"], ["step0", "step2", "step4"], ["step0", "step2", "step4", "step6"]]
+
+
+def test_the_command_watches_a_run_that_trains_until_its_last_checkpoint(place, trained, tmp_path, monkeypatch):
+    records = unfinished(trained, tmp_path / "run")
+    there: list[int] = []
+
+    def look_again(seconds: float) -> None:
+        """The run goes on while the command sleeps; it has scored what there was."""
+        there.append(len(list((tmp_path / "out").glob("run/*.parquet"))))
+        complete(records[len(there) - 1])
+
+    monkeypatch.setattr(watching, "time", types.SimpleNamespace(sleep=look_again, monotonic=time.monotonic))
+    arguments = ["--pack", str(place / "pack"), "--out", str(tmp_path / "out"), "--watch"]
+    assert main(["score", str(tmp_path / "run"), *arguments]) == 0
+    assert there == [0, 1, 2, 3]
+    assert len(list((tmp_path / "out").glob("run/*.parquet"))) == 4
 
 
 def test_a_watch_ends_when_nothing_comes_any_more(trained, tmp_path, caplog):

@@ -11,18 +11,25 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from pathlib import Path
+from typing import cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
+import tensorflow_datasets as tfds
 from commands import assert_same_run, lines_of, start, wait_for_step
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fineline_jax.checkpoints.series import open_series
+from fineline_jax.checkpoints.series import Checkpoint, load, open_series
 from fineline_jax.data.corpora import prepare_amber
 from fineline_jax.errors import UserError
+from fineline_jax.mesh import make_mesh
+from fineline_jax.models import attention, decoder
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.recipe import (
     Batch,
@@ -227,10 +234,68 @@ def test_a_run_goes_on_on_another_mesh_with_the_same_data(corpus, uninterrupted,
 
 def test_a_loss_that_is_not_finite_stops_the_run_by_name(corpus, tmp_path):
     wild = Optimizer(Schedule(peak=1e30, kind="constant"), clip_norm=1e30)
-    with pytest.raises(UserError, match=r"the loss of step \d+ is nan|inf"):
+    with pytest.raises(UserError, match=r"the loss of step \d+ is (nan|inf)"):
         loop.pretrain(recipe_of(corpus, optimizer=wild), tmp_path / "run")
     steps = [checkpoint.step for checkpoint in open_series(str(tmp_path / "run")).checkpoints]
     assert steps == [0], "a state that is not finite was kept"
+
+
+def test_what_is_not_finite_can_be_skipped_and_every_skipped_step_is_counted_in_the_log(corpus, tmp_path):
+    # The first update makes weights of 1e30; with them no gradient is finite, and no later update may touch anything.
+    wild = Optimizer(Schedule(peak=1e30, kind="constant"), clip_norm=1e30, skip_nonfinite=True)
+    recipes = [recipe_of(corpus, optimizer=wild, tokens=steps * SEQUENCES * LENGTH) for steps in (6, 1)]
+    for recipe, name in zip(recipes, ("run", "one"), strict=True):
+        assert loop.pretrain(recipe, tmp_path / name).step == recipe.steps
+    lines = [line for line in lines_of(tmp_path / "run") if "loss" in line]
+    assert [line["skipped"] for line in lines] == [0, 1, 2, 3, 4, 5]
+    bad = [None in (line["loss"], line["gradient_norm"]) for line in lines]
+    assert bad == [False, True, True, True, True, True]
+    last, first = (params_of(open_series(str(tmp_path / name)).checkpoints[-1]) for name in ("run", "one"))
+    jax.tree.map(np.testing.assert_array_equal, last, first)
+
+
+def params_of(checkpoint: Checkpoint) -> dict:
+    return load(checkpoint, make_mesh(ONE_DEVICE, jax.devices()[:1]))[1]
+
+
+def test_the_validation_loss_is_the_mean_cross_entropy_of_the_first_windows(corpus, uninterrupted):
+    source = tfds.builder_from_directory(corpus).as_data_source("validation")
+    windows = jnp.asarray(np.stack([source[i]["tokens"] for i in range(4)]), jnp.int32)
+    logged = {
+        line["step"]: line["validation_loss"] for line in read_metrics(uninterrupted) if "validation_loss" in line
+    }
+    model = recipe_of(corpus).model
+    for checkpoint in open_series(str(uninterrupted)).checkpoints:
+        with jax.set_mesh(make_mesh(ONE_DEVICE, jax.devices()[:1])):
+            params, places = params_of(checkpoint), jnp.broadcast_to(jnp.arange(LENGTH), (4, LENGTH))
+            hidden = decoder.hidden_states(model, params, windows[:, :-1], places, attention.causal("reference"))
+            logits = np.asarray(hidden @ decoder.head_weight(model, params), np.float64)
+        logp = scipy.special.log_softmax(logits, axis=-1)
+        expected = -np.take_along_axis(logp, np.asarray(windows)[:, 1:, None], axis=-1).mean()
+        assert logged[checkpoint.step] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_metrics_of_a_step_are_read_when_the_next_one_is_under_way(corpus):
+    read: list[int] = []
+
+    class Metric:
+        """A number that has to be waited for."""
+
+        def __init__(self, step: int):
+            self.step = step
+
+        def __float__(self) -> float:
+            read.append(self.step)
+            return float(self.step)
+
+    written: list[dict] = []
+    writer = cast(MetricsLog, types.SimpleNamespace(write=written.append))
+    report = loop.Reporter(recipe_of(corpus), make_mesh(ONE_DEVICE, jax.devices()[:1]), writer, start=0)
+    for step in (1, 2, 3):
+        report.step(step, cast(dict, {"loss": Metric(step)}), waited=0.0)
+        assert read == list(range(1, step)), "the host waited for a step that had only begun"
+    report.flush()
+    assert [(line["step"], line["loss"]) for line in written] == [(1, 1.0), (2, 2.0), (3, 3.0)]
 
 
 def test_lines_behind_the_checkpoint_and_a_line_cut_short_are_removed(tmp_path):
@@ -238,6 +303,17 @@ def test_lines_behind_the_checkpoint_and_a_line_cut_short_are_removed(tmp_path):
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
     cut_behind(path, 2)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_lines_that_are_none_are_removed_on_resume_and_named_by_readers(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n[2]\n{"loss": 2.0}\n{"step": 2}\n{"step": 3')
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2: no line of metrics \(it has no step\); remove it"):
+        read_metrics(tmp_path)
+    cut_behind(path, 2)
+    assert read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
+    path.write_text('{"step": 1}\n{"step": 2')  # as one may find it while the run goes on
+    assert read_metrics(tmp_path) == [{"step": 1}]
 
 
 def test_zeros_that_a_crash_of_the_machine_left_are_removed(tmp_path):
@@ -266,7 +342,11 @@ def test_sigterm_saves_and_exits_0_and_the_run_goes_on(corpus, tmp_path):
     assert process.returncode == 0, err
     assert "stopped by SIGTERM at step" in out
     lines = [line for line in lines_of(run) if "loss" in line]
-    assert str(lines[-1]["step"]) in os.listdir(run / "checkpoints")
+    stopped = lines[-1]["step"]
+    assert str(stopped) in os.listdir(run / "checkpoints")
+    shorter = dataclasses.replace(long, tokens=(stopped + 3) * SEQUENCES * LENGTH)
+    assert loop.pretrain(shorter, run, accept_changes=True).step == stopped + 3
+    assert [line["step"] for line in lines_of(run) if "loss" in line] == list(range(1, stopped + 4))
 
 
 @pytest.mark.slow
@@ -312,7 +392,8 @@ def test_five_sigkills_at_random_moments_leave_no_trace(corpus, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_of_two_devices_train_like_one_device(corpus, uninterrupted, tmp_path):
+@pytest.mark.parametrize("begun", [False, True], ids=["from the start", "resumed from one process"])
+def test_two_processes_of_two_devices_train_like_one_device(begun, corpus, uninterrupted, tmp_path):
     with_mesh = recipe_of(corpus, mesh=Mesh(fsdp=4))
     (tmp_path / "recipe.json").write_text(to_json(with_mesh))
     program = (
@@ -320,6 +401,15 @@ def test_two_processes_of_two_devices_train_like_one_device(corpus, uninterrupte
         "from fineline_jax.cli import main; sys.exit(main(sys.argv[3:]))"
     )
     run, port = tmp_path / "run", 20_000 + os.getpid() % 20_000
+    if begun:
+
+        def die(step):
+            if step >= 10:
+                raise Killed
+
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(loop, "stop_requests", lambda: contextlib.nullcontext(die))
+            loop.pretrain(recipe_of(corpus), run)
     flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     command = ["pretrain", str(tmp_path / "recipe.json"), "--run", str(run)]
     processes = [
@@ -334,6 +424,8 @@ def test_two_processes_of_two_devices_train_like_one_device(corpus, uninterrupte
     errors = [process.communicate(timeout=400)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors
     assert "rematerialization" not in "".join(errors)
+    assert ("resuming" in "".join(errors)) == begun
+    assert [line["step"] for line in lines_of(run)] == [line["step"] for line in lines_of(uninterrupted)]
     ours = [line["loss"] for line in lines_of(run) if "loss" in line]
     whole = [line["loss"] for line in lines_of(uninterrupted) if "loss" in line]
     np.testing.assert_allclose(ours, whole, rtol=1e-5)

@@ -10,6 +10,7 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from program_sizes import largest_array
 
 from fineline_jax.catalogue import load_recipe
 from fineline_jax.errors import UserError
@@ -106,6 +107,50 @@ def test_the_chunked_loss_and_its_gradients_equal_the_plain_ones(rows, length, c
     np.testing.assert_allclose(undifferentiated, values, rtol=1e-6)
     for gradient, wanted in zip(gradients, expected_gradients):
         np.testing.assert_allclose(gradient, wanted, atol=2e-5 * max(1.0, float(jnp.abs(wanted).max())))
+
+
+@pytest.mark.parametrize("axes", [(1, 1, 1), (1, 2, 2)])
+def test_the_logits_of_all_tokens_never_exist(axes):
+    mesh, shards = mesh_of(*axes), axes[1]
+    rows, length, vocabulary, chunk = 4 * shards, 64, 1024 * axes[2], 32
+    spread = lambda shape, dtype, *spec: jax.ShapeDtypeStruct(
+        shape, dtype, sharding=jax.NamedSharding(mesh, jax.P(*spec))
+    )
+    hidden = spread((rows, length, 8), jnp.float32, BATCH)
+    head = spread((8, vocabulary), jnp.float32, "fsdp", "tensor")
+    targets, weights = (spread((rows, length), dtype, BATCH) for dtype in (jnp.int32, jnp.float32))
+    of_one_device = 4 * length * 1024  # tokens x part of the vocabulary
+    with jax.set_mesh(mesh):
+        gradients = jax.grad(lambda *sides, t, w: cross_entropy(*sides, t, w, 1e-4, chunk)[0], argnums=(0, 1))
+        ours = largest_array(lambda x, h, t, w: gradients(x, h, t=t, w=w), hidden, head, targets, weights)
+    assert chunk * 1024 <= ours < of_one_device / 4
+
+
+def test_the_plain_loss_holds_the_logits_of_all_tokens():
+    """So the measure of the test before this one has teeth."""
+    shapes = (4, 64, 8), (8, 1024), (4, 64), (4, 64)
+    kinds = jnp.float32, jnp.float32, jnp.int32, jnp.float32
+    plain = lambda *arrays: reference_cross_entropy(*arrays, 1e-4)[0]
+    arguments = [jax.ShapeDtypeStruct(shape, kind) for shape, kind in zip(shapes, kinds, strict=True)]
+    assert largest_array(jax.grad(plain, argnums=(0, 1)), *arguments) >= 4 * 64 * 1024
+
+
+def test_in_bfloat16_masters_and_moments_stay_float32_and_the_losses_near(one_device_losses):
+    mesh = mesh_of(1, 1, 1)
+    recipe = dataclasses.replace(RECIPE, compute=Compute(dtype="bfloat16", remat="full"))
+    with jax.set_mesh(mesh):
+        state = jax.jit(lambda: initial_state(recipe))()
+        windows = jax.device_put(windows_of(0, recipe), jax.NamedSharding(mesh, BATCH_SPEC))
+        program = jax.jit(make_train_step(recipe, mesh)).lower(state, windows, np.int32(5))
+        after, _ = program.compile()(state, windows, np.int32(5))
+    assert "bf16[" in str(program.as_text(dialect="hlo")), "nothing is computed in bfloat16"
+    kinds = {leaf.dtype for leaf in jax.tree.leaves((after["params"], after["opt_state"])) if leaf.ndim}
+    assert kinds == {jnp.dtype("float32")}
+    changed = np.abs(np.asarray(after["params"]["embed"]) - np.asarray(state["params"]["embed"]))
+    assert 0 < changed[changed > 0].min() < 2.0**-9, "the master weights do not keep small updates"
+    losses = losses_of(recipe, mesh, 8)
+    np.testing.assert_allclose(losses, one_device_losses[:8], rtol=5e-3)
+    assert losses != one_device_losses[:8]
 
 
 def test_learning_rate_is_optax_warmup_cosine_and_amber_starts_at_zero():

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from program_sizes import largest_array
 
 from fineline_jax.mesh import BATCH, make_mesh
 from fineline_jax.models import attention, decoder, tree_attention, tree_attention_gpu, tree_attention_tpu
@@ -151,6 +152,15 @@ def test_invisible_blocks_are_not_touched():
     context = tree_attention.blockwise(query, key, poisoned, end, query_block=BLOCK, key_block=BLOCK)
     assert np.isfinite(context[:, half:]).all()
     assert np.isnan(context[:, :half]).all()
+
+
+def test_no_matrix_of_the_size_of_a_row_squared_exists():
+    length = 2048
+    query = jax.ShapeDtypeStruct((1, length, 2, 16), jnp.float32)
+    key = jax.ShapeDtypeStruct((1, length, 1, 16), jnp.float32)
+    end = jax.ShapeDtypeStruct((1, length), jnp.int32)
+    assert largest_array(tree_attention.blockwise, query, key, key, end) < length**2 / 8
+    assert largest_array(tree_attention.reference, query, key, key, end) >= length**2
 
 
 def test_bfloat16_is_as_close_to_float32_as_its_rounding():

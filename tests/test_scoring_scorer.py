@@ -11,16 +11,17 @@ import scipy.special
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from program_sizes import largest_array
 from scoring_examples import write_benchmarks, write_tokenizer
 
 from fineline_jax.checkpoints import series
 from fineline_jax.checkpoints.hub import export_hf
 from fineline_jax.errors import UserError
-from fineline_jax.mesh import make_mesh
+from fineline_jax.mesh import BATCH, make_mesh
 from fineline_jax.models import attention, decoder
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.recipe import Mesh
-from fineline_jax.scoring import forward, pack, rows, scorer, scores
+from fineline_jax.scoring import forward, lm_eval_backend, pack, rows, scorer, scores, tree_engine
 
 CONFIG = ModelConfig(vocab_size=512, width=32, layers=2, heads=4, mlp_width=64, context=48)
 
@@ -123,6 +124,51 @@ def test_the_mesh_does_not_matter(made, axes, monkeypatch):
     forward.tree_step.cache_clear()
     np.testing.assert_allclose(found[0], expected[0], atol=1e-5, rtol=1e-6)
     np.testing.assert_array_equal(found[1], expected[1])
+
+
+def test_logits_of_all_tokens_or_of_all_parents_never_exist():
+    config = ModelConfig(vocab_size=8192, width=16, layers=1, heads=2, mlp_width=16, context=64, tied_embeddings=True)
+    mesh = one_device()
+    place = jax.NamedSharding(mesh, jax.P(BATCH, None))
+    shapes = (2, 256), (1, 128), (1, 1), (1, 200)
+    row, parents, used, pairs = (jax.ShapeDtypeStruct(shape, jnp.int32, sharding=place) for shape in shapes)
+    with jax.set_mesh(mesh):
+        step = forward.tree_step(config, mesh, "float32", "blockwise")
+        params = decoder.abstract_params(config, mesh)
+        largest = largest_array(step, params, row, row, row, parents, used, pairs, pairs)
+    assert config.vocab_size * config.width <= largest < 128 * config.vocab_size / 4
+
+
+@st.composite
+def tokens_of_requests(draw: st.DrawFn) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(context, continuation) of some requests that share beginnings."""
+    tokens = lambda most, least=1: st.lists(st.integers(0, 5), min_size=least, max_size=most)
+    stem = draw(tokens(20))
+    contexts = draw(st.lists(tokens(15, 0), min_size=1, max_size=4))
+    pairs = draw(st.lists(st.tuples(st.sampled_from(contexts), tokens(6)), min_size=1, max_size=8))
+    return [(np.array(stem + rest, np.int32), np.array(asked, np.int32)) for rest, asked in pairs]
+
+
+@pytest.mark.slow
+@settings(max_examples=12, deadline=None)
+@given(
+    asked=tokens_of_requests(),
+    row=st.sampled_from([16, 48, 2048]),
+    axes=st.sampled_from([(1, 1, 1), (2, 2, 2), (1, 2, 4), (8, 1, 1)]),
+    order=st.randoms(use_true_random=False),
+)
+def test_random_requests_on_any_mesh_and_rows_score_as_one_at_a_time(asked, row, axes, order):
+    order.shuffle(asked)
+    mesh = make_mesh(Mesh(*axes), jax.devices()[: int(np.prod(axes))])
+    packed = lm_eval_backend._pack(asked, [""] * len(asked), 0, None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tree_engine, "CPU_ROW", row)
+        found, greedy = scorer.score_params(packed, CONFIG, params_on(mesh), mesh)
+    alone = params_on(one_device())
+    for place, (context, continuation) in enumerate(asked):
+        expected = plain_loglikelihood(CONFIG, alone, np.concatenate([context, continuation]), len(context))
+        assert found[place] == pytest.approx(expected[0], abs=1e-5)
+        assert greedy[place] == expected[1]
 
 
 def test_equal_logits_count_as_greedy_only_for_the_first():
@@ -238,6 +284,10 @@ def test_a_pack_of_another_tokenizer_or_other_scores_are_refused(made, tmp_path)
         scorer.score_series(opened, made, tmp_path / "out", one_device())
     changed = pack.Pack({**made.manifest, "max_context": 9}, made.contexts, made.requests, made.documents)
     changed.manifest["hash"] = pack.content_hash(changed)
+    assert not (tmp_path / "out").exists(), "what is refused writes nothing"
+    scores.keep_pack(tmp_path / "out", made)
+    (tmp_path / "out" / "other").mkdir()
+    (tmp_path / "out" / "other" / "step1.parquet").touch()
     with pytest.raises(UserError, match="holds scores of another request pack"):
         scorer.score_series(opened, changed, tmp_path / "out", one_device())
     small = ModelConfig(vocab_size=300, width=32, layers=2, heads=4, mlp_width=64, context=48)

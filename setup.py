@@ -61,7 +61,7 @@ setup(
         "s3": ["s3fs"],
         "gs": ["gcsfs"],
         "check": CHECK,
-        # The oracles of the parity tests, a bucket to fetch from, and Weights & Biases offline.
-        "test": [*CHECK, "torch==2.13.0", "accelerate", "s3fs", "moto[server]", "wandb"],
+        # The oracles of the parity tests, buckets to fetch from, and Weights & Biases offline.
+        "test": [*CHECK, "torch==2.13.0", "accelerate", "s3fs", "moto[server]", "gcsfs", "wandb"],
     },
 )

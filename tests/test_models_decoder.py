@@ -1,6 +1,7 @@
 """The decoder: sizes as published, logits as transformers', the same on any mesh and under any remat policy."""
 
 import dataclasses
+import functools
 from typing import get_args
 
 import jax
@@ -21,8 +22,8 @@ SMALL = ModelConfig(
 )
 
 
-def hidden(config, mesh, tokens, *, dtype=jnp.float32, key=0, **options):
-    """Hidden states and gradients of their sum of squares on `mesh`, as numpy."""
+def hidden(config, mesh, tokens, *, dtype=jnp.float32, key=0, gradients=True, **options):
+    """Hidden states, and gradients of the mean of their cubes if asked for, on `mesh`, as numpy."""
     with jax.set_mesh(mesh):
         params = jax.jit(lambda: decoder.init_params(config, jax.random.key(key)))()
         place = jax.NamedSharding(mesh, jax.P(BATCH, None))
@@ -34,8 +35,10 @@ def hidden(config, mesh, tokens, *, dtype=jnp.float32, key=0, **options):
             states = decoder.hidden_states(config, params, tokens, positions, attend, dtype=dtype, **options)
             return jnp.mean(states.astype(jnp.float32) ** 3), states
 
-        (_, states), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-        return np.asarray(states), jax.tree.map(np.asarray, gradients)
+        if not gradients:
+            return np.asarray(jax.jit(loss)(params)[1]), None
+        (_, states), slopes = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+        return np.asarray(states), jax.tree.map(np.asarray, slopes)
 
 
 def close(a, b, tolerance):
@@ -77,8 +80,10 @@ def test_activations_at_some_places_are_those_of_all_places(config, axes):
     shards = axes[0] * axes[1]
     tokens = tokens_of(config)
     places = np.random.default_rng(2).integers(0, 8 * 24 // shards, (shards, 11), dtype=np.int32)
-    everywhere, _ = hidden(config, mesh, tokens)
-    found, _ = hidden(config, mesh, tokens, places=jax.device_put(places, jax.NamedSharding(mesh, jax.P(BATCH, None))))
+    places = jax.device_put(places, jax.NamedSharding(mesh, jax.P(BATCH, None)))
+    everywhere, _ = hidden(config, mesh, tokens, gradients=False)
+    found, _ = hidden(config, mesh, tokens, gradients=False, places=places)
+    places = np.asarray(places)
     expected = np.take_along_axis(everywhere.reshape(shards, -1, config.width), places[:, :, None], axis=1)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
@@ -144,19 +149,31 @@ def test_a_later_token_does_not_change_earlier_states():
     assert np.abs(before[:, 12:] - after[:, 12:]).max() > 1e-3
 
 
-@given(length=st.integers(1, 40), block=st.integers(1, 40), heads=st.sampled_from([(2, 2), (4, 2), (4, 1)]))
-@settings(max_examples=20, deadline=None)
-def test_blocks_of_queries_give_the_attention_of_the_whole_matrix(length, block, heads):
+@given(
+    length=st.integers(1, 40),
+    block=st.integers(1, 40),
+    heads=st.sampled_from([(2, 2), (4, 2), (4, 1)]),
+    cache=st.sampled_from([0, 1 << 14, 1 << 30]),
+)
+@settings(max_examples=8, deadline=None)
+def test_blocks_of_queries_and_few_rows_at_a_time_give_the_attention_and_gradients_of_the_whole_matrix(
+    length, block, heads, cache
+):
     random = np.random.default_rng(length * 41 + block)
-    query = jnp.asarray(random.standard_normal((2, length, heads[0], 8)), jnp.float32)
-    key, value = (jnp.asarray(random.standard_normal((2, length, heads[1], 8)), jnp.float32) for _ in range(2))
-    before, attention.QUERY_BLOCK = attention.QUERY_BLOCK, block
-    try:
-        ours = attention.reference(query, key, value)
-    finally:
-        attention.QUERY_BLOCK = before
-    oracle = jax.nn.dot_product_attention(query, key, value, is_causal=True)
-    np.testing.assert_allclose(ours, oracle, atol=2e-6)
+    draw = lambda heads: jnp.asarray(random.standard_normal((4, length, heads, 8)), jnp.float32)
+    query, key, value, upstream = draw(heads[0]), draw(heads[1]), draw(heads[1]), draw(heads[0])
+
+    def with_gradients(attend):
+        context, pull = jax.vjp(attend, query, key, value)
+        return context, *pull(upstream)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "QUERY_BLOCK", block)
+        patch.setattr(attention, "SCORES_IN_CACHE", cache)
+        ours = jax.jit(lambda: with_gradients(attention.blockwise))()
+    for plain in (attention.reference, functools.partial(jax.nn.dot_product_attention, is_causal=True)):
+        for found, expected in zip(ours, jax.jit(lambda plain=plain: with_gradients(plain))()):
+            np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The scorer gives each request the log-likelihood it would have alone, on any mesh, and keeps what is finished."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -179,10 +180,14 @@ def test_equal_logits_count_as_greedy_only_for_the_first():
 
 
 def log_probabilities(hidden, used, pairs, targets, head):
-    run = jax.shard_map(
-        forward.log_probabilities, mesh=one_device(), in_specs=jax.P(), out_specs=jax.P(), check_vma=False
-    )
-    return run(hidden, jnp.asarray(used), pairs, targets, head)
+    return program_of_log_probabilities(forward.PARENTS)(hidden, jnp.asarray(used), pairs, targets, head)
+
+
+@functools.cache
+def program_of_log_probabilities(parents):
+    """Compiled once per shape; `parents` is what forward.PARENTS holds meanwhile."""
+    local = functools.partial(forward.log_probabilities)  # a function of its own, so that nothing older is taken
+    return jax.jit(jax.shard_map(local, mesh=one_device(), in_specs=jax.P(), out_specs=jax.P(), check_vma=False))
 
 
 @pytest.mark.parametrize("vocabulary", [5, 256, 257, 700])

@@ -78,7 +78,7 @@ def test_accumulated_micro_batches_equal_the_big_batch(one_device_losses):
     z_loss=st.sampled_from([0.0, 0.1]),
     axes=st.sampled_from([(1, 1, 1), (1, 2, 4), (2, 2, 2)]),
 )
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_the_chunked_loss_and_its_gradients_equal_the_plain_ones(rows, length, chunk, z_loss, axes):
     mesh = mesh_of(*axes)
     random = np.random.default_rng(rows * 100 + length)
@@ -89,8 +89,13 @@ def test_the_chunked_loss_and_its_gradients_equal_the_plain_ones(rows, length, c
     weights = jnp.asarray(random.random((rows, length)) > 0.3, jnp.float32)
 
     plain = lambda hidden, head: reference_cross_entropy(hidden, head, targets, weights, z_loss)
-    (expected, expected_plain), pull = jax.vjp(plain, hidden, head)
-    expected_gradients = pull((jnp.float32(3.0), jnp.float32(0.0)))
+
+    @jax.jit
+    def run_plain(hidden, head):
+        values, pull = jax.vjp(plain, hidden, head)
+        return values, pull((jnp.float32(3.0), jnp.float32(0.0)))
+
+    (expected, expected_plain), expected_gradients = run_plain(hidden, head)
     with jax.set_mesh(mesh):
         put = lambda x, spec: jax.device_put(x, jax.NamedSharding(mesh, spec))
         arguments = put(hidden, jax.P(BATCH, None, None)), put(head, jax.P("fsdp", "tensor"))

@@ -21,6 +21,8 @@ Implementation = Literal["auto", "reference", "cudnn", "splash"]
 
 QUERY_BLOCK = 128
 """Queries whose scores exist at a time on CPU and in the fallback; keys behind the block are never touched."""
+SCORES_IN_CACHE = 1 << 21
+"""Bytes of scores of the rows that a CPU device works on at a time: what the second cache of a core holds."""
 SPLASH_BLOCK = 1024
 
 
@@ -65,12 +67,40 @@ def blockwise(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
 
     Written for CPU and as the fallback elsewhere: only plain batched products whose operands lie the way the product
     reads them. The backward pass makes the scores transposed, [keys, queries], so that no score-sized array is ever
-    turned around, which is what costs most in the derivative of `reference`.
+    turned around, which is what costs most in the derivative of `reference`. A CPU takes a few rows of the batch at a
+    time, so that products and softmax find the scores in its cache.
     """
     return _blockwise_forward(query, key, value)[0]
 
 
 def _blockwise_forward(query: jax.Array, key: jax.Array, value: jax.Array):
+    out, normaliser = _few_rows_at_a_time_on_cpu(_rows_forward, query, key, value)
+    return out, (query, key, value, out, normaliser)
+
+
+def _blockwise_backward(saved, gradient: jax.Array):
+    return _few_rows_at_a_time_on_cpu(_rows_backward, *saved, gradient)
+
+
+blockwise.defvjp(_blockwise_forward, _blockwise_backward)
+
+
+def _few_rows_at_a_time_on_cpu(of_rows: Callable[..., tuple[jax.Array, ...]], *arrays: jax.Array):
+    """`of_rows` of arrays whose first axis is the batch, or the batch times something; the first is the queries."""
+    batch, length, heads, _ = arrays[0].shape
+    of_one_row = 4 * heads * length * max(stop - start for start, stop in _blocks(length))
+    rows = max(n for n in range(1, batch + 1) if batch % n == 0 and (n == 1 or n * of_one_row <= SCORES_IN_CACHE))
+
+    def in_turn(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+        parts = tuple(x.reshape(batch // rows, -1, *x.shape[1:]) for x in arrays)
+        found = jax.lax.map(lambda part: of_rows(*part), parts)
+        return tuple(x.reshape(-1, *x.shape[2:]) for x in found)
+
+    return jax.lax.platform_dependent(*arrays, cpu=in_turn if rows < batch else of_rows, default=of_rows)
+
+
+def _rows_forward(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Context, and log-normalisers [pieces, groups, length]."""
     queries, keys, values, groups = _heads_first(query, key, value)
     length = query.shape[1]
     contexts, normalisers = [], []
@@ -88,21 +118,24 @@ def _blockwise_forward(query: jax.Array, key: jax.Array, value: jax.Array):
     context = jnp.concatenate(contexts, axis=2).astype(query.dtype)
     normaliser = jnp.concatenate(normalisers, axis=2)
     out = context.reshape(query.shape[0], -1, length, query.shape[3]).transpose(0, 2, 1, 3)
-    return out, (queries, keys, values, out, normaliser)
+    return out, normaliser
 
 
-def _blockwise_backward(saved, gradient: jax.Array):
-    queries, keys, values, out, normaliser = saved
-    pieces, groups, length, head_dim = queries.shape
+def _rows_backward(
+    query: jax.Array, key: jax.Array, value: jax.Array, out: jax.Array, normaliser: jax.Array, gradient: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    queries, keys, values, groups = _heads_first(query, key, value)
+    pieces, _, length, head_dim = queries.shape
     batch = out.shape[0]
     delta = jnp.sum(gradient.astype(jnp.float32) * out, axis=-1)
     delta = delta.transpose(0, 2, 1).reshape(pieces, groups, length)
     gradients = gradient.transpose(0, 2, 1, 3).reshape(queries.shape)
     query_gradients = []
-    key_gradient = jnp.zeros(keys.shape, jnp.float32)
-    value_gradient = jnp.zeros(values.shape, jnp.float32)
-    turned_keys = jax.lax.optimization_barrier(keys.transpose(0, 2, 1))
-    for start, stop in _blocks(length):
+    key_gradient = value_gradient = jnp.zeros(())
+    # As a product, which XLA's CPU backend does faster than it turns an array around.
+    unit = np.eye(head_dim, dtype=keys.dtype)
+    turned_keys = jax.lax.optimization_barrier(jnp.einsum("de,nke->ndk", unit, keys, precision="highest"))
+    for start, stop in reversed(_blocks(length)):  # the last block meets all keys
         block = _block_of_queries(queries, groups, start, stop)
         upstream = gradients[:, :, start:stop].reshape(block.shape)
         row = lambda x, start=start, stop=stop: x[:, :, start:stop].reshape(pieces, 1, -1)
@@ -111,16 +144,15 @@ def _blockwise_backward(saved, gradient: jax.Array):
         weights = jnp.exp(jnp.where(np.tile(visible, (1, groups)), scores - row(normaliser), -jnp.inf))
         slopes = weights * (_product("nkd,nqd->nkq", values[:, :stop], upstream) - row(delta))
         weights, slopes = weights.astype(block.dtype), slopes.astype(block.dtype)
-        value_gradient = value_gradient.at[:, :stop].add(_product("nkq,nqd->nkd", weights, upstream))
-        key_gradient = key_gradient.at[:, :stop].add(_product("nkq,nqd->nkd", slopes, block))
+        of_values = _product("nkq,nqd->nkd", weights, upstream)
+        of_keys = _product("nkq,nqd->nkd", slopes, block)
+        value_gradient = of_values if stop == length else value_gradient.at[:, :stop].add(of_values)
+        key_gradient = of_keys if stop == length else key_gradient.at[:, :stop].add(of_keys)
         turned = jax.lax.optimization_barrier(_product("ndk,nkq->ndq", turned_keys[:, :, :stop], slopes))
         query_gradients.append(turned.transpose(0, 2, 1).reshape(pieces, groups, stop - start, -1))
-    query_gradient = jnp.concatenate(query_gradients, axis=2) * head_dim**-0.5
+    query_gradient = jnp.concatenate(query_gradients[::-1], axis=2) * head_dim**-0.5
     unstack = lambda x: x.reshape(batch, -1, length, head_dim).transpose(0, 2, 1, 3).astype(out.dtype)
     return unstack(query_gradient), unstack(key_gradient), unstack(value_gradient)
-
-
-blockwise.defvjp(_blockwise_forward, _blockwise_backward)
 
 
 def _blocks(length: int) -> list[tuple[int, int]]:

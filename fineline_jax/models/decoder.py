@@ -196,18 +196,17 @@ class Block(nnx.Module):
     def attention(self, x: jax.Array, rotary: tuple[jax.Array, jax.Array], attend: Attend) -> jax.Array:
         config, per_head = self.config, P(BATCH, None, "tensor", None)
 
-        def project(name: str) -> jax.Array:
-            weight = gathered(getattr(self, name), P(None, "tensor", None), x.dtype)
-            y = linear("bsd,dhk->bshk", per_head, x, weight)
+        def finished(name: str, y: jax.Array) -> jax.Array:
             if config.has_qkv_bias:
                 y = y + getattr(self, name + "_bias")[...].astype(x.dtype)
             if config.qk_norm and name != "v":
                 axes = -1 if config.qk_norm_per_head else (-2, -1)
                 y = rms_norm(y, getattr(self, name + "_norm"), config.norm_eps, axes)
-            return jnp.clip(y, -config.clip_qkv, config.clip_qkv) if config.clip_qkv else y
+            y = jnp.clip(y, -config.clip_qkv, config.clip_qkv) if config.clip_qkv else y
+            return checkpoint_name(y if name == "v" else rotate(y, rotary), "qkv")
 
-        query, key = rotate(project("q"), rotary), rotate(project("k"), rotary)
-        query, key, value = (checkpoint_name(y, "qkv") for y in (query, key, project("v")))
+        weights = tuple(gathered(getattr(self, name), P(None, "tensor", None), x.dtype) for name in "qkv")
+        query, key, value = map(finished, "qkv", linears("bsd,dhk->bshk", per_head, x, weights))
         context = checkpoint_name(attend(query, key, value), "context")
         out = gathered(self.o, P("tensor", None, None), x.dtype)
         y = linear("bshk,hkd->bsd", STREAM, context, out)
@@ -375,46 +374,61 @@ def gathered(weight: nnx.Param, spec: jax.P, dtype: jnp.dtype) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _linear(subscripts: str, out: jax.P, x: jax.Array, weight: jax.Array) -> jax.Array:
-    return jnp.einsum(subscripts, x, weight, out_sharding=out)
+def _linears(subscripts: str, out: jax.P, x: jax.Array, weights: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    return tuple(jnp.einsum(subscripts, x, weight, out_sharding=out) for weight in weights)
+
+
+def linears(subscripts: str, out: jax.P, x: jax.Array, weights: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """`jnp.einsum(subscripts, x, weight, out_sharding=out)` of activations [batch, length, ...] and each weight, which
+    has the features of x before those of the output; the derivative is written out.
+
+    In einsum's own derivative batch and length are two axes summed over, for which XLA's CPU backend turns an operand
+    around in memory; here they are one. Where the outputs are not split over `tensor`, one product makes the gradient
+    of x from all outputs side by side, and one the gradients of all weights.
+    """
+    return tuple(map(jnp.asarray, _linears(subscripts, out, x, weights)))
 
 
 def linear(subscripts: str, out: jax.P, x: jax.Array, weight: jax.Array) -> jax.Array:
-    """`jnp.einsum(subscripts, x, weight, out_sharding=out)` of activations [batch, length, ...] and a weight with the
-    features of x before those of the output; the derivative is written out.
-
-    In einsum's own derivative batch and length are two axes summed over, for which XLA's CPU backend turns an operand
-    around in memory; here they are one.
-    """
-    return jnp.asarray(_linear(subscripts, out, x, weight))
+    """`linears` of one weight."""
+    return linears(subscripts, out, x, (weight,))[0]
 
 
-def _linear_forward(subscripts: str, out: jax.P, x: jax.Array, weight: jax.Array):
-    return linear(subscripts, out, x, weight), (x, weight)
+def _linears_forward(subscripts: str, out: jax.P, x: jax.Array, weights: tuple[jax.Array, ...]):
+    return linears(subscripts, out, x, weights), (x, weights)
 
 
-def _linear_backward(subscripts: str, out: jax.P, saved: tuple[jax.Array, jax.Array], gradient: jax.Array):
-    x, weight = saved
-    operands, y_axes = subscripts.split("->")
-    x_axes, w_axes = operands.split(",")
+def _linears_backward(subscripts: str, out: jax.P, saved, gradients: tuple[jax.Array, ...]):
+    x, weights = saved
     spec = lambda array: jax.typeof(array).sharding.spec
-    x_gradient = jnp.einsum(f"{y_axes},{w_axes}->{x_axes}", gradient, weight, out_sharding=spec(x))
-    tokens = x.shape[0] * x.shape[1]
-    flat = lambda array: jax.lax.reshape(
-        array, (tokens, array.size // tokens), out_sharding=P(spec(array)[0], spec(array)[2])
-    )
-    features = P(spec(x)[2], spec(gradient)[2])
-    w_gradient = jnp.einsum("tx,ty->xy", flat(x), flat(gradient), out_sharding=features)
-    return x_gradient, jax.lax.reshape(w_gradient, weight.shape, out_sharding=spec(weight))
+    tokens, features = x.shape[0] * x.shape[1], x.size // (x.shape[0] * x.shape[1])
+    (rows, _, x_split, *_), y_split = spec(x), spec(gradients[0])[2]
+    if len(weights) > 1 and jax.sharding.get_abstract_mesh().shape["tensor"] == 1:
+        y_split = None
+    flat = lambda array, shape, *split: jax.lax.reshape(array, shape, out_sharding=P(*split))
+    flat_x = flat(x, (tokens, features), rows, x_split)
+    ys = [flat(y, (tokens, y.size // tokens), rows, y_split) for y in gradients]
+    ws = [flat(w, (features, w.size // features), x_split, y_split) for w in weights]
+    widths = [w.shape[1] for w in ws]
+    if y_split is None:
+        ys, ws = [jnp.concatenate(ys, axis=1)], [jnp.concatenate(ws, axis=1)]
+    parts = [jnp.einsum("ty,xy->tx", y, w, out_sharding=P(rows, x_split)) for y, w in zip(ys, ws)]
+    x_gradient = flat(functools.reduce(jnp.add, parts), x.shape, *spec(x))
+    w_gradients = [jnp.einsum("tx,ty->xy", flat_x, y, out_sharding=P(x_split, y_split)) for y in ys]
+    if y_split is None:
+        w_gradients = jnp.split(w_gradients[0], np.cumsum(widths)[:-1], axis=1)
+    return x_gradient, tuple(flat(g, w.shape, *spec(w)) for g, w in zip(w_gradients, weights))
 
 
-_linear.defvjp(_linear_forward, _linear_backward)
+_linears.defvjp(_linears_forward, _linears_backward)
 
 
 @jax.custom_vjp
 def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
-    """silu(gate) * up (2002.05202); the derivative keeps only the two arguments and computes the rest again."""
-    return jax.nn.silu(gate) * up
+    """silu(gate) * up (2002.05202), in float32, which XLA's CPU backend computes in one pass as it is written here;
+    the derivative keeps only the two arguments and computes the rest again."""
+    gate32 = gate.astype(jnp.float32)
+    return (gate32 * up.astype(jnp.float32) / (1.0 + jnp.exp(-gate32))).astype(gate.dtype)
 
 
 def _swiglu_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array):

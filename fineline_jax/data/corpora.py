@@ -315,9 +315,9 @@ def _work_folder(out: Path) -> Path:
 
 def _already_done(out: Path, settings: dict[str, Any], parts: Sequence[Part]) -> Prepared | None:
     """The finished data set in `out` if it was prepared from the same; None if `out` is free; else UserError."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return None
     refuse_occupied(out)
+    if not (out / "metadata.json").is_file():
+        return None
     existing = open_data_set(out)
     different = next((key for key, value in settings.items() if existing.metadata.get(key) != value), None)
     sources = (source_of(split, file) for part in parts for split, file in part.files)

@@ -401,7 +401,8 @@ def _linears_forward(subscripts: str, out: jax.P, x: jax.Array, weights: tuple[j
 def _linears_backward(subscripts: str, out: jax.P, saved, gradients: tuple[jax.Array, ...]):
     x, weights = saved
     spec = lambda array: jax.typeof(array).sharding.spec
-    tokens, features = x.shape[0] * x.shape[1], x.size // (x.shape[0] * x.shape[1])
+    tokens = x.shape[0] * x.shape[1]
+    features = x.size // tokens
     (rows, _, x_split, *_), y_split = spec(x), spec(gradients[0])[2]
     if len(weights) > 1 and jax.sharding.get_abstract_mesh().shape["tensor"] == 1:
         y_split = None
@@ -428,7 +429,7 @@ def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
     """silu(gate) * up (2002.05202), in float32, which XLA's CPU backend computes in one pass as it is written here;
     the derivative keeps only the two arguments and computes the rest again."""
     gate32 = gate.astype(jnp.float32)
-    return (gate32 * up.astype(jnp.float32) / (1.0 + jnp.exp(-gate32))).astype(gate.dtype)
+    return (gate32 / (1.0 + jnp.exp(-gate32)) * up.astype(jnp.float32)).astype(gate.dtype)
 
 
 def _swiglu_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array):

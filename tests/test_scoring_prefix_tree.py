@@ -1,6 +1,7 @@
 """The plan of the prefix-tree engine: rows hold every prefix once and give the log-likelihoods of single requests."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -232,14 +233,39 @@ def test_rows_are_no_longer_than_needed_and_as_long_as_the_longest_request():
     assert asked.plan(2048, group=4).tokens.shape == (4, 512)
 
 
-def test_neighbouring_rows_have_evenly_many_parents_together():
-    few = [list(range(i, i + 9)) for i in range(20)]  # one scored token for nine read ones
-    asked = Requests(few + [[1]] * 20, [[1]] * 20 + few, list(range(40)), [0] * 20 + [1] * 20)
-    plan = asked.plan(64, row_length=20, multiple=4, group=2)
+def parents_of_rows(plan: Plan) -> np.ndarray:
     row = np.repeat(np.arange(len(plan.tokens)), np.diff(plan.pair_offsets))
-    parents = np.bincount(row, minlength=len(plan.tokens))
+    return np.bincount(row, minlength=len(plan.tokens))
+
+
+@functools.cache
+def few_and_many_parents(count: int) -> Requests:
+    """One tree with one scored token for nine read ones, and one with nine for one."""
+    few = [list(range(i, i + 9)) for i in range(count)]
+    return Requests(few + [[1]] * count, [[1]] * count + few, list(range(2 * count)), [0] * count + [1] * count)
+
+
+def test_what_a_device_does_in_one_step_has_evenly_many_parents():
+    plan = few_and_many_parents(20).plan(64, row_length=20, multiple=4, group=2)
+    parents = parents_of_rows(plan)
     assert parents.max() >= 3 * parents.min() + 3
     assert parents.reshape(-1, 2).sum(axis=1).max() == parents.max() + parents.min()
+
+
+@pytest.mark.parametrize("rows_of_shard", [1, 2])
+def test_devices_have_evenly_many_parents(rows_of_shard):
+    shape = {"row_length": 20, "multiple": 4, "group": 4 * rows_of_shard, "shards": 4}
+    parents = parents_of_rows(few_and_many_parents(40).plan(64, **shape))
+    of_shards = parents.reshape(-1, 4, rows_of_shard).sum(axis=(0, 2))
+    assert of_shards.max() - of_shards.min() <= parents.max()
+
+
+def test_rows_are_mixed_of_all_tasks():
+    made = few_and_many_parents(1600).plan(64, row_length=2048)
+    home = np.repeat(np.arange(len(made.tokens)), np.diff(made.pair_offsets)) * made.tokens.shape[1] + made.pair_parent
+    parents = np.bincount(np.unique(home) // made.tokens.shape[1])
+    assert len(parents) >= 8
+    assert parents.max() < 1.1 * parents.mean()
 
 
 def test_requests_of_two_trees_share_nothing_and_may_share_a_row():

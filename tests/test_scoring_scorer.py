@@ -1,5 +1,6 @@
 """The scorer gives each request the log-likelihood it would have alone, on any mesh, and keeps what is finished."""
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -120,9 +121,9 @@ def test_the_mesh_does_not_matter(made, axes, monkeypatch):
     mesh = make_mesh(Mesh(*axes))
     monkeypatch.setattr(forward, "PARENTS", (24, 7))  # several times round each loop, and blocks that overlap
     monkeypatch.setattr(forward, "CPU_BLOCK", 48)
-    forward.tree_step.cache_clear()
+    forward.pair_step.cache_clear()
     found = scorer.score_params(made, CONFIG, params_on(mesh), mesh)
-    forward.tree_step.cache_clear()
+    forward.pair_step.cache_clear()
     np.testing.assert_allclose(found[0], expected[0], atol=1e-5, rtol=1e-6)
     np.testing.assert_array_equal(found[1], expected[1])
 
@@ -133,10 +134,13 @@ def test_logits_of_all_tokens_or_of_all_parents_never_exist():
     place = jax.NamedSharding(mesh, jax.P(BATCH, None))
     shapes = (2, 256), (1, 128), (1, 1), (1, 200)
     row, parents, used, pairs = (jax.ShapeDtypeStruct(shape, jnp.int32, sharding=place) for shape in shapes)
+    hidden = jax.ShapeDtypeStruct((1, 128, config.width), jnp.float32, sharding=jax.NamedSharding(mesh, decoder.STREAM))
     with jax.set_mesh(mesh):
-        step = forward.tree_step(config, mesh, "float32", "blockwise")
         params = decoder.abstract_params(config, mesh)
-        largest = largest_array(step, params, row, row, row, parents, used, pairs, pairs)
+        step = forward.tree_step(config, mesh, "float32", "blockwise")
+        largest = largest_array(step, params, row, row, row, parents)
+        meet = forward.pair_step(config, mesh)
+        largest = max(largest, largest_array(meet, params, [hidden] * 2, parents, used, pairs, pairs))
     assert config.vocab_size * config.width <= largest < 128 * config.vocab_size / 4
 
 
@@ -163,7 +167,7 @@ def test_random_requests_on_any_mesh_and_rows_score_as_one_at_a_time(asked, row,
     mesh = make_mesh(Mesh(*axes), jax.devices()[: int(np.prod(axes))])
     packed = lm_eval_backend._pack(asked, [""] * len(asked), 0, None)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tree_engine, "CPU_ROW", row)
+        patch.setitem(tree_engine.SHAPES, "cpu", dataclasses.replace(tree_engine.SHAPES["cpu"], row=row, multiple=16))
         found, greedy = scorer.score_params(packed, CONFIG, params_on(mesh), mesh)
     alone = params_on(one_device())
     for place, (context, continuation) in enumerate(asked):

@@ -6,7 +6,7 @@ is one inner product more.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -56,34 +56,47 @@ def score_step(config: ModelConfig, mesh: jax.sharding.Mesh, dtype: str, attend:
 def tree_step(
     config: ModelConfig, mesh: jax.sharding.Mesh, dtype: str, attend: tree_attention.Implementation
 ) -> Callable:
-    """A jitted (params, tokens, depth, end, parents, used, pairs, targets) -> (logp, greedy) over prefix-tree rows.
+    """A jitted (params, tokens, depth, end, parents) -> hidden over prefix-tree rows.
 
-    tokens, depth, end int32 [rows, length] as of `prefix_tree.Plan`. The others have one line per batch shard: parents
-    int32 [shards, parents], indices into the shard's rows laid end to end; used int32 [shards, 1], how many of them
-    count; pairs, targets int32 [shards, pairs], the place of each pair's parent in `parents` and its token, -1:
+    tokens, depth, end int32 [rows, length] as of `prefix_tree.Plan`. parents int32 [shards, parents], a line per batch
+    shard: indices into the shard's rows laid end to end. hidden [shards, parents, width] lies where the rows lie.
+    """
+
+    def step(
+        params: decoder.Params, tokens: jax.Array, depth: jax.Array, end: jax.Array, parents: jax.Array
+    ) -> jax.Array:
+        attention_over_rows = tree_attention.over_rows(attend, end)
+        return decoder.hidden_states(
+            config, params, tokens, depth, attention_over_rows, dtype=jnp.dtype(dtype), remat="none", places=parents
+        )
+
+    return jax.jit(step)
+
+
+@functools.lru_cache(maxsize=8)
+def pair_step(config: ModelConfig, mesh: jax.sharding.Mesh) -> Callable:
+    """A jitted (params, hidden, places, used, pairs, targets) -> (logp, greedy), which meets the vocabulary with the
+    parents of several steps at once: the fewer times, the fewer places of a block of parents are left empty.
+
+    hidden: of each step, [shards, parents, width]. The others have a line per batch shard: places int32
+    [shards, places], indices into the shard's parents of all steps laid end to end; used int32 [shards, 1], how many of
+    them count; pairs, targets int32 [shards, pairs], the index of each pair's parent in `places` and its token, -1:
     nothing. logp, greedy [shards, pairs] as of `score_step`.
     """
 
     def step(
         params: decoder.Params,
-        tokens: jax.Array,
-        depth: jax.Array,
-        end: jax.Array,
-        parents: jax.Array,
+        hidden: Sequence[jax.Array],
+        places: jax.Array,
         used: jax.Array,
         pairs: jax.Array,
         targets: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
-        attention_over_rows = tree_attention.over_rows(attend, end)
-        hidden = decoder.hidden_states(
-            config, params, tokens, depth, attention_over_rows, dtype=jnp.dtype(dtype), remat="none", places=parents
-        )
-
-        def local(hidden, used, pairs, targets, head):
-            found = log_probabilities(hidden[0], used[0, 0], pairs[0], targets[0], head)
+        def local(hidden, places, used, pairs, targets, head):
+            found = log_probabilities(hidden[0][places[0]], used[0, 0], pairs[0], targets[0], head)
             return tuple(x[None] for x in found)
 
-        return _on_each_device(local, config, params, hidden, used, pairs, targets)
+        return _on_each_device(local, config, params, jnp.concatenate(hidden, axis=1), places, used, pairs, targets)
 
     return jax.jit(step)
 
@@ -122,7 +135,8 @@ def log_probabilities(
     zeros = jnp.zeros(len(hidden), jnp.float32)
     state = zeros, zeros, jnp.zeros(len(hidden), jnp.int32)
     done = 0
-    for size in (*(size for size in PARENTS if few < size <= len(hidden)), few):
+    # With a single block of the larger size XLA takes its work out of the loop, and does it where there is none, too.
+    for size in (*(size for size in PARENTS if few < size < len(hidden)), few):
         until = used // size if size > few else -(-used // size)
         state = jax.lax.fori_loop(done // size, until, functools.partial(meet_vocabulary, size), state)
         done = until * size
@@ -150,13 +164,14 @@ def _normalisers(hidden: jax.Array, head: jax.Array) -> tuple[jax.Array, jax.Arr
         start = jnp.minimum(i * block, vocabulary - block)  # the last block overlaps the one before it
         columns = jax.lax.dynamic_slice_in_dim(head, start, block, axis=1)
         logits = jnp.dot(hidden, columns, preferred_element_type=jnp.float32)
-        place = jnp.arange(block)
+        place = jnp.arange(block, dtype=jnp.float32)  # XLA's CPU backend finds the largest of floats fast
         if vocabulary % block:
-            logits = jnp.where(start + place >= i * block, logits, -jnp.inf)
+            logits = jnp.where(place >= i * block - start, logits, -jnp.inf)
         here = jnp.max(logits, axis=1)
         new = jnp.maximum(largest, here)
         part = jnp.sum(jnp.exp(logits - new[:, None]), axis=1)
-        at = start + jnp.min(jnp.where(logits == here[:, None], place, block), axis=1)
+        from_end = jnp.max(jnp.where(logits == here[:, None], block - place, 0.0), axis=1)
+        at = start + block - from_end.astype(jnp.int32)
         return new, total * jnp.exp(largest - new) + part, jnp.where(here > largest, at, best)
 
     rows = hidden.shape[:1]

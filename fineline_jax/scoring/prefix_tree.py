@@ -16,6 +16,7 @@ Only numpy is needed here. `trie` makes the trees, `tree_packing` decides what g
 """
 
 import dataclasses
+import heapq
 from collections.abc import Iterator
 
 import numpy as np
@@ -80,12 +81,26 @@ class Statistics:
 
 
 def plan_pack(
-    pack: Pack, context: int, *, row_length: int = ROW_LENGTH, multiple: int = MULTIPLE, group: int = 1
+    pack: Pack,
+    context: int,
+    *,
+    row_length: int = ROW_LENGTH,
+    multiple: int = MULTIPLE,
+    group: int = 1,
+    shards: int = 1,
 ) -> Plan:
     """The plan of all requests of `pack`, a tree per task, for a model that reads `context` tokens (see `plan`)."""
     contexts, rows, trees, _ = request_sources(pack)
     return plan(
-        contexts, pack.continuation_tokens, rows, trees, context, row_length=row_length, multiple=multiple, group=group
+        contexts,
+        pack.continuation_tokens,
+        rows,
+        trees,
+        context,
+        row_length=row_length,
+        multiple=multiple,
+        group=group,
+        shards=shards,
     )
 
 
@@ -111,6 +126,7 @@ def plan(
     row_length: int = ROW_LENGTH,
     multiple: int = MULTIPLE,
     group: int = 1,
+    shards: int = 1,
 ) -> Plan:
     """Rows for all requests.
 
@@ -119,12 +135,13 @@ def plan(
     requests are cut on the left, and continuations longer than it are scored in several windows (`rows.windows`).
     row_length: the largest length of a row, in tokens; raised to the longest request. All rows have the same length, a
     multiple of `multiple` and the smallest one (found) that needs no more rows than row_length does. group: the number
-    of rows is a multiple of this. Equal arguments give equal plans. Raises UserError for an empty context.
+    of rows is a multiple of this, the rows of one step; shards: over how many parts of the batch these are spread,
+    neighbouring rows to one. Equal arguments give equal plans. Raises UserError for an empty context.
     """
     tree = build_tree(contexts, continuations, request_context, request_tree, context)
     runs, length = fit(tree, row_length, multiple, group)
     rows = -(-len(runs) // group) * group
-    runs = _evened(tree, [*runs, *[[]] * (rows - len(runs))])
+    runs = _evened(tree, [*runs, *[[]] * (rows - len(runs))], group, shards)
 
     # Each run as paths: the ancestors of its first node, which another row holds too, then its own nodes.
     paths = [
@@ -194,14 +211,25 @@ def of_requests(plan: Plan, logp: np.ndarray, greedy: np.ndarray) -> tuple[np.nd
     return total, misses == 0
 
 
-def _evened(tree: Tree, rows: list[list[Run]]) -> list[list[Run]]:
-    """The rows with most parents and those with fewest by turns: neighbours then have about as many together as any
-    others. What a step computes at parents has the size of the step with most of them."""
+def _evened(tree: Tree, rows: list[list[Run]], group: int, shards: int) -> list[list[Run]]:
+    """The rows in an order in which the shards of a step have about as many parents as each other, and all steps as
+    many: what is computed at parents has the size of the largest, and devices wait for the last one."""
     before = np.append(0, np.cumsum(np.bincount(tree.scored_node, minlength=len(tree.tokens)) > 0))
     parents = [sum(int(before[tree.starts[b]] - before[tree.starts[a]]) for a, b in runs) for runs in rows]
-    order = sorted(range(len(rows)), key=lambda row: (-parents[row], row))
-    turns = [row for pair in zip(order, reversed(order), strict=True) for row in pair]
-    return [rows[row] for row in turns[: len(rows)]]
+    together = group // shards
+    # Pieces of so many rows for one shard in one step: the fullest rows first, each to the emptiest piece.
+    pieces: list[list[int]] = [[] for _ in range(len(rows) // together)]
+    open_pieces = [(0, index) for index in range(len(pieces))]
+    for row in sorted(range(len(rows)), key=lambda row: (-parents[row], row)):
+        total, index = heapq.heappop(open_pieces)
+        pieces[index].append(row)
+        if len(pieces[index]) < together:
+            heapq.heappush(open_pieces, (total + parents[row], index))
+    pieces.sort(key=lambda piece: (-sum(parents[row] for row in piece), piece))
+    # Like pieces in one step; the first shard has the fullest one of every other step.
+    steps = [pieces[first : first + shards] for first in range(0, len(pieces), shards)]
+    turned = [step[:: -1 if index % 2 else 1] for index, step in enumerate(steps)]
+    return [rows[row] for step in turned for piece in step for row in piece]
 
 
 def _entered(tree: Tree, first: int, last: int) -> Iterator[tuple[int, int, bool]]:

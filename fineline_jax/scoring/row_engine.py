@@ -45,8 +45,9 @@ def score_rows(
     plan = _plan(pack, context, batch_tokens, mesh)
     rows_left = np.bincount(np.concatenate([batch.requests for batch in plan]), minlength=len(is_greedy))
 
-    inputs = ((batch, [batch.tokens, batch.positions, batch.targets]) for batch in plan)
-    for batch, logp, greedy in run_steps(step, params, mesh, inputs):
+    arrays = lambda batch: put([batch.tokens, batch.positions, batch.targets], mesh)
+    steps = ((batch, *step(params, *arrays(batch))) for batch in plan)
+    for batch, logp, greedy in results(steps, mesh, IN_FLIGHT):
         used = len(batch.requests)
         # a long document is several rows
         np.add.at(loglikelihood, batch.requests, logp[:used].sum(axis=1, dtype=np.float64))
@@ -56,23 +57,22 @@ def score_rows(
     return loglikelihood, is_greedy
 
 
-def run_steps(
-    step: Callable, params: dict, mesh: jax.sharding.Mesh, batches: Iterable[tuple[T, list[np.ndarray]]]
+def results(
+    steps: Iterator[tuple[T, jax.Array, jax.Array]], mesh: jax.sharding.Mesh, in_flight: int
 ) -> Iterator[tuple[T, np.ndarray, np.ndarray]]:
-    """(tag, logp, greedy) of `step(params, *arrays)` for each (tag, arrays), in order; a few steps run ahead.
-
-    Arrays are [rows, ...], rows over (replica, fsdp).
-    """
+    """(tag, logp, greedy) of each (tag, logp, greedy) that `steps` gives to the device under `jax.set_mesh`, in order;
+    so many steps run ahead of the one whose result is read."""
     waiting: collections.deque[tuple[T, jax.Array, jax.Array]] = collections.deque()
-    sharding = jax.NamedSharding(mesh, jax.P(BATCH, None))
-    for tag, arrays in batches:
+    more = True
+    while more or waiting:
         with jax.set_mesh(mesh):
-            waiting.append((tag, *step(params, *[_put(array, sharding) for array in arrays])))
-        if len(waiting) > IN_FLIGHT:
-            done, logp, greedy = waiting.popleft()
-            yield done, _whole(logp), _whole(greedy)
-    for done, logp, greedy in waiting:
-        yield done, _whole(logp), _whole(greedy)
+            found = next(steps, None)
+        more = found is not None
+        if found:
+            waiting.append(found)
+        if waiting and (not more or len(waiting) > in_flight):
+            tag, logp, greedy = waiting.popleft()
+            yield tag, _whole(logp), _whole(greedy)
 
 
 def _whole(array: jax.Array) -> np.ndarray:
@@ -97,6 +97,7 @@ def _plan(pack: Pack, context: int, batch_tokens: int | None, mesh: jax.sharding
     return _plans[key]
 
 
-def _put(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
-    """Every process holds the whole batch and gives its devices their rows."""
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+def put(arrays: Iterable[np.ndarray], mesh: jax.sharding.Mesh) -> list[jax.Array]:
+    """Arrays [rows, ...] with rows over (replica, fsdp); every process holds all and gives its devices their rows."""
+    sharding = jax.NamedSharding(mesh, jax.P(BATCH, None))
+    return [jax.make_array_from_callback(array.shape, sharding, lambda index, x=array: x[index]) for array in arrays]

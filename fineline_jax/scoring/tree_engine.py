@@ -1,6 +1,7 @@
 """The fast engine: prefix-tree rows, in which no token is computed twice (see `prefix_tree`)."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -8,13 +9,28 @@ import numpy as np
 from fineline_jax.mesh import batch_shards
 from fineline_jax.models import tree_attention
 from fineline_jax.models.config import ModelConfig
-from fineline_jax.scoring.forward import tree_step
+from fineline_jax.scoring.forward import pair_step, tree_step
 from fineline_jax.scoring.pack import Pack
 from fineline_jax.scoring.prefix_tree import Plan, of_requests, plan_pack
-from fineline_jax.scoring.row_engine import run_steps
+from fineline_jax.scoring.row_engine import IN_FLIGHT, put, results
 
-CPU_ROW, ACCELERATOR_ROW = 2048, 8192
-"""Longest row, in tokens: longer ones repeat fewer tokens at their borders, shorter ones stay in a CPU's cache."""
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """How much is done at a time."""
+
+    row: int
+    """Tokens of the longest row: the longer, the fewer tokens are repeated at its borders"""
+    rows: int
+    """Rows of a device in one step"""
+    multiple: int
+    """Row lengths are a multiple of this: blocks of attention"""
+    in_round: int
+    """Steps whose parents meet the vocabulary together"""
+
+
+SHAPES = {"cpu": Shape(row=8192, rows=1, multiple=64, in_round=2)}
+ACCELERATOR = Shape(row=8192, rows=4, multiple=256, in_round=1)
 
 
 def score_tree(
@@ -30,69 +46,106 @@ def score_tree(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Log-likelihood (float64) and greediness (bool) of every request of `pack` under a model.
 
-    context: tokens of the longest request the model reads. batch_tokens: tokens per step over all devices, None: two
-    rows per device on CPU, four elsewhere. Other arguments as of `scorer.score_params`.
+    context: tokens of the longest request the model reads. batch_tokens: tokens per step over all devices, more
+    where the longest request is longer; None: one row per device on CPU, four elsewhere. Other arguments as of
+    `scorer.score_params`.
     """
-    platform = mesh.devices.flat[0].platform
-    row_length = CPU_ROW if platform == "cpu" else ACCELERATOR_ROW
-    shards = batch_shards(mesh)
-    default = row_length * shards * (2 if platform == "cpu" else 4)
-    group = shards * max(1, (batch_tokens or default) // (row_length * shards))
-    steps = _steps(pack, context, row_length, group, shards)
-    plan = steps.plan
-    step = tree_step(config, mesh, dtype, tree_attention.pick(platform))
-    logp, greedy = np.zeros(len(plan.pair_target), np.float32), np.zeros(len(plan.pair_target), bool)
-    inputs = ((first, steps.inputs(first)) for first in range(0, len(plan.tokens), group))
-    for first, values, hits in run_steps(step, params, mesh, inputs):
-        for shard in range(shards):
-            pairs = steps.pairs(first, shard)
-            count = pairs.stop - pairs.start
-            logp[pairs], greedy[pairs] = values[shard, :count], hits[shard, :count]
-        advance(int(steps.requests_of_row[first : first + group].sum()))
-    return of_requests(plan, logp, greedy)
+    platform, shards = mesh.devices.flat[0].platform, batch_shards(mesh)
+    shape = SHAPES.get(platform, ACCELERATOR)
+    of_device = batch_tokens // shards if batch_tokens else shape.row * shape.rows
+    row_length = min(shape.row, of_device)
+    group = shards * max(1, of_device // max(1, row_length))
+    steps = _steps(pack, context, row_length, group, shards, shape)
+    step, meet_vocabulary = tree_step(config, mesh, dtype, tree_attention.pick(platform)), pair_step(config, mesh)
+
+    def rounds() -> Iterator[tuple[int, jax.Array, jax.Array]]:
+        for number in range(steps.rounds):
+            hidden = [step(params, *put(steps.rows(index), mesh)) for index in steps.of_round(number)]
+            hidden += hidden[-1:] * (shape.in_round - len(hidden))
+            yield number, *meet_vocabulary(params, hidden, *put(steps.pairs(number), mesh))
+
+    pairs = len(steps.plan.pair_target)
+    logp, greedy = np.zeros(pairs, np.float32), np.zeros(pairs, bool)
+    for number, values, hits in results(rounds(), mesh, max(1, IN_FLIGHT // shape.in_round)):
+        for shard, chosen in enumerate(steps.pairs_of_round(number)):
+            logp[chosen], greedy[chosen] = values[shard, : len(chosen)], hits[shard, : len(chosen)]
+        advance(steps.requests_of_round(number))
+    return of_requests(steps.plan, logp, greedy)
 
 
 class Steps:
-    """A plan cut into steps of `group` rows over `shards`; every step has the same shapes, so one compilation."""
+    """A plan cut into steps of `group` rows over `shards`, and these into rounds of `in_round` steps. All steps have
+    the same shapes, and so have all rounds: each is compiled once."""
 
-    def __init__(self, plan: Plan, group: int, shards: int):
-        self.plan, self.group, self.shards = plan, group, shards
-        self.rows_of_shard = group // shards
+    def __init__(self, plan: Plan, group: int, shards: int, in_round: int):
+        self.plan, self.group, self.shards, self.in_round = plan, group, shards, in_round
         rows, length = plan.tokens.shape
+        self.steps = rows // group
+        self.rounds = -(-self.steps // in_round)
         pair_row = np.repeat(np.arange(rows), np.diff(plan.pair_offsets))
         home = pair_row * length + plan.pair_parent  # ascending
         is_new = np.diff(home, prepend=-1) != 0
         self.parent_of_pair = np.cumsum(is_new) - 1
         self.parents = home[is_new]
-        self.parent_offsets = np.searchsorted(self.parents, np.arange(rows + 1) * length)
-        starts = np.arange(0, rows, self.rows_of_shard)
-        most = lambda offsets: int(np.diff(offsets[np.append(starts, rows)]).max(initial=1))
-        self.most_parents, self.most_pairs = most(self.parent_offsets), most(plan.pair_offsets)
+        # A piece is what one shard does in one step; pieces follow each other as their rows do.
+        borders = np.arange(0, rows + 1, group // shards)
+        self.first_row = borders
+        self.first_parent = np.searchsorted(self.parents, borders * length)
+        self.first_pair = plan.pair_offsets[borders]
+        self.most_parents = int(np.diff(self.first_parent).max(initial=1))
+        self.most_places, self.most_pairs = map(self._most_in_round, (self.first_parent, self.first_pair))
         self.requests_of_row = _requests_done(plan, pair_row)
 
-    def pairs(self, first: int, shard: int) -> slice:
-        """The pairs of a shard in the step that begins with row `first`."""
-        return self._range(self.plan.pair_offsets, first, shard)
+    def of_round(self, number: int) -> range:
+        """The steps of a round."""
+        return range(number * self.in_round, min((number + 1) * self.in_round, self.steps))
 
-    def inputs(self, first: int) -> list[np.ndarray]:
-        """What `forward.tree_step` wants of the step that begins with row `first`."""
-        rows, length = slice(first, first + self.group), self.plan.tokens.shape[1]
+    def rows(self, step: int) -> list[np.ndarray]:
+        """What `forward.tree_step` wants of a step."""
+        rows, length = slice(step * self.group, (step + 1) * self.group), self.plan.tokens.shape[1]
         parents = np.zeros((self.shards, self.most_parents), np.int32)
+        for shard in range(self.shards):
+            piece = step * self.shards + shard
+            own = self.parents[self.first_parent[piece] : self.first_parent[piece + 1]]
+            parents[shard, : len(own)] = own - self.first_row[piece] * length
+        return [self.plan.tokens[rows], self.plan.depth[rows], self.plan.end[rows], parents]
+
+    def pairs(self, number: int) -> list[np.ndarray]:
+        """What `forward.pair_step` wants of a round."""
+        places = np.zeros((self.shards, self.most_places), np.int32)
         used = np.zeros((self.shards, 1), np.int32)
         pair_parent = np.zeros((self.shards, self.most_pairs), np.int32)
         targets = np.full((self.shards, self.most_pairs), -1, np.int32)
-        for shard in range(self.shards):
-            own, pairs = self._range(self.parent_offsets, first, shard), self.pairs(first, shard)
-            used[shard] = count = own.stop - own.start
-            parents[shard, :count] = self.parents[own] - (first + shard * self.rows_of_shard) * length
-            pair_parent[shard, : pairs.stop - pairs.start] = self.parent_of_pair[pairs] - own.start
-            targets[shard, : pairs.stop - pairs.start] = self.plan.pair_target[pairs]
-        plan = self.plan
-        return [plan.tokens[rows], plan.depth[rows], plan.end[rows], parents, used, pair_parent, targets]
+        for shard, chosen in enumerate(self.pairs_of_round(number)):
+            targets[shard, : len(chosen)] = self.plan.pair_target[chosen]
+            done = 0
+            for place, step in enumerate(self.of_round(number)):
+                piece = step * self.shards + shard
+                first, last = self.first_parent[piece : piece + 2]
+                before = used[shard, 0]
+                places[shard, before : before + last - first] = place * self.most_parents + np.arange(last - first)
+                used[shard, 0] += last - first
+                asked = self.parent_of_pair[self.first_pair[piece] : self.first_pair[piece + 1]]
+                pair_parent[shard, done : done + len(asked)] = asked - first + before
+                done += len(asked)
+        return [places, used, pair_parent, targets]
 
-    def _range(self, offsets: np.ndarray, first: int, shard: int) -> slice:
-        row = first + shard * self.rows_of_shard
-        return slice(int(offsets[row]), int(offsets[row + self.rows_of_shard]))
+    def pairs_of_round(self, number: int) -> list[np.ndarray]:
+        """For each shard the pairs of the plan that it scores in a round, ascending."""
+        pieces = lambda shard: (step * self.shards + shard for step in self.of_round(number))
+        of_piece = lambda piece: np.arange(*self.first_pair[piece : piece + 2].tolist())
+        return [np.concatenate([of_piece(piece) for piece in pieces(shard)]) for shard in range(self.shards)]
+
+    def requests_of_round(self, number: int) -> int:
+        """How many requests have their last scored token in a round."""
+        steps = self.of_round(number)
+        return int(self.requests_of_row[steps.start * self.group : steps.stop * self.group].sum())
+
+    def _most_in_round(self, first: np.ndarray) -> int:
+        """The most that one shard has in one round; first: where each piece begins."""
+        counts = np.zeros((self.rounds * self.in_round, self.shards), np.int64)
+        counts[: self.steps] = np.diff(first).reshape(self.steps, self.shards)
+        return max(1, int(counts.reshape(self.rounds, self.in_round, self.shards).sum(axis=1).max(initial=0)))
 
 
 def _requests_done(plan: Plan, pair_row: np.ndarray) -> np.ndarray:
@@ -108,9 +161,10 @@ def _requests_done(plan: Plan, pair_row: np.ndarray) -> np.ndarray:
 _kept: dict[tuple, Steps] = {}
 
 
-def _steps(pack: Pack, context: int, row_length: int, group: int, shards: int) -> Steps:
-    key = (pack.hash, context, row_length, group, shards)
+def _steps(pack: Pack, context: int, row_length: int, group: int, shards: int, shape: Shape) -> Steps:
+    key = (pack.hash, context, row_length, group, shards, shape)
     if key not in _kept:
         _kept.clear()
-        _kept[key] = Steps(plan_pack(pack, context, row_length=row_length, group=group), group, shards)
+        plan = plan_pack(pack, context, row_length=row_length, multiple=shape.multiple, group=group, shards=shards)
+        _kept[key] = Steps(plan, group, shards, shape.in_round)
     return _kept[key]

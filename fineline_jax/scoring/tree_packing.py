@@ -12,6 +12,8 @@ from fineline_jax.scoring.trie import Tree
 
 Run = tuple[int, int]
 """Segments [first, last) in one row."""
+STRIPES = 8
+"""From how many parts of the forest a row is filled up with small subtrees."""
 
 
 def fit(tree: Tree, row_length: int, multiple: int, group: int) -> tuple[list[list[Run]], int]:
@@ -38,7 +40,7 @@ def _fill(tree: Tree, length: int) -> list[list[Run]]:
 
     A tree is cut where few ancestors must be repeated. Subtrees that hang on a shallow node and are large go into the
     rows as a whole, the largest first, each where it leaves least room; those larger than a row are cut into runs
-    first. The small ones are poured in order into the room that is left.
+    first. The small ones are mixed and poured into the room that is left.
     """
     starts, branch = tree.starts, tree.branch
     shallow, large = length // 512, length // 16
@@ -47,8 +49,7 @@ def _fill(tree: Tree, length: int) -> list[list[Run]]:
     small: list[Run] = []
     for first, last in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
         if starts[last] - starts[first] < large:
-            joined = bool(small) and small[-1][1] == first
-            small.append((small.pop()[0] if joined else first, last))
+            small.append((first, last))
         else:
             while first < last:
                 cut = _cut(tree, first, last, length)
@@ -65,7 +66,7 @@ def _fill(tree: Tree, length: int) -> list[list[Run]]:
         rows[row].append(run)
         bisect.insort(room, (free - _places(tree, run), row))
 
-    placed, small = _pour(tree, small, {row: free for free, row in room})
+    placed, small = _pour(tree, _mixed(tree, small, length), {row: free for free, row in room})
     for row, run in placed:
         rows[row].append(run)
     while small:
@@ -88,13 +89,25 @@ def _dissolve(tree: Tree, rows: list[list[Run]], length: int) -> list[list[Run]]
             for other, run in placed:
                 kept[other].append(run)
                 free[other] -= _places(tree, run)
-    return sorted(_joined(runs) for runs in kept.values())
+    return sorted(_joined(sorted(runs)) for runs in kept.values())
+
+
+def _mixed(tree: Tree, runs: list[Run], length: int) -> list[Run]:
+    """Runs in an order in which each row gets some of every part of the forest, since some tasks score many of their
+    tokens and others few: what is computed for scored places then is about the same in all rows."""
+    if not runs:
+        return []
+    first, last = np.array(runs).T
+    sizes = tree.starts[last] - tree.starts[first]
+    rows = -(-int(sizes.sum()) // length)
+    stripe = (np.cumsum(sizes) - sizes) * rows * STRIPES // int(sizes.sum())
+    return _joined([runs[place] for place in np.argsort(stripe % rows, kind="stable").tolist()])
 
 
 def _joined(runs: list[Run]) -> list[Run]:
-    """Runs of a row in order, those that follow each other as one."""
+    """Neighbouring runs that follow each other as one."""
     result: list[Run] = []
-    for first, last in sorted(runs):
+    for first, last in runs:
         follows = bool(result) and result[-1][1] == first
         result.append((result.pop()[0] if follows else first, last))
     return result

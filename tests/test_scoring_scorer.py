@@ -194,6 +194,12 @@ def program_of_log_probabilities(parents):
     return jax.jit(jax.shard_map(local, mesh=one_device(), in_specs=jax.P(), out_specs=jax.P(), check_vma=False))
 
 
+@given(parents=st.integers(1, 5000))
+def test_a_loop_over_blocks_of_parents_can_go_round_twice_or_is_the_last(parents):
+    *many, few = forward.block_sizes(parents)
+    assert all(few < size < parents for size in many) and few <= parents
+
+
 @pytest.mark.parametrize("vocabulary", [5, 256, 257, 700])
 @pytest.mark.parametrize("used", [1, 3, 4, 12, 13, 19])
 def test_blocks_of_parents_and_vocabulary_give_the_log_softmax_of_float64(vocabulary, used, monkeypatch):

@@ -125,7 +125,7 @@ def log_probabilities(
     vocabulary]. Collectives are left to the end: devices go round the loops different numbers of times.
     """
     first = jax.lax.axis_index("tensor") * head.shape[1]
-    few = min(*PARENTS, len(hidden))
+    *many, few = block_sizes(len(hidden))
     hidden = jnp.pad(hidden, ((0, -len(hidden) % few), (0, 0)))
 
     def meet_vocabulary(size: int, i: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
@@ -135,8 +135,7 @@ def log_probabilities(
     zeros = jnp.zeros(len(hidden), jnp.float32)
     state = zeros, zeros, jnp.zeros(len(hidden), jnp.int32)
     done = 0
-    # With a single block of the larger size XLA takes its work out of the loop, and does it where there is none, too.
-    for size in (*(size for size in PARENTS if few < size < len(hidden)), few):
+    for size in (*many, few):
         until = used // size if size > few else -(-used // size)
         state = jax.lax.fori_loop(done // size, until, functools.partial(meet_vocabulary, size), state)
         done = until * size
@@ -151,6 +150,16 @@ def log_probabilities(
     logit = jax.lax.psum(jnp.where(mine, logit, 0.0), "tensor")
     nothing = targets < 0
     return jnp.where(nothing, 0.0, logit - normaliser[pairs]), nothing | (best[pairs] == targets)
+
+
+def block_sizes(parents: int) -> list[int]:
+    """Sizes of the blocks in which so many parents meet the vocabulary, the last one for what the others leave.
+
+    All but the last are smaller than `parents`: XLA takes the work of a loop that can only go round once out of the
+    loop, and then does it also where the loop would go round not at all.
+    """
+    few = min(*PARENTS, parents)
+    return [size for size in PARENTS if few < size < parents] + [few]
 
 
 def _normalisers(hidden: jax.Array, head: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

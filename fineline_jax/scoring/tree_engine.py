@@ -29,8 +29,11 @@ class Shape:
     """Steps whose parents meet the vocabulary together"""
 
 
-SHAPES = {"cpu": Shape(row=8192, rows=1, multiple=64, in_round=2)}
-ACCELERATOR = Shape(row=8192, rows=4, multiple=256, in_round=1)
+SHAPES = {
+    "cpu": Shape(row=8192, rows=1, multiple=64, in_round=2),
+    "gpu": Shape(row=8192, rows=4, multiple=256, in_round=1),
+    "tpu": Shape(row=8192, rows=4, multiple=512, in_round=1),
+}
 
 
 def score_tree(
@@ -51,7 +54,7 @@ def score_tree(
     `scorer.score_params`.
     """
     platform, shards = mesh.devices.flat[0].platform, batch_shards(mesh)
-    shape = SHAPES.get(platform, ACCELERATOR)
+    shape = SHAPES[platform]
     of_device = batch_tokens // shards if batch_tokens else shape.row * shape.rows
     row_length = min(shape.row, of_device)
     group = shards * max(1, of_device // max(1, row_length))

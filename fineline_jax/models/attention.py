@@ -107,8 +107,7 @@ def _rows_forward(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[j
     for start, stop in _blocks(length):
         block = _block_of_queries(queries, groups, start, stop)
         scores = _product("nqd,nkd->nqk", block, keys[:, :stop])
-        visible = np.arange(start, stop)[:, None] >= np.arange(stop)[None, :]
-        scores = jnp.where(np.tile(visible, (groups, 1)), scores, -jnp.inf)
+        scores = scores + np.tile(_causal_bias(start, stop), (groups, 1))
         largest = jnp.max(scores, axis=-1, keepdims=True)
         weights = jnp.exp(scores - largest)
         total = jnp.sum(weights, axis=-1, keepdims=True)
@@ -139,9 +138,8 @@ def _rows_backward(
         block = _block_of_queries(queries, groups, start, stop)
         upstream = gradients[:, :, start:stop].reshape(block.shape)
         row = lambda x, start=start, stop=stop: x[:, :, start:stop].reshape(pieces, 1, -1)
-        visible = np.arange(stop)[:, None] <= np.arange(start, stop)[None, :]
         scores = _product("nkd,nqd->nkq", keys[:, :stop], block)
-        weights = jnp.exp(jnp.where(np.tile(visible, (1, groups)), scores - row(normaliser), -jnp.inf))
+        weights = jnp.exp(scores + np.tile(_causal_bias(start, stop).T, (1, groups)) - row(normaliser))
         slopes = weights * (_product("nkd,nqd->nkq", values[:, :stop], upstream) - row(delta))
         weights, slopes = weights.astype(block.dtype), slopes.astype(block.dtype)
         of_values = _product("nkq,nqd->nkd", weights, upstream)
@@ -158,6 +156,13 @@ def _rows_backward(
 def _blocks(length: int) -> list[tuple[int, int]]:
     size = max(QUERY_BLOCK, -(-length // 16))  # the blocks are unrolled: at most 16
     return [(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def _causal_bias(start: int, stop: int) -> np.ndarray:
+    """float32 [queries start to stop, keys 0 to stop]: 0 where the query sees the key, else -inf. To be added: a sum
+    XLA's CPU backend computes together with what follows, a choice of two values in a pass of its own."""
+    visible = np.arange(start, stop)[:, None] >= np.arange(stop)[None, :]
+    return np.where(visible, np.float32(0.0), np.float32(-np.inf))
 
 
 def _heads_first(query: jax.Array, key: jax.Array, value: jax.Array):

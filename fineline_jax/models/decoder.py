@@ -433,9 +433,12 @@ def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
 
 
 def _swiglu_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array):
-    gate, up = saved
-    share = jax.nn.sigmoid(gate)
-    return gradient * up * share * (1.0 + gate * (1.0 - share)), gradient * gate * share
+    # Without barriers XLA would keep exp(-gate) of the forward pass, and compute each of three factors in a pass.
+    gate, up = jax.lax.optimization_barrier(saved)
+    again = jax.lax.optimization_barrier(gate)
+    share = 1.0 / (1.0 + jnp.exp(-gate))
+    of_gate = gradient * up * share * (1.0 + gate * (1.0 - share))
+    return of_gate, gradient * again / (1.0 + jnp.exp(-again))
 
 
 swiglu.defvjp(lambda gate, up: (swiglu(gate, up), (gate, up)), _swiglu_backward)

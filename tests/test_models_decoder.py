@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -257,3 +258,18 @@ def test_llama_logits_equal_transformers():
     with torch.no_grad():
         theirs = peer(input_ids=torch.from_numpy(tokens.astype(np.int64))).logits.numpy()
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_the_derivative_of_swiglu_in_bfloat16_is_rounded_once():
+    random = np.random.default_rng(0)
+    values = (
+        (jnp.asarray(4 * random.normal(size=(3, 500)), jnp.bfloat16))
+        .at[0, :2]
+        .set(jnp.array([-300.0, 300.0], jnp.bfloat16))
+    )
+    found = jax.jit(lambda gate, up, slope: jax.vjp(decoder.swiglu, gate, up)[1](slope))(*values)
+    gate, up, slope = np.asarray(values, np.float64)
+    share = scipy.special.expit(gate)
+    expected = slope * up * share * (1 + gate * (1 - share)), slope * gate * share
+    for ours, exact in zip(found, expected, strict=True):
+        np.testing.assert_allclose(np.asarray(ours, np.float64), exact, rtol=2**-8, atol=1e-6)

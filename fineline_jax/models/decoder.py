@@ -436,9 +436,11 @@ def _swiglu_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array):
     # Without barriers XLA would keep exp(-gate) of the forward pass, and compute each of three factors in a pass.
     gate, up = jax.lax.optimization_barrier(saved)
     again = jax.lax.optimization_barrier(gate)
-    share = 1.0 / (1.0 + jnp.exp(-gate))
-    of_gate = gradient * up * share * (1.0 + gate * (1.0 - share))
-    return of_gate, gradient * again / (1.0 + jnp.exp(-again))
+    gate32, again32, up32, gradient32 = (x.astype(jnp.float32) for x in (gate, again, up, gradient))
+    share = 1.0 / (1.0 + jnp.exp(-gate32))
+    of_gate = gradient32 * up32 * share * (1.0 + gate32 * (1.0 - share))
+    of_up = gradient32 * again32 / (1.0 + jnp.exp(-again32))
+    return of_gate.astype(gate.dtype), of_up.astype(up.dtype)
 
 
 swiglu.defvjp(lambda gate, up: (swiglu(gate, up), (gate, up)), _swiglu_backward)

@@ -13,6 +13,7 @@ from fineline_jax.scoring.forward import pair_step, tree_step
 from fineline_jax.scoring.pack import Pack
 from fineline_jax.scoring.prefix_tree import Plan, of_requests, plan_pack
 from fineline_jax.scoring.row_engine import IN_FLIGHT, put, results
+from fineline_jax.scoring.trie import ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,24 +121,23 @@ class Steps:
         pair_parent = np.zeros((self.shards, self.most_pairs), np.int32)
         targets = np.full((self.shards, self.most_pairs), -1, np.int32)
         for shard, chosen in enumerate(self.pairs_of_round(number)):
+            pieces = self._pieces(number, shard)
+            counts = self.first_parent[pieces + 1] - self.first_parent[pieces]
+            used[shard] = total = counts.sum()
+            places[shard, :total] = ranges(np.arange(len(pieces)) * self.most_parents, counts)
+            shift = np.cumsum(counts) - counts - self.first_parent[pieces]
+            shift = np.repeat(shift, self.first_pair[pieces + 1] - self.first_pair[pieces])
+            pair_parent[shard, : len(chosen)] = self.parent_of_pair[chosen] + shift
             targets[shard, : len(chosen)] = self.plan.pair_target[chosen]
-            done = 0
-            for place, step in enumerate(self.of_round(number)):
-                piece = step * self.shards + shard
-                first, last = self.first_parent[piece : piece + 2]
-                before = used[shard, 0]
-                places[shard, before : before + last - first] = place * self.most_parents + np.arange(last - first)
-                used[shard, 0] += last - first
-                asked = self.parent_of_pair[self.first_pair[piece] : self.first_pair[piece + 1]]
-                pair_parent[shard, done : done + len(asked)] = asked - first + before
-                done += len(asked)
         return [places, used, pair_parent, targets]
 
     def pairs_of_round(self, number: int) -> list[np.ndarray]:
         """For each shard the pairs of the plan that it scores in a round, ascending."""
-        pieces = lambda shard: (step * self.shards + shard for step in self.of_round(number))
-        of_piece = lambda piece: np.arange(*self.first_pair[piece : piece + 2].tolist())
-        return [np.concatenate([of_piece(piece) for piece in pieces(shard)]) for shard in range(self.shards)]
+        pieces = (self._pieces(number, shard) for shard in range(self.shards))
+        return [ranges(self.first_pair[own], self.first_pair[own + 1] - self.first_pair[own]) for own in pieces]
+
+    def _pieces(self, number: int, shard: int) -> np.ndarray:
+        return np.array(self.of_round(number)) * self.shards + shard
 
     def requests_of_round(self, number: int) -> int:
         """How many requests have their last scored token in a round."""

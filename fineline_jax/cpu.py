@@ -43,11 +43,11 @@ def keep_freed_memory() -> None:
 
 
 def one_device_per_core() -> None:
-    """Split the CPU into as many JAX devices as it has cores (a power of two of them), one thread each.
+    """Split the CPU into as many JAX devices as it has cores (a power of two of them).
 
-    XLA's CPU backend divides one operation over threads poorly: small products and everything but products run on one
-    core. Devices share nothing and meet only in collectives. JAX_NUM_CPU_DEVICES, or a device count in XLA_FLAGS,
-    is the user's word and left alone.
+    XLA's CPU backend divides one operation over threads poorly: small products and most of what is not a product run
+    on one core. Devices run side by side and meet only in collectives, though their products share one pool of as many
+    threads. JAX_NUM_CPU_DEVICES, or a device count in XLA_FLAGS, is the user's word and left alone.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if "JAX_NUM_CPU_DEVICES" in os.environ or "device_count" in flags or "jax" in sys.modules:

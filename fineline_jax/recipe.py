@@ -324,6 +324,9 @@ def to_json(recipe: Recipe) -> str:
     return json.dumps(dataclasses.asdict(recipe), indent=2) + "\n"
 
 
+MEND_FILE = "mend the file, or delete it where it is a run's: `fineline pretrain` with the run's recipe writes it again"
+
+
 def from_json(path: Path) -> Recipe:
     """The recipe in a JSON file that `to_json` wrote; absent fields take their defaults.
 
@@ -338,8 +341,11 @@ def from_json(path: Path) -> Recipe:
         raise UserError(f"{path}: {error.strerror}; give a recipe's JSON file") from error
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise UserError(f"{path}: {field}: {first['msg']}") from error
+        field = ".".join(str(part) for part in first["loc"])
+        remedy = f"{field}: {first['msg']}; mend the field" if field else f"{first['msg']}; {MEND_FILE}"
+        raise UserError(f"{path}: {remedy}") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     unknown = _flat(json.loads(text)).keys() - _flat(json.loads(to_json(recipe))).keys()
     if unknown:
         raise UserError(f"{path}: unknown field {min(unknown)}; remove it or mend its name")

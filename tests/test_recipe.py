@@ -139,8 +139,17 @@ def test_a_value_that_cannot_be_is_refused_by_name(change, field):
 def test_a_bad_recipe_file_is_refused_by_file_and_field(tmp_path, key, value, message):
     path = tmp_path / "recipe.json"
     path.write_text(json.dumps(json.loads(to_json(small())) | {key: value}))
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as error:
         from_json(path)
+    assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
+
+
+def test_a_recipe_file_cut_off_is_refused_with_the_remedy(tmp_path):
+    path = tmp_path / "recipe.json"
+    path.write_text(to_json(small())[:100])
+    with pytest.raises(UserError, match=r"Invalid JSON.*delete it where it is a run's") as error:
+        from_json(path)
+    assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
 
 
 def test_differences_name_the_fields():

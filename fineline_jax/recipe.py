@@ -324,9 +324,6 @@ def to_json(recipe: Recipe) -> str:
     return json.dumps(dataclasses.asdict(recipe), indent=2) + "\n"
 
 
-MEND_FILE = "mend the file, or delete it where it is a run's: `fineline pretrain` with the run's recipe writes it again"
-
-
 def from_json(path: Path) -> Recipe:
     """The recipe in a JSON file that `to_json` wrote; absent fields take their defaults.
 
@@ -342,8 +339,12 @@ def from_json(path: Path) -> Recipe:
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        remedy = f"{field}: {first['msg']}; mend the field" if field else f"{first['msg']}; {MEND_FILE}"
-        raise UserError(f"{path}: {remedy}") from error
+        if field:
+            raise UserError(f"{path}: {field}: {first['msg']}; mend the field") from error
+        raise UserError(
+            f"{path}: {first['msg']}; mend the file, or delete it where it is a run's: `fineline pretrain` with the"
+            " run's recipe writes it again"
+        ) from error
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     unknown = _flat(json.loads(text)).keys() - _flat(json.loads(to_json(recipe))).keys()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from fineline_jax.errors import UserError
 from fineline_jax.mesh import BATCH, make_mesh
-from fineline_jax.models import attention, decoder
+from fineline_jax.models import attention, decoder, products
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.recipe import Mesh
 
@@ -262,12 +262,9 @@ def test_llama_logits_equal_transformers():
 
 def test_the_derivative_of_swiglu_in_bfloat16_is_rounded_once():
     random = np.random.default_rng(0)
-    values = (
-        (jnp.asarray(4 * random.normal(size=(3, 500)), jnp.bfloat16))
-        .at[0, :2]
-        .set(jnp.array([-300.0, 300.0], jnp.bfloat16))
-    )
-    found = jax.jit(lambda gate, up, slope: jax.vjp(decoder.swiglu, gate, up)[1](slope))(*values)
+    values = jnp.asarray(4 * random.normal(size=(3, 500)), jnp.bfloat16)
+    values = values.at[0, :2].set(jnp.array([-300.0, 300.0], jnp.bfloat16))
+    found = jax.jit(lambda gate, up, slope: jax.vjp(products.swiglu, gate, up)[1](slope))(*values)
     gate, up, slope = np.asarray(values, np.float64)
     share = scipy.special.expit(gate)
     expected = slope * up * share * (1 + gate * (1 - share)), slope * gate * share

@@ -95,7 +95,11 @@ DEEP = "[" * 100_000
 CASES: list[tuple[str, Spoil, str]] = [
     # pretrain
     ("pretrain mini.py --run a_file", as_it_is, "a_file: File exists"),
-    ("pretrain run/recipe.json", holding("run/recipe.json", b"\xff\xfe"), r"run/recipe\.json: the file: Invalid JSON"),
+    (
+        "pretrain run/recipe.json",
+        holding("run/recipe.json", b"\xff\xfe"),
+        r"run/recipe\.json: Invalid JSON.*`fineline pretrain` with the run's recipe writes it again",
+    ),
     ("pretrain mini.py --run x", gone("data/*array_record*"), r"data: split \w+ cannot be read .* prepare it again"),
     ("pretrain mini.py --run x", cut("data/*array_record*"), r"data: split \w+ cannot be read .* prepare it again"),
     ("pretrain mini.py --run x", holding("data/dataset_info.json", "{"), "data: not a prepared data set"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fineline_jax.scoring.tokenizer import open_tokenizer
@@ -120,8 +120,16 @@ def trained(request, tmp_path_factory) -> Path:
 @settings(max_examples=400, deadline=None)
 @given(text=st.text(st.sampled_from("ab \n\t  therunsd()+:xé東▁\u00a0"), max_size=24) | st.text(max_size=12))
 def test_a_bare_model_gives_sentencepieces_ids_whether_it_joins_spaces_or_not(trained: Path, text: str) -> None:
+    assume(not any(special in text for special in ("<s>", "</s>", "<unk>")))
     ours, oracle = _opened(trained)
     assert ours(text, add_special_tokens=False).input_ids == oracle.encode(text)
+
+
+def test_a_special_token_written_in_a_text_is_that_token_as_in_every_hugging_face_tokenizer(trained: Path) -> None:
+    ours, oracle = _opened(trained)
+    assert ours("<s>", add_special_tokens=False).input_ids == [oracle.bos_id()]
+    whole = ours("the cat</s>the house<unk>", add_special_tokens=False).input_ids
+    assert whole == [*oracle.encode("the cat"), oracle.eos_id(), *oracle.encode("the house"), oracle.unk_id()]
 
 
 @functools.cache

@@ -20,7 +20,8 @@ _SPACE = "\u2581"
 
 def open_sentencepiece(file: Path) -> PreTrainedTokenizerFast:
     """BOS is put first by default, as Llama's tokenizers do. Runs of spaces become one where the model was trained so
-    (OpenLLaMA v1). Raises UserError if `file` is not a BPE model or changes characters of its text."""
+    (OpenLLaMA v1). `<s>` written in a text is BOS, as for every Hugging Face tokenizer; SentencePiece itself would
+    spell it out. Raises UserError if `file` is not a BPE model or changes characters of its text."""
     proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     try:
         proto.ParseFromString(file.read_bytes())

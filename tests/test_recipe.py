@@ -64,6 +64,10 @@ def test_amber_has_360_chunks_of_762_steps():
     assert amber.kept_steps() == tuple(range(0, 274_321, 762))
 
 
+def test_the_demo_keeps_at_least_twelve_checkpoints():
+    assert len(load_recipe("demo").kept_steps()) >= 12
+
+
 def test_open_llama_has_100_milestones_of_2500_steps():
     open_llama = load_recipe("open_llama_7b")
     assert open_llama.tokens_per_step == 4_194_304

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -193,9 +194,35 @@ def test_a_changed_recipe_is_refused_with_its_fields_unless_accepted(corpus, tmp
 
 
 def test_a_recipe_of_which_nothing_is_saved_yet_may_be_changed(corpus, tmp_path):
-    loop.claim_folder(recipe_of(corpus), tmp_path / "run", accept_changes=False)
-    loop.claim_folder(recipe_of(corpus, seed=5), tmp_path / "run", accept_changes=False)
+    loop.claim_folder(recipe_of(corpus), tmp_path / "run", {"data": "1"}, accept_changes=False)
+    loop.claim_folder(recipe_of(corpus, seed=5), tmp_path / "run", {"data": "2"}, accept_changes=False)
     assert json.loads((tmp_path / "run" / "recipe.json").read_text())["seed"] == 5
+
+
+def test_other_data_at_the_same_path_are_refused_unless_accepted(tmp_path):
+    lines, place, run = tmp_path / "train_0.jsonl", tmp_path / "data", tmp_path / "run"
+
+    def prepare(seed: int) -> None:
+        rows = np.random.default_rng(seed).integers(0, 32, (40, LENGTH + 1)).tolist()
+        lines.write_text("".join(json.dumps({"token_ids": row}) + "\n" for row in rows))
+        shutil.rmtree(place, ignore_errors=True)
+        prepare_amber([lines], place, vocab_size=32, sequence_length=LENGTH)
+
+    recipe = recipe_of(place, tokens=4 * SEQUENCES * LENGTH, checkpoints=Checkpoints(initial=False))
+    prepare(0)
+    loop.pretrain(recipe, run)
+    prepare(0)  # the same again
+    assert loop.pretrain(recipe, run).step == 4
+    prepare(1)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"data: holds other data than .*run was trained on; .* give --accept-changes"):
+        loop.pretrain(recipe, run)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert loop.pretrain(recipe, run, accept_changes=True).step == 4
+    assert loop.pretrain(recipe, run).step == 4  # these are the run's data now
+    (run / "data.json").write_text("[1")
+    with pytest.raises(UserError, match=r"data\.json: not the record of a run's data sets .* delete it"):
+        loop.pretrain(recipe, run)
 
 
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(corpus, uninterrupted, tmp_path, caplog):

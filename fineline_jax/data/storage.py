@@ -9,6 +9,7 @@ sequential writer streams in the order given and needs no TensorFlow. The folder
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -125,6 +126,11 @@ class DataSet:
     @property
     def window_tokens(self) -> int:
         return self.metadata["sequence_length"] + 1
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of its metadata: the settings, the tokenizer and the digest of every input file it was made from."""
+        return hashlib.sha256(json.dumps(self.metadata, sort_keys=True).encode()).hexdigest()
 
     def read(self, split: str, records: Sequence[int]) -> np.ndarray:
         """The windows at those positions of a split (or of `a+b+c`), int32 [len(records), window_tokens].

@@ -6,6 +6,7 @@ are the same few lines: find the newest intact checkpoint, load it onto this mes
 
 import contextlib
 import dataclasses
+import json
 import logging
 import math
 import os
@@ -62,7 +63,8 @@ def pretrain(
 ) -> Outcome:
     """Train `recipe` into the folder `run`, or go on where it was interrupted.
 
-    accept_changes: resume although the recipe differs from the one in the folder, which is replaced.
+    accept_changes: resume although the recipe, or what a data set holds, differs from what the folder records, which
+    is replaced.
     on_kept: called with (step, params) at every kept checkpoint, in time order, while it is being written; what it
     returns is called when the checkpoint is complete, before training goes on. A run that resumes at a kept
     checkpoint calls it for that one again.
@@ -74,7 +76,8 @@ def pretrain(
     target = abstract_state(recipe, mesh)
     model, data, batch = recipe.model, recipe.data, recipe.batch
     batches = open_batches(data, sequences=batch.sequences, vocab_size=model.vocab_size, seed=recipe.seed)
-    claim_folder(recipe, run, accept_changes)
+    data_sets = {str(data_set.path): data_set.fingerprint for data_set, _ in batches.parts}
+    claim_folder(recipe, run, data_sets, accept_changes)
 
     kept = recipe.kept_steps()
     with contextlib.ExitStack() as stack:
@@ -152,28 +155,49 @@ def pretrain(
     return Outcome(run, step, step * recipe.tokens_per_step, stopped_by)
 
 
-def claim_folder(recipe: Recipe, run: Path, accept_changes: bool) -> None:
-    """Write the recipe and the tokenizer into `run`; refuse a folder that holds checkpoints of another recipe."""
-    path = run / "recipe.json"
-    if path.exists() and any((run / "checkpoints").glob("*")):
+def claim_folder(recipe: Recipe, run: Path, data_sets: dict[str, str], accept_changes: bool) -> None:
+    """Write the recipe, the fingerprints of its data sets (by path) and the tokenizer into `run`; refuse a folder that
+    holds checkpoints of another recipe or of other data."""
+    path, data_path = run / "recipe.json", run / "data.json"
+    if path.exists() and any((run / "checkpoints").glob("*")) and not accept_changes:
         changed = [line for line in differences(from_json(path), recipe) if not line.startswith(MAY_DIFFER)]
-        if changed and not accept_changes:
+        if changed:
             raise UserError(
                 f"{path}: the recipe has changed ({'; '.join(changed)}); train into another --run folder, or give"
                 " --accept-changes to go on with the new one"
             )
+        seen = _recorded_data_sets(data_path)
+        for data_set, fingerprint in data_sets.items():
+            if seen.get(data_set, fingerprint) != fingerprint:
+                raise UserError(
+                    f"{data_set}: holds other data than {run} was trained on; restore it, train into another --run"
+                    " folder, or give --accept-changes to go on with it"
+                )
     if jax.process_index() != 0:
         return
     run.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name("recipe.json.tmp")
-    temporary.write_text(to_json(recipe))
-    os.replace(temporary, path)
+    for file, text in ((data_path, json.dumps(data_sets, indent=2) + "\n"), (path, to_json(recipe))):
+        temporary = file.with_name(f"{file.name}.tmp")
+        temporary.write_text(text)
+        os.replace(temporary, file)
     tokenizer = recipe.data.sources[0].tokenizer
     if tokenizer.is_dir() and not (run / "tokenizer").exists():
         copy = run / "tokenizer.tmp"
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(tokenizer, copy)
         copy.rename(run / "tokenizer")
+
+
+def _recorded_data_sets(path: Path) -> dict[str, str]:
+    """Fingerprints of data sets by path; none where the run was imported and never trained."""
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{path}: not the record of a run's data sets ({error}); restore it, or delete it if the data are the same"
+        ) from error
 
 
 def make_validation(recipe: Recipe, mesh: jax.sharding.Mesh) -> Callable[[dict], float] | None:

@@ -230,6 +230,16 @@ def test_a_folder_in_the_way_of_a_save_is_set_aside_not_overwritten(tmp_path: Pa
     assert (tmp_path / "5.damaged" / "precious").read_text() == "kept"
 
 
+def test_only_the_first_process_looks_at_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first may not have made it yet."""
+    told = iter([np.int32(2), np.array([3, 8]), np.int32(2), np.array([3, 8]), np.int32(0), np.array([])])
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr("jax.experimental.multihost_utils.broadcast_one_to_all", lambda mine: next(told))
+    store = CheckpointStore(tmp_path / "checkpoints", (), 0, tokens_per_step=1, recipe="test")
+    assert store.latest_intact() == 8
+
+
 def test_leftovers_of_a_killed_save_are_cleaned_at_start(tmp_path: Path) -> None:
     trained(tmp_path, 1, kept=(1,), latest_every=0)
     for leftover in ("2.orbax-checkpoint-tmp", "0.deleting"):

@@ -11,7 +11,7 @@ All processes of a run call every function; process 0 alone lists, renames and d
 import concurrent.futures
 import logging
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -59,7 +59,7 @@ class CheckpointStore:
         self._pending: concurrent.futures.Future[int] | None = None
         if jax.process_index() == 0:
             self._clean()
-        self._steps = _agreed(steps(self.folder))
+        self._steps = _agreed(lambda: steps(self.folder))
 
     def is_due(self, step: int) -> bool:
         """Whether the state of `step` is to be saved, for ever or as the rolling latest."""
@@ -113,8 +113,8 @@ class CheckpointStore:
                 if problem is None:
                     break
                 self._set_aside(step, problem)
-        self._steps = _agreed(steps(self.folder))
-        aside = _agreed([0] if any(self.folder.glob("*.damaged*")) else [])
+        self._steps = _agreed(lambda: steps(self.folder))
+        aside = _agreed(lambda: [0] if any(self.folder.glob("*.damaged*")) else [])
         if not self._steps and aside:
             raise UserError(
                 f"{self.folder}: no intact checkpoint is left; restore one from a backup, or remove the"
@@ -230,7 +230,7 @@ def steps(folder: Path) -> list[int]:
 def check_intact(path: Path, item: str = "") -> None:
     """Raise UserError if the checkpoint folder `path` (or its `item`) is not as it was written."""
     problem = damage(path, item) if jax.process_index() == 0 else "process 0 has the details"
-    if _agreed([1] if problem is not None else []):
+    if _agreed(lambda: [1] if problem is not None else []):
         raise UserError(f"{path}: the checkpoint is damaged ({problem}); use another one or restore it from a backup")
 
 
@@ -275,12 +275,13 @@ def _options() -> ocp.Context:
     return context
 
 
-def _agreed(numbers: list[int]) -> list[int]:
-    """Process 0's list, on every process: they may see a shared disk at different times."""
+def _agreed(numbers: Callable[[], list[int]]) -> list[int]:
+    """What `numbers()` is on process 0, on every process; the others do not call it: they may see a shared disk at
+    different times, and a folder not at all that process 0 has yet to make."""
+    mine = numbers() if jax.process_index() == 0 else []
     if jax.process_count() == 1:
-        return numbers
-    count = int(multihost_utils.broadcast_one_to_all(np.int32(len(numbers))))
-    mine = np.zeros(count, np.int32)
-    if jax.process_index() == 0:
-        mine[:] = numbers
-    return [int(number) for number in multihost_utils.broadcast_one_to_all(mine)]
+        return mine
+    count = int(multihost_utils.broadcast_one_to_all(np.int32(len(mine))))
+    padded = np.zeros(count, np.int32)
+    padded[: len(mine)] = mine
+    return [int(number) for number in multihost_utils.broadcast_one_to_all(padded)]

@@ -140,6 +140,16 @@ def test_the_mode_is_part_of_the_pack_and_of_its_hash(benchmarks, tokenizer, tmp
     assert pack.load(tmp_path / "olmes").manifest == made["olmes"].manifest
 
 
+def test_a_metric_named_for_another_mode_is_read_as_its_counterpart(benchmarks, tokenizer, tmp_path):
+    found = []
+    for metric in ("acc", "acc_norm", "acc_raw", "acc_per_char", "acc_ppl"):
+        (tmp_path / "s.yaml").write_text(f"{{tasks: [{{task: piqa, metric: {metric}}}]}}")
+        made = (prepared(mode, benchmarks, tokenizer, tmp_path / "p", str(tmp_path / "s.yaml")) for mode in modes.MODES)
+        found.append([one.tasks[0]["metric"] for one in made])
+    raw, normed = ["acc", "acc_raw", "acc_ppl"], ["acc_norm", "acc_per_char", "acc_ppl"]
+    assert found == [raw, normed, raw, normed, ["acc", "acc_per_token", "acc_ppl"]]
+
+
 def test_bos_follows_the_policy_in_every_mode(benchmarks, tokenizer, tmp_path):
     never = prepared("olmes", benchmarks, tokenizer, tmp_path / "a", "piqa", bos="never")
     bos = open_tokenizer(tokenizer).bos_token_id

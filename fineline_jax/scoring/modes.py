@@ -20,10 +20,12 @@ from fineline_jax.errors import UserError
 Mode = Literal["lm-eval", "olmes", "opencompass-ppl"]
 MODES: tuple[str, ...] = get_args(Mode)
 OLMES_CONTEXT = 2048
-_CHOICE_METRICS = {
-    "olmes": {None: "acc_per_char", "acc": "acc_raw", "acc_norm": "acc_per_char"},
-    "opencompass-ppl": {None: "acc_ppl", "acc": "acc_ppl", "acc_norm": "acc_ppl"},
+_COUNTERPARTS: dict[str, dict[str | None, str]] = {
+    "lm-eval": {None: "acc", "acc_raw": "acc", "acc_per_char": "acc_norm", "acc_ppl": "acc"},
+    "olmes": {None: "acc_per_char", "acc": "acc_raw", "acc_norm": "acc_per_char", "acc_ppl": "acc_per_token"},
+    "opencompass-ppl": dict.fromkeys((None, "acc", "acc_norm", "acc_raw", "acc_per_char", "acc_per_token"), "acc_ppl"),
 }
+"""By mode: what a metric that a suite names for another mode is read as; None: where a suite names none."""
 _SMOOTH = ("choice_prob", "choice_prob_per_token", "choice_prob_per_char", "margin", "bits_per_byte")
 CHOICE_METRICS = {
     "lm-eval": ("acc", "acc_norm", "acc_bytes", "exact_match", "brier_score", *_SMOOTH),
@@ -46,9 +48,9 @@ _FIRST = {
 
 
 def first_metric(mode: str, output_type: str, wanted: str | None) -> str:
-    """The metric reported first; a metric of lm-eval's mode that a suite names is read as its counterpart."""
-    if output_type == "multiple_choice" and mode != "lm-eval":
-        return _CHOICE_METRICS[mode].get(wanted, wanted) or "acc"
+    """The metric reported first; a metric of another mode that a suite names is read as its counterpart."""
+    if output_type == "multiple_choice":
+        return _COUNTERPARTS[mode].get(wanted) or wanted or "acc"
     if output_type == "generate_until" and wanted not in SOLUTION_METRICS:  # in a group with others
         return _FIRST[output_type]
     return wanted or _FIRST[output_type]

@@ -7,11 +7,12 @@ import errno
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tyro.extras import SubcommandApp
 
 from fineline_jax.commands import data, pretrain, results, score, tasks, weights
+from fineline_jax.commands.usage import deferred, parsed
 from fineline_jax.cpu import prepare_cpu
 from fineline_jax.errors import UserError
 
@@ -21,23 +22,27 @@ DESCRIPTION = "Pretrain a language model, keep its checkpoints, score every one 
 def command_line() -> SubcommandApp:
     """All commands, in the order in which a run needs them."""
     app, data_app, prepare, tasks_app = (SubcommandApp() for _ in range(4))
-    app.command(pretrain.demo)
+
+    def add(app: SubcommandApp, name: str, command: Callable) -> None:
+        app.command(name=name)(deferred(command))
+
+    add(app, "demo", pretrain.demo)
     app.command(data_app, name="data", help="Prepare text or token lines for training.")
     data_app.command(prepare, name="prepare", help="Write a data set of token windows.")
-    prepare.command(name="text")(data.prepare_text)
-    prepare.command(name="amber")(data.prepare_amber)
-    prepare.command(name="world")(data.prepare_world)
-    app.command(name="pretrain")(pretrain.pretrain_for_help)
+    add(prepare, "text", data.prepare_text)
+    add(prepare, "amber", data.prepare_amber)
+    add(prepare, "world", data.prepare_world)
+    add(app, "pretrain", pretrain.pretrain_for_help)
     app.command(tasks_app, name="tasks", help="Prepare benchmark tasks for scoring.")
-    tasks_app.command(name="prepare")(tasks.prepare_tasks)
-    tasks_app.command(name="plan")(tasks.plan_tasks)
-    app.command(score.score)
-    app.command(results.analyze)
-    app.command(name="series")(weights.list_series)
-    app.command(name="export")(weights.export_checkpoint)
-    app.command(name="import")(weights.import_weights)
-    app.command(name="export-scores")(results.export_scores)
-    app.command(name="lm-eval")(score.lm_eval_for_help)
+    add(tasks_app, "prepare", tasks.prepare_tasks)
+    add(tasks_app, "plan", tasks.plan_tasks)
+    add(app, "score", score.score)
+    add(app, "analyze", results.analyze)
+    add(app, "series", weights.list_series)
+    add(app, "export", weights.export_checkpoint)
+    add(app, "import", weights.import_weights)
+    add(app, "export-scores", results.export_scores)
+    add(app, "lm-eval", score.lm_eval_for_help)
     return app
 
 
@@ -58,7 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return pretrain.pretrain(arguments[1:])
         if arguments[:1] == ["lm-eval"]:
             return score.lm_eval(arguments[1:])
-        command_line().cli(prog="fineline", description=DESCRIPTION, args=arguments, sort_subcommands=False)
+        app = command_line()
+        options = {"prog": "fineline", "description": DESCRIPTION, "args": arguments, "sort_subcommands": False}
+        command = parsed(" ".join(["fineline", *arguments]), lambda: app.cli(**options))
+        command()
     except UserError as error:
         print(f"fineline: {error}", file=sys.stderr)
         return error.exit_status

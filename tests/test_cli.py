@@ -1,6 +1,7 @@
 """The command: quick help, every option documented, bad input in one line with exit status 2."""
 
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -119,11 +120,45 @@ def test_sizes_that_follow_from_others_do_so_after_an_override(options, kv_heads
     assert (seen[0].kv_heads, seen[0].head_dim) == (kv_heads, head_dim)
 
 
-@pytest.mark.parametrize("arguments", [["pretrain", "llama_60m", "--seed", "x"], ["score"], ["nonsense"]])
-def test_options_that_do_not_parse_exit_with_2(arguments, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(arguments)
-    assert stopped.value.code == 2
+@pytest.mark.parametrize("boxes", [False, True])
+@pytest.mark.parametrize("columns", ["40", "200"])
+@pytest.mark.parametrize(
+    ("typed", "line"),
+    [
+        ("", r"Expected one of {demo, data, .*, lm-eval}; see `fineline --help`"),
+        ("frob", r"Unrecognized options: frob; Available subcommands: demo, .*, lm-eval; see `fineline --help`"),
+        ("data prepare", r"Expected one of {text, amber, world}; see `fineline --help`"),
+        ("score", r"Missing from fineline score: --out PATH Folder of the scores, .*; see `fineline score --help`"),
+        ("score x --out", r"Missing value for argument '--out'. Expected 1 values; see `fineline score --help`"),
+        (
+            "score x --out y --suit core",
+            r"Unrecognized options: --suit, core; perhaps --suite; see `fineline score --help`",
+        ),
+        ("analyze x --out y --suit core", r"Unrecognized options: --suit, core; see `fineline --help`"),
+        (
+            "score x --out y --dtype half",
+            r"invalid choice 'half' for argument '--dtype'. Expected one of .*; see `fineline score --help`",
+        ),
+        (
+            "data prepare text x --tokenizer y --out z --text-kye t",
+            r"Unrecognized options: --text-kye, t; perhaps --text-key; see `fineline data prepare text --help`",
+        ),
+        (
+            "pretrain demo --sede 3",
+            r"Unrecognized options: --sede, 3; perhaps --seed; see `fineline pretrain demo --help`",
+        ),
+        (
+            "pretrain demo --seed x",
+            r"Error parsing --seed: invalid literal .* 'x'; see `fineline pretrain demo --help`",
+        ),
+    ],
+)
+def test_what_cannot_be_parsed_is_said_in_one_line(typed, line, columns, boxes, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setattr("tyro._fmtlib._FORCE_UTF8_BOXES", boxes)
+    assert main(typed.split()) == 2
+    said = capsys.readouterr()
+    assert not said.out and re.fullmatch(f"fineline: {line}\n", said.err), said.err
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from fineline_jax.commands.processes import join_processes
+from fineline_jax.commands.usage import deferred, parsed
 from fineline_jax.errors import UserError
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.recipe import Recipe
@@ -73,9 +74,9 @@ def pretrain(arguments: list[str]) -> int:
         """
         return _train(recipe, run or Path("runs") / recipe.name, accept_changes, distributed, score, benchmarks)
 
-    return tyro.cli(
-        options, prog=f"fineline pretrain {name}", args=[*arguments[1:], *following(default.model, arguments)]
-    )
+    program, given = f"fineline pretrain {name}", [*arguments[1:], *following(default.model, arguments)]
+    command = parsed(program, lambda: tyro.cli(deferred(options), prog=program, args=given))
+    return command()
 
 
 def following(model: ModelConfig, arguments: list[str]) -> list[str]:

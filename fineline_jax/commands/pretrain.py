@@ -66,7 +66,7 @@ def pretrain(arguments: list[str]) -> int:
 
         Args:
             run: Folder of the run; default: runs/NAME.
-            accept_changes: Resume although the recipe differs from the one in the run folder.
+            accept_changes: Resume although the recipe or the data differ from what the run folder records.
             distributed: One of several processes (TPU pod, SLURM, MPI): call jax.distributed.initialize first.
             score: Suite or request pack: score each kept checkpoint in memory, into RUN/scores.
             benchmarks: For --score SUITE: folder of data sets in Hugging Face layout; default: the hub.

@@ -9,6 +9,7 @@ import rich.console
 
 from fineline_jax.data.corpora import Prepared
 from fineline_jax.errors import UserError
+from fineline_jax.whole import whole_folder
 
 console = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -32,10 +33,8 @@ def prepare_world(out: Path, seed: int = 0) -> Prepared:
         validation_inputs=[world.validation_text],
     )
     if not (out / "benchmarks").exists():
-        copy = out / "benchmarks.tmp"
-        shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(world.benchmarks, copy)
-        copy.rename(out / "benchmarks")
+        with whole_folder(out / "benchmarks", alone=True) as copy:
+            shutil.copytree(world.benchmarks, copy, dirs_exist_ok=True)
     return made
 
 

@@ -85,15 +85,25 @@ def test_the_kernels_in_their_interpreters_equal_the_reference(levels, used):
     np.testing.assert_allclose(context, expected, atol=2e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("head_dim", "dtype"), [(128, "bfloat16"), (64, "float32"), (80, "float16")])
-def test_the_gpu_kernel_is_lowered_to_triton_without_a_gpu(head_dim: int, dtype: str):
+LOWER_FOR_GPU = """
+import jax, jax.numpy as jnp
+from fineline_jax.models import tree_attention_gpu
+
+h100 = jax.sharding.AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="cuda")
+for head_dim, dtype in ((128, "bfloat16"), (64, "float32"), (80, "float16")):
     query = jax.ShapeDtypeStruct((1, 8192, 4, head_dim), dtype)
     key = jax.ShapeDtypeStruct((1, 8192, 2, head_dim), dtype)
     end = jax.ShapeDtypeStruct((1, 8192), jnp.int32)
-    h100 = jax.sharding.AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="cuda")
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("x",), abstract_device=h100)):
         traced = jax.jit(tree_attention_gpu.kernel).trace(query, key, key, end)
         assert "xla.gpu.triton" in traced.lower(lowering_platforms=("cuda",)).as_text()
+"""
+
+
+def test_the_gpu_kernel_is_lowered_to_triton_without_a_gpu_and_without_a_warning():
+    command = [sys.executable, "-W", "error::DeprecationWarning", "-c", LOWER_FOR_GPU]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr, done.stderr
 
 
 COMPILE_FOR_CHIP = """

@@ -173,7 +173,7 @@ def test_a_file_appears_whole_or_not_at_all(released, made, tmp_path, monkeypatc
     write_table = scores.pq.write_table
 
     def die(table, file, **options):
-        file.write(b"PAR1 half a file")
+        file.write_bytes(b"PAR1 half a file")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(scores.pq, "write_table", die)

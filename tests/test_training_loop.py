@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import json
 import os
 import random
@@ -351,11 +352,17 @@ def test_zeros_that_a_crash_of_the_machine_left_are_removed(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_is_said_by_the_name_of_the_metrics_file(corpus, tmp_path):
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_a_full_disk_is_said_once_by_the_name_of_the_metrics_file(corpus, tmp_path):
     log = MetricsLog(tmp_path, recipe_of(corpus), None)
-    log.file = Path("/dev/full").open("w", buffering=1)  # noqa: SIM115
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, log.file.fileno())
+    os.close(full)
     with pytest.raises(UserError, match=r"metrics\.jsonl: No space left on device; .* run the same command again"):
         log.write({"step": 1, "loss": 2.0})
+    log.close()
+    del log
+    gc.collect()
 
 
 def test_sigterm_saves_and_exits_0_and_the_run_goes_on(corpus, tmp_path):

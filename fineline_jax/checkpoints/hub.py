@@ -36,6 +36,7 @@ from fineline_jax.models.families.name_map import (
     tensors_of,
     write_part,
 )
+from fineline_jax.whole import whole_folder
 
 FLOATS = (*map(np.dtype, (np.float16, np.float32, np.float64)), BFLOAT16)
 SHARD_BYTES = 5_000_000_000
@@ -115,10 +116,7 @@ def export_hf(
     layout = families.of_config(config, family)
     if out.exists():
         raise UserError(f"{out}: exists already; give a new folder")
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with whole_folder(out, alone=True) as partial:
         leaves = _leaves(params)
         _write_weights(layout, leaves, partial, np.dtype(dtype) if dtype else None, shard_bytes)
         written = np.dtype(dtype or leaves["embed"].dtype)
@@ -127,9 +125,6 @@ def export_hf(
             special = read_tokenizer(tokenizer)
             copy_tokenizer(tokenizer, partial)
         (partial / "config.json").write_text(json.dumps(_hf_config(layout, config, written) | special, indent=2) + "\n")
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 # Reading

@@ -22,6 +22,7 @@ from fineline_jax.errors import UserError
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.models.decoder import abstract_params
 from fineline_jax.recipe import Batch, Data, Optimizer, Recipe, Schedule, Source, from_json, to_json
+from fineline_jax.whole import write_whole
 
 NO_DATA = "imported weights: the data they were trained on are not known"
 LARGEST_STEP, LARGEST_TOKENS = 2**31 - 1, 2**63 - 1
@@ -153,9 +154,7 @@ def _claim(run: Path, recipe: Recipe, config: ModelConfig) -> None:
     if run.exists() and any(run.iterdir()):
         raise UserError(f"{run}: is there and no run; give a new folder")
     run.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(to_json(recipe))
-    temporary.replace(path)
+    write_whole(path, to_json(recipe), alone=True)
 
 
 def _without_data(name: str, config: ModelConfig, tokens: int | None) -> Recipe:

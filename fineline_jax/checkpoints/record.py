@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fineline_jax.whole import write_whole
+
 RECORD = "complete.json"
 BLOCK = 1 << 24
 """Bytes hashed at a time; the blocks of one file are hashed by several threads."""
@@ -21,12 +23,7 @@ BLOCK = 1 << 24
 def write_record(folder: Path, metadata: dict[str, Any]) -> None:
     """Write `metadata` with the size and digest of every file of `folder`, which is complete from then on."""
     files = {name: [size, digest] for name, size, digest in digests(folder, files_below(folder))}
-    temporary = folder / f"{RECORD}.tmp"
-    with temporary.open("w") as file:
-        json.dump(metadata | {"files": files}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / RECORD)
+    write_whole(folder / RECORD, json.dumps(metadata | {"files": files}, indent=1), alone=True)
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:

@@ -25,6 +25,7 @@ from typing import Any
 from fineline_jax.checkpoints.locations import TOKENIZER, VOCABULARY, Options, list_files
 from fineline_jax.checkpoints.transfer import FetchError, RemoteFile, download, offline
 from fineline_jax.progress import duration, short
+from fineline_jax.whole import write_whole
 
 RECORD = "fetched.json"
 FILES_AT_A_TIME = 4
@@ -193,9 +194,8 @@ def _read_record(folder: Path) -> dict[str, Any] | None:
 def _write_record(folder: Path, url: str, files: Sequence[RemoteFile], have: dict[str, str]) -> None:
     complete = all(have.get(file.name) == file.fingerprint for file in files)
     listing = [dataclasses.asdict(file) | {"options": ()} for file in files]
-    temporary = folder / f".{RECORD}.{os.getpid()}"
-    temporary.write_text(json.dumps({"url": url, "complete": complete, "files": listing, "have": have}, indent=1))
-    temporary.replace(folder / RECORD)
+    record = {"url": url, "complete": complete, "files": listing, "have": have}
+    write_whole(folder / RECORD, json.dumps(record, indent=1))
 
 
 def _lock_of(folder: Path) -> Path:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from fineline_jax.data.parts import Part, Written, write_part
 from fineline_jax.errors import UserError
+from fineline_jax.whole import write_whole
 
 try:
     import apache_beam as beam  # pyright: ignore[reportMissingImports]
@@ -95,9 +96,7 @@ def _write_and_report(item: tuple[Part, Path]) -> None:
         outcome = dataclasses.asdict(write_part(part))
     except UserError as error:
         outcome = {"error": str(error)}
-    unfinished = report.with_suffix(f".{uuid.uuid4().hex}")
-    unfinished.write_text(json.dumps(outcome))
-    unfinished.replace(report)
+    write_whole(report, json.dumps(outcome))
 
 
 def _outcome(part: Part, report: Path) -> Written | str:

@@ -25,6 +25,7 @@ from fineline_jax.data.parts import Part, Written, fingerprint, source_of, write
 from fineline_jax.data.storage import merge_parts, open_data_set, write_metadata
 from fineline_jax.data.tokenizer import Tokenizer, copy_tokenizer, load_tokenizer
 from fineline_jax.errors import UserError
+from fineline_jax.whole import write_whole
 
 FORMAT = 1  # of the folder; raised when older folders can no longer be read
 
@@ -219,11 +220,8 @@ def _prepare(
                 f"{out}: split {split} has {count['documents']} documents with {count['tokens']} tokens in all, less "
                 f"than one window of {settings['sequence_length'] + 1}; {', '.join(remedies[:-1])} or {remedies[-1]}"
             )
-    unfinished_plan = plan.with_suffix(".incomplete")
-    unfinished_plan.write_text(
-        json.dumps([{"settings": part.settings, "sources": of.sources} for part, of in zip(parts, written)])
-    )
-    unfinished_plan.rename(plan)
+    facts = [{"settings": part.settings, "sources": of.sources} for part, of in zip(parts, written)]
+    write_whole(plan, json.dumps(facts), alone=True)
     merged = work / "merged"
     merge_parts([part.folder for part in parts], merged)
     if tokenizer is not None:

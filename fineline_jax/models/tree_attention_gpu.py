@@ -5,6 +5,7 @@ maximum and sum are float32 and stay in registers.
 """
 
 import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,9 @@ from fineline_jax.models.tree_attention import block_size, visible_blocks
 
 QUERY_BLOCK, KEY_BLOCK = 128, 64
 MASKED = -1e30
+
+# JAX 0.12 warns where the kernel is lowered. Its successor, Mosaic GPU, needs Hopper; this one runs from Ampere on.
+warnings.filterwarnings("ignore", "The Pallas Triton backend is deprecated", DeprecationWarning)
 
 
 def kernel(

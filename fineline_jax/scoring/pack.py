@@ -14,7 +14,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fineline_jax.errors import UserError
+from fineline_jax.whole import whole_folder
 
 if TYPE_CHECKING:
     from fineline_jax.scoring.tokenizer import Bos
@@ -179,10 +179,7 @@ def load(path: Path) -> Pack:
 def save(pack: Pack, path: Path) -> None:
     """Write a pack; it appears under its name complete or not at all."""
     refuse_to_replace(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
+    with whole_folder(path) as partial:
         for name in SCHEMAS:
             # Contexts of neighbouring documents share their solved examples: long pages let zstd see that.
             pq.write_table(
@@ -196,12 +193,6 @@ def save(pack: Pack, path: Path) -> None:
         (partial / "manifest.json").write_text(json.dumps(pack.manifest, indent=1, ensure_ascii=False) + "\n")
         if path.exists():
             shutil.rmtree(path)
-        partial.rename(path)
-    except OSError as error:  # of a write: it does not know where
-        error.filename = error.filename or str(path)
-        raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def refuse_to_replace(path: Path) -> None:

@@ -8,7 +8,6 @@ The file metadata holds what was scored and how; a file is there complete or not
 """
 
 import dataclasses
-import glob
 import json
 import os
 import re
@@ -24,6 +23,7 @@ import pyarrow.parquet as pq
 from fineline_jax.errors import UserError
 from fineline_jax.scoring import pack as packs
 from fineline_jax.scoring.pack import Pack
+from fineline_jax.whole import whole_file
 
 _KEY = b"fineline"
 _SCHEMA = pa.schema([("request", pa.int32()), ("loglikelihood", pa.float64()), ("is_greedy", pa.bool_())])
@@ -86,24 +86,12 @@ def write(folder: Path, scores: Scores) -> Path:
     """
     path = path_of(folder, scores.header.series, scores.header.checkpoint)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
-        left.unlink(missing_ok=True)
     count = len(scores.loglikelihood)
     columns = [np.arange(count, dtype=np.int32), scores.loglikelihood.astype(np.float64), scores.is_greedy]
     metadata = {_KEY: json.dumps(dataclasses.asdict(scores.header)).encode()}
     table = pa.Table.from_arrays([pa.array(column) for column in columns], schema=_SCHEMA.with_metadata(metadata))
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            pq.write_table(table, file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:  # of a write: it does not know where
-        error.filename = error.filename or str(path)
-        raise
-    finally:
-        partial.unlink(missing_ok=True)  # a full disk is not made fuller
+    with whole_file(path, alone=True) as partial:
+        pq.write_table(table, partial, compression="zstd")
     return path
 
 

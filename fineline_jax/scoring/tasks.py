@@ -29,6 +29,7 @@ from lm_eval.tasks._index import Entry, Kind, TaskIndex
 from fineline_jax.errors import UserError
 from fineline_jax.scoring import gold
 from fineline_jax.scoring.suite import Suite, TaskSpec
+from fineline_jax.whole import write_whole
 
 FEWSHOT_SEED = 1234
 """lm-eval's default; one generator per task, drawn document after document."""
@@ -336,9 +337,7 @@ def _lm_eval_index() -> dict[str, Entry]:
         rows = [_row(entry, root) for entry in index.values()]
         with contextlib.suppress(OSError):  # a read-only home only costs the seconds again
             folder.mkdir(parents=True, exist_ok=True)
-            partial = file.with_suffix(f".{os.getpid()}")
-            partial.write_text(json.dumps(rows))
-            partial.replace(file)
+            write_whole(file, json.dumps(rows))
     return {
         name: Entry(name, Kind[kind], root / path if path else None, tags=set(tags)) for name, kind, path, tags in rows
     }

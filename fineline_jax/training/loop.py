@@ -9,7 +9,6 @@ import dataclasses
 import json
 import logging
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -36,6 +35,7 @@ from fineline_jax.training.step import (
     make_validation_step,
 )
 from fineline_jax.training.stop import stop_requests
+from fineline_jax.whole import whole_folder, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -177,15 +177,11 @@ def claim_folder(recipe: Recipe, run: Path, data_sets: dict[str, str], accept_ch
         return
     run.mkdir(parents=True, exist_ok=True)
     for file, text in ((data_path, json.dumps(data_sets, indent=2) + "\n"), (path, to_json(recipe))):
-        temporary = file.with_name(f"{file.name}.tmp")
-        temporary.write_text(text)
-        os.replace(temporary, file)
+        write_whole(file, text, alone=True)
     tokenizer = recipe.data.sources[0].tokenizer
     if tokenizer.is_dir() and not (run / "tokenizer").exists():
-        copy = run / "tokenizer.tmp"
-        shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(tokenizer, copy)
-        copy.rename(run / "tokenizer")
+        with whole_folder(run / "tokenizer", alone=True) as copy:
+            shutil.copytree(tokenizer, copy, dirs_exist_ok=True)
 
 
 def _recorded_data_sets(path: Path) -> dict[str, str]:

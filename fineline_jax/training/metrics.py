@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import os
 import uuid
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import jax
 
 from fineline_jax.errors import UserError
 from fineline_jax.recipe import Recipe
+from fineline_jax.whole import whole_file
 
 PEAK_TFLOPS = {
     "TPU v4": 275.0,
@@ -55,7 +55,7 @@ class MetricsLog:
             return
         self.path = run / "metrics.jsonl"
         cut_behind(self.path, -1 if step is None else step)
-        self.file = self.path.open("a", buffering=1)
+        self.file = self.path.open("ab", buffering=0)  # what a full disk refuses must not be tried again at the end
         if recipe.logging.tensorboard:
             import tensorboardX
 
@@ -69,7 +69,9 @@ class MetricsLog:
             return
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
         try:
-            self.file.write(json.dumps(finite) + "\n")
+            line = f"{json.dumps(finite)}\n".encode()
+            while line:
+                line = line[self.file.write(line) :]
         except OSError as error:
             raise UserError(f"{self.path}: {error.strerror}; mend that and run the same command again") from error
         numbers = {k: v for k, v in record.items() if isinstance(v, int | float) and k != "step"}
@@ -95,9 +97,8 @@ def cut_behind(path: Path, step: int) -> None:
     lines = path.read_bytes().splitlines(keepends=True)
     kept = [line for line in lines if line.endswith(b"\n") and _step_of(line) <= step]
     if len(kept) < len(lines):
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_bytes(b"".join(kept))
-        os.replace(temporary, path)
+        with whole_file(path, alone=True) as partial:
+            partial.write_bytes(b"".join(kept))
 
 
 def _step_of(line: bytes) -> float:

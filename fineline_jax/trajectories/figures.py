@@ -1,7 +1,6 @@
 """The same curves as PNG pictures: an overview of all domains and one picture per domain, for papers and slides."""
 
 import math
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize, to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from fineline_jax.whole import whole_file
 
 from .dynamics import normalised
 from .known import metric_of, order_by_size
@@ -83,9 +84,8 @@ def draw_figures(
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    FigureCanvasAgg(figure).print_png(unfinished)
-    unfinished.replace(path)
+    with whole_file(path) as partial:
+        FigureCanvasAgg(figure).print_png(partial)
     return path
 
 

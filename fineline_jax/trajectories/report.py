@@ -8,7 +8,6 @@ that JSON, so that metric, axis and grouping can be changed by the reader.
 import html
 import json
 import math
-import os
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -17,6 +16,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from plotly.offline import get_plotlyjs
+
+from fineline_jax.whole import whole_file, write_whole
 
 from .. import __version__
 from ..errors import UserError
@@ -50,9 +51,8 @@ def write_report(
     domains = domain_curves(table)
     data = _page_data(table, summary, domains, losses)
     write_table(table, out)
-    summary_file = out / f".dynamics.{os.getpid()}.tmp"
-    summary.to_csv(summary_file, index=False)
-    summary_file.replace(out / "dynamics.csv")
+    with whole_file(out / "dynamics.csv") as partial:
+        summary.to_csv(partial, index=False)
     metric = data["metrics"][data["default_metric"]]["name"]
     pictures = draw_figures(table, summary, domains, out / "figures", metric=metric, title=title)
 
@@ -71,9 +71,7 @@ def write_report(
         js="\n".join(_page_file(name).replace('"use strict";\n', "") for name in _SCRIPTS),
     )
     report = out / "report.html"
-    unfinished = out / f".report.{os.getpid()}.tmp"
-    unfinished.write_text(page, encoding="utf-8")
-    unfinished.replace(report)
+    write_whole(report, page)
     return report
 
 

@@ -4,12 +4,13 @@ Columns: series, checkpoint, step, tokens, domain, task, metric, value, stderr, 
 (tidy CSV or Parquet, the Pythia table, trees of lm-eval result files), checked, and written.
 """
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+from fineline_jax.whole import whole_file
 
 from ..errors import UserError
 from .known import chance_of, task_of
@@ -109,9 +110,8 @@ def write_table(table: pd.DataFrame, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     table = table[list(COLUMNS)]
     for name, write in (("tidy.csv", _to_csv), ("tidy.parquet", _to_parquet)):
-        unfinished = folder / f".{name}.{os.getpid()}.tmp"
-        write(table, unfinished)
-        unfinished.replace(folder / name)
+        with whole_file(folder / name) as partial:
+            write(table, partial)
 
 
 def _to_csv(table: pd.DataFrame, path: Path) -> None:

@@ -10,6 +10,7 @@ import pyarrow
 import pyarrow.parquet
 
 from fineline_jax.errors import UserError
+from fineline_jax.whole import whole_file, write_whole
 from fineline_jax.world import names, tokenizer
 from fineline_jax.world.arithmetic import arithmetic
 from fineline_jax.world.catalogue import DATASET, DOMAINS
@@ -77,10 +78,7 @@ def _documents(subjects: dict[str, Subject], rng: Random, count: int) -> Iterato
 
 
 def write_text(path: Path, texts: list[str]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8", newline="\n") as lines:
-        lines.writelines(json.dumps({"text": text}) + "\n" for text in texts)
-    temporary.replace(path)
+    write_whole(path, "".join(json.dumps({"text": text}) + "\n" for text in texts))
 
 
 def write_questions(path: Path, questions: tuple[Question, ...]) -> None:
@@ -88,9 +86,8 @@ def write_questions(path: Path, questions: tuple[Question, ...]) -> None:
     table = pyarrow.Table.from_pylist(
         [{"question": q.question, "choices": list(q.choices), "answer": q.answer} for q in questions]
     )
-    temporary = path.with_name(path.name + ".tmp")
-    pyarrow.parquet.write_table(table, temporary)
-    temporary.replace(path)
+    with whole_file(path) as partial:
+        pyarrow.parquet.write_table(table, partial)
 
 
 def generate(out: Path, seed: int = 0, documents: int = DOCUMENTS) -> World:

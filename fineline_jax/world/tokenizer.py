@@ -11,6 +11,8 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
+from fineline_jax.whole import write_whole
+
 VOCAB_SIZE = 1024
 """The same for every seed and size of the text; ids without a word are reserved."""
 UNK, BOS, EOS = "<unk>", "<s>", "</s>"
@@ -55,6 +57,4 @@ def save(tokenizer: tokenizers.Tokenizer, folder: Path) -> None:
         ("tokenizer.json", tokenizer.to_str(pretty=True)),
         ("tokenizer_config.json", json.dumps(config, indent=2) + "\n"),
     ):
-        temporary = folder / f"{name}.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(folder / name)
+        write_whole(folder / name, text)

@@ -1,0 +1,74 @@
+"""Files and folders that appear under their names whole or not at all, whatever stops the process.
+
+What a killed process left beside `path` starts with the name's `.NAME.` and ends in `.partial`. Where only one process
+at a time writes `path`, it says so (`alone`): it removes that first.
+"""
+
+import contextlib
+import glob
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, *, alone: bool = False) -> Iterator[Path]:
+    """A name to write to; when the block ends, what it holds is on the disk and takes the place of `path`.
+
+    If the block raises, `path` is as it was and nothing is left beside it. The folder of `path` must exist. An OSError
+    that does not know its file (a write to a full disk) names `path`.
+    """
+    with _naming(path):
+        partial = _beside(path, alone)
+        try:
+            yield partial
+            _to_disk(partial)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)  # a full disk is not made fuller
+
+
+def write_whole(path: Path, text: str, *, alone: bool = False) -> None:
+    """Write `text` in UTF-8 as `whole_file` does."""
+    with whole_file(path, alone=alone) as partial:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path, *, alone: bool = False) -> Iterator[Path]:
+    """A new folder to fill; when the block ends it becomes `path`, which must be absent or an empty folder.
+
+    If the block raises, `path` is as it was and nothing is left beside it. Folders above are made. Raises OSError if
+    another process was first.
+    """
+    with _naming(path):
+        partial = _beside(path, alone)
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            partial.rename(path)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _beside(path: Path, alone: bool) -> Path:
+    if alone:
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+
+
+def _to_disk(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise

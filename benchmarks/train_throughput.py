@@ -1,10 +1,12 @@
 """Training throughput against Hugging Face LlamaForCausalLM + torch.optim.AdamW, float32, same model and batch.
 
-Each runs in a process of its own, in turn (A B A B ...), so a drifting machine hits both and neither's threads
-wait for the other's. Same sizes, clipping and fresh random windows; medians of the step times are compared.
+Each lives in a process of its own and takes a few steps in turn while the other one sleeps (A B A B ...), so that a
+machine whose speed drifts hits both. Same sizes, clipping and fresh random windows. Compared are the medians of all
+steps; `ratios` are the quartiles of the ratio over the turns. Ours runs with the settings that the command makes
+for the CPU (`fineline_jax.cpu`), torch as it comes, or with --peer-keeps-memory with the same settings of the heap.
 Needs torch.
 
-    python benchmarks/train_throughput.py [--steps 10] [--rounds 3] [--vocabulary 32k] [--sequences 16]
+    python benchmarks/train_throughput.py [--steps 3] [--turns 15] [--vocabulary 32k] [--sequences 16]
 """
 
 import argparse
@@ -14,9 +16,12 @@ import subprocess
 import sys
 import time
 
-from fineline_jax.cpu import prepare_cpu
+from fineline_jax.cpu import keep_freed_memory, prepare_cpu
 
-prepare_cpu()
+if "peer" not in sys.argv:
+    prepare_cpu()
+elif "--peer-keeps-memory" in sys.argv:
+    keep_freed_memory()
 
 import jax
 import numpy as np
@@ -85,27 +90,60 @@ WARM_UP = 20
 machine. Training for an hour, nobody sees them."""
 
 
-def measure(name: str, recipe: Recipe, steps: int) -> list[float]:
-    """Seconds of each of `steps` optimizer steps after compilation and warm-up."""
+def work(name: str, recipe: Recipe) -> None:
+    """Compile and warm up; then take as many steps as each line of the standard input says, and answer with the seconds
+    of each."""
     run = {"ours": ours, "peer": peer}[name](recipe)
     random = np.random.default_rng(0)
     shape = (recipe.batch.sequences, recipe.data.sequence_length + 1)
-    times = []
-    for index in range(WARM_UP + steps):
+    index = 0
+
+    def timed() -> float:
+        nonlocal index
         windows = random.integers(0, recipe.model.vocab_size, shape, dtype=np.int32)
         start = time.perf_counter()
         run(index, windows)
-        times.append(time.perf_counter() - start)
-    return times[WARM_UP:]
+        index += 1
+        return time.perf_counter() - start
+
+    for _ in range(WARM_UP):
+        timed()
+    print("[]", flush=True)
+    for line in sys.stdin:
+        print(json.dumps([timed() for _ in range(int(line))]), flush=True)
+
+
+class Worker:
+    """A process of this program that measures one of the two; made when it is warm."""
+
+    def __init__(self, name: str):
+        command = [sys.executable, __file__, *sys.argv[1:], "--worker", name]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        self.answer()
+
+    def answer(self) -> list[float]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"a worker ended: {self.process.args}")
+        return json.loads(line)
+
+    def steps(self, count: int) -> list[float]:
+        assert self.process.stdin is not None
+        print(count, file=self.process.stdin, flush=True)
+        return self.answer()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--sequences", type=int, default=16)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--vocabulary", choices=tuple(MODELS), default="4k")
+    parser.add_argument("--peer-keeps-memory", action="store_true")
     parser.add_argument("--worker", choices=("ours", "peer"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     tokens = arguments.sequences * arguments.length
@@ -120,19 +158,19 @@ def main() -> None:
         compute=Compute(dtype="float32", remat="none", scan_layers=False),
     )
     if arguments.worker:
-        print(json.dumps(measure(arguments.worker, recipe, arguments.steps)))
+        work(arguments.worker, recipe)
         return
-    times: dict[str, list[float]] = {"ours": [], "peer": []}
-    for name in ("ours", "peer") * arguments.rounds:
-        command = [sys.executable, __file__, *sys.argv[1:], "--worker", name]
-        times[name] += json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    median = {name: statistics.median(values) for name, values in times.items()}
+    workers = {name: Worker(name) for name in ("ours", "peer")}
+    turns = [{name: worker.steps(arguments.steps) for name, worker in workers.items()} for _ in range(arguments.turns)]
+    median = {name: statistics.median(s for turn in turns for s in turn[name]) for name in workers}
+    ratios = [statistics.median(turn["peer"]) / statistics.median(turn["ours"]) for turn in turns]
     result = {
         "parameters": recipe.model.parameters,
         "tokens_per_step": tokens,
         "ours_tokens_per_s": round(tokens / median["ours"]),
         "peer_tokens_per_s": round(tokens / median["peer"]),
         "ratio": round(median["peer"] / median["ours"], 3),
+        "ratios": [round(quartile, 3) for quartile in statistics.quantiles(ratios, n=4)],
         "versions": {"jax": jax.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
         "torch_threads": torch.get_num_threads(),
     }

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fineline_jax.errors import UserError
@@ -153,12 +153,14 @@ def test_a_later_token_does_not_change_earlier_states():
 @given(
     length=st.integers(1, 40),
     block=st.integers(1, 40),
-    heads=st.sampled_from([(2, 2), (4, 2), (4, 1)]),
+    heads=st.sampled_from([(2, 2), (4, 2), (4, 4), (4, 1)]),
     cache=st.sampled_from([0, 1 << 14, 1 << 30]),
+    cut=st.sampled_from([0, 1 << 13]),
 )
+@example(length=33, block=16, heads=(4, 4), cache=0, cut=5_000)  # two heads at a time
 @settings(max_examples=8, deadline=None)
-def test_blocks_of_queries_and_few_rows_at_a_time_give_the_attention_and_gradients_of_the_whole_matrix(
-    length, block, heads, cache
+def test_blocks_of_queries_few_rows_and_heads_at_a_time_give_the_attention_and_gradients_of_the_whole_matrix(
+    length, block, heads, cache, cut
 ):
     random = np.random.default_rng(length * 41 + block)
     draw = lambda heads: jnp.asarray(random.standard_normal((4, length, heads, 8)), jnp.float32)
@@ -171,6 +173,7 @@ def test_blocks_of_queries_and_few_rows_at_a_time_give_the_attention_and_gradien
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "QUERY_BLOCK", block)
         patch.setattr(attention, "SCORES_IN_CACHE", cache)
+        patch.setattr(attention, "SCORES_OF_A_CUT", cut)
         ours = jax.jit(lambda: with_gradients(attention.blockwise))()
     for plain in (attention.reference, functools.partial(jax.nn.dot_product_attention, is_causal=True)):
         for found, expected in zip(ours, jax.jit(lambda plain=plain: with_gradients(plain))()):

@@ -23,6 +23,8 @@ QUERY_BLOCK = 128
 """Queries whose scores exist at a time on CPU and in the fallback; keys behind the block are never touched."""
 SCORES_IN_CACHE = 1 << 21
 """Bytes of scores of the rows that a CPU device works on at a time: what the second cache of a core holds."""
+SCORES_OF_A_CUT = SCORES_IN_CACHE // 4
+"""The same where a row does not fit and is cut by heads: all that is made of the scores fits too."""
 SPLASH_BLOCK = 1024
 
 
@@ -67,8 +69,8 @@ def blockwise(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
 
     Written for CPU and as the fallback elsewhere: only plain batched products whose operands lie the way the product
     reads them. The backward pass makes the scores transposed, [keys, queries], so that no score-sized array is ever
-    turned around, which is what costs most in the derivative of `reference`. A CPU takes a few rows of the batch at a
-    time, so that products and softmax find the scores in its cache.
+    turned around, which is what costs most in the derivative of `reference`. A CPU takes a few rows of the batch, or
+    heads of a row, at a time, so that products and softmax find the scores in its cache.
     """
     return _blockwise_forward(query, key, value)[0]
 
@@ -86,17 +88,37 @@ blockwise.defvjp(_blockwise_forward, _blockwise_backward)
 
 
 def _few_rows_at_a_time_on_cpu(of_rows: Callable[..., tuple[jax.Array, ...]], *arrays: jax.Array):
-    """`of_rows` of arrays whose first axis is the batch, or the batch times something; the first is the queries."""
-    batch, length, heads, _ = arrays[0].shape
+    """`of_rows` of arrays [batch, length, heads, head_dim] or [batch * heads, ...]; the first two are queries and keys.
+
+    Where the scores of one row are too many for the cache, the rows are cut by heads too.
+    """
+    batch, length, heads, head_dim = arrays[0].shape
+    kv_heads = arrays[1].shape[2]
     of_one_row = 4 * heads * length * max(stop - start for start, stop in _blocks(length))
     rows = max(n for n in range(1, batch + 1) if batch % n == 0 and (n == 1 or n * of_one_row <= SCORES_IN_CACHE))
+    cuts = 1
+    if of_one_row > SCORES_IN_CACHE:
+        fits = lambda n: kv_heads % n == 0 and of_one_row <= n * SCORES_OF_A_CUT
+        cuts = next(filter(fits, range(1, kv_heads)), kv_heads)
+    turns = batch * cuts // rows
+
+    def cut(x: jax.Array) -> jax.Array:
+        if x.ndim == 3:
+            return x.reshape(turns, -1, *x.shape[1:])
+        split = x.reshape(batch, length, cuts, -1, head_dim).transpose(0, 2, 1, 3, 4)
+        return split.reshape(turns, rows, length, -1, head_dim)
+
+    def join(x: jax.Array) -> jax.Array:
+        if x.ndim == 4:
+            return x.reshape(-1, *x.shape[2:])
+        split = x.reshape(batch, cuts, length, -1, head_dim).transpose(0, 2, 1, 3, 4)
+        return split.reshape(batch, length, -1, head_dim)
 
     def in_turn(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-        parts = tuple(x.reshape(batch // rows, -1, *x.shape[1:]) for x in arrays)
-        found = jax.lax.map(lambda part: of_rows(*part), parts)
-        return tuple(x.reshape(-1, *x.shape[2:]) for x in found)
+        found = jax.lax.map(lambda part: of_rows(*part), tuple(map(cut, arrays)))
+        return tuple(map(join, found))
 
-    return jax.lax.platform_dependent(*arrays, cpu=in_turn if rows < batch else of_rows, default=of_rows)
+    return jax.lax.platform_dependent(*arrays, cpu=in_turn if turns > 1 else of_rows, default=of_rows)
 
 
 def _rows_forward(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -137,9 +159,7 @@ def _rows_backward(
     gradients = gradient.transpose(0, 2, 1, 3).reshape(queries.shape)
     query_gradients = []
     key_gradient = value_gradient = jnp.zeros(())
-    # As a product, which XLA's CPU backend does faster than it turns an array around.
-    unit = np.eye(head_dim, dtype=keys.dtype)
-    turned_keys = jax.lax.optimization_barrier(jnp.einsum("de,nke->ndk", unit, keys, precision="highest"))
+    turned_keys = jax.lax.optimization_barrier(keys.transpose(0, 2, 1))  # else XLA turns them around in the products
     for start, stop in reversed(_blocks(length)):  # the last block meets all keys
         block = _block_of_queries(queries, groups, start, stop)
         upstream = gradients[:, :, start:stop].reshape(block.shape)

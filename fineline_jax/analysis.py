@@ -1,10 +1,16 @@
 """From score folders and tables to a report: where scoring's numbers meet trajectories' statistics."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fineline_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas
+
+log = logging.getLogger(__name__)
 
 
 def analyze_scores(
@@ -17,8 +23,9 @@ def analyze_scores(
 ) -> Path:
     """Write the report of score folders, lm-eval result trees and tidy CSV files; returns report.html.
 
-    runs: run folders whose loss is drawn beside. tokens_per_step: for lm-eval trees whose names give steps only.
-    Raises UserError naming what cannot be read.
+    runs: run folders whose loss is drawn beside. tokens_per_step: for checkpoints of which only the step is known.
+    A scored checkpoint whose tokens stay unknown is no point of a curve: it is left out, which is said.
+    Raises UserError naming what cannot be read, or a folder of which nothing is left.
     """
     import pandas
 
@@ -35,7 +42,7 @@ def analyze_scores(
             manifest = packs.load(path / "pack").manifest
             # A group stands for its members (MMLU for its 57 subjects); both would count twice in a domain.
             members = {task for group in manifest["groups"] for task in group["tasks"]}
-            table = metrics.tidy(path)
+            table = _with_known_tokens(metrics.tidy(path), path, tokens_per_step)
             tables.append(table[~table.task.isin(members)])
             facts[f"scores {path.name}"] = {
                 "suite": manifest["suite"],
@@ -47,6 +54,24 @@ def analyze_scores(
             tables.append(read_table(path, tokens_per_step=tokens_per_step))
     losses = pandas.concat([_losses(run) for run in runs]) if runs else None
     return write_report(pandas.concat(tables, ignore_index=True), out, title=title, facts=facts, losses=losses)
+
+
+def _with_known_tokens(table: "pandas.DataFrame", folder: Path, tokens_per_step: float | None) -> "pandas.DataFrame":
+    if tokens_per_step is not None:
+        of_steps = (table["step"].astype("Float64") * tokens_per_step).round().astype("Int64")
+        table = table.assign(tokens=table["tokens"].fillna(of_steps))
+    unknown = table["tokens"].isna()
+    if unknown.any():
+        remedy = "" if table["step"][unknown].isna().all() else "give --tokens-per-step, or "
+        if unknown.all():
+            raise UserError(
+                f"{folder}: no checkpoint has a known number of training tokens, so there is no curve; {remedy}write "
+                f"their metrics with `fineline export-scores {folder} --out FOLDER`"
+            )
+        names = ", ".join(dict.fromkeys(table["series"][unknown] + " " + table["checkpoint"][unknown]))
+        hint = "; --tokens-per-step gives them" if remedy else ""
+        log.warning("%s: left out, the number of training tokens is not known%s: %s", folder, hint, names)
+    return table[~unknown]
 
 
 def _losses(run: Path):

@@ -13,8 +13,10 @@ import pytest
 from lm_eval.api.model import LM
 from scoring_examples import sentence, write_benchmarks, write_tokenizer
 
+from fineline_jax.analysis import analyze_scores
 from fineline_jax.errors import UserError
 from fineline_jax.scoring import metrics, pack, scores, suite, tasks
+from fineline_jax.trajectories.table import read_table
 
 SUITE = "piqa@3,arc_easy@2,winogrande,lambada_openai,wikitext,truthfulqa_mc1,truthfulqa_mc2"
 
@@ -248,3 +250,32 @@ def test_scores_of_another_pack_are_refused(made, tmp_path):
         metrics.tidy(tmp_path)
     with pytest.raises(UserError, match=r"not a request pack|no scores here"):
         metrics.tidy(tmp_path / "nowhere")
+
+
+def test_a_checkpoint_of_unknown_tokens_is_no_point_of_a_curve_and_that_is_said(made, tmp_path, caplog):
+    ll, greedy = answers(made)
+    folder = tmp_path / "scores"
+    scores.keep_pack(folder, made)
+    key = scores.Key("w", made.hash, "float32", "auto", "test")
+
+    def scored(name: str, step: int | None, tokens: int | None) -> None:
+        scores.write(folder, scores.Scores(scores.Header("run", name, step, tokens, 64, key), ll, greedy))
+
+    def analyzed(**options) -> set[float]:
+        report = analyze_scores([folder], tmp_path / "report", title="t", **options)
+        return set(read_table(report.parent)["tokens"])
+
+    scored("main", None, None)
+    with pytest.raises(UserError, match=r"scores: no checkpoint has .*no curve; write their .*export-scores"):
+        analyzed(tokens_per_step=100)
+    scored("step_5", 5, None)
+    with pytest.raises(UserError, match=r"no curve; give --tokens-per-step, or write"):
+        analyzed()
+    assert not (tmp_path / "report").exists()
+    assert analyzed(tokens_per_step=100) == {500}
+    assert "left out, the number of training tokens is not known: run main" in caplog.text
+    scored("step_7", 7, 900)
+    caplog.clear()
+    assert analyzed() == {900}
+    assert "is not known; --tokens-per-step gives them: run step_5, run main" in caplog.text
+    assert analyzed(tokens_per_step=100) == {500, 900}  # what is known stays

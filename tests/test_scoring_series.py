@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ from scoring_examples import write_benchmarks, write_tokenizer
 from series_examples import CONFIG, make_series, one_device
 
 from fineline_jax.checkpoints import series
+from fineline_jax.cli import main
 from fineline_jax.errors import UserError
 from fineline_jax.scoring import forward, pack, scorer, scores
 from fineline_jax.scoring.parts import Part, part_of
@@ -183,6 +185,16 @@ def test_a_file_appears_whole_or_not_at_all(released, made, tmp_path, monkeypatc
     monkeypatch.setattr(scores.pq, "write_table", write_table)
     score(released, made, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out/run").iterdir()) == [f"step{i}.parquet" for i in (1, 2, 3)]
+
+
+def test_the_command_ends_with_what_can_be_done_with_the_scores(released, made, tmp_path, capsys):
+    pack.save(made, tmp_path / "pack")
+    single = tmp_path / "model"
+    shutil.copytree(released / "step1", single)
+    for place, then in ((released, "analyze"), (single, "export-scores")):
+        out = tmp_path / then
+        assert main(["score", str(place), "--pack", str(tmp_path / "pack"), "--out", str(out)]) == 0
+        assert capsys.readouterr().out.endswith(f"scored; see `fineline {then} {out}`\n")
 
 
 def test_the_log_says_what_each_checkpoint_took(released, made, tmp_path):

@@ -22,7 +22,7 @@ def analyze(
         out: Folder of the report.
         runs: Run folders whose loss curves are drawn too.
         title: Heading of the report.
-        tokens_per_step: For lm-eval results of a model whose batch size is not known.
+        tokens_per_step: For checkpoints of which only the step is known: lm-eval's results, folders called by steps.
     """
     if tokens_per_step is not None and not 0 < tokens_per_step < float("inf"):
         raise UserError(f"--tokens-per-step {tokens_per_step} must be a positive number")
@@ -52,4 +52,4 @@ def export_scores(
 
     assert format == "lm-eval"
     written = export(scores, out, load(pack) if pack is not None else None, samples=samples)
-    print(f"{out}: {len(written)} checkpoints in lm-eval's layout")
+    print(f"{out}: {len(written)} checkpoint{'' if len(written) == 1 else 's'} in lm-eval's layout")

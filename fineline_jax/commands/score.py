@@ -117,7 +117,10 @@ def score(
         score_parts, pack=requests, out=out, mesh=scoring_mesh(mesh, opened), dtype=dtype, batch_tokens=batch_tokens
     )
     count = watch_run(Path(series[0]), start, chosen, watch_timeout) if watch else len(start(opened, part=chosen))
-    print(f"{out}: {count} checkpoint{'' if count == 1 else 's'} scored; see `fineline analyze {out}`")
+    # Without a place in the training there are metrics and no curve; tokens of a step are given to `analyze`.
+    placed = any((one.step, one.tokens) != (None, None) for found in opened for one in found.checkpoints)
+    then = "analyze" if placed else "export-scores"
+    print(f"{out}: {count} checkpoint{'' if count == 1 else 's'} scored; see `fineline {then} {out}`")
 
 
 def lm_eval_for_help() -> None:

@@ -18,7 +18,7 @@ def whole_file(path: Path, *, alone: bool = False) -> Iterator[Path]:
     """A name to write to; when the block ends, what it holds is on the disk and takes the place of `path`.
 
     If the block raises, `path` is as it was and nothing is left beside it. The folder of `path` must exist. An OSError
-    that does not know its file (a write to a full disk) names `path`.
+    names `path`, also where it does not know its file (a write to a full disk).
     """
     with _naming(path):
         partial = _beside(path, alone)
@@ -70,5 +70,6 @@ def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or str(path)
+        if error.filename is None or str(error.filename).endswith(".partial"):
+            error.filename = str(path)
         raise

@@ -51,6 +51,9 @@ def test_an_error_of_a_write_names_the_file(tmp_path):
     with pytest.raises(OSError) as raised, whole_file(tmp_path / "x.json"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert raised.value.filename == str(tmp_path / "x.json")
+    with pytest.raises(FileNotFoundError) as raised:
+        write_whole(tmp_path / "no" / "x.json", "")
+    assert raised.value.filename == str(tmp_path / "no" / "x.json")
 
 
 KILLED = """

@@ -118,9 +118,7 @@ class Worker:
 
     def __init__(self, name: str):
         command = [sys.executable, __file__, *sys.argv[1:], "--worker", name]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.answer()
 
     def answer(self) -> list[float]:

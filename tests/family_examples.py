@@ -46,7 +46,7 @@ class Example:
 
 
 def _packed(tensors: Tensors, config: dict[str, Any]) -> tuple[Tensors, dict[str, Any]]:
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="pip install -e '.[test]'")
     for layer in range(config["num_hidden_layers"]):
         prefix = f"model.layers.{layer}.self_attn."
         parts = [tensors.pop(f"{prefix}{name}_proj.weight") for name in "qkv"]
@@ -56,7 +56,7 @@ def _packed(tensors: Tensors, config: dict[str, Any]) -> tuple[Tensors, dict[str
 
 
 def _packed_with_norm_head(tensors: Tensors, config: dict[str, Any]) -> tuple[Tensors, dict[str, Any]]:
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="pip install -e '.[test]'")
     tensors, config = _packed(tensors, config)
     # The peer's head has rows of length 1; the file holds them at any length.
     tensors["lm_head.weight"] = tensors["lm_head.weight"] * (0.5 + torch.rand(VOCABULARY, 1))
@@ -71,7 +71,7 @@ def _first_yi(tensors: Tensors, config: dict[str, Any]) -> tuple[Tensors, dict[s
 
 
 def _first_olmo(tensors: Tensors, config: dict[str, Any]) -> tuple[Tensors, dict[str, Any]]:
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="pip install -e '.[test]'")
     found = {"model.transformer.wte.weight": tensors["model.embed_tokens.weight"]}
     if not config["tie_word_embeddings"]:
         found["model.transformer.ff_out.weight"] = tensors["lm_head.weight"]
@@ -147,7 +147,7 @@ EXAMPLES = {
 
 def make(name: str, folder: Path) -> Any:
     """Write the model `name` into `folder`; returns transformers' model with the same logits."""
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="pip install -e '.[test]'")
     import transformers
     from safetensors.torch import load_file, save_file
 
@@ -176,7 +176,7 @@ def make(name: str, folder: Path) -> Any:
 
 
 def their_logits(model: Any, tokens: np.ndarray) -> np.ndarray:
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="pip install -e '.[test]'")
     with torch.no_grad():
         return model(torch.asarray(tokens, dtype=torch.long)).logits.float().numpy()
 

@@ -70,7 +70,7 @@ HF_VARIANTS = {
 
 
 def hf_model(folder: Path, **changes: Any) -> Any:
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="pip install -e '.[test]'")
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -93,7 +93,7 @@ def hf_model(folder: Path, **changes: Any) -> Any:
 
 
 def hf_logits(model: Any, tokens: np.ndarray) -> np.ndarray:
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="pip install -e '.[test]'")
     with torch.no_grad():
         return model(torch.asarray(tokens, dtype=torch.long)).logits.float().numpy()
 

@@ -57,7 +57,7 @@ def in_format(source: Path, folder: Path, form: str) -> Path:
             save_file({name: tensors[name] for name in names if files[name] == file}, folder / file)
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
     elif form == "bin":
-        torch = pytest.importorskip("torch")
+        torch = pytest.importorskip("torch", reason="pip install -e '.[test]'")
         with_config(source, folder)
         torch.save({name: torch.from_numpy(tensor) for name, tensor in tensors.items()}, folder / "pytorch_model.bin")
     elif form == "msgpack":
@@ -199,7 +199,7 @@ def test_one_file_is_imported_with_the_model_of_a_recipe(tmp_path: Path, release
 
 
 def test_an_exported_run_has_equal_logits_in_transformers(released: Path, tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="pip install -e '.[test]'")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     interchange.import_checkpoint(released, tmp_path / "run", make_mesh(), dtype="float32")

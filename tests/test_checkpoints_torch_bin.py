@@ -35,7 +35,7 @@ def as_bytes(array: np.ndarray) -> bytes:
 
 @pytest.fixture(scope="module")
 def torch() -> Any:
-    return pytest.importorskip("torch")
+    return pytest.importorskip("torch", reason="pip install -e '.[test]'")
 
 
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")

@@ -15,7 +15,7 @@ from fineline_jax.data.corpora import prepare_amber, prepare_text
 from fineline_jax.data.storage import open_data_set
 from fineline_jax.errors import UserError
 
-pytest.importorskip("apache_beam")
+pytest.importorskip("apache_beam", reason="pip install -e '.[beam]'")
 
 # DirectRunner would try to fetch a runner of another language from the network first.
 HERE = "--runner=FnApiRunner"

@@ -212,7 +212,7 @@ def test_a_mesh_that_does_not_use_all_devices_is_refused():
 
 
 def test_llama_logits_equal_transformers():
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="pip install -e '.[test]'")
     transformers = pytest.importorskip("transformers")
     config = ModelConfig(
         vocab_size=96, width=32, layers=3, heads=4, kv_heads=2, mlp_width=64, context=32, rope_theta=5e5

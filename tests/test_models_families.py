@@ -62,7 +62,7 @@ def test_a_model_written_back_has_the_same_tensors_bit_for_bit(example: tuple[st
         reread = type(model).from_pretrained(tmp_path / "out").eval()
         assert np.array_equal(their_logits(reread, TOKENS), their_logits(model, TOKENS))
         return
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="pip install -e '.[test]'")
     import foreign_models
 
     foreign = foreign_models.opened(

@@ -135,7 +135,7 @@ for dtype, heads, kv_heads, head_dim in shapes:
     ("topology", "chip"), [("v4:2x2x1", "megacore"), ("v5e:2x2", "default"), ("v5:2x2x1", "megacore")]
 )
 def test_the_tpu_kernel_compiles_for_v4_v5e_and_v5p(topology: str, chip: str):
-    pytest.importorskip("libtpu")
+    pytest.importorskip("libtpu", reason="pip install -e '.[plan]'")
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_ACCELERATOR_TYPE": "v4-8", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_LOG_DIR": "disabled",

@@ -56,8 +56,8 @@ def evaluate(place: Path, model: Any, **options: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def theirs(place) -> dict[str, Any]:
     """What lm-eval's own Hugging Face backend gives for the second checkpoint."""
-    pytest.importorskip("torch")
-    pytest.importorskip("accelerate")  # of lm-eval's torch backend
+    pytest.importorskip("torch", reason="pip install -e '.[test]'")
+    pytest.importorskip("accelerate", reason="pip install -e '.[test]'")  # of lm-eval's torch backend
     from lm_eval.models.huggingface import HFLM
 
     model = HFLM(pretrained=str(place / "run/step2"), dtype="float32", device="cpu", batch_size=8)

@@ -17,7 +17,7 @@ CONTEXT = 48
 @pytest.fixture(scope="module")
 def mambas(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """Three checkpoints of one model with their tokenizer, and transformers' models."""
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="pip install -e '.[test]'")
     from transformers import MambaConfig, MambaForCausalLM
 
     folder, models = tmp_path_factory.mktemp("mamba"), {}
@@ -40,7 +40,7 @@ def mambas(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
 
 def one_at_a_time(made: pack.Pack, model: Any) -> list[tuple[float, bool]]:
     """Log-likelihood and greediness of each request, from a batch of that request alone."""
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="pip install -e '.[test]'")
     contexts = made.contexts.column("tokens").to_pylist()
     found = []
     for request in made.requests.to_pylist():

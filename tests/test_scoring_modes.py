@@ -182,7 +182,7 @@ def test_wrong_modes_are_refused_by_name(benchmarks, tokenizer, tmp_path):
 
 @pytest.mark.parametrize("mode", ["olmes", "opencompass-ppl"])
 def test_a_trained_model_scores_as_plain_torch_code_does(mode, shared_data, tmp_path):
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="pip install -e '.[test]'")
     import jax
     from transformers import LlamaForCausalLM
 

@@ -120,7 +120,7 @@ def strings(rng: random.Random) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("bos", ["auto", "always", "never"])
 @pytest.mark.parametrize("kind", ["bos", "plain", "llama", "gpt-neox-20b", "tinystories"])
 def test_pairs_are_encoded_as_by_lm_evals_hugging_face_backend(kind, bos, tokenizers, request):
-    pytest.importorskip("accelerate")  # of lm-eval's torch backend
+    pytest.importorskip("accelerate", reason="pip install -e '.[test]'")  # of lm-eval's torch backend
     from lm_eval.models.huggingface import HFLM
 
     if kind in tokenizers:

@@ -39,7 +39,7 @@ def compare(
     names: str = SUITE,
     bos: Literal["auto", "never"] = "auto",
 ) -> None:
-    pytest.importorskip("accelerate")  # of lm-eval's torch backend
+    pytest.importorskip("accelerate", reason="pip install -e '.[test]'")  # of lm-eval's torch backend
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 

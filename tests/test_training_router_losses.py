@@ -30,7 +30,7 @@ def olmoe(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)], ids=["one device", "eight devices"])
 @pytest.mark.parametrize("kind", ["load_balance", "router_z_loss"])
 def test_the_losses_of_the_routers_and_their_gradients_are_those_of_transformers(olmoe, shape, kind) -> None:
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="pip install -e '.[test]'")
     folder, model = olmoe
     model.zero_grad()
     out = model(torch.asarray(TOKENS, dtype=torch.long), output_router_logits=True)

@@ -183,7 +183,7 @@ def test_the_other_schedules_pass_through_their_corners(schedule, expected):
 
 
 def test_the_optimizer_is_torch_adamw_with_clipping_and_decay_on_everything():
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="pip install -e '.[test]'")
     random = np.random.default_rng(0)
     start = {"up": random.standard_normal((5, 3)), "norm": random.standard_normal(3)}
     peers = {name: torch.nn.Parameter(torch.tensor(value)) for name, value in start.items()}

@@ -47,9 +47,10 @@ def export_scores(
         format: Layout of the files.
         samples: Also one line per document; with few-shot prompts these files are large.
     """
+    from fineline_jax.progress import counted
     from fineline_jax.scoring.lm_eval_export import export
     from fineline_jax.scoring.pack import load
 
     assert format == "lm-eval"
     written = export(scores, out, load(pack) if pack is not None else None, samples=samples)
-    print(f"{out}: {len(written)} checkpoint{'' if len(written) == 1 else 's'} in lm-eval's layout")
+    print(f"{out}: {counted(len(written), 'checkpoint')} in lm-eval's layout")

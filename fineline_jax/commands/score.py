@@ -89,6 +89,7 @@ def score(
     if distributed:
         join_processes()
     from fineline_jax.checkpoints.series import first_tokenizer, open_series, scoring_policy
+    from fineline_jax.progress import counted
     from fineline_jax.scoring.pack import load
     from fineline_jax.scoring.parts import part_of
     from fineline_jax.scoring.placement import scoring_mesh
@@ -120,7 +121,7 @@ def score(
     # Without a place in the training there are metrics and no curve; tokens of a step are given to `analyze`.
     placed = any((one.step, one.tokens) != (None, None) for found in opened for one in found.checkpoints)
     then = "analyze" if placed else "export-scores"
-    print(f"{out}: {count} checkpoint{'' if count == 1 else 's'} scored; see `fineline {then} {out}`")
+    print(f"{out}: {counted(count, 'checkpoint')} scored; see `fineline {then} {out}`")
 
 
 def lm_eval_for_help() -> None:

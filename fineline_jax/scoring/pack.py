@@ -180,19 +180,24 @@ def save(pack: Pack, path: Path) -> None:
     """Write a pack; it appears under its name complete or not at all."""
     refuse_to_replace(path)
     with whole_folder(path) as partial:
-        for name in SCHEMAS:
-            # Contexts of neighbouring documents share their solved examples: long pages let zstd see that.
-            pq.write_table(
-                getattr(pack, name),
-                partial / f"{name}.parquet",
-                compression="zstd",
-                compression_level=9,
-                use_dictionary=False,
-                data_page_size=16 << 20,
-            )
-        (partial / "manifest.json").write_text(json.dumps(pack.manifest, indent=1, ensure_ascii=False) + "\n")
+        write_files(pack, partial)
         if path.exists():
             shutil.rmtree(path)
+
+
+def write_files(pack: Pack, folder: Path) -> None:
+    """Write the files of a pack into a folder that is there."""
+    for name in SCHEMAS:
+        # Contexts of neighbouring documents share their solved examples: long pages let zstd see that.
+        pq.write_table(
+            getattr(pack, name),
+            folder / f"{name}.parquet",
+            compression="zstd",
+            compression_level=9,
+            use_dictionary=False,
+            data_page_size=16 << 20,
+        )
+    (folder / "manifest.json").write_text(json.dumps(pack.manifest, indent=1, ensure_ascii=False) + "\n")
 
 
 def refuse_to_replace(path: Path) -> None:

@@ -261,8 +261,8 @@ class Clock:
     def __str__(self) -> str:
         total = self.score + self.other
         outside = f"{self.other / total:.1%} of it outside the model"
-        scored = f"{self.checkpoints} checkpoint{'' if self.checkpoints == 1 else 's'} scored"
-        return f"{scored} in {progress.duration(total)}, {outside}"
+        scored = progress.counted(self.checkpoints, "checkpoint")
+        return f"{scored} scored in {progress.duration(total)}, {outside}"
 
     def _lap(self) -> tuple[float, float]:
         now = time.perf_counter()

@@ -11,8 +11,6 @@ import dataclasses
 import json
 import os
 import re
-import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ import pyarrow.parquet as pq
 from fineline_jax.errors import UserError
 from fineline_jax.scoring import pack as packs
 from fineline_jax.scoring.pack import Pack
-from fineline_jax.whole import whole_file
+from fineline_jax.whole import whole_file, whole_folder
 
 _KEY = b"fineline"
 _SCHEMA = pa.schema([("request", pa.int32()), ("loglikelihood", pa.float64()), ("is_greedy", pa.bool_())])
@@ -155,16 +153,13 @@ def keep_pack(folder: Path, pack: Pack) -> None:
     """
     place = folder / "pack"
     if not place.exists():
-        partial = folder / f".pack.{uuid.uuid4().hex}"
         try:
-            packs.save(pack, partial)
-            partial.rename(place)
+            with whole_folder(place) as partial:
+                packs.write_files(pack, partial)
             return
         except OSError:
             if not place.exists():
                 raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
     kept = packs.load(place)
     if kept.hash != pack.hash and not score_files(folder):  # of a run that ended before its first checkpoint
         packs.save(pack, place)

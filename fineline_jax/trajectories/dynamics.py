@@ -98,9 +98,10 @@ def onset_index(values: np.ndarray, stderr: np.ndarray, chance: float, n: float)
     """First checkpoint from which the curve stays above chance at one-sided 1 %; None if there is none.
 
     The test uses the larger of the measured standard error and that of guessing, sqrt(chance (1 - chance) / n): a model
-    that always picks the same choice has a misleadingly small measured one.
+    that always picks the same choice has a misleadingly small measured one. Of a mirrored curve chance is negative.
     """
-    guessing = np.sqrt(chance * (1 - chance) / n) if n > 0 and 0 <= chance <= 1 else 0.0
+    share = abs(chance)
+    guessing = np.sqrt(share * (1 - share) / n) if n > 0 and share <= 1 else 0.0
     above = _median_of_three(values) - chance > ONSET_Z * np.fmax(stderr, guessing)
     if not above[-1]:
         return None

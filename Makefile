@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 NEWEST ?= $(shell for python in python3.14 python3.13 python3.12 $$HOME/.pyenv/versions/3.1[2-9]*/bin/python3; do \
   $$python -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && { command -v $$python; break; }; done)
 
-.PHONY: demo test test-all test-newest lint lock clean
+.PHONY: demo test test-all test-newest mutants lint lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fineline demo --out demo-out
@@ -25,6 +25,10 @@ ifeq ($(NEWEST),)
 else
 	$(MAKE) test VENV=.venv-newest PYTHON=$(NEWEST) EXTRA=check
 endif
+
+# Every slip of tests/mutants/*.tsv in a copy of the tree, one at a time: do the tests notice it?
+mutants: $(VENV)/.installed-test
+	$(BIN)/python tests/mutants $(MUTANTS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

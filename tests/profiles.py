@@ -1,7 +1,7 @@
 """Settings of hypothesis for properties whose every example compiles a program.
 
-No shrinking: it would compile for many minutes before the failure is told. Derandomized: the same examples each time, so
-each branch that a test claims is also given as an `@example`.
+No shrinking: it would compile for many minutes before the failure is told. Derandomized: the same examples each time,
+so each branch that a test claims is also given as an `@example`.
 """
 
 from hypothesis import Phase, settings

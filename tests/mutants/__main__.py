@@ -30,10 +30,10 @@ ASSERTED, PASSED = 1, 0  # exit statuses of pytest; others mean that no test cou
 class Worker:
     """A copy of the tree, and a process that has imported the libraries and forks for each run of pytest."""
 
-    def __init__(self, folder: Path, compiled: Path):
+    def __init__(self, root: Path, folder: Path, compiled: Path):
         self.tree = folder / "tree"
         self.log = folder / "output.txt"
-        copy_tree(self.tree)
+        copy_tree(root, self.tree)
         environment = os.environ | {
             "PYTHONPATH": str(self.tree),
             "PYTHONDONTWRITEBYTECODE": "1",
@@ -80,16 +80,16 @@ class Worker:
         self.process.wait()
 
 
-def copy_tree(target: Path) -> None:
+def copy_tree(root: Path, target: Path) -> None:
     """What git tracks or would track; the tests of packages find configs/ where an installation has it."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, check=True,
+        cwd=root, capture_output=True, check=True,
     )  # fmt: skip
     for name in filter(None, listed.stdout.decode().split("\0")):
-        if (ROOT / name).is_file():
+        if (root / name).is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, target / name)
+            shutil.copy2(root / name, target / name)
     (target / "fineline_jax" / "configs").symlink_to(target / "configs")
 
 
@@ -99,18 +99,19 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for the tests of one slip")
     parser.add_argument("--no-baseline", action="store_true", help="do not run the tests on the code as it is")
+    parser.add_argument("--root", type=Path, default=ROOT, help="the tree to copy")
+    parser.add_argument("--tables", type=Path, default=FOLDER, help="the folder of the tables")
     options = parser.parse_args()
-    mutants = read(options.only)
+    mutants = read(options.only, options.tables)
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mutants-") as name:
         folder = Path(name)
+        compiled = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR", folder / "compiled"))
         workers: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         everyone = []
         for number in range(options.jobs):
             (folder / str(number)).mkdir()
-            everyone.append(
-                Worker(folder / str(number), Path(os.environ.get("JAX_COMPILATION_CACHE_DIR", folder / "compiled")))
-            )
+            everyone.append(Worker(options.root, folder / str(number), compiled))
             workers.put(everyone[-1])
         try:
             bad_tests = {} if options.no_baseline else baseline(mutants, workers, options)

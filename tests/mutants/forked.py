@@ -1,6 +1,7 @@
 """Reads [pytest's arguments, seconds, file of the output] per line, writes pytest's exit status per line (null: out of
 time). The libraries are imported once; each run is a fork, which finds our own code as it is then."""
 
+import contextlib
 import importlib
 import json
 import os
@@ -13,10 +14,11 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_p
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
-for name in (
-    "numpy", "scipy.stats", "pandas", "pyarrow.parquet", "pytest", "yaml", "pydantic", "safetensors.numpy", "jax", "flax", "optax", "tyro", "rich.progress",
-    "requests", "fsspec", "tokenizers",
-):  # fmt: skip
+LIBRARIES = (
+    *("numpy", "scipy.stats", "pandas", "pyarrow.parquet", "pytest", "yaml", "pydantic", "safetensors.numpy", "jax"),
+    *("flax", "optax", "tyro", "rich.progress", "requests", "fsspec", "tokenizers"),
+)
+for name in LIBRARIES:
     importlib.import_module(name)
 
 
@@ -52,10 +54,8 @@ def run(arguments: list[str], seconds: float, output: str) -> int | None:
 
 def _end_group(child: int) -> None:
     """End what the run left running."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 for line in sys.stdin:

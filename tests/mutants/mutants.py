@@ -1,8 +1,8 @@
 """The slips as data: one line of a table each, in one file per room beside this one.
 
-Columns, separated by tabs: name, file, before, after, tests, why. `before` stands exactly once in `file`; `\\n` and `\\t`
-in it and in `after` are a line's end and a tab, `\\\\` a backslash. `tests`: pytest's node ids below tests/, separated by
-spaces; at least one of them must fail when `before` is replaced by `after`.
+Columns, separated by tabs: name, file, before, after, tests, why. `before` stands exactly once in `file`; in it and
+in `after`, `\\n` is a line's end, `\\t` a tab and `\\\\` a backslash. `tests`: pytest's node ids below tests/,
+separated by spaces; at least one of them must fail when `before` is replaced by `after`.
 """
 
 import ast
@@ -32,7 +32,7 @@ class Mutant:
 
     @property
     def room(self) -> str:
-        """`training` for fineline_jax/training/step.py, `recipe` for fineline_jax/recipe.py, `configs` for configs/…."""
+        """`training` of fineline_jax/training/step.py, `recipe` of fineline_jax/recipe.py, `configs` of configs/*."""
         parts = Path(self.file).parts
         return Path(parts[1]).stem if parts[0] == "fineline_jax" else parts[0]
 
@@ -55,9 +55,9 @@ class Mutant:
         return changed
 
 
-def read(pattern: str = "") -> list[Mutant]:
+def read(pattern: str = "", folder: Path = FOLDER) -> list[Mutant]:
     """All slips whose name or file the regular expression finds. Raises ValueError for a malformed line."""
-    rows = [Mutant(*row) for table in sorted(FOLDER.glob("*.tsv")) for row in _rows(table)]
+    rows = [Mutant(*row) for table in sorted(folder.glob("*.tsv")) for row in _rows(table)]
     return [m for m in rows if re.search(pattern, m.name) or re.search(pattern, m.file)]
 
 

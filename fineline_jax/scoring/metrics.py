@@ -173,8 +173,9 @@ def _values(pack: Pack, tables: list[Table], loglikelihood: np.ndarray, is_greed
     for table in tables:
         compute = _own if table.task["own_metrics"] else kinds[table.task["output_type"]]
         values[table.task["task"]] = compute(table, loglikelihood, is_greedy)
+    listed = {task["task"]: task["lm_eval_metrics"] for task in pack.tasks}
     for group in pack.manifest["groups"]:
-        values[group["group"]] = _group(group, values)
+        values[group["group"]] = _group(group, values, listed)
     return values
 
 
@@ -275,14 +276,20 @@ def _own_arguments(table: Table, loglikelihood: np.ndarray, is_greedy: np.ndarra
     return [json.loads(text) for text in table.content], results
 
 
-def _group(group: dict[str, Any], values: dict[str, Metrics]) -> Metrics:
-    """lm-eval's `Group.aggregate`: weighted by documents with pooled standard error, or the plain mean over tasks."""
+def _group(group: dict[str, Any], values: dict[str, Metrics], listed: dict[str, list[str]]) -> Metrics:
+    """lm-eval's `Group.aggregate`: weighted by documents with pooled standard error, or the plain mean over tasks.
+
+    A metric that the group asks for is that of the tasks that list it, if there are any (`listed`), as in lm-eval;
+    other metrics are those of all tasks that have them.
+    """
     leaves = [values[name] for name in group["tasks"]]
     metrics: Metrics = {}
     asked = group["weight_by_size"]
     names = (name for leaf in leaves for name in leaf if name in asked or not name.endswith("perplexity"))
     for metric in dict.fromkeys(names):
-        parts = [leaf[metric] for leaf in leaves if metric in leaf]
+        having = [name for name in group["tasks"] if metric in values[name]]
+        asking = [name for name in having if metric in asked and metric in listed[name]]
+        parts = [values[name][metric] for name in asking or having]
         sizes, errors = [part.n for part in parts], [part.stderr for part in parts]
         total = sum(sizes)
         if total == 0:

@@ -94,6 +94,6 @@ def _aggregate(aggregation: Any, items: list[Any]) -> Value:
     value, several = float(aggregation(items)), len(items) > 1
     if aggregation is perplexity and several:
         return Value(value, float(bootstrap.of_perplexity(np.array([items]))[0]), len(items))
-    if aggregation is acc_all and several:
+    if aggregation is acc_all and len({document["idx"]["question"] for _, document in items}) > 1:
         return Value(value, float(acc_all_stderr(items)), len(items))
     return Value(value, math.nan, len(items))

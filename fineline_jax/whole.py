@@ -1,10 +1,11 @@
-"""Files and folders that appear under their names whole or not at all, whatever stops the process.
+"""Files and folders that appear under their names whole or not at all, whatever stops the process or the machine.
 
 What a killed process left beside `path` starts with the name's `.NAME.` and ends in `.partial`. Where only one process
 at a time writes `path`, it says so (`alone`): it removes that first.
 """
 
 import contextlib
+import errno
 import glob
 import os
 import shutil
@@ -26,6 +27,7 @@ def whole_file(path: Path, *, alone: bool = False) -> Iterator[Path]:
             yield partial
             _to_disk(partial)
             partial.replace(path)
+            _names_to_disk(path.parent)
         finally:
             partial.unlink(missing_ok=True)  # a full disk is not made fuller
 
@@ -38,7 +40,8 @@ def write_whole(path: Path, text: str, *, alone: bool = False) -> None:
 
 @contextlib.contextmanager
 def whole_folder(path: Path, *, alone: bool = False) -> Iterator[Path]:
-    """A new folder to fill; when the block ends it becomes `path`, which must be absent or an empty folder.
+    """A new folder to fill; when the block ends, what it holds is on the disk and it becomes `path`, which must be
+    absent or an empty folder.
 
     If the block raises, `path` is as it was and nothing is left beside it. Folders above are made. Raises OSError if
     another process was first.
@@ -48,7 +51,11 @@ def whole_folder(path: Path, *, alone: bool = False) -> Iterator[Path]:
         partial.mkdir(parents=True)
         try:
             yield partial
+            for file in partial.rglob("*"):
+                _names_to_disk(file) if file.is_dir() else _to_disk(file)
+            _names_to_disk(partial)
             partial.rename(path)
+            _names_to_disk(path.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -63,6 +70,18 @@ def _beside(path: Path, alone: bool) -> Path:
 def _to_disk(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def _names_to_disk(folder: Path) -> None:
+    """Which files the folder holds, under which names."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:  # not every network file system can
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

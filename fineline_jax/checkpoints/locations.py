@@ -209,7 +209,7 @@ def _http_head(url: str, name: str) -> RemoteFile | None:
         return None
     size = headers.get("Content-Length", "")
     version = headers.get("ETag") or headers.get("Last-Modified") or size
-    return RemoteFile(name, address, int(size) if size.isdigit() else None, version)
+    return RemoteFile(name, address, int(size) if size.isdecimal() else None, version)
 
 
 def _http_folders(url: str) -> list[str]:

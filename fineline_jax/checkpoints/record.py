@@ -5,6 +5,7 @@ The record is written last; a folder without it is a save that was cut short. No
 """
 
 import concurrent.futures
+import fnmatch
 import functools
 import hashlib
 import json
@@ -65,9 +66,9 @@ def damage(folder: Path, item: str = "") -> str | None:
 
 
 def files_below(folder: Path) -> list[str]:
-    """Relative names of the files below `folder`, sorted, without the record itself."""
+    """Relative names of the files below `folder`, sorted, without the record itself and what a kill left of one."""
     names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return sorted(name for name in names if name not in (RECORD, f"{RECORD}.tmp"))
+    return sorted(name for name in names if name != RECORD and not fnmatch.fnmatchcase(name, f".{RECORD}.*.partial"))
 
 
 def digests(folder: Path, names: Sequence[str]) -> list[tuple[str, int, str]]:

@@ -43,7 +43,9 @@ def score_rows(
     loglikelihood = np.zeros(pack.requests.num_rows, np.float64)
     is_greedy = np.ones(pack.requests.num_rows, bool)
     plan = _plan(pack, context, batch_tokens, mesh)
-    rows_left = np.bincount(np.concatenate([batch.requests for batch in plan]), minlength=len(is_greedy))
+    everyone = np.concatenate([np.empty(0, np.int32), *(batch.requests for batch in plan)])
+    rows_left = np.bincount(everyone, minlength=len(is_greedy))
+    advance(int((rows_left == 0).sum()))  # empty texts
 
     arrays = lambda batch: put([batch.tokens, batch.positions, batch.targets], mesh)
     steps = ((batch, *step(params, *arrays(batch))) for batch in plan)

@@ -77,9 +77,9 @@ def batches(rows: list[Sequence], batch_tokens: int, shards: int, least: int) ->
     classes: dict[int, list[Sequence]] = {}
     for row in rows:
         classes.setdefault(((row.scored - 1).bit_length() + 1) // 2, []).append(row)
-    for size in sorted(classes)[:-1]:
-        if sum(len(row.tokens) for row in classes[size]) < COMPILE * batch_tokens:
-            classes.setdefault(size + 1, []).extend(classes.pop(size))
+    for size in range(min(classes, default=0), max(classes, default=0)):
+        if sum(len(row.tokens) for row in classes.get(size, [])) < COMPILE * batch_tokens:
+            classes.setdefault(size + 1, []).extend(classes.pop(size, []))
     result = []
     for size, members in sorted(classes.items(), reverse=True):
         members.sort(key=lambda row: (-len(row.tokens), row.request))

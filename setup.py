@@ -19,7 +19,7 @@ setup(
     package_dir={"fineline_jax": "fineline_jax", "fineline_jax.configs": "configs"},
     package_data={
         "fineline_jax": ["world/tasks/*.yaml", "trajectories/page/*", "py.typed"],
-        "fineline_jax.configs": ["suites/*.yaml", "sweeps/*.py", "series/*.yaml"],
+        "fineline_jax.configs": ["suites/*.yaml", "series/*.yaml"],
     },
     entry_points={
         "console_scripts": ["fineline = fineline_jax.cli:main"],

@@ -1,1 +1,1 @@
-"""Recipes, suites and sweeps to read, copy and edit."""
+"""Recipes, suites and series to read, copy and edit."""

@@ -84,6 +84,9 @@ def _losses(run: Path):
     if not lines:
         raise UserError(f"{run / 'metrics.jsonl'}: not there; give the folder of a run")
     frame = pandas.DataFrame(lines)
-    # The validation loss is logged on a line of its own, at kept checkpoints.
-    frame = frame.groupby("step", as_index=False).first()
-    return frame.dropna(subset=["loss"]).assign(series=open_series(str(run)).name)
+    if "loss" not in frame:
+        raise UserError(f"{run / 'metrics.jsonl'}: holds no loss yet; analyze the run when it has trained")
+    # The validation loss is on a line of its own, at kept checkpoints, which names only its step.
+    last = frame.dropna(subset=["tokens"]).iloc[-1]
+    tokens = frame["tokens"].fillna(frame["step"] * (last["tokens"] / last["step"]))
+    return frame.assign(tokens=tokens, series=open_series(str(run)).name)

@@ -1,0 +1,211 @@
+"""`fineline analyze` from stored log-likelihoods and a run's log to the numbers of the report."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scoring_examples import write_benchmarks, write_tokenizer
+from test_trajectories_report import page_of
+
+from fineline_jax.checkpoints.record import write_record
+from fineline_jax.cli import main
+from fineline_jax.scoring import pack, scores
+from fineline_jax.trajectories import report
+from fineline_jax.trajectories.table import read_table
+
+DOCUMENTS = {"piqa": 7, "arc_easy": 7, "winogrande": 7, "lambada_openai": 7}
+STEPS = (10, 20, 40, 80, 160, 320)
+
+
+@pytest.fixture(autouse=True)
+def without_pictures(monkeypatch):
+    monkeypatch.setattr(report, "draw_figures", lambda *tables, **options: [])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> pack.Pack:
+    """Four tasks of one domain; the first two are the group `both`."""
+    place = tmp_path_factory.mktemp("pack")
+    tokenizer = write_tokenizer(place / "tokenizer", adds_bos=True)
+    plain = pack.prepare(
+        ",".join(DOCUMENTS), tokenizer, place / "pack", benchmarks=write_benchmarks(place / "b", documents=7)
+    )
+    chances = {"piqa": 0.5, "arc_easy": 0.25, "winogrande": 0.5, "lambada_openai": 0.0}
+    tasks = [task | {"domain": "all", "chance": chances[task["task"]]} for task in plain.tasks]
+    group = {
+        "group": "both", "domain": "all", "metric": "acc", "chance": 0.375, "tasks": ["piqa", "arc_easy"],
+        "weight_by_size": {"acc": True}, "weight_others_by_size": True,
+    }  # fmt: skip
+    manifest = {**plain.manifest, "tasks": tasks, "groups": [group]}
+    return pack.Pack(manifest, plain.contexts, plain.requests, plain.documents)
+
+
+def likelihoods(made: pack.Pack, step: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(step)
+    return -rng.exponential(3.0, made.requests.num_rows), rng.random(made.requests.num_rows) < 0.4
+
+
+def accuracies(made: pack.Pack, step: int) -> dict[str, float]:
+    """Of each task, straight from the documents."""
+    ll, greedy = likelihoods(made, step)
+    right: dict[str, list[bool]] = {}
+    for row in made.documents.to_pylist():
+        first, count = row["first_request"], row["requests"]
+        won = greedy[first] if count == 1 else int(np.argmax(ll[first : first + count])) in row["gold"]
+        right.setdefault(row["task"], []).append(bool(won))
+    return {task: sum(found) / len(found) for task, found in right.items()}
+
+
+def score(
+    made: pack.Pack, folder: Path, steps=STEPS, *, tokens_per_step: int | None = 1000, series: str = "run"
+) -> Path:
+    scores.keep_pack(folder, made)
+    key = scores.Key("w", made.hash, "float32", "auto", "test")
+    for step in steps:
+        tokens = None if tokens_per_step is None else step * tokens_per_step
+        header = scores.Header(series, f"step{step}", step, tokens, 64, key)
+        scores.write(folder, scores.Scores(header, *likelihoods(made, step)))
+    return folder
+
+
+def run_folder(folder: Path, lines: list[dict]) -> Path:
+    (folder / "checkpoints/1").mkdir(parents=True)
+    write_record(folder / "checkpoints/1", {"step": 1, "tokens": 1, "kept": True, "recipe": "r"})
+    (folder / "recipe.json").write_text("{}")
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_a_group_stands_for_its_members_and_is_counted_once(made, tmp_path, capsys):
+    score(made, tmp_path / "scores")
+    assert main(["analyze", str(tmp_path / "scores"), "--out", str(tmp_path / "report")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "report/report.html")
+    table = read_table(tmp_path / "report")
+    assert set(table.task) == {"both", "winogrande", "lambada_openai"}
+    acc = table[table.metric == "acc"].set_index(["checkpoint", "task"])
+    _, data = page_of(tmp_path / "report/report.html")
+    [mean] = [c for c in data["domain_curves"] if data["metrics"][c["metric"]]["name"] == "acc"]
+    assert mean["tasks"] == 3
+    for i, step in enumerate(STEPS):
+        expected = accuracies(made, step)
+        both = (expected["piqa"] + expected["arc_easy"]) / 2  # as many documents each
+        assert acc.value[f"step{step}", "both"] == pytest.approx(both)
+        for task in ("winogrande", "lambada_openai"):
+            assert acc.value[f"step{step}", task] == expected[task]
+        above = [(both - 0.375) / 0.625, (expected["winogrande"] - 0.5) / 0.5, expected["lambada_openai"]]
+        assert mean["value"][i] == pytest.approx(sum(above) / 3, abs=1e-5)
+        assert acc.tokens[f"step{step}", "both"] == 1000 * step
+    assert set(acc.n) == {14.0, 7.0} and set(acc.domain) == {"all"}
+    assert acc.chance["step10"].to_dict() == {"both": 0.375, "winogrande": 0.5, "lambada_openai": 0.0}
+
+
+def test_the_report_says_what_was_scored_and_has_the_title_given(made, tmp_path):
+    score(made, tmp_path / "mine")
+    arguments = ["analyze", str(tmp_path / "mine"), "--out", str(tmp_path / "report"), "--title", "Mine & yours"]
+    assert main(arguments) == 0
+    text = (tmp_path / "report/report.html").read_text()
+    manifest = made.manifest
+    said = f"suite: {manifest['suite']}; pack: {made.hash[:12]}; BOS: {manifest['bos']}; lm-eval: {manifest['lm_eval']}"
+    assert f"<dt>scores mine</dt><dd>{said}</dd>" in text and "<h1>Mine &amp; yours</h1>" in text
+    assert main(arguments[:-2]) == 0
+    assert "<h1>Learning trajectories</h1>" in (tmp_path / "report/report.html").read_text()
+
+
+def test_tokens_of_a_step_count_for_scores_and_trees_of_which_only_the_step_is_known(made, tmp_path):
+    score(made, tmp_path / "a", tokens_per_step=None, series="a")
+    score(made, tmp_path / "b", (7,), tokens_per_step=30, series="b")
+    (tmp_path / "tree").mkdir()
+    content = {"results": {"piqa": {"acc": 0.5}}, "model_name": "m-step6"}
+    (tmp_path / "tree/results_1.json").write_text(json.dumps(content))
+    folders = [str(tmp_path / name) for name in ("a", "b", "tree")]
+    assert main(["analyze", *folders, "--out", str(tmp_path / "report"), "--tokens-per-step", "2.5"]) == 0
+    table = read_table(tmp_path / "report")
+    found = {series: sorted(set(part.tokens)) for series, part in table.groupby("series")}
+    assert found == {"a": [25, 50, 100, 200, 400, 800], "b": [210], "m": [15]}
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "inf", "nan"])
+def test_tokens_of_a_step_are_a_positive_number(value, tmp_path, capsys):
+    assert main(["analyze", "x", "--out", str(tmp_path / "report"), "--tokens-per-step", value]) == 2
+    assert "must be a positive number" in capsys.readouterr().err
+    assert main(["analyze", "--out", str(tmp_path / "report")]) == 2
+    assert "name at least one folder" in capsys.readouterr().err
+
+
+def test_losses_of_the_runs_are_drawn_with_every_validation_loss(made, tmp_path):
+    """Validation is logged at kept checkpoints, which need not be logged steps."""
+    lines = [
+        {"step": 0, "validation_loss": 7.0},
+        {"step": 10, "tokens": 320, "loss": 5.0, "learning_rate": 0.1, "mfu": 0.5},
+        {"step": 16, "validation_loss": 4.5},
+        {"step": 20, "tokens": 640, "loss": 4.0, "learning_rate": 0.2},
+        {"step": 20, "validation_loss": 4.25},
+        {"step": 24, "validation_loss": 4.1},
+    ]
+    first = run_folder(tmp_path / "one", lines)
+    second = run_folder(tmp_path / "two", [{"step": 3, "tokens": 9, "loss": 1.0}])
+    score(made, tmp_path / "scores")
+    arguments = [
+        "analyze",
+        str(tmp_path / "scores"),
+        "--out",
+        str(tmp_path / "report"),
+        "--runs",
+        str(first),
+        str(second),
+    ]
+    assert main(arguments) == 0
+    one, two = page_of(tmp_path / "report/report.html")[1]["losses"]
+    assert (one["series"], one["step"], one["tokens"], one["raw_loss"]) == ("one", [10, 20], [320, 640], [5, 4])
+    assert one["learning_rate"] == [0.1, 0.2]
+    assert one["validation"] == {"tokens": [0, 512, 640, 768], "loss": [7, 4.5, 4.25, 4.1]}
+    assert (two["series"], two["tokens"], two["raw_loss"]) == ("two", [9], [1]) and "validation" not in two
+
+
+def test_a_run_without_a_loss_yet_is_named(made, tmp_path, capsys):
+    score(made, tmp_path / "scores")
+    run = run_folder(tmp_path / "run", [{"step": 0, "validation_loss": 7.0}])
+    assert main(["analyze", str(tmp_path / "scores"), "--out", str(tmp_path / "report"), "--runs", str(run)]) == 2
+    assert (
+        capsys.readouterr().err
+        == f"fineline: {run}/metrics.jsonl: holds no loss yet; analyze the run when it has trained\n"
+    )
+    assert not (tmp_path / "report").exists()
+
+
+def test_exported_scores_are_lm_evals_files_of_the_folder(made, tmp_path, capsys):
+    """Groups of lm-eval's own only: here the pack without one."""
+    plain = pack.Pack({**made.manifest, "groups": []}, made.contexts, made.requests, made.documents)
+    score(plain, tmp_path / "scores", (10, 20))
+    assert main(["export-scores", str(tmp_path / "scores"), "--out", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}/out: 2 checkpoints in lm-eval's layout\n"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["run__step10", "run__step20"]
+    for step in (10, 20):
+        [results] = (tmp_path / f"out/run__step{step}").glob("results_*.json")
+        found = json.loads(results.read_text())["results"]
+        assert {task: values["acc,none"] for task, values in found.items()} == pytest.approx(accuracies(made, step))
+        assert len(list(results.parent.glob("samples_*.jsonl"))) == 4
+    table = read_table(tmp_path / "out")
+    assert sorted(set(table.tokens)) == [10_000, 20_000]
+    other = tmp_path / "elsewhere"
+    pack.save(plain, other)
+    arguments = ["export-scores", str(tmp_path / "scores"), "--out", str(tmp_path / "out"), "--no-samples", "--pack"]
+    assert main([*arguments, str(other)]) == 0
+    assert not list((tmp_path / "out").glob("*/samples_*")) and len(list((tmp_path / "out").glob("*/results_*"))) == 2
+    assert main([*arguments, str(tmp_path / "nowhere")]) == 2
+    assert "nowhere: not a request pack" in capsys.readouterr().err
+
+
+def test_the_standard_error_of_the_domain_is_that_of_its_tasks(made, tmp_path):
+    score(made, tmp_path / "scores")
+    assert main(["analyze", str(tmp_path / "scores"), "--out", str(tmp_path / "report")]) == 0
+    table = read_table(tmp_path / "report")
+    _, data = page_of(tmp_path / "report/report.html")
+    [mean] = [c for c in data["domain_curves"] if data["metrics"][c["metric"]]["name"] == "acc"]
+    scale = {"both": 0.625, "winogrande": 0.5, "lambada_openai": 1.0}
+    for i, step in enumerate(STEPS):
+        rows = table[(table.metric == "acc") & (table.checkpoint == f"step{step}")]
+        pooled = math.sqrt(sum((row.stderr / scale[row.task]) ** 2 for row in rows.itertuples())) / 3
+        assert mean["stderr"][i] == pytest.approx(pooled, abs=1e-5)

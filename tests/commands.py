@@ -1,6 +1,7 @@
 """What several tests do with runs: start commands, wait for a step, compare two runs bit by bit."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -38,6 +39,19 @@ def start(arguments: list[str], **environment: str) -> subprocess.Popen:
     variables = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""} | environment
     command = [sys.executable, "-m", "fineline_jax.cli", *arguments]
     return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def in_a_process(program: str, *arguments: str) -> subprocess.CompletedProcess:
+    """Run a program on one CPU device to its end."""
+    variables = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    command = [sys.executable, "-c", program, *arguments]
+    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
 def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:

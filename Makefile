@@ -13,7 +13,7 @@ demo: $(VENV)/.installed
 	$(BIN)/fineline demo --out demo-out
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST)
+	$(BIN)/python -m pytest -m "not slow" -n logical --maxprocesses 8 --dist loadfile --durations 10 $(PYTEST)
 
 test-all: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(PYTEST)

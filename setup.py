@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-CHECK = ["pytest", "hypothesis", "ruff", "pyright", "pandas-stubs", "scipy-stubs"]
+CHECK = ["pytest", "pytest-xdist", "hypothesis", "ruff", "pyright", "pandas-stubs", "scipy-stubs"]
 
 setup(
     name="fineline_jax",

@@ -15,9 +15,12 @@ from fineline_jax.models.config import ModelConfig
 from fineline_jax.recipe import (
     Batch,
     Checkpoints,
+    Compute,
     Data,
     Every,
     Logging,
+    Loss,
+    Mesh,
     Optimizer,
     Recipe,
     Schedule,
@@ -104,32 +107,126 @@ def test_a_milestone_is_the_first_step_with_at_least_its_tokens(sequences, steps
     assert recipe.kept_steps() == tuple(sorted(expected))
 
 
-@pytest.mark.parametrize(
-    ("change", "field"),
-    [
-        ({"batch": Batch(4, accumulation=3)}, "batch.sequences=4"),
-        ({"batch": Batch(0)}, "batch.sequences"),
-        ({"tokens": 10}, "tokens=10"),
-        ({"data": Data((), sequence_length=16)}, "data.sources"),
-        ({"data": Data((Source("x"),), sequence_length=32)}, "data.sequence_length=32"),
-        ({"data": Data((Source("x"), Source("y")), sequence_length=16, order="chunks")}, "data.order"),
-        ({"optimizer": Optimizer(Schedule(peak=-1.0))}, "optimizer.schedule.peak"),
-        ({"optimizer": Optimizer(Schedule(final=1.0))}, "optimizer.schedule.final"),
-        ({"optimizer": Optimizer(Schedule(warmup_tokens=7000))}, "optimizer.schedule.warmup_tokens"),
-        ({"optimizer": Optimizer(Schedule(kind="wsd"))}, "optimizer.schedule.decay_tokens"),
-        ({"optimizer": Optimizer(Schedule(), beta2=1.0)}, "optimizer.beta2"),
-        ({"checkpoints": Checkpoints(every=(Every(10), Every(20)))}, "checkpoints.every"),
-        ({"optimizer": Optimizer(Schedule(kind="multistep", milestones=((0.5, -1.0),)))}, "schedule.milestones"),
-        ({"optimizer": Optimizer(Schedule(), eps=math.inf)}, "optimizer.eps=inf"),
-        ({"logging": Logging(peak_tflops=-1.0)}, "logging.peak_tflops"),
-        ({"logging": Logging(wandb_project="")}, "logging.wandb_project"),
-        ({"seed": -1}, "seed=-1"),
-    ],
-)
-def test_a_value_that_cannot_be_is_refused_by_name(change, field):
+M = dict(vocab_size=64, width=16, layers=1, heads=2, mlp_width=32, context=16)
+
+
+def scheduled(**changes) -> dict:
+    return {"optimizer": Optimizer(Schedule(**changes))}
+
+
+def optimized(**changes) -> dict:
+    return {"optimizer": Optimizer(Schedule(), **changes)}
+
+
+def stepped(*milestones: tuple[float, float]) -> dict:
+    return scheduled(kind="multistep", milestones=milestones)
+
+
+def kept(**changes) -> dict:
+    return {"checkpoints": Checkpoints(**changes)}
+
+
+def reading(sources: tuple[Source, ...] = (Source("x"),), length: int = 16, **changes) -> dict:
+    return {"data": Data(sources, sequence_length=length, **changes)}
+
+
+MIXTURE = (Source("x"), Source("y", 0.5))
+TINY = 5e-324
+
+# What is just allowed, and what is just not; a recipe of small() has 6,400 tokens in 100 steps of 4 x 16.
+BOUNDS = {
+    "name": ({"name": "x"}, {"name": ""}),
+    "data.sources: every weight": (reading((Source("x", TINY),)), reading((Source("x"), Source("y", 0.0)))),
+    "data.order='chunks'": (reading(order="chunks"), reading(MIXTURE, order="chunks")),
+    "data.sources is empty": (reading(MIXTURE), reading(())),
+    "data.sequence_length must": (reading(length=1), reading(length=0)),
+    "data.sequence_length=17": (reading(length=16), reading(length=17)),
+    "batch.sequences must": ({"batch": Batch(1)}, {"batch": Batch(0)}),
+    "batch.accumulation must": ({"batch": Batch(4, 1)}, {"batch": Batch(4, 0)}),
+    "batch.sequences=4 must be a multiple of batch.accumulation=8": ({"batch": Batch(4, 4)}, {"batch": Batch(4, 8)}),
+    "tokens=63": ({"tokens": 64}, {"tokens": 63}),
+    "optimizer.schedule.peak": (scheduled(peak=TINY, final=0.0), scheduled(peak=0.0, final=0.0)),
+    "optimizer.schedule.final": (scheduled(peak=1e-3, final=1e-3), scheduled(peak=1e-3, final=1.1e-3)),
+    "schedule.final must lie between 0": (scheduled(final=0.0), scheduled(final=-TINY)),
+    "warmup_tokens=6401": (scheduled(warmup_tokens=6400), scheduled(warmup_tokens=6401)),
+    "warmup_tokens=-1": (scheduled(warmup_tokens=0), scheduled(warmup_tokens=-1)),
+    "decay_tokens must be positive": (scheduled(kind="wsd", decay_tokens=1), scheduled(kind="wsd", decay_tokens=0)),
+    "decay_tokens must be positive and fit": (
+        scheduled(kind="wsd", warmup_tokens=400, decay_tokens=6000),
+        scheduled(kind="wsd", warmup_tokens=400, decay_tokens=6001),
+    ),
+    "milestones must have ascending": (stepped((0.5, 0.1), (0.6, 0.0)), stepped((0.6, 0.1), (0.5, 0.0))),
+    "milestones must have ascending shares between 0": (stepped((TINY, 1.0)), stepped((0.0, 1.0))),
+    "shares between 0 and 1": (stepped((1 - 1e-9, 1.0)), stepped((1.0, 1.0))),
+    "milestones must not have negative": (stepped((0.5, 0.0)), stepped((0.5, -TINY))),
+    "beta1": (optimized(beta1=0.0), optimized(beta1=-TINY)),
+    "beta1 must": (optimized(beta1=1 - 1e-9), optimized(beta1=1.0)),
+    "beta2": (optimized(beta2=0.0), optimized(beta2=-TINY)),
+    "beta2 must": (optimized(beta2=1 - 1e-9), optimized(beta2=1.0)),
+    "optimizer.eps": (optimized(eps=TINY), optimized(eps=0.0)),
+    "optimizer.eps=inf": (optimized(eps=1e300), optimized(eps=math.inf)),
+    "optimizer.weight_decay": (optimized(weight_decay=0.0), optimized(weight_decay=-TINY)),
+    "optimizer.clip_norm=inf": (optimized(clip_norm=1e300), optimized(clip_norm=math.inf)),
+    "optimizer.clip_norm": (optimized(clip_norm=TINY), optimized(clip_norm=0.0)),
+    "skip_spike_sigmas": (optimized(skip_spike_sigmas=0.0), optimized(skip_spike_sigmas=-TINY)),
+    "loss.ignore_token=64": ({"loss": Loss(63)}, {"loss": Loss(64)}),
+    "loss.ignore_token=-1": ({"loss": Loss(0)}, {"loss": Loss(-1)}),
+    "loss.z_loss": ({"loss": Loss(z_loss=0.0)}, {"loss": Loss(z_loss=-TINY)}),
+    "loss.load_balance must": ({"loss": Loss(load_balance=0.0)}, {"loss": Loss(load_balance=-TINY)}),
+    "loss.router_z_loss must": ({"loss": Loss(router_z_loss=0.0)}, {"loss": Loss(router_z_loss=-TINY)}),
+    "loss.load_balance=0.1 is a loss of experts": ({}, {"loss": Loss(load_balance=0.1)}),
+    "loss.router_z_loss=0.1 is a loss of experts": (
+        {"loss": Loss(load_balance=0.1, router_z_loss=0.1), "model": ModelConfig(**M, experts=2, experts_per_token=1)},
+        {"loss": Loss(router_z_loss=0.1)},
+    ),
+    "loss.chunk_tokens": ({"loss": Loss(chunk_tokens=1)}, {"loss": Loss(chunk_tokens=0)}),
+    "checkpoints.at_tokens": (kept(at_tokens=(0,)), kept(at_tokens=(5, -1))),
+    "checkpoints.latest_every_tokens": (kept(latest_every_tokens=0), kept(latest_every_tokens=-1)),
+    "checkpoints.every: tokens": (kept(every=(Every(1),)), kept(every=(Every(0),))),
+    "a rule without until must be the last": (kept(every=(Every(2, 9), Every(3))), kept(every=(Every(2), Every(3, 9)))),
+    "the until values must ascend": (
+        kept(every=(Every(2, 9), Every(3, 10))),
+        kept(every=(Every(2, 9), Every(3, 9))),
+    ),
+    "the until values must": (kept(every=(Every(2, 1),)), kept(every=(Every(2, 0),))),
+    "mesh: every axis": ({"mesh": Mesh(1, -1, 1)}, {"mesh": Mesh(0, -1, 1)}),
+    "mesh: every axis is": ({"mesh": Mesh(-1, 1, 1)}, {"mesh": Mesh(1, -2, 1)}),
+    "mesh: every axis is at least 1": ({"mesh": Mesh(1, 1, -1)}, {"mesh": Mesh(1, 1, 0)}),
+    "mesh: at most one": ({"mesh": Mesh(2, -1, 2)}, {"mesh": Mesh(-1, -1, 1)}),
+    "model.heads=2 is not a multiple of mesh.tensor=4": ({"mesh": Mesh(tensor=2)}, {"mesh": Mesh(tensor=4)}),
+    "model.kv_heads=1": (
+        {"mesh": Mesh(tensor=1), "model": ModelConfig(**M, kv_heads=1)},
+        {"mesh": Mesh(tensor=2), "model": ModelConfig(**M, kv_heads=1)},
+    ),
+    "model.mlp_width=33": (
+        {"mesh": Mesh(tensor=2)},
+        {"mesh": Mesh(tensor=2), "model": ModelConfig(**{**M, "mlp_width": 33})},
+    ),
+    "logging.every_steps": ({"logging": Logging(every_steps=1)}, {"logging": Logging(every_steps=0)}),
+    "logging.profile_start_step must": ({}, {"logging": Logging(profile_start_step=-1)}),
+    "logging.profile_start_step=100": (
+        {"logging": Logging(profile_start_step=99, profile_steps=5)},
+        {"logging": Logging(profile_start_step=100, profile_steps=1)},
+    ),
+    "logging.profile_steps": ({"logging": Logging(profile_start_step=100)}, {"logging": Logging(profile_steps=-1)}),
+    "logging.validation_sequences": (
+        {"logging": Logging(validation_sequences=0)},
+        {"logging": Logging(validation_sequences=-1)},
+    ),
+    "logging.peak_tflops": ({"logging": Logging(peak_tflops=0.0)}, {"logging": Logging(peak_tflops=-1.0)}),
+    "logging.wandb_project": ({"logging": Logging(wandb_project=None)}, {"logging": Logging(wandb_project="")}),
+    "seed=-1": ({"seed": 0}, {"seed": -1}),
+    "seed=4294967296": ({"seed": 4294967295}, {"seed": 4294967296}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", BOUNDS)
+def test_the_last_value_that_can_be_is_taken_and_the_next_refused_by_name(message):
+    good, bad = BOUNDS[message]
+    small(**good)
     with pytest.raises(UserError) as error:
-        small(**change)
-    assert field in str(error.value) and "\n" not in str(error.value)
+        small(**bad)
+    assert str(error.value).startswith("recipe ") and message in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +251,138 @@ def test_a_recipe_file_cut_off_is_refused_with_the_remedy(tmp_path):
     with pytest.raises(UserError, match=r"Invalid JSON.*delete it where it is a run's") as error:
         from_json(path)
     assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
+
+
+EVERYTHING = small(
+    name="all",
+    model=ModelConfig(**M, kv_heads=1, experts=3, experts_per_token=2),
+    data=Data((Source("x", 0.3), Source("ÿ", 2.0)), 8, "shuffle", "held"),
+    batch=Batch(6, 3),
+    optimizer=Optimizer(
+        Schedule(2e-3, 1e-3, 100, "multistep", 7, ((0.1, 0.5), (0.4, 0.0))),
+        0.8, 0.85, 1e-6, 0.2, "matrices", 0.5, True, 4.0,
+    ),
+    tokens=9001,
+    checkpoints=Checkpoints(False, (5, 6), (Every(7, 700), Every(9)), 77),
+    loss=Loss(3, 1e-4, 0.01, 0.001, 33),
+    mesh=Mesh(2, 3, 1),
+    compute=Compute("float32", "splash", "offload", False),
+    logging=Logging(3, False, "p", 1, 2, 5, 1.5),
+    seed=11,
+)  # fmt: skip
+
+
+def test_a_recipe_without_a_single_default_comes_back_from_its_file(tmp_path):
+    def leaves(value) -> list:
+        return [leaf for item in value.values() for leaf in leaves(item)] if isinstance(value, dict) else [value]
+
+    path = tmp_path / "recipe.json"
+    path.write_text(to_json(EVERYTHING), encoding="utf-8")
+    assert from_json(path) == EVERYTHING
+    assert len(leaves(json.loads(path.read_text()))) == len(leaves(dataclasses.asdict(EVERYTHING)))
+    defaults = small()
+    for part in ("loss", "mesh", "compute", "logging", "checkpoints", "optimizer", "data", "batch"):
+        ours, usual = dataclasses.asdict(getattr(EVERYTHING, part)), dataclasses.asdict(getattr(defaults, part))
+        same = [name for name in ours if ours[name] == usual[name]]
+        assert same == {"mesh": ["tensor"], "data": ["order"]}.get(part, []), part
+
+
+def test_fields_left_out_of_a_file_have_the_stated_defaults(tmp_path):
+    least = json.loads(to_json(small()))
+    for name in ("checkpoints", "loss", "mesh", "compute", "logging", "seed"):
+        del least[name]
+    least |= {"optimizer": {"schedule": {}}, "batch": {"sequences": 4}}
+    least["data"] = {"sources": [{"path": "x"}], "sequence_length": 16}
+    (tmp_path / "recipe.json").write_text(json.dumps(least))
+    recipe = dataclasses.asdict(from_json(tmp_path / "recipe.json"))
+    assert recipe["optimizer"] == {
+        "schedule": {
+            "peak": 3e-4, "final": 3e-5, "warmup_tokens": 0, "kind": "cosine", "decay_tokens": 0,
+            "milestones": ((0.8, 0.316), (0.9, 0.1)),  # DeepSeek LLM (2401.02954), section 3.2: 31.6 % and 10 %
+        },
+        "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "decay": "all", "clip_norm": 1.0,
+        "skip_nonfinite": False, "skip_spike_sigmas": 0.0,
+    }  # fmt: skip
+    assert recipe["data"] == {
+        "sources": ({"path": "x", "weight": 1.0},), "sequence_length": 16, "order": "shuffle",
+        "validation_split": "validation",
+    }  # fmt: skip
+    assert recipe["batch"] == {"sequences": 4, "accumulation": 1}
+    assert recipe["checkpoints"] == {"initial": True, "at_tokens": (), "every": (), "latest_every_tokens": 0}
+    assert recipe["loss"] == {
+        "ignore_token": None, "z_loss": 0.0, "load_balance": 0.0, "router_z_loss": 0.0, "chunk_tokens": 1024,
+    }  # fmt: skip
+    assert recipe["mesh"] == {"replica": 1, "fsdp": -1, "tensor": 1}
+    assert recipe["compute"] == {"dtype": "bfloat16", "attention": "auto", "remat": "full", "scan_layers": True}
+    assert recipe["logging"] == {
+        "every_steps": 1, "tensorboard": True, "wandb_project": None, "profile_start_step": 0, "profile_steps": 0,
+        "validation_sequences": 64, "peak_tflops": 0.0,
+    }  # fmt: skip
+    assert recipe["seed"] == 0 and Data((Source("x"),)).sequence_length == 2048
+
+
+@pytest.mark.parametrize(
+    ("tokens", "steps"),
+    # Steps of 64 tokens: 0 is none, else the nearest, and never none.
+    [(0, 0), (1, 1), (31, 1), (64, 1), (95, 1), (97, 2), (128, 2), (159, 2), (161, 3), (6400, 100)],
+)
+def test_rolling_checkpoints_are_the_nearest_whole_number_of_steps_apart(tokens, steps):
+    assert small(checkpoints=Checkpoints(latest_every_tokens=tokens)).latest_steps() == steps
+
+
+@pytest.mark.parametrize(("tokens", "steps"), [(64, 1), (127, 1), (128, 2), (6400, 100), (6463, 100)])
+def test_a_run_has_the_whole_steps_that_its_tokens_make(tokens, steps):
+    recipe = small(tokens=tokens)
+    assert (recipe.tokens_per_step, recipe.steps) == (64, steps)
+    assert recipe.kept_steps() == (0, steps)
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "steps"),
+    [
+        (Checkpoints(False), (100,)),
+        (Checkpoints(at_tokens=(64, 65, 128, 6400, 6401)), (0, 1, 2, 100)),
+        (Checkpoints(False, (0,)), (0, 100)),
+        # Of 128 tokens up to and with 640; then multiples of 960, the first behind that.
+        (Checkpoints(False, every=(Every(128, 640), Every(960, 2880))), (2, 4, 6, 8, 10, 15, 30, 45, 100)),
+        (Checkpoints(False, every=(Every(1280, 1280), Every(640))), (20, *range(30, 101, 10))),
+        (Checkpoints(False, every=(Every(3200, 1_000_000),)), (50, 100)),
+    ],
+)
+def test_kept_steps_by_hand(checkpoints, steps):
+    assert small(checkpoints=checkpoints).kept_steps() == steps
+
+
+def test_the_tokenizer_of_a_source_lies_in_its_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert Source("~/data").tokenizer == Path("/home/me/data/tokenizer")
+
+
+def test_a_file_that_is_not_there_is_said(tmp_path):
+    with pytest.raises(UserError, match=r"none\.json: No such file or directory; give a recipe's JSON file"):
+        from_json(tmp_path / "none.json")
+
+
+def test_an_unknown_field_is_found_wherever_it_is(tmp_path):
+    values = json.loads(to_json(small()))
+    values["data"]["sources"][0]["wieght"] = 2.0
+    (tmp_path / "recipe.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"unknown field data\.sources\.0\.wieght"):
+        from_json(tmp_path / "recipe.json")
+
+
+def test_differences_of_tuples_name_the_place_and_what_is_only_in_one():
+    assert differences(EVERYTHING, EVERYTHING) == []
+    changed = dataclasses.replace(
+        EVERYTHING,
+        data=Data((Source("x", 0.3),), 8, "shuffle", "held"),
+        checkpoints=Checkpoints(False, (5, 6, 8), (Every(7, 700), Every(9)), 77),
+    )
+    assert differences(EVERYTHING, changed) == [
+        "data.sources.1.path: 'ÿ' -> None",
+        "data.sources.1.weight: 2.0 -> None",
+        "checkpoints.at_tokens.2: None -> 8",
+    ]
 
 
 def test_differences_name_the_fields():

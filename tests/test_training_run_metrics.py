@@ -271,9 +271,8 @@ def test_tensorboard_shows_every_number_at_its_step_and_forgets_what_is_trained_
     log.write({"step": 4, "loss": 2.5, "tokens": 128})
     log.write({"step": 4, "validation_loss": 3.5})
     log.close()
-    shown = {
-        (v.tag, event.step): v.simple_value for event in events(tmp_path / "tensorboard") for v in event.summary.value
-    }
+    board = events(tmp_path / "tensorboard")
+    shown = {(value.tag, event.step): value.simple_value for event in board for value in event.summary.value}
     assert shown == {("loss", 4): 2.5, ("tokens", 4): 128.0, ("validation_loss", 4): 3.5}
     assert [event.step for event in board if event.session_log.status == 1] == [1]
     for file in (tmp_path / "tensorboard").iterdir():

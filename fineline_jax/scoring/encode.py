@@ -54,24 +54,28 @@ class Encoder:
         where lm-eval would fail: a context or continuation that has no tokens.
         """
         moved = [_move_space(context, continuation) for context, continuation in pairs]
-        contexts = list(dict.fromkeys(context for context, _ in moved if context))
+        empty = [
+            not context for context, _ in pairs
+        ]  # as given: what is only white space moves, and BOS alone may stay
+        contexts = list(dict.fromkeys(context for (context, _), none in zip(moved, empty, strict=True) if not none))
         heads = dict(zip(contexts, self.texts(contexts), strict=True))
         apart = [bool(context) and self._separates(context, continuation) for context, continuation in moved]
-        whole = iter(self.texts([c + t for (c, t), cut in zip(moved, apart, strict=True) if c and not cut]))
-        rest = iter(self._rest([t for (_, t), cut in zip(moved, apart, strict=True) if cut]))
-        alone = iter(self.texts([continuation for context, continuation in moved if not context], special=False))
+        kinds = list(zip(moved, empty, apart, strict=True))
+        whole = iter(self.texts([c + t for (c, t), none, cut in kinds if not none and not cut]))
+        rest = iter(self._rest([t for (_, t), _, cut in kinds if cut]))
+        alone = iter(self.texts([t for (_, t), none, _ in kinds if none], special=False))
         prefix = np.array([self.prefix], np.int32)
         result = []
-        for (context, _), cut, (given, continuation) in zip(moved, apart, pairs, strict=True):
-            if context:
-                head = heads[context]
-                encoded = head, next(rest) if cut else next(whole)[len(head) :]
-            elif given:
-                raise UserError(f"the context {given!r} is only white space, which has no tokens")
-            else:
+        for ((context, _), none, cut), (given, continuation) in zip(kinds, pairs, strict=True):
+            if none:
                 tail = next(alone)
                 encoded = (tail[:1], tail[1:]) if len(tail) and tail[0] == self.prefix else (prefix, tail)
-            if len(encoded[0]) == 0 or len(encoded[1]) == 0:
+            else:
+                head = heads[context]
+                encoded = head, next(rest) if cut else next(whole)[len(head) :]
+            if len(encoded[0]) == 0:
+                raise UserError(f"the context {given!r} is only white space, which has no tokens")
+            if len(encoded[1]) == 0:
                 raise UserError(f"the continuation {continuation!r} adds no tokens to its context {given[-40:]!r}")
             result.append(encoded)
         return result

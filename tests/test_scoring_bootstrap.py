@@ -1,8 +1,10 @@
 """Bootstrapped standard errors are lm-eval's, draw for draw."""
 
+import inspect
 import random
 import warnings
 
+import lm_eval
 import numpy as np
 import pytest
 from lm_eval.api.metrics import bootstrap_stderr, f1_score, matthews_corrcoef, perplexity
@@ -57,3 +59,21 @@ def test_resamples_without_a_positive_or_with_one_class_only_count_as_nothing():
 
 def test_a_perplexity_that_overflows_has_no_finite_error():
     assert not np.isfinite(bootstrap.of_perplexity(np.array([[-900.0, -800.0, -1000.0]]), 1000)).any()
+
+
+def test_as_many_resamples_as_lm_eval_draws(monkeypatch):
+    """100,000 in whole chunks of a thousand, each with a seed of its own; what is left over is not drawn."""
+    assert inspect.signature(lm_eval.simple_evaluate).parameters["bootstrap_iters"].default == bootstrap.ITERATIONS
+    values = [-0.5, -2.0, -3.5, -1.0]
+    for iterations in (1, 999, 1000, 1999, 2300):
+        if iterations > 1:
+            expected = bootstrap_stderr(perplexity, values, iterations)
+            assert bootstrap.of_perplexity(np.array([values]), iterations)[0] == pytest.approx(expected, rel=1e-11)
+        drawn = sum(len(block) for block in bootstrap._resamples(4, iterations))
+        assert drawn == (iterations if iterations < 1000 else iterations // 1000 * 1000)
+    drawn = []
+    monkeypatch.setattr(bootstrap, "_resamples", lambda documents, count: drawn.append(count) or [np.eye(4)])
+    bootstrap.of_perplexity(np.array([values]))
+    bootstrap.of_f1(pairs_of(2, 4))
+    bootstrap.of_mcc(pairs_of(2, 4))
+    assert drawn == [100_000] * 3

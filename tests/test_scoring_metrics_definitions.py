@@ -615,3 +615,12 @@ def test_the_table_orders_checkpoints_by_tokens_and_gives_each_its_own_values(tm
 def test_a_metric_without_a_value_has_no_row(tmp_path):
     made = packed([(task("t"), [Doc(("a", "b"), (-100,), (1, 1))] * 2)])
     assert set(tidied(tmp_path, made, [("c", 1, 1)])["metric"]) == {"acc", "acc_norm", "acc_bytes", "exact_match"}
+
+
+def test_series_stand_one_after_the_other_and_equal_tokens_by_steps(tmp_path):
+    made = packed([(task("t"), docs(3))])
+    scores.keep_pack(tmp_path, made)
+    for series, name, step, tokens in (("b", "x", 1, 5), ("a", "z", 9, 50), ("a", "u", 9, 7), ("a", "v", 3, 7)):
+        header = scores.Header(series, name, step, tokens, 64, scores.Key("w", made.hash, "float32", "auto", "test"))
+        scores.write(tmp_path, scores.Scores(header, *answers(made)))
+    assert list(dict.fromkeys(metrics.tidy(tmp_path)["checkpoint"])) == ["v", "u", "z", "x"]

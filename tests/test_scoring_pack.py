@@ -5,9 +5,12 @@ import random
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from scoring_examples import sentence, write_benchmarks, write_tokenizer
+from test_scoring_metrics_definitions import docs, packed
+from test_scoring_metrics_definitions import task as task_row
 
 from fineline_jax.errors import UserError
 from fineline_jax.scoring import pack, scores, suite, tasks
@@ -189,3 +192,143 @@ def test_groups_expand_to_their_leaves(shared_data, tmp_path):
     # four letters per question share one context
     assert made.contexts.num_rows == 57 and made.requests.num_rows == 228
     assert np.all(made.continuation_tokens.lengths >= 1)
+
+
+def changed(value):
+    """A value of the same type that differs in its last part."""
+    return [*value[:-1], value[-1] + 1] if isinstance(value, list) else value + ("x" if isinstance(value, str) else 1)
+
+
+def test_the_hash_sees_every_value_of_every_column():
+    made = packed([(task_row("a"), docs(3)), (task_row("b"), docs(2))])
+    found = {made.hash}
+    for name, schema in pack.SCHEMAS.items():
+        for field in schema:
+            values = getattr(made, name)[field.name].to_pylist()
+            for row in (0, -1):
+                other = list(values)
+                other[row] = changed(values[row])
+                column = pa.array(other, pa.string()).dictionary_encode() if field.name == "task" else other
+                rows = {f.name: getattr(made, name)[f.name] for f in schema} | {field.name: column}
+                tables = {n: getattr(made, n) for n in pack.SCHEMAS} | {name: pa.table(rows, schema=schema)}
+                digest = pack.content_hash(pack.Pack(made.manifest, **tables))
+                if not (name == "contexts" and row == -1):  # there is one context
+                    assert digest not in found, (name, field.name, row)
+                found.add(digest)
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "one", "other"),
+    [
+        ("contexts", "text", ["ab", "c"], ["a", "bc"]),
+        ("contexts", "tokens", [[1, 2], [3]], [[1], [2, 3]]),
+        ("contexts", "tokens", [[1], []], [[], [1]]),
+        ("requests", "task", ["ab", "c"], ["a", "bc"]),
+        ("documents", "gold", [[1], [0, 1]], [[1, 0], [1]]),
+    ],
+)
+def test_the_hash_sees_where_one_row_ends_and_the_next_begins(table, column, one, other):
+    made = packed([(task_row("a"), docs(2))])
+    digests = set()
+    for values in (one, other):
+        rows = pa.Table.from_pylist([{column: value} for value in values], schema=pack.SCHEMAS[table])
+        tables = {name: getattr(made, name).slice(0, 0) for name in pack.SCHEMAS} | {table: rows}
+        for n, field in enumerate(pack.SCHEMAS[table]):
+            if field.name != column:  # columns without a value
+                blank = [[] if "list" in str(field.type) else "" if "string" in str(field.type) else 0] * len(values)
+                tables[table] = tables[table].set_column(n, field, pa.array(blank, field.type))
+        digests.add(pack.content_hash(pack.Pack(made.manifest, **tables)))
+    assert len(digests) == 2
+
+
+def test_the_hash_sees_what_of_the_manifest_decides_a_number_and_nothing_else():
+    made = packed([(task_row("a"), docs(3))])
+
+    def digest(changes: dict, of_task: dict | None = None) -> str:
+        manifest = made.manifest | changes
+        manifest["tasks"] = [made.tasks[0] | (of_task or {})]
+        return pack.content_hash(pack.Pack(manifest, made.contexts, made.requests, made.documents))
+
+    assert digest({}) == made.hash
+    decisive = [
+        digest({"mode": "olmes"}), digest({"max_context": 100}), digest({"prefix_token": 1}), digest({"format": 3}),
+        digest({"tokenizer": {"sha256": "1"}}), digest({}, {"task": "b"}), digest({}, {"shots": 1}),
+        digest({}, {"output_type": "loglikelihood"}),
+    ]  # fmt: skip
+    assert len({made.hash, *decisive}) == 1 + len(decisive)
+    filed = {"domain": "x", "metric": "acc_norm", "chance": 0.1, "version": "9", "config_sha256": "1"}
+    assert digest({"suite": "x", "bos": "never", "lm_eval": "1", "limit": 3, "groups": [{}]}, filed) == made.hash
+
+
+def test_the_hash_and_the_rows_do_not_depend_on_how_a_table_is_stored():
+    made = packed([(task_row("a"), docs(5)), (task_row("b"), docs(4))])
+    chunked = {}
+    for name in pack.SCHEMAS:
+        table = getattr(made, name)
+        twice = pa.concat_tables([table, table]).slice(table.num_rows - 1)  # an offset that is not 0
+        chunked[name] = pa.concat_tables([table.slice(0, table.num_rows - 1), twice.slice(0, 1)])
+        assert chunked[name].equals(table)
+    again = pack.Pack(made.manifest, **chunked)
+    assert pack.content_hash(again) == made.hash
+    texts = [row["tokens"] for row in made.requests.to_pylist()]
+    assert len(again.continuation_tokens) == len(texts)
+    assert [again.continuation_tokens[i].tolist() for i in range(len(texts))] == texts
+
+
+def test_ragged_rows_are_those_of_the_column_also_of_a_part_of_it():
+    rows = [[5, 6], [], [7], [8, 9, 10]]
+    column = pa.chunked_array(
+        [pa.array(rows[:2], pa.large_list(pa.int32())), pa.array(rows[2:], pa.large_list(pa.int32()))]
+    )
+    for start, stop in ((0, 4), (1, 4), (2, 3), (0, 0)):
+        found = pack.ragged(column.slice(start, stop - start))
+        assert [found[i].tolist() for i in range(len(found))] == rows[start:stop]
+        assert found.lengths.tolist() == [len(row) for row in rows[start:stop]] and found.offsets[0] == 0
+
+
+def test_the_largest_token_of_contexts_and_continuations():
+    made = packed([(task_row("a"), docs(2))])
+    assert made.largest_token == 1
+    contexts = pa.table({"context": [0], "text": [""], "tokens": [[3, 900, 2]]}, schema=pack.SCHEMAS["contexts"])
+    assert pack.Pack(made.manifest, contexts, made.requests, made.documents).largest_token == 900
+    empty = pack.Pack(made.manifest, made.contexts.slice(0, 0), made.requests.slice(0, 0), made.documents)
+    assert empty.largest_token == 0
+
+
+def test_a_pack_takes_the_place_of_another_whole(tmp_path):
+    one, other = packed([(task_row("a"), docs(2))]), packed([(task_row("b"), docs(3))])
+    pack.save(one, tmp_path / "p")
+    (tmp_path / "p" / "left.txt").write_text("of before")
+    pack.save(other, tmp_path / "p")
+    assert pack.load(tmp_path / "p").hash == other.hash
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [
+        "contexts.parquet", "documents.parquet", "manifest.json", "p", "requests.parquet",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bos": "maybe"}, "--bos 'maybe' must be auto, always or never"),
+        ({"limit": 0}, "--limit 0 must be at least 1"),
+        ({"max_context": 0}, "--max-context 0 must be at least 1"),
+        ({"tfds": Path("x")}, "--benchmarks and --tfds exclude each other"),
+    ],
+)
+def test_wrong_options_of_a_pack_are_refused(options, message, benchmarks, tokenizers, tmp_path):
+    with pytest.raises(UserError, match=message):
+        pack.prepare("piqa", tokenizers["bos"], tmp_path / "p", benchmarks=benchmarks, **options)
+    assert not (tmp_path / "p").exists()
+
+
+def test_options_of_a_pack_are_written_into_it_and_the_smallest_are_taken(benchmarks, tokenizers, tmp_path):
+    options = {"bos": "always", "limit": 1, "max_context": 1}
+    made = pack.prepare("piqa@1,wikitext", tokenizers["plain"], tmp_path / "p", benchmarks=benchmarks, **options)
+    assert {name: made.manifest[name] for name in options} == options
+    assert made.manifest["suite"] == "custom" and made.documents.num_rows == 2
+    bos = open_tokenizer(tokenizers["plain"]).bos_token_id
+    assert made.context_tokens[0][0] == bos and made.continuation_tokens[2][0] == bos
+    assert not made.manifest["tokenizer"]["adds_bos"]  # by default, whatever the policy
+    never = pack.prepare("piqa", tokenizers["bos"], tmp_path / "q", benchmarks=benchmarks, limit=1, bos="never")
+    assert never.manifest["tokenizer"]["adds_bos"] and never.context_tokens[0][0] != bos
+    assert never.manifest["tokenizer"]["sha256"] == made.manifest["tokenizer"]["sha256"]

@@ -181,6 +181,7 @@ def test_flops_count_the_weights_a_token_goes_through() -> None:
 
 # What is refused
 
+FIRST_OLMO = {"rope": True, "layer_norm_with_affine": False, "include_bias": False}
 QWEN_MOE = family_examples.QWEN_MOE | {"shared_expert_intermediate_size": 24}
 LLAMA: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], **family_examples.SHAPE}
 
@@ -194,14 +195,14 @@ LLAMA: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], **family_example
         ("LlamaForCausalLM", {"rms_norm_eps": True}, "rms_norm_eps=True is not a number"),
         ("LlamaForCausalLM", {"rope_parameters": [1]}, "rope_parameters=\\[1\\] is not a table"),
         ("MixtralForCausalLM", {"sliding_window": 32}, "sliding_window=32"),
-        ("MixtralForCausalLM", {"num_experts_per_tok": 9}, "model.experts_per_token=9"),
+        ("MixtralForCausalLM", {"num_experts_per_tok": 9, "num_key_value_heads": 2}, "model.experts_per_token=9"),
         ("Qwen2ForCausalLM", {"sliding_window": 32, "use_sliding_window": True}, "sliding_window=32"),
         ("Qwen2ForCausalLM", {"layer_types": ["sliding_attention"]}, "layer_types='sliding_attention'"),
         ("GPTNeoXForCausalLM", {"hidden_act": "gelu_fast"}, "hidden_act='gelu_fast'"),
         ("GPTNeoXForCausalLM", {"rope_scaling": {"type": "dynamic"}}, "rope_scaling: 'dynamic'"),
-        ("OLMoForCausalLM", {"alibi": True}, "alibi=True"),
+        ("OLMoForCausalLM", FIRST_OLMO | {"alibi": True}, "alibi=True"),
         ("OLMoForCausalLM", {"layer_norm_type": "rms"}, "layer_norm_type='rms'"),
-        ("OLMoForCausalLM", {"n_heads": 4, "d_model": 32, "n_kv_heads": 2}, "n_kv_heads=2"),
+        ("OLMoForCausalLM", FIRST_OLMO | {"n_heads": 4, "d_model": 32, "n_kv_heads": 2}, "n_kv_heads=2"),
         ("BaichuanForCausalLM", {"max_position_embeddings": None}, "ALiBi"),
         ("BaichuanForCausalLM", {"num_attention_heads": 40}, "num_attention_heads=40"),
         ("MambaForCausalLM", {"use_bias": True}, "use_bias=True"),
@@ -209,7 +210,7 @@ LLAMA: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], **family_example
         ("Qwen2MoeForCausalLM", QWEN_MOE | {"mlp_only_layers": [0, 7]}, "mlp_only_layers=\\[0\\]"),
         ("Qwen3MoeForCausalLM", QWEN_MOE | {"mlp_only_layers": "none"}, "mlp_only_layers='none' is not a list"),
         ("Qwen3MoeForCausalLM", {"num_experts": 4}, "moe_intermediate_size is missing"),
-        ("Qwen3ForCausalLM", {"head_dim": 7}, "config.json: model.head_dim=7"),
+        ("Qwen3ForCausalLM", {"head_dim": 7, "num_key_value_heads": 2}, "config.json: model.head_dim=7"),
         ("LlamaForCausalLM", {"num_attention_heads": 0}, "config.json: model.heads=0"),
         ("LlamaForCausalLM", {"sliding_window": "all"}, "sliding_window='all' is not a whole number"),
         ("LlamaForCausalLM", {"layer_types": 3}, "layer_types=3 is not a list"),
@@ -243,6 +244,7 @@ def test_layers_that_are_all_alike_are_no_reason_to_refuse() -> None:
 
 def test_a_window_that_is_not_in_effect_is_no_reason_to_refuse() -> None:
     qwen = LLAMA | {"architectures": ["Qwen2ForCausalLM"], "sliding_window": 32, "use_sliding_window": False}
+    qwen["num_key_value_heads"] = 2
     wide = LLAMA | {"sliding_window": 64}
     assert published(**qwen).qkv_bias and not published(**wide).qkv_bias
 

@@ -58,9 +58,9 @@ class HfConfig:
             raise UserError(f"{self.where}: {keys[0]}={value!r} is not {name}; fetch the file again")
         return value
 
-    def only(self, key: str, *allowed: Any) -> None:
-        """Raise UserError if `key` is there with a value that is none of `allowed`."""
-        value = self.raw.get(key)
+    def only(self, key: str, *allowed: Any, default: Any = None) -> None:
+        """Raise UserError if `key` is there with a value that is none of `allowed`. default: what its absence means."""
+        value = self.raw.get(key, default)
         if value is not None and value not in allowed:
             self.refuse(key, value)
 

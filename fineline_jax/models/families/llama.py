@@ -1,6 +1,7 @@
 """Llama and what is named like it: Amber, OpenLLaMA, the m-a-p reproductions, TinyLlama, DeepSeek LLM, Yi, Qwen."""
 
 import dataclasses
+import functools
 from typing import Any
 
 from fineline_jax.models.config import ModelConfig
@@ -43,15 +44,27 @@ MLP = (
 ROTARY = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
 
 
-def from_hf(raw: HfConfig) -> ModelConfig:
-    """The model of a Llama-like config.json, as transformers 4 or 5 wrote it."""
+def from_hf(
+    raw: HfConfig,
+    *,
+    context: int = 2048,
+    kv_heads: int | None = None,
+    norm_eps: float = 1e-6,
+    rope_theta: float = 10_000.0,
+) -> ModelConfig:
+    """The model of a Llama-like config.json, as transformers 4 or 5 wrote it.
+
+    The others: what the family's own class takes where the file is silent (kv_heads None: as many as query heads).
+    """
     raw.only("hidden_act", "silu", "swish")
     raw.only("quantization_config")
     for fraction in (raw.rope().get("partial_rotary_factor"), raw.raw.get("partial_rotary_factor")):
         if fraction not in (None, 1, 1.0):
             raw.refuse("partial_rotary_factor", fraction)
     heads = raw.integer("num_attention_heads")
-    context = raw.integer("max_position_embeddings", "max_sequence_length", "model_max_length", default=2048)
+    if kv_heads is None or "num_key_value_heads" in raw.raw:  # null means so in every family
+        kv_heads = heads
+    context = raw.integer("max_position_embeddings", "max_sequence_length", "model_max_length", default=context)
     raw.no_window(context)
     return ModelConfig(
         vocab_size=raw.integer("vocab_size"),
@@ -59,11 +72,11 @@ def from_hf(raw: HfConfig) -> ModelConfig:
         layers=raw.integer("num_hidden_layers"),
         heads=heads,
         mlp_width=raw.integer("intermediate_size"),
-        kv_heads=raw.integer("num_key_value_heads", default=heads),
+        kv_heads=raw.integer("num_key_value_heads", default=kv_heads),
         head_dim=raw.integer("head_dim", default=0),
         context=context,
-        rope_theta=raw.rope_theta(),
-        norm_eps=raw.number("rms_norm_eps", default=1e-6),
+        rope_theta=raw.rope_theta(default=rope_theta),
+        norm_eps=raw.number("rms_norm_eps", default=norm_eps),
         tied_embeddings=raw.flag("tie_word_embeddings", default=False),
         attention_bias=raw.flag("attention_bias", default=False),
         mlp_bias=raw.flag("mlp_bias", default=False),
@@ -108,7 +121,8 @@ LLAMA = Family(
 YI = Family(
     name="yi",
     architectures=("YiForCausalLM",),
-    from_hf=lambda raw: dataclasses.replace(from_hf(raw), rope_theta=raw.rope_theta(default=5_000_000.0)),
+    # The defaults of its configuration_yi.py.
+    from_hf=functools.partial(from_hf, context=4096, kv_heads=4, norm_eps=1e-5, rope_theta=5_000_000.0),
     to_hf=lambda config: to_hf(config) | {"model_type": "Yi"},
     weights=(
         *OUTER,
@@ -123,7 +137,7 @@ YI = Family(
 QWEN2 = Family(
     name="qwen2",
     architectures=("Qwen2ForCausalLM",),
-    from_hf=lambda raw: dataclasses.replace(from_hf(raw), qkv_bias=True),
+    from_hf=lambda raw: dataclasses.replace(from_hf(raw, context=32_768, kv_heads=32), qkv_bias=True),
     to_hf=lambda config: to_hf(config) | {"model_type": "qwen2", "use_sliding_window": False},
     weights=OUTER + NORMS + ATTENTION + MLP,
 )
@@ -135,8 +149,9 @@ HEAD_NORMS = (
 )
 
 
-def from_qwen3(raw: HfConfig) -> ModelConfig:
-    return dataclasses.replace(from_hf(raw), qk_norm=True, qk_norm_per_head=True)
+def from_qwen3(raw: HfConfig, kv_heads: int = 32) -> ModelConfig:
+    model = from_hf(raw, context=32_768, kv_heads=kv_heads)
+    return dataclasses.replace(model, qk_norm=True, qk_norm_per_head=True)
 
 
 QWEN3 = Family(

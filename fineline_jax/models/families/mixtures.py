@@ -15,7 +15,7 @@ _LAYER = "model.layers.{layer}."
 
 def _olmoe(raw: HfConfig) -> ModelConfig:
     return dataclasses.replace(
-        llama.from_hf(raw),
+        llama.from_hf(raw, context=4096, norm_eps=1e-5),
         qk_norm=True,
         clip_qkv=raw.number("clip_qkv", default=0.0),
         experts=raw.integer("num_experts", default=64),
@@ -57,7 +57,7 @@ OLMOE = Family(
 
 def _mixtral(raw: HfConfig) -> ModelConfig:
     return dataclasses.replace(
-        llama.from_hf(raw),
+        llama.from_hf(raw, context=131_072, kv_heads=8, norm_eps=1e-5, rope_theta=1e6),
         experts=raw.integer("num_local_experts", default=8),
         experts_per_token=raw.integer("num_experts_per_tok", default=2),
         normalise_experts=True,
@@ -109,7 +109,7 @@ def _qwen(model: ModelConfig, raw: HfConfig, experts: int, per_token: int) -> Mo
 
 
 def _qwen2_moe(raw: HfConfig) -> ModelConfig:
-    model = _qwen(llama.from_hf(raw), raw, experts=60, per_token=4)
+    model = _qwen(llama.from_hf(raw, context=32_768, kv_heads=16), raw, experts=60, per_token=4)
     shared = raw.integer("shared_expert_intermediate_size")
     if not shared:
         raw.refuse("shared_expert_intermediate_size", shared)
@@ -156,7 +156,7 @@ QWEN2_MOE = Family(
 QWEN3_MOE = Family(
     name="qwen3_moe",
     architectures=("Qwen3MoeForCausalLM",),
-    from_hf=lambda raw: _qwen(llama.from_qwen3(raw), raw, experts=128, per_token=8),
+    from_hf=lambda raw: _qwen(llama.from_qwen3(raw, kv_heads=4), raw, experts=128, per_token=8),
     to_hf=lambda config: _to_qwen(config) | {"model_type": "qwen3_moe"},
     weights=(*llama.OUTER, *llama.NORMS, *llama.ATTENTION, *llama.HEAD_NORMS, *_EXPERTS),
 )

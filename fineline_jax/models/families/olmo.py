@@ -42,7 +42,7 @@ QK_NORMS = (
 OLMO2 = Family(
     name="olmo2",
     architectures=("Olmo2ForCausalLM",),
-    from_hf=lambda raw: dataclasses.replace(llama.from_hf(raw), norm_after=True, qk_norm=True),
+    from_hf=lambda raw: dataclasses.replace(llama.from_hf(raw, norm_eps=1e-5), norm_after=True, qk_norm=True),
     to_hf=lambda config: llama.to_hf(config) | {"model_type": "olmo2"},
     weights=(
         *llama.OUTER,
@@ -56,14 +56,16 @@ OLMO2 = Family(
 
 
 def _from_first(raw: HfConfig) -> ModelConfig:
-    """The config of allenai/OLMo's own ModelConfig (olmo/config.py), which the first releases carry."""
+    """The config of allenai/OLMo's own ModelConfig (olmo/config.py), which the first releases carry; its defaults."""
     raw.only("activation_type", "swiglu")
     raw.only("block_type", "sequential")
     raw.only("layer_norm_type", "default", "low_precision")
-    off = ("layer_norm_with_affine", "attention_layer_norm", "norm_after", "include_bias", "alibi", "scale_logits")
+    for key in ("layer_norm_with_affine", "include_bias"):
+        raw.only(key, False, default=True)
+    off = ("attention_layer_norm", "norm_after", "alibi", "scale_logits")
     for key in (*off, "multi_query_attention", "embedding_layer_norm"):
         raw.only(key, False)
-    raw.only("rope", True)
+    raw.only("rope", True, default=False)
     heads, width = raw.integer("n_heads"), raw.integer("d_model")
     raw.only("n_kv_heads", heads)
     # mlp_hidden_size counts gate and up together
@@ -74,7 +76,7 @@ def _from_first(raw: HfConfig) -> ModelConfig:
         layers=raw.integer("n_layers"),
         heads=heads,
         mlp_width=both // 2,
-        context=raw.integer("max_sequence_length", default=2048),
+        context=raw.integer("max_sequence_length", default=1024),
         rope_theta=raw.number("rope_theta", default=10_000.0),
         norm_eps=NORM_EPS,
         tied_embeddings=raw.flag("weight_tying", default=True),

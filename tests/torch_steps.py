@@ -22,9 +22,6 @@ from fineline_jax.checkpoints import hub
 from fineline_jax.mesh import make_mesh
 from fineline_jax.recipe import Mesh, Recipe
 
-torch = pytest.importorskip("torch", reason="pip install -e '.[test]'")
-transformers = pytest.importorskip("transformers", reason="pip install -e '.[test]'")
-
 Params = dict[str, Any]
 RouterLosses = Callable[[Any], Any]
 
@@ -85,6 +82,9 @@ class Peer:
         router_losses: RouterLosses | None = None,
         decayed: Callable[[str, Any], bool] = lambda name, p: p.ndim > 1 and not name.endswith("A_log"),
     ):
+        torch = self.torch = pytest.importorskip("torch", reason="pip install -e '.[test]'")
+        import transformers
+
         self.recipe, self.router_losses = recipe, router_losses
         hub.export_hf(recipe.model, params, folder, family=family)
         self.model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -103,6 +103,7 @@ class Peer:
     def sums(self, windows: np.ndarray) -> tuple[Any, Any, Any]:
         """Over the trained targets of `windows`: the sums of cross-entropy + z_loss * log-normaliser^2 and of plain
         cross-entropy, the validation loss's; and the model's output."""
+        torch = self.torch
         windows = torch.asarray(np.asarray(windows), dtype=torch.long)
         inputs, targets = windows[:, :-1], windows[:, 1:]
         output = self.model(inputs, **({"output_router_logits": True} if self.router_losses else {}))
@@ -126,7 +127,8 @@ class Peer:
         windows = np.asarray(windows)
         parts = [range(len(windows))] if parts is None else parts
         assert sorted(row for part in parts for row in part) == list(range(len(windows)))
-        count = max(1, int(self.trained(windows).sum()))
+        trained = int(self.trained(windows).sum())
+        count = max(1, trained)
         total, loss = 0.0, 0.0
         for part in parts:
             with_z, plain, output = self.sums(windows[list(part)])
@@ -134,8 +136,8 @@ class Peer:
             if self.router_losses:
                 total = total + self.router_losses(output) / len(parts)
         parameters = list(self.model.parameters())
-        found = torch.autograd.grad(total, parameters, allow_unused=True)
-        gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+        found = self.torch.autograd.grad(total, parameters, allow_unused=True)
+        gradients = [self.torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
         norm, clip = _norm(gradients), self.recipe.optimizer.clip_norm
         before = [p.detach().clone() for p in parameters]
         for p, gradient in zip(parameters, gradients, strict=True):
@@ -145,7 +147,7 @@ class Peer:
             group["lr"] = rate
         self.optimizer.step()
         moved = _norm([p.detach() - b for p, b in zip(parameters, before, strict=True)])
-        return Step(loss, norm, moved, rate, count, self.in_our_names(gradients), self.in_our_names())
+        return Step(loss, norm, moved, rate, trained, self.in_our_names(gradients), self.in_our_names())
 
     def in_our_names(self, values: list[Any] | None = None) -> Params:
         """The parameters, or `values` in their places, as a tree of numpy arrays of ours."""

@@ -65,7 +65,8 @@ def make_train_step(recipe: Recipe, mesh: jax.sharding.Mesh) -> Callable[..., tu
 
     def step(state: State, windows: jax.Array, step_index: jax.Array) -> tuple[State, Metrics]:
         params = state["params"]
-        count = jnp.maximum(jnp.sum(target_weights(recipe, windows)), 1.0)
+        trained = jnp.sum(target_weights(recipe, windows))
+        count = jnp.maximum(trained, 1.0)
         if recipe.batch.accumulation == 1:
             loss, grads = gradients(params, windows, count)
         else:
@@ -82,7 +83,7 @@ def make_train_step(recipe: Recipe, mesh: jax.sharding.Mesh) -> Callable[..., tu
             "gradient_norm": norm,
             "update_norm": optax.tree.norm(updates),
             "learning_rate": rate,
-            "trained_tokens": count,
+            "trained_tokens": trained,
         }
         if isinstance(opt_state, SkipState):
             metrics["skipped"] = opt_state.skipped.astype(jnp.float32)

@@ -1,0 +1,181 @@
+"""Training steps against torch: Hugging Face's model, torch's AdamW, the rest from the definitions (torch_steps)."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+from torch_steps import Peer, Step, differing, learning_rate
+
+from fineline_jax.mesh import make_mesh
+from fineline_jax.models.config import ModelConfig
+from fineline_jax.recipe import Batch, Compute, Data, Loss, Mesh, Optimizer, Recipe, Schedule, Source
+from fineline_jax.training.step import BATCH_SPEC, abstract_state, make_train_step, make_validation_step
+
+BOS = 1
+SEQUENCES, LENGTH = 16, 11
+TOKENS = SEQUENCES * LENGTH
+# No value is a default. eps is as large as the gradients, else Adam would forgive any scale of theirs; one step of the
+# four is clipped.
+OPTIMIZER = Optimizer(
+    Schedule(peak=0.1, final=0.01, warmup_tokens=3 * TOKENS // 2),
+    beta1=0.8, beta2=0.9, eps=0.02, weight_decay=0.3, decay="all", clip_norm=2.0,
+)  # fmt: skip
+RECIPE = Recipe(
+    name="small",
+    model=ModelConfig(vocab_size=60, width=16, layers=2, heads=4, mlp_width=24, context=16, norm_eps=1e-5),
+    data=Data((Source("random"),), sequence_length=LENGTH),
+    batch=Batch(SEQUENCES),
+    optimizer=OPTIMIZER,
+    tokens=6 * TOKENS + 5,
+    loss=Loss(ignore_token=BOS, z_loss=0.02, chunk_tokens=7),
+    compute=Compute(dtype="float32", remat="none"),
+)
+
+
+def mesh_of(replica: int, fsdp: int, tensor: int) -> jax.sharding.Mesh:
+    return make_mesh(Mesh(replica, fsdp, tensor), jax.devices()[: replica * fsdp * tensor])
+
+
+@functools.cache
+def start_of(model: ModelConfig) -> dict:
+    """Parameters with no two alike, scales of norms too, large enough that attention is not even."""
+    mesh, random = mesh_of(1, 1, 1), np.random.default_rng(0)
+    target = abstract_state(dataclasses.replace(RECIPE, model=model), mesh)["params"]
+    draw = lambda path, leaf: (
+        0.3 * random.standard_normal(leaf.shape) + (1.0 if "norm" in str(path[-1]) else 0.0)
+    ).astype(np.float32)
+    return jax.tree_util.tree_map_with_path(draw, target)
+
+
+def windows_of(step: int) -> np.ndarray:
+    """The last rows hold more of BOS than the first, so that micro-batches train on unequal counts; from step 3 on
+    there is nothing else to predict."""
+    random = np.random.default_rng(step)
+    windows = random.integers(2, RECIPE.model.vocab_size, (SEQUENCES, LENGTH + 1), dtype=np.int32)
+    share = np.linspace(0, 0.95, SEQUENCES)[:, None] if step < 3 else 1.0
+    windows[:, 1:][random.random((SEQUENCES, LENGTH)) < share] = BOS
+    return windows
+
+
+@functools.cache
+def peer_steps(decay: str, folder) -> list[Step]:
+    peer = Peer(with_(decay=decay), start_of(RECIPE.model), folder / decay)
+    return [peer.step(windows_of(step), step) for step in range(4)]
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("peers")
+    return lambda decay="all": peer_steps(decay, folder)
+
+
+def state_of(recipe: Recipe, mesh: jax.sharding.Mesh) -> dict:
+    target = abstract_state(recipe, mesh)
+    zeros = jax.tree.map(lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding), target)
+    place = lambda value, leaf: jax.device_put(value, leaf.sharding)
+    return {**zeros, "params": jax.tree.map(place, start_of(recipe.model), target["params"])}
+
+
+@functools.cache
+def compiled(recipe: Recipe, axes: tuple[int, int, int]):
+    mesh = mesh_of(*axes)
+    with jax.set_mesh(mesh):
+        windows = jax.ShapeDtypeStruct((SEQUENCES, LENGTH + 1), np.int32, sharding=jax.NamedSharding(mesh, BATCH_SPEC))
+        return (
+            jax.jit(make_train_step(recipe, mesh)).lower(abstract_state(recipe, mesh), windows, np.int32(0)).compile()
+        )
+
+
+def placed(windows: np.ndarray, mesh: jax.sharding.Mesh) -> jax.Array:
+    return jax.device_put(windows, jax.NamedSharding(mesh, BATCH_SPEC))
+
+
+def trained(recipe: Recipe, axes: tuple[int, int, int], steps: int):
+    """(metrics, parameters) after each step."""
+    mesh = mesh_of(*axes)
+    with jax.set_mesh(mesh):
+        state, step = state_of(recipe, mesh), compiled(recipe, axes)
+        for index in range(steps):
+            state, metrics = step(state, placed(windows_of(index), mesh), np.int32(index))
+            yield {name: float(value) for name, value in metrics.items()}, jax.tree.map(np.asarray, state["params"])
+
+
+def with_(recipe: Recipe = RECIPE, *, accumulation: int = 1, dtype="float32", **optimizer) -> Recipe:
+    return dataclasses.replace(
+        recipe,
+        batch=Batch(SEQUENCES, accumulation),
+        optimizer=dataclasses.replace(OPTIMIZER, **optimizer),
+        compute=Compute(dtype=dtype, remat="none"),
+    )
+
+
+SKIPPING = with_(accumulation=2, decay="matrices", skip_nonfinite=True)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "axes"),
+    [
+        (with_(), (1, 1, 1)),
+        (SKIPPING, (1, 1, 1)),
+        (with_(accumulation=2), (1, 8, 1)),
+        (with_(accumulation=4), (2, 2, 2)),
+        (with_(decay="matrices"), (1, 4, 2)),
+        (with_(accumulation=4, decay="matrices"), (1, 2, 4)),
+    ],
+    ids=["one device", "in two parts", "eight shards in two", "every axis in four", "two axes", "tensor four in four"],
+)
+def test_steps_are_those_of_torch_on_any_mesh_and_in_any_number_of_micro_batches(recipe, axes, expected, capfd):
+    """The last of the four has nothing to train on: its update is the moments' and the decay's."""
+    steps = trained(recipe, axes, 4)
+    for (metrics, params), theirs in zip(steps, expected(recipe.optimizer.decay), strict=True):
+        for name in ("loss", "gradient_norm", "update_norm", "learning_rate", "trained_tokens"):
+            assert metrics[name] == pytest.approx(getattr(theirs, name), rel=2e-6, abs=1e-12), name
+        assert not differing(params, theirs.params, 2e-6)
+    assert "rematerialization" not in capfd.readouterr().err
+
+
+def test_a_step_that_is_skipped_changes_nothing_and_is_counted_until_the_end():
+    mesh = mesh_of(1, 1, 1)
+    with jax.set_mesh(mesh):
+        state, step = state_of(SKIPPING, mesh), compiled(SKIPPING, (1, 1, 1))
+        state, metrics = step(state, placed(windows_of(0), mesh), np.int32(1))
+        assert metrics["skipped"] == 0 < metrics["update_norm"]
+        good = windows_of(1)
+        good[good == 7] = 8
+        bad = good.copy()
+        bad[3, 5] = 7
+        embed = np.array(state["params"]["embed"])
+        embed[7] = np.inf  # only `bad` looks there
+        state["params"]["embed"] = jax.device_put(embed, state["params"]["embed"].sharding)
+        after, metrics = step(state, placed(bad, mesh), np.int32(2))
+        jax.tree.map(np.testing.assert_array_equal, after["params"], state["params"])
+        jax.tree.map(np.testing.assert_array_equal, after["opt_state"].inner, state["opt_state"].inner)
+        assert (metrics["skipped"], metrics["update_norm"]) == (1, 0)
+        assert metrics["learning_rate"] == pytest.approx(learning_rate(SKIPPING, 2)), "skipped steps count for the rate"
+        after, metrics = step(after, placed(good, mesh), np.int32(3))
+        assert metrics["skipped"] == 1
+        assert np.all(np.asarray(after["params"]["head"]) != np.asarray(state["params"]["head"]))
+
+
+def test_in_bfloat16_the_losses_are_near_and_masters_and_moments_stay_float32(expected):
+    recipe = with_(dtype="bfloat16")
+    assert "bf16[" in compiled(recipe, (1, 1, 1)).as_text(), "nothing is computed in bfloat16"
+    for (metrics, params), theirs in zip(trained(recipe, (1, 1, 1), 3), expected()[:3], strict=True):
+        assert 1e-6 < abs(metrics["loss"] / theirs.loss - 1) < 2e-3
+        assert metrics["gradient_norm"] == pytest.approx(theirs.gradient_norm, rel=1e-2)
+        for ours, exact in zip(jax.tree.leaves(params), jax.tree.leaves(theirs.params), strict=True):
+            assert ours.dtype == np.float32
+            assert np.linalg.norm(ours - exact) <= 0.05 * np.linalg.norm(exact)
+            assert np.any(ours != ours.astype("bfloat16")), "the masters were rounded"
+
+
+def test_the_validation_loss_is_the_sum_of_plain_cross_entropies_and_the_number_of_targets(tmp_path):
+    mesh, peer = mesh_of(2, 2, 2), Peer(RECIPE, start_of(RECIPE.model), tmp_path / "peer")
+    with jax.set_mesh(mesh):
+        params, step = state_of(RECIPE, mesh)["params"], jax.jit(make_validation_step(RECIPE, mesh))
+        for index, count in ((0, 98), (1, 91), (3, 0)):
+            loss, targets = step(params, placed(windows_of(index), mesh))
+            assert float(loss) == pytest.approx(peer.sums(windows_of(index))[1].item(), rel=1e-6)
+            assert float(targets) == count

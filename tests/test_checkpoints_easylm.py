@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from fineline_jax.checkpoints import hub
-from fineline_jax.checkpoints.easylm import read_easylm
+from fineline_jax.checkpoints.easylm import _Reader, read_easylm
 from fineline_jax.checkpoints.weight_files import open_weights
 from fineline_jax.errors import UserError
 from fineline_jax.mesh import make_mesh
@@ -218,3 +218,142 @@ def test_rotary_rows_of_grouped_queries_are_put_in_the_decoders_order(tmp_path: 
         assert jax.tree.structure(found) == jax.tree.structure(expected)
         for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
             assert np.array_equal(np.asarray(one), np.asarray(other))
+
+
+def cut_array(shape: list[int], pieces: list[tuple[str, bytes]], names: list[str] | None = None) -> bytes:
+    """A stream of one array that is cut, written out from flax/serialization.py `_chunk`."""
+    array = lambda dtype, data: msgpack.ExtType(1, msgpack.packb(([len(data)], dtype, data)))
+    names = names or [str(i) for i in range(len(pieces))]
+    chunks = {name: array(dtype, data) for name, (dtype, data) in zip(names, pieces)}
+    sizes = {str(i): size for i, size in enumerate(shape)}
+    value = {"__msgpack_chunked_array__": True, "shape": sizes, "chunks": chunks}
+    return msgpack.packb((["params", "w"], msgpack.packb(value)))
+
+
+NUMBERS = np.arange(6, dtype="<f4")
+
+
+@pytest.mark.parametrize(
+    ("ends", "fits"),
+    [
+        ([8, 16, 24], True), ([8, 16, 22, 24], False), ([16, 24], True), ([20, 24], True), ([24], True),
+        ([8, 24], False),  # the last piece may be shorter than the others, not longer
+        ([4, 12, 24], False), ([8, 12, 24], False), ([12, 20, 24], False), ([8, 16, 23], False),
+    ],
+)  # fmt: skip
+def test_the_pieces_of_a_cut_array_are_equally_long_but_for_a_shorter_last_one(
+    tmp_path: Path, ends: list[int], fits: bool
+) -> None:
+    data = NUMBERS.tobytes()
+    pieces = [("float32", data[start:end]) for start, end in zip([0, *ends], ends)]
+    (tmp_path / "s").write_bytes(cut_array([2, 3], pieces))
+    if not fits:
+        with pytest.raises(UserError, match=r"pieces do not fit|has 23 bytes"):
+            read_easylm(tmp_path / "s")
+        return
+    found = read_easylm(tmp_path / "s")["w"]
+    assert np.array_equal(found.whole(), NUMBERS.reshape(2, 3))
+    assert np.array_equal(found[slice(1, 2), slice(1, 3)], [[4, 5]])
+
+
+def test_pieces_of_other_dtypes_names_or_a_missing_one_are_refused(tmp_path: Path) -> None:
+    data = NUMBERS.tobytes()
+    halves = [("float32", data[:12]), ("float32", data[12:])]
+    for content in (
+        cut_array([6], [halves[0], ("int32", data[12:])]),
+        cut_array([6], halves, ["1", "0"]),
+        cut_array([6], halves[:1]),
+        cut_array([6], []),
+        cut_array([7], halves),
+    ):
+        (tmp_path / "s").write_bytes(content)
+        with pytest.raises(UserError, match=r"pieces do not fit|means others"):
+            read_easylm(tmp_path / "s")
+
+
+@pytest.mark.parametrize("size", [15, 16, 23, 24, 40, 64, 100])
+def test_arrays_that_flax_has_cut_anywhere_are_read_in_a_stream_and_in_a_tree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Chunks of `size` bytes: of one element, within a row, over rows, with and without a rest."""
+    monkeypatch.setattr(flax.serialization, "MAX_CHUNK_SIZE", size)
+    arrays = {
+        ("a",): np.arange(35, dtype=np.float64).reshape(5, 7) - 9,
+        ("b",): np.asarray(jnp.arange(24, dtype=jnp.bfloat16).reshape(2, 3, 4)),
+    }
+    write_stream(tmp_path / "stream", arrays)
+    (tmp_path / "tree").write_bytes(
+        flax.serialization.to_bytes({"params": {key[0]: value for key, value in arrays.items()}})
+    )
+    for file in ("stream", "tree"):
+        found = read_easylm(tmp_path / file)
+        assert {name: (t.shape, t.dtype, t.whole().tobytes()) for name, t in found.items()} == {
+            ".".join(key): (value.shape, value.dtype, value.tobytes()) for key, value in arrays.items()
+        }
+        for start in range(7):
+            part = found["a"][slice(1, 4), slice(start, start + 2)]
+            assert np.array_equal(part, arrays["a",][1:4, start : start + 2])
+
+
+EVERY = "bfloat16 bool int8 uint8 float16 float32 float64 int16 int32 int64 uint16 uint32 uint64".split()
+
+
+def test_every_dtype_is_read_with_its_bits(tmp_path: Path) -> None:
+    arrays = {(name,): np.arange(-3, 4).astype(jnp.dtype(name)) for name in EVERY}
+    write_stream(tmp_path / "s", arrays)
+    assert {name: (t.dtype.name, t.whole().tobytes()) for name, t in read_easylm(tmp_path / "s").items()} == {
+        name: (name, value.tobytes()) for (name,), value in arrays.items()
+    }
+
+
+HEADS = [0, 127, 128, 255, 256, 65_535, 65_536, (1 << 32) - 1, 1 << 32, -1, -32, -33, -128, -129, -32_768, -32_769,
+         -(1 << 31), -(1 << 31) - 1, 1.5, None, True, False, "", "x" * 31, "x" * 32, "x" * 255, "x" * 256, "x" * 65_535,
+         "x" * 65_536, b"y" * 255, b"y" * 256, b"y" * 65_536, [1] * 15, [1] * 16, [1] * 65_536,
+         {i: 0 for i in range(15)}, {i: 0 for i in range(16)}, {i: 0 for i in range(65_536)}]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", HEADS, ids=lambda value: f"{type(value).__name__} {str(value)[:8]}")
+def test_the_head_of_every_msgpack_value_says_what_it_is_and_where_it_ends(value: Any) -> None:
+    data = msgpack.packb(value)
+    reader = _Reader(data + b"\xc1", 0, len(data))  # type: ignore[arg-type]
+    token = reader.token()
+    if isinstance(value, (str, bytes)):
+        start, stop = token.value
+        assert token.kind == "text" and data[start:stop] == (value.encode() if isinstance(value, str) else value)
+        assert reader.at == len(data)
+    elif isinstance(value, (list, dict)):
+        assert (token.kind, token.value) == ("array" if isinstance(value, list) else "map", len(value))
+        assert reader.token().value in (0, 1), "the first of what it holds comes next"
+    else:
+        assert (token.kind, token.value, reader.at) == ("value", value, len(data)) and type(token.value) is type(value)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8, 16, 3, 17, 255, 256, 65_535, 65_536])
+def test_extensions_of_every_length_are_jumped_over(size: int) -> None:
+    data = msgpack.packb(msgpack.ExtType(127, b"z" * size))
+    reader = _Reader(data, 0, len(data))  # type: ignore[arg-type]
+    token = reader.token()
+    assert (token.kind, token.code, data[slice(*token.value)], reader.at) == ("ext", 127, b"z" * size, len(data))
+    time = msgpack.packb(msgpack.Timestamp(5))
+    assert _Reader(time, 0, len(time)).token().code == -1  # type: ignore[arg-type]
+    with pytest.raises(Exception, match="needs"):
+        _Reader(data, 0, len(data) - 1).token()  # type: ignore[arg-type]
+
+
+def test_what_is_no_stream_is_not_taken_for_one(tmp_path: Path) -> None:
+    from fineline_jax.checkpoints.easylm import is_easylm
+
+    write_stream(tmp_path / "stream", ARRAYS)
+    (tmp_path / "tree").write_bytes(flax.serialization.to_bytes({"params": {"a": np.zeros(2)}}))
+    others = {"text": b"Some words", "short": b"\x92\x91", "empty": b"", "zip": b"PK\x03\x04", "array": b"\x93\x91\xa1",
+              "no path": b"\x92\x90\xa1", "no text": b"\x92\x91\x01", "empty map": b"\x80\xa1a"}  # fmt: skip
+    for name, content in others.items():
+        (tmp_path / name).write_bytes(content)
+    assert [name for name in ("stream", "tree", *others, "absent") if is_easylm(tmp_path / name)] == ["stream", "tree"]
+
+
+def test_scalars_and_counts_beside_the_arrays_are_not_parameters(tmp_path: Path) -> None:
+    """And `params` is left off the names twice at most."""
+    arrays = {("params", "params", "params", "w"): np.ones(2), ("n",): 3, ("x", "none"): None}
+    write_stream(tmp_path / "s", arrays, ())
+    assert list(read_easylm(tmp_path / "s")) == ["params.w"]

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import pickletools
 import struct
 import subprocess
 import sys
@@ -19,8 +20,8 @@ from safetensors.numpy import save as save_safetensors
 
 from fineline_jax.checkpoints.safetensors_files import read_safetensors
 from fineline_jax.checkpoints.torch_bin import read_torch_bin
-from fineline_jax.checkpoints.torch_pickle import LARGEST
-from fineline_jax.checkpoints.weight_files import TORCH_BIN_INDEX, open_weights
+from fineline_jax.checkpoints.torch_pickle import LARGEST, Refused, read_pickle
+from fineline_jax.checkpoints.weight_files import TORCH_BIN_INDEX, open_weights, weight_files
 from fineline_jax.errors import UserError
 
 MARKER = "executed"
@@ -458,3 +459,129 @@ def test_five_thousand_damaged_files_each_are_read_or_refused_and_never_executed
     assert outcome["read"] > 30 and outcome["refused"] > 1000
     assert not events and not os.path.exists(MARKER)
     assert time.process_time() - start < 60
+
+
+# Numbers at the borders of their widths
+
+
+BORDERS = sorted(
+    {sign * (1 << bits) + near for bits in (7, 8, 15, 16, 31, 32, 62) for near in (-1, 0, 1) for sign in (1, -1)}
+)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_integers_of_every_width_are_those_of_pythons_own_pickle(protocol: int) -> None:
+    """BININT1 and BININT2 are unsigned, BININT and LONG1 signed."""
+    data = pickle.dumps(BORDERS, protocol)
+    assert {code.name for code, *_ in pickletools.genops(data)} >= {"BININT1", "BININT2", "BININT", "LONG1"}
+    assert read_pickle(data) == BORDERS
+
+
+def test_values_of_every_kind_are_those_of_pythons_own_pickle() -> None:
+    """Texts of one, four and eight bytes of length, memo numbers above 255, tuples of 0 to 4, floats, nested dicts."""
+    words = [f"w{i}" for i in range(300)]
+    value = {"a": [(), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)], "ü" * 200: {"x" * 70_000: [True, False, None, -2.5]},
+             "w": words + words[::-1], 7: [[]]}  # fmt: skip
+    for protocol in (2, 3, 4, 5):
+        assert read_pickle(pickle.dumps(value, protocol)) == value
+    assert read_pickle(b"\x80\x04\x8d" + struct.pack("<Q", 3) + b"abc.") == "abc"
+    assert read_pickle(b"\x80\x02K\x05r\x00\x01\x00\x000j\x00\x01\x00\x00.") == 5
+    assert read_pickle(b"\x80\x02]q\x00K\x01aK\x02a0h\x00.") == [1, 2]
+
+
+def test_the_largest_pickle_has_four_mebibytes() -> None:
+    """And one byte more is refused."""
+    for more, fits in ((0, True), (1, False)):
+        data = b"\x80\x04X" + struct.pack("<I", (1 << 22) - 8 + more) + bytes((1 << 22) - 8 + more) + b"."
+        assert len(data) == (1 << 22) + more
+        if fits:
+            assert read_pickle(data) == "\0" * ((1 << 22) - 8)
+        else:
+            with pytest.raises(Refused, match="above the limit"):
+                read_pickle(data)
+
+
+@pytest.mark.parametrize("rows", [255, 256, 32_767, 32_768, 65_535, 65_536])
+def test_dimensions_strides_and_offsets_beyond_15_and_16_bits_are_read(tmp_path: Path, torch: Any, rows: int) -> None:
+    """A column, its transpose, what begins behind so many elements; two storages, one of them shared."""
+    base = torch.arange(3 * rows + 5, dtype=torch.int32)
+    state = {
+        "rows": base[: 3 * rows].reshape(rows, 3),
+        "columns": base[: 3 * rows].reshape(3, rows),  # a stride of `rows`
+        "behind": base[rows:][:7],  # an offset of `rows`
+        "every": base[5:].reshape(3, rows).T[1:],
+        "other": torch.arange(rows).to(torch.bfloat16),
+    }
+    torch.save(state, tmp_path / "model.bin")
+    found = read_torch_bin(tmp_path / "model.bin")
+    for name, tensor in state.items():
+        assert found[name].shape == tuple(tensor.shape)
+        assert as_bytes(found[name].whole()) == bytes(tensor.contiguous().view(torch.uint8).numpy()), name
+    part = found["rows"][slice(rows - 2, rows), slice(1, 2)]
+    assert part.tolist() == state["rows"][rows - 2 :, 1:2].tolist()
+
+
+def test_unsigned_dtypes_without_a_storage_class_have_their_bits(tmp_path: Path, torch: Any) -> None:
+    state = {
+        f"uint{bits}": torch.tensor([0, 1, (1 << bits - 1), (1 << bits) - 1], dtype=getattr(torch, f"uint{bits}"))[1:]
+        for bits in (16, 32)
+    }
+    torch.save(state, tmp_path / "model.bin")
+    found = read_torch_bin(tmp_path / "model.bin")
+    assert {name: (t.dtype.name, t.whole().tolist()) for name, t in found.items()} == {
+        f"uint{bits}": (f"uint{bits}", [1, 1 << bits - 1, (1 << bits) - 1]) for bits in (16, 32)
+    }
+
+
+def test_a_tensor_may_end_at_the_last_element_of_its_storage_and_not_behind_it(tmp_path: Path) -> None:
+    """Also where the storage is said to be smaller than its data, and where the tensor is empty."""
+    read_one = lambda **how: read(tmp_path, zipped(pickled({"w": tensor(**how)}), {"0": SIX.tobytes()}))["w"].whole()
+    assert read_one(offset=2, shape=(2, 2), strides=(2, 1)).tolist() == [[2, 3], [4, 5]]
+    assert read_one(offset=5, shape=(3,), strides=(0,)).tolist() == [5, 5, 5]
+    assert read_one(offset=99, shape=(0, 4), strides=(4, 1)).shape == (0, 4)
+    assert read_one(size=4, shape=(4,), strides=(1,)).tolist() == [0, 1, 2, 3]
+    for how in ({"size": 4, "shape": (5,), "strides": (1,)}, {"offset": 3, "shape": (2, 2), "strides": (2, 1)}):
+        with pytest.raises(UserError, match="reaches element"):
+            read_one(**how)
+
+
+def test_a_sharded_checkpoint_whose_index_or_files_disagree_is_refused_by_name(tmp_path: Path, torch: Any) -> None:
+    files = {"a": "pytorch_model-00001-of-00002.bin", "b": "pytorch_model-00002-of-00002.bin"}
+    for name, file in files.items():
+        torch.save({name: torch.ones(2)}, tmp_path / file)
+    index = lambda found: (tmp_path / TORCH_BIN_INDEX).write_text(json.dumps({"weight_map": found}))
+    for found, said in (
+        (files | {"a": files["b"]}, rf"{files['b']}: tensor a is not in it"),
+        ({"a": files["b"], "b": files["a"]}, r"tensor . is not in it"),
+        (files | {"c": files["a"]}, rf"{files['a']}: tensor c is not in it"),
+        (files | {"c": "pytorch_model-00003-of-00003.bin"}, r"00003-of-00003.bin: missing; .* tensor c"),
+        (files | {"a": f"../{tmp_path.name}/{files['a']}"}, "no file beside the index"),
+        ({"a": ""}, "no file beside the index"),
+        ({"a": ".."}, "no file beside the index"),
+    ):
+        index(found)
+        with pytest.raises(UserError, match=said):
+            open_weights(tmp_path)
+    torch.save({"b": torch.ones(2), "a": torch.ones(2)}, tmp_path / files["b"])
+    index(files)
+    with pytest.raises(UserError, match=rf"{files['b']}: tensor a is also in {files['a']}"):
+        open_weights(tmp_path)
+
+
+def test_the_file_without_an_index_is_preferred_and_safetensors_before_torch(tmp_path: Path, torch: Any) -> None:
+    def offered() -> list[str]:
+        return [file.name for file in weight_files(tmp_path)]
+
+    assert offered() == []
+    torch.save({"a": torch.ones(2)}, tmp_path / "pytorch_model-00001-of-00001.bin")
+    (tmp_path / TORCH_BIN_INDEX).write_text('{"weight_map": {"a": "pytorch_model-00001-of-00001.bin"}}')
+    assert offered() == ["pytorch_model-00001-of-00001.bin"]
+    torch.save({"a": torch.ones(2)}, tmp_path / "pytorch_model.bin")
+    assert offered() == ["pytorch_model.bin"]
+    (tmp_path / "model-00001-of-00001.safetensors").write_bytes(safetensors_file())
+    files = dict.fromkeys(("w", "v", "u"), "model-00001-of-00001.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    assert offered() == ["model-00001-of-00001.safetensors"]
+    (tmp_path / "model.safetensors").write_bytes(safetensors_file())
+    assert offered() == ["model.safetensors"]
+    assert list(open_weights(tmp_path / "pytorch_model.bin").tensors) == ["a"], "a file that is named"

@@ -1,5 +1,6 @@
 """Batches: a pure function of (recipe, seed, step), the same for every cut into processes."""
 
+import collections
 import contextlib
 import dataclasses
 import json
@@ -7,12 +8,15 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
+from fineline_jax.data import prefetch as prefetching
 from fineline_jax.data.loader import Batches, global_batch, open_batches, open_validation_batches
 from fineline_jax.data.prefetch import prefetch
 from fineline_jax.data.storage import WindowWriter, write_metadata
@@ -126,6 +130,58 @@ def test_validation_batches_are_the_first_windows_in_stored_order(tmp_path: Path
         open_validation_batches(data, windows=8, sequences=12, vocab_size=VOCABULARY)
 
 
+def test_validation_windows_come_from_the_sources_that_have_them_by_their_weights(tmp_path: Path) -> None:
+    places = [
+        write(tmp_path / "a", {"train": 9, "held": 6}),
+        write(tmp_path / "b", {"train": 9}, base=300),
+        write(tmp_path / "c", {"train": 9, "held": 20}, base=500),
+    ]
+    weights = (1.0, 50.0, 3.0)
+    data = Data(tuple(Source(path, weight) for path, weight in zip(places, weights)), LENGTH, validation_split="held")
+    batches, steps = open_validation_batches(data, windows=17, sequences=8, vocab_size=VOCABULARY) or pytest.fail()
+    assert steps == 2
+    drawn = [name for step in range(2) for name in names(batches, step)]
+    assert [name for name in drawn if name < 300] == [100, 101, 102, 103]
+    assert [name for name in drawn if name >= 300] == list(range(600, 612))
+
+
+@pytest.mark.parametrize(
+    ("windows", "steps"),
+    # Batches of 4 from a split of 23 windows: rounded down, at least one, and none twice.
+    [(1, 1), (3, 1), (4, 1), (7, 1), (8, 2), (11, 2), (12, 3), (20, 5), (24, 5), (1000, 5)],
+)
+def test_the_number_of_validation_batches_is_rounded_down(tmp_path: Path, windows: int, steps: int) -> None:
+    data = Data((Source(write(tmp_path / "a", {"train": 9, "validation": 23})),), LENGTH)
+    opened = open_validation_batches(data, windows=windows, sequences=4, vocab_size=VOCABULARY)
+    assert opened is not None and opened[1] == steps
+
+
+def test_a_split_of_exactly_one_batch_is_enough(tmp_path: Path) -> None:
+    data = Data((Source(write(tmp_path / "a", {"train": 9, "validation": 5})),), LENGTH)
+    opened = open_validation_batches(data, windows=64, sequences=5, vocab_size=VOCABULARY)
+    assert opened is not None and opened[1] == 1
+    chunks = Data((Source(write(tmp_path / "b", {"chunk_000": 4, "chunk_001": 5})),), LENGTH, "chunks")
+    assert open_batches(chunks, sequences=5, vocab_size=VOCABULARY, seed=0).steps == 1
+
+
+def test_the_training_windows_are_those_of_train_or_else_of_all_chunks(tmp_path: Path) -> None:
+    both = Data((Source(write(tmp_path / "a", {"chunk_000": 5, "train": 6, "chunk_x": 2})),), LENGTH)
+    batches = open_batches(both, sequences=6, vocab_size=VOCABULARY, seed=0)
+    assert sorted(names(batches, 0)) == list(range(100, 106))
+    chunks = open_batches(dataclasses.replace(both, order="chunks"), sequences=5, vocab_size=VOCABULARY, seed=0)
+    assert sorted(names(chunks, 0)) == sorted(names(chunks, 1)) == list(range(5))
+    only = Data((Source(write(tmp_path / "b", {"chunk_010": 3, "chunk_9": 4, "chunk_x": 2})),), LENGTH)
+    assert open_batches(only, sequences=7, vocab_size=VOCABULARY, seed=0).parts[0][1] == "chunk_9+chunk_010"
+
+
+def test_a_source_may_lie_under_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "a", {"train": 9})
+    monkeypatch.setenv("HOME", str(tmp_path))
+    batches = open_batches(Data((Source("~/a"),), LENGTH), sequences=2, vocab_size=VOCABULARY, seed=0)
+    assert batches.parts[0][0].path == tmp_path / "a"
+    assert (batches.sequences, batches.window_tokens, batches.vocab_size) == (2, LENGTH + 1, VOCABULARY)
+
+
 def test_what_does_not_fit_the_recipe_is_refused_by_name(tmp_path: Path) -> None:
     text = write(tmp_path / "text", {"train": 9})
 
@@ -150,23 +206,33 @@ def test_what_does_not_fit_the_recipe_is_refused_by_name(tmp_path: Path) -> None
     refused("chunks: no chunk holds a batch of 5 windows", Data((Source(chunks),), LENGTH, "chunks"), sequences=5)
 
 
-def test_a_record_with_a_token_outside_the_vocabulary_is_named(tmp_path: Path) -> None:
-    path = write(tmp_path / "a", {"train": 9})
-    write_metadata(tmp_path / "a", {"sequence_length": LENGTH, "vocab_size": 8})  # it claims less than it holds
-    batches = open_batches(Data((Source(path),), LENGTH), sequences=9, vocab_size=8, seed=0)
+@pytest.mark.parametrize(("ids", "bad"), [([0, 7], None), ([3, 8], 2), ([8, 0], 2), ([-1, 3], 2)])
+def test_a_record_with_a_token_outside_the_vocabulary_is_named(tmp_path: Path, ids: list[int], bad: int | None) -> None:
+    writer = WindowWriter(tmp_path / "a", ["train"], window_tokens=2, vocab_size=1 << 17)
+    writer.add("train", np.array([[1, 2], [3, 4], ids]))
+    writer.close()
+    write_metadata(tmp_path / "a", {"sequence_length": 1, "vocab_size": 8})  # it may claim less than it holds
+    batches = open_batches(Data((Source(str(tmp_path / "a")),), 1), sequences=3, vocab_size=8, seed=0)
+    if bad is None:
+        assert sorted(batches.rows(0).tolist()) == [[0, 7], [1, 2], [3, 4]]
+        return
     with pytest.raises(
-        UserError, match=r"a: record 8 of split train has a token id outside the model's vocabulary of 8"
+        UserError, match=rf"a: record {bad} of split train has a token id outside the model's vocabulary of 8"
     ):
         batches.rows(0)
 
 
-def test_large_vocabularies_are_stored_whole(tmp_path: Path) -> None:
-    writer = WindowWriter(tmp_path / "a", ["train"], window_tokens=2, vocab_size=125_696)  # Baichuan2
-    writer.add("train", np.array([[125_695, 65_536]]))
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(65_535, "uint16"), (65_536, "uint16"), (65_537, "int32")])
+def test_ids_are_stored_whole_up_to_the_largest_that_there_can_be(tmp_path: Path, vocab_size: int, dtype: str) -> None:
+    folder, window = tmp_path / "a", [vocab_size - 1, 0, 65_534]
+    writer = WindowWriter(folder, ["train"], window_tokens=3, vocab_size=vocab_size)
+    writer.add("train", np.array([window]))
     writer.close()
-    write_metadata(tmp_path / "a", {"sequence_length": 1, "vocab_size": 125_696})
-    batches = open_batches(Data((Source(str(tmp_path / "a")),), 1), sequences=1, vocab_size=125_696, seed=0)
-    assert batches.rows(0).tolist() == [[125_695, 65_536]]
+    write_metadata(folder, {"sequence_length": 2, "vocab_size": vocab_size})
+    assert tfds.builder_from_directory(folder).info.features["tokens"].np_dtype == np.dtype(dtype)  # pyright: ignore
+    batches = open_batches(Data((Source(str(folder)),), 2), sequences=1, vocab_size=vocab_size, seed=0)
+    assert batches.rows(0).tolist() == [window]
+    assert batches.rows(0).dtype == np.int32
 
 
 MESHES = """
@@ -205,11 +271,19 @@ def test_the_global_batch_is_the_same_on_every_mesh_and_nothing_is_logged(tmp_pa
     assert json.loads(run.stdout) == [batches.rows(5).tolist()] * 3
 
 
-def test_the_global_batch_reads_each_row_once(tmp_path: Path) -> None:
-    path = write(tmp_path / "a", {"train": 50})
+@pytest.mark.parametrize(
+    "spec", [(("replica", "fsdp"), None), (None, "tensor"), (("replica",), "tensor"), (None, None)]
+)
+def test_the_global_batch_reads_each_row_once(tmp_path: Path, spec: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a", {"train": 500})
     batches = open_batches(Data((Source(path),), LENGTH), sequences=8, vocab_size=VOCABULARY, seed=3)
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
-    np.testing.assert_array_equal(np.asarray(global_batch(batches, 2, sharding)), batches.rows(2))
+    expected, read = batches.rows(2), []
+    rows = Batches.rows
+    monkeypatch.setattr(Batches, "rows", lambda self, step, wanted: read.extend(wanted) or rows(self, step, wanted))
+    mesh = jax.make_mesh((2, 2, 2), ("replica", "fsdp", "tensor"))
+    made = global_batch(batches, 2, jax.NamedSharding(mesh, jax.P(*spec)))
+    np.testing.assert_array_equal(np.asarray(made), expected)
+    assert sorted(read) == list(range(8))
 
 
 def test_prefetch_keeps_the_order_and_works_ahead_by_depth() -> None:
@@ -223,6 +297,19 @@ def test_prefetch_keeps_the_order_and_works_ahead_by_depth() -> None:
     time.sleep(0.02)
     assert started == [3, 4, 5]
     assert [first[:2], *(loaded[:2] for loaded in series)] == [(step, step * 10) for step in range(3, 9)]
+
+
+def test_prefetch_counts_only_what_the_consumer_stood_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(prefetching, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+
+    class Load:
+        def result(self) -> str:
+            now[0] += 2.5
+            return "value"
+
+    now[0] = 100.0
+    assert prefetching._next(collections.deque([(7, Load())])) == (7, "value", 2.5)  # pyright: ignore
 
 
 def test_prefetch_measures_the_wait() -> None:

@@ -53,10 +53,10 @@ KEPT = [0, 9, 18, 23]
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
-    """46 windows in 7 batches of 6 and a rest; 7 of validation, in which the ignored id is unevenly spread."""
+    """300 windows, and 7 of validation, in which the ignored id is unevenly spread."""
     folder = tmp_path_factory.mktemp("corpus")
     draw = np.random.default_rng(5)
-    train = amber(folder / "train.jsonl", draw.integers(0, VOCABULARY, (46, LENGTH + 1)).tolist())
+    train = amber(folder / "train.jsonl", draw.integers(0, VOCABULARY, (300, LENGTH + 1)).tolist())
     held = draw.integers(0, VOCABULARY, (7, LENGTH + 1))
     held[:2, 1:4] = IGNORED
     held = amber(folder / "held.jsonl", held.tolist())

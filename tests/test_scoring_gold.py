@@ -1,7 +1,11 @@
 """Tasks that generate text are scored by the bits per byte of their gold solutions, in the form their examples show."""
 
+import importlib.metadata
+import importlib.util
 import math
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +15,7 @@ import pytest
 from scoring_examples import write_tokenizer
 
 from fineline_jax.errors import UserError
-from fineline_jax.scoring import metrics, pack
+from fineline_jax.scoring import gold, metrics, pack
 
 MATH = {"problem": "What is $1+1$?", "level": "Level 1", "type": "Algebra", "solution": "It is $\\boxed{2}$."}
 ALIASES = {"value": "Paris", "aliases": ["Paris", "City of Light", "Paris"], "normalized_aliases": ["paris"]}
@@ -107,11 +111,69 @@ def test_code_is_scored_although_its_checker_cannot_be_loaded(benchmarks, tokeni
 
 
 def test_a_task_whose_target_is_no_text_is_refused(benchmarks, tokenizer, tmp_path, monkeypatch):
-    from fineline_jax.scoring import gold
-
     monkeypatch.setattr(gold, "_SOLUTIONS", {})
     with pytest.raises(UserError, match="'humaneval' names test programs instead of solutions"):
         pack.prepare("humaneval", tokenizer, tmp_path / "p", benchmarks=benchmarks)
+
+
+def definition(target: Any, choices: Any = None, delimiter: str = ": ", unsafe: bool = False) -> Any:
+    config = SimpleNamespace(unsafe_code=unsafe, doc_to_choice=choices)
+    shown = SimpleNamespace(target_delimiter=delimiter, doc_to_target="as shown")
+    return SimpleNamespace(
+        config=config, fewshot_cfg=shown, doc_to_choice=lambda doc: choices,
+        doc_to_target=lambda doc, rule: target if rule == "as shown" and doc["few_shot"] == "1" else "as asked",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("target", "choices", "prefix", "found"),
+    [
+        ("yes", None, None, [(": yes", "yes")]),
+        (["b", "a", "b", "", "c"], None, None, [(": b", "b"), (": a", "a"), (": c", "c")]),
+        (1, ["no", "maybe"], None, [(": maybe", "maybe")]),
+        # after what lm-eval has put before the answer: a space where there is none, and no delimiter
+        ("yes", None, "Answer:", [(" yes", "yes")]),
+        ("yes", None, "Answer: ", [("yes", "yes")]),
+        (["a", "b"], None, "The", [(" a", "a"), (" b", "b")]),
+    ],
+)
+def test_continuations_of_a_solution(target, choices, prefix, found):
+    assert gold.continuations("t", definition(target, choices), {}, prefix) == tuple(found)
+
+
+@pytest.mark.parametrize("target", ["", [], ["", ""], 3, ["a", 1], None])
+def test_a_target_that_is_no_solution_is_refused(target):
+    with pytest.raises(UserError, match="task 't' generates text and names no gold solution"):
+        gold.continuations("t", definition(target), {}, None)
+    with pytest.raises(UserError, match="task 't' names test programs instead of solutions"):
+        gold.continuations("t", definition("text", unsafe=True), {}, None)
+
+
+def test_delimiters_of_named_tasks_come_before_lm_evals():
+    humaneval = gold.continuations("humaneval_plus", definition("x", unsafe=True), CODE, None)
+    assert humaneval == ((CODE["canonical_solution"],) * 2,)
+    [(text, solution)] = gold.continuations("mbpp", definition("x", delimiter="|", unsafe=True), MBPP, None)
+    assert text == f"|{MBPP['code']}\n[DONE]" and solution == text[1:]
+    drop = gold.continuations("drop", definition("x", delimiter="|"), {"answers": [("1",), ("a", "b")]}, None)
+    assert drop == ((" 1", "1"), (" a, b", "a, b"))
+
+
+def test_checkers_are_held_a_place_only_while_definitions_are_loaded():
+    import evaluate
+
+    load, version, there = evaluate.load, importlib.metadata.version, set(sys.modules)
+    with gold.without_checkers():
+        assert importlib.metadata.version("antlr4-python3-runtime").startswith("4.11")
+        assert importlib.metadata.version("numpy") == version("numpy")
+        checker = evaluate.load("code_eval")
+        assert checker.compute(references=[], predictions=[], k=[1])[0] == {"pass@1": 0.0}
+        with pytest.raises(UserError, match="generated answers are not checked here"):
+            checker("2")
+        for name in gold._CHECKERS:
+            assert importlib.import_module(name)
+    assert evaluate.load is load and importlib.metadata.version is version
+    missing = [name for name in gold._CHECKERS if importlib.util.find_spec(name.partition(".")[0]) is None]
+    assert not set(missing) & set(sys.modules) and there <= set(sys.modules)
 
 
 def test_real_problems_keep_every_byte_of_their_solution(shared_data, tmp_path):

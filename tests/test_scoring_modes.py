@@ -141,13 +141,15 @@ def test_the_mode_is_part_of_the_pack_and_of_its_hash(benchmarks, tokenizer, tmp
 
 
 def test_a_metric_named_for_another_mode_is_read_as_its_counterpart(benchmarks, tokenizer, tmp_path):
-    found = []
-    for metric in ("acc", "acc_norm", "acc_raw", "acc_per_char", "acc_ppl"):
-        (tmp_path / "s.yaml").write_text(f"{{tasks: [{{task: piqa, metric: {metric}}}]}}")
-        made = (prepared(mode, benchmarks, tokenizer, tmp_path / "p", str(tmp_path / "s.yaml")) for mode in modes.MODES)
-        found.append([one.tasks[0]["metric"] for one in made])
-    raw, normed = ["acc", "acc_raw", "acc_ppl"], ["acc_norm", "acc_per_char", "acc_ppl"]
-    assert found == [raw, normed, raw, normed, ["acc", "acc_per_token", "acc_ppl"]]
+    named = {"piqa": "acc_norm", "arc_easy": "acc_raw", "winogrande": "acc_per_char", "truthfulqa_mc1": "acc_ppl"}
+    entries = ", ".join(f"{{task: {name}, metric: {metric}}}" for name, metric in named.items())
+    (tmp_path / "s.yaml").write_text(f"{{tasks: [{entries}]}}")
+    made = (prepared(mode, benchmarks, tokenizer, tmp_path / "p", str(tmp_path / "s.yaml")) for mode in modes.MODES)
+    assert [[row["metric"] for row in one.tasks] for one in made] == [
+        ["acc_norm", "acc", "acc_norm", "acc"],
+        ["acc_per_char", "acc_raw", "acc_per_char", "acc_per_token"],
+        ["acc_ppl"] * 4,
+    ]
 
 
 def test_bos_follows_the_policy_in_every_mode(benchmarks, tokenizer, tmp_path):
@@ -163,10 +165,10 @@ def test_a_suite_may_name_the_metrics_that_are_computed_and_no_others(mode, benc
     made = prepared(mode, benchmarks, tokenizer, tmp_path / "p")
     computed = metrics.of_tasks(made, *scores(made))
     assert all(set(modes.CHOICE_METRICS[mode]) == set(values) for values in computed.values())
-    file = tmp_path / "s.yaml"
     for metric in modes.CHOICE_METRICS[mode]:
-        file.write_text(f"{{tasks: [{{task: piqa, metric: {metric}}}]}}")
-        assert prepared(mode, benchmarks, tokenizer, tmp_path / "q", str(file)).tasks[0]["metric"] == metric
+        modes.check_metric(mode, "piqa", "multiple_choice", metric, (), False)
+        assert modes.first_metric(mode, "multiple_choice", metric) == metric
+    file = tmp_path / "s.yaml"
     file.write_text("{tasks: [{task: piqa, metric: pass_at_1}]}")
     with pytest.raises(UserError, match="task 'piqa' has no metric 'pass_at_1'; name one of acc"):
         prepared(mode, benchmarks, tokenizer, tmp_path / "q", str(file))
@@ -178,6 +180,74 @@ def test_wrong_modes_are_refused_by_name(benchmarks, tokenizer, tmp_path):
     for task in ("lambada_openai", "wikitext", "truthfulqa_mc2"):
         with pytest.raises(UserError, match=f"'{task}': mode opencompass-ppl compares the choices"):
             prepared("opencompass-ppl", benchmarks, tokenizer, tmp_path / "p", task)
+
+
+CHOICE, SINGLE, WHOLE, SOLUTIONS = "multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until"
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted", "first"),
+    [
+        (CHOICE, None, ("acc", "acc_per_char", "acc_ppl")),
+        (CHOICE, "acc", ("acc", "acc_raw", "acc_ppl")),
+        (CHOICE, "acc_norm", ("acc_norm", "acc_per_char", "acc_ppl")),
+        (CHOICE, "acc_raw", ("acc", "acc_raw", "acc_ppl")),
+        (CHOICE, "acc_per_char", ("acc_norm", "acc_per_char", "acc_ppl")),
+        (CHOICE, "acc_per_token", ("acc_per_token", "acc_per_token", "acc_ppl")),
+        (CHOICE, "acc_ppl", ("acc", "acc_per_token", "acc_ppl")),
+        (CHOICE, "margin", ("margin", "margin", "margin")),
+        (SINGLE, None, ("acc",) * 3),
+        (SINGLE, "perplexity", ("perplexity",) * 3),
+        (WHOLE, None, ("bits_per_byte",) * 3),
+        (WHOLE, "word_perplexity", ("word_perplexity",) * 3),
+        (SOLUTIONS, None, ("bits_per_byte",) * 3),
+        (SOLUTIONS, "acc", ("bits_per_byte",) * 3),
+        (SOLUTIONS, "greedy_match", ("greedy_match",) * 3),
+    ],
+)
+def test_the_first_metric_of_every_kind_of_task_in_every_mode(kind, wanted, first):
+    assert tuple(modes.first_metric(mode, kind, wanted) for mode in ("lm-eval", "olmes", "opencompass-ppl")) == first
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "own", "brings", "known"),
+    [
+        ("lm-eval", SINGLE, ["acc"], False, {"acc", "perplexity", "bits_per_byte"}),
+        ("olmes", WHOLE, [], False, {"word_perplexity", "byte_perplexity", "bits_per_byte"}),
+        ("lm-eval", SOLUTIONS, ["exact_match"], False, {"bits_per_byte", "bits_per_byte_best", "greedy_match"}),
+        ("lm-eval", CHOICE, ["pct", "acc"], True, {"pct", "acc"}),
+        ("lm-eval", CHOICE, ["f1", "mcc", "acc_mutual_info"], False,
+         {*modes.CHOICE_METRICS["lm-eval"], "f1", "mcc", "acc_mutual_info"}),
+        ("olmes", CHOICE, ["f1", "acc_mutual_info"], False, set(modes.CHOICE_METRICS["olmes"])),
+    ],
+)  # fmt: skip
+def test_metrics_that_a_suite_may_name(mode, kind, own, brings, known):
+    every = {metric for names in (*modes.CHOICE_METRICS.values(), *modes.TEXT_METRICS.values()) for metric in names}
+    counterparts = (
+        {"acc", "acc_norm", "acc_raw", "acc_per_char", "acc_per_token", "acc_ppl"} if kind == CHOICE else set()
+    )
+    for metric in every | {"f1", "mcc", "acc_mutual_info", "pct", "exact_match"}:
+        if metric in known:
+            modes.check_metric(mode, "t", kind, metric, own, brings)
+        elif brings or metric not in counterparts:
+            with pytest.raises(UserError, match=f"no metric '{metric}'; name one of {', '.join(sorted(known))}"):
+                modes.check_metric(mode, "t", kind, metric, own, brings)
+
+
+def test_what_else_a_mode_decides():
+    given = {mode: [modes.largest_context(mode, n) for n in (None, 512, 2048, 4096)] for mode in modes.MODES}
+    plain = [None, 512, 2048, 4096]
+    assert given == {"lm-eval": plain, "olmes": [2048, 512, 2048, 2048], "opencompass-ppl": plain}
+    weighted = {mode: modes.weighted_by_size(mode) for mode in modes.MODES}
+    assert weighted == {"lm-eval": True, "olmes": False, "opencompass-ppl": True}
+    for mode in modes.MODES:
+        for kind in (CHOICE, SINGLE, WHOLE, SOLUTIONS):
+            for own in (False, True):
+                if mode == "opencompass-ppl" and (kind != CHOICE or own):
+                    with pytest.raises(UserError, match="task 't': mode opencompass-ppl compares the choices"):
+                        modes.check_task(mode, "t", kind, own)
+                else:
+                    modes.check_task(mode, "t", kind, own)
 
 
 @pytest.mark.parametrize("mode", ["olmes", "opencompass-ppl"])

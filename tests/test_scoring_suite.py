@@ -7,7 +7,7 @@ from lm_eval.tasks._index import Entry, Kind, TaskIndex
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from fineline_jax.errors import UserError
-from fineline_jax.scoring import tasks
+from fineline_jax.scoring import modes, tasks
 from fineline_jax.scoring.suite import Suite, TaskSpec, open_suite, shipped_suites
 
 SUITES = {"core", "demo", "fineline", "mmlu", "olmes", "pythia"}
@@ -26,6 +26,72 @@ def test_shipped_suites_are_complete():
     assert domains == {
         "exam", "knowledge", "commonsense", "reading comprehension", "reasoning", "math", "code", "Chinese",
     }  # fmt: skip
+
+
+CHOICES = {  # of a question, as the papers of the data sets have them; lambada's is any word
+    2: "piqa winogrande boolq copa xstorycloze_en xstorycloze_zh xwinograd_zh xcopa_zh wsc crows_pairs_english"
+    " crows_pairs_french",
+    3: "social_iqa",
+    4: "hellaswag arc_easy arc_challenge openbookqa sciq race logiqa mmlu mmlu_continuation cmmlu ceval-valid",
+    5: "commonsense_qa",
+    float("inf"): "lambada_openai",
+}
+NORMED = "hellaswag piqa arc_easy arc_challenge openbookqa sciq logiqa"
+METRICS = {  # suite -> metric -> its tasks; of all others the first
+    "core": {"acc": "", "acc_norm": NORMED.removesuffix(" logiqa")},
+    "fineline": {
+        "acc": "", "acc_norm": NORMED,
+        "bits_per_byte": "triviaqa nq_open drop bbh_fewshot gsm8k minerva_math humaneval mbpp",
+    },
+    "mmlu": {"acc": ""},
+    "olmes": {"acc_per_char": "", "acc_raw": "boolq commonsense_qa winogrande"},
+    "pythia": {"acc": "", "acc_norm": "arc_challenge", "pct_stereotype": "crows_pairs_english crows_pairs_french"},
+}  # fmt: skip
+SHOTS = {
+    "core": {0: ""},
+    "fineline": {
+        0: "", 3: "bbh_fewshot mbpp", 4: "minerva_math", 5: "mmlu triviaqa nq_open gsm8k cmmlu ceval-valid",
+        7: "commonsense_qa", 25: "arc_challenge",
+    },
+    "mmlu": {5: ""},
+    "olmes": {5: ""},
+    "pythia": {0: ""},
+}  # fmt: skip
+ENGLISH = {
+    "exam": "mmlu mmlu_continuation agieval_nous arc_easy arc_challenge",
+    "knowledge": "triviaqa nq_open openbookqa sciq",
+    "commonsense": "hellaswag piqa winogrande social_iqa commonsense_qa copa xstorycloze_en wsc",
+    "reading comprehension": "race boolq lambada_openai drop",
+    "reasoning": "bbh_fewshot logiqa",
+    "math": "gsm8k minerva_math",
+    "code": "humaneval mbpp",
+    "Chinese": "cmmlu ceval-valid xstorycloze_zh xwinograd_zh xcopa_zh",
+    "stereotypes": "crows_pairs_english crows_pairs_french",
+}
+
+
+def chosen(table: dict[Any, str], task: str) -> Any:
+    """The key under which a task stands; else the first."""
+    return next((key for key, names in table.items() if task in names.split()), next(iter(table)))
+
+
+def test_shipped_suites_have_the_shots_metrics_domains_and_chances_of_their_sources():
+    for suite in shipped_suites():
+        if suite.name == "demo":  # see test_world_tasks
+            continue
+        assert suite.mode == ("olmes" if suite.name == "olmes" else "lm-eval")
+        for spec in suite.tasks:
+            place = (suite.name, spec.task)
+            assert spec.shots == chosen(SHOTS[suite.name], spec.task), place
+            assert spec.metric == chosen(METRICS[suite.name], spec.task), place
+            assert spec.domain == ("language" if place == ("pythia", "lambada_openai") else chosen(ENGLISH, spec.task))
+            if spec.chance is not None:
+                [choices] = [k for k, names in CHOICES.items() if spec.task in names.split()]
+                assert spec.chance == pytest.approx(1 / choices, abs=1e-6), place
+        named = {task for table in (METRICS, SHOTS) for names in table[suite.name].values() for task in names.split()}
+        assert named <= {spec.task for spec in suite.tasks}
+    sizes = {suite.name: len(suite.tasks) for suite in shipped_suites()}
+    assert sizes == {"core": 9, "demo": 16, "fineline": 30, "mmlu": 1, "olmes": 10, "pythia": 11}
 
 
 def leaves(entry: Any, index: dict[str, Entry]) -> list[Any]:
@@ -78,6 +144,34 @@ def test_a_list_of_tasks_borrows_from_the_shipped_suites():
     assert suite.tasks[2] == TaskSpec("my_task")
 
 
+def test_a_named_task_keeps_all_but_its_shots():
+    [spec] = open_suite("arc_challenge@7").tasks
+    assert spec == TaskSpec("arc_challenge", "exam", 7, "acc_norm", 0.25)
+    [spec] = open_suite("arc_challenge@0").tasks
+    assert spec.shots == 0
+    # of the first suite by name that knows it: pythia would say acc, fineline 25 shots
+    assert open_suite("arc_challenge").tasks[0].shots == 0 and open_suite("piqa").tasks[0].metric == "acc_norm"
+    assert open_suite("crows_pairs_french").tasks[0].metric == "pct_stereotype"
+    # olmes names metrics that other modes do not have
+    assert open_suite("mmlu_continuation").tasks == (TaskSpec("mmlu_continuation"),)
+    assert [open_suite(text).name for text in ("piqa", "piqa@2", "piqa,copa")] == ["piqa", "piqa@2", "custom"]
+    assert all(open_suite(text).mode == "lm-eval" for text in ("piqa", "piqa,copa"))
+
+
+def test_every_key_of_a_suite_file_arrives_where_it_belongs(tmp_path):
+    path = tmp_path / "mine.yml"
+    path.write_text(
+        "{mode: olmes, tasks: [{task: a, domain: d, shots: 3, metric: m, chance: 1}, b, {task: c, chance: 0}]}"
+    )
+    assert open_suite(str(path)) == Suite(
+        "mine",
+        (TaskSpec("a", "d", 3, "m", 1), TaskSpec("b", "other", None, None, None), TaskSpec("c", chance=0)),
+        "olmes",
+    )
+    path.write_text("{name: called, tasks: [{task: a, shots: 0}]}")
+    assert open_suite(path) == Suite("called", (TaskSpec("a", shots=0),), modes.MODES[0])
+
+
 def test_a_suite_in_the_working_directory_comes_first(tmp_path, monkeypatch):
     (tmp_path / "configs/suites").mkdir(parents=True)
     (tmp_path / "configs/suites/core.yaml").write_text("name: mine\ntasks: [piqa]\n")
@@ -93,6 +187,12 @@ def test_a_suite_in_the_working_directory_comes_first(tmp_path, monkeypatch):
         ("tasks: [{task: a, shot: 3}]", "unknown key 'shot'"),
         ("tasks: [{task: a, shots: '3'}]", "wrong type"),
         ("tasks: [{task: a, chance: 25}]", "between 0 and 1"),
+        ("tasks: [{task: a, chance: 1.01}]", "between 0 and 1"),
+        ("tasks: [{task: a, chance: -0.01}]", "between 0 and 1"),
+        ("tasks: [{task: a, shots: -1}]", "at least 0"),
+        ("tasks: [{task: a, shots: true}]", "wrong type"),
+        ("tasks: [{task: a, metric: 1}]", "wrong type"),
+        ("tasks: [{task: 1}]", "needs a `task`"),
         ("tasks: [{domain: a}]", "needs a `task`"),
         ("tasks: [a, a]", "twice"),
         ("tasks: [", "not valid YAML"),
@@ -106,3 +206,12 @@ def test_a_wrong_suite_file_is_refused_by_name(tmp_path, text, message):
     with pytest.raises(UserError, match=message) as error:
         open_suite(path)
     assert "wrong" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "is empty"), (" , ", "is empty"), ("a@", "task@shots"), ("a@-1", "task@shots"), ("a@x", "task@shots")],
+)
+def test_a_wrong_list_of_tasks_is_refused(text, message):
+    with pytest.raises(UserError, match=message):
+        open_suite(text)

@@ -42,26 +42,26 @@ def weights(seed: int = 0) -> dict:
     return outer | {"layers": layers, "head": normal(c.width, c.vocab_size, scale=0.8)}
 
 
-def logits_of(params: dict, tokens: list[int]) -> np.ndarray:
+def logits_of(params: dict, tokens: list[int], config: ModelConfig = CONFIG) -> np.ndarray:
     """[length, vocabulary] in float64 (2302.13971: RMSNorm, rotary positions in halves, SwiGLU, grouped queries)."""
     p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
-    norm = lambda x, scale: x / np.sqrt((x * x).mean(-1, keepdims=True) + CONFIG.norm_eps) * scale
-    half, length = CONFIG.head_dim // 2, len(tokens)
-    angle = np.arange(length)[:, None] * CONFIG.rope_theta ** (-np.arange(half) / half)
+    norm = lambda x, scale: x / np.sqrt((x * x).mean(-1, keepdims=True) + config.norm_eps) * scale
+    half, length = config.head_dim // 2, len(tokens)
+    angle = np.arange(length)[:, None] * config.rope_theta ** (-np.arange(half) / half)
     cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
     turn = lambda x: np.concatenate(
         [x[..., :half] * cos - x[..., half:] * sin, x[..., half:] * cos + x[..., :half] * sin], -1
     )
     x = p["embed"][tokens]
-    for i in range(CONFIG.layers):
+    for i in range(config.layers):
         w = {name: leaf[i] for name, leaf in p["layers"].items()}
         y = norm(x, w["attention_norm"])
         q, k, v = (np.einsum("sd,dhk->shk", y, w[name]) for name in "qkv")
         q, k = turn(q), turn(k)
         mixed = np.empty_like(q)
-        for head in range(CONFIG.heads):
-            of_group = head // (CONFIG.heads // CONFIG.kv_heads)
-            scores = q[:, head] @ k[:, of_group].T / np.sqrt(CONFIG.head_dim)
+        for head in range(config.heads):
+            of_group = head // (config.heads // config.kv_heads)
+            scores = q[:, head] @ k[:, of_group].T / np.sqrt(config.head_dim)
             scores[~np.tri(length, dtype=bool)] = -np.inf
             mixed[:, head] = scipy.special.softmax(scores, axis=1) @ v[:, of_group]
         x = x + np.einsum("shk,hkd->sd", mixed, w["o"])

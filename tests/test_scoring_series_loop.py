@@ -1,0 +1,693 @@
+"""What happens around the model when a series is scored: which checkpoints, which files and headers, what is told.
+
+The model is played: its log-likelihoods follow from its weights and the requests.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import shutil
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from series_examples import CONFIG, fresh_params, one_device
+
+from fineline_jax import progress
+from fineline_jax.checkpoints import series as checkpoint_series
+from fineline_jax.checkpoints.hub import export_hf
+from fineline_jax.checkpoints.registry import Scoring
+from fineline_jax.checkpoints.remote import Remote
+from fineline_jax.checkpoints.series import Checkpoint, Series, open_series
+from fineline_jax.errors import UserError
+from fineline_jax.models.config import ModelConfig
+from fineline_jax.scoring import kept, pack, scorer, scores, watching
+from fineline_jax.scoring.pack import Pack
+from fineline_jax.scoring.parts import WHOLE, Part, part_of
+
+NAMES = ("step1-tokens2B", "step2-tokens4B", "step3-tokens6B")
+LENGTHS = [CONFIG.context + n for n in (-2, -1, 0, 1)]
+"""Of the contexts; each has two targets."""
+
+
+def packed(**manifest: Any) -> Pack:
+    """Four requests of one task, made without a tokenizer."""
+    numbers = lambda rows, kind: pa.array(rows, kind)
+    contexts = {"context": range(4), "text": [""] * 4, "tokens": [[1] * length for length in LENGTHS]}
+    requests = {"request": range(4), "task": ["a"] * 4, "doc": range(4), "choice": [0] * 4, "context": range(4),
+                "text": [""] * 4, "tokens": [[2, 3]] * 4}  # fmt: skip
+    tables = []
+    for name, columns in (("contexts", contexts), ("requests", requests), ("documents", {})):
+        schema = pack.SCHEMAS[name]
+        arrays = [numbers(list(columns.get(field.name, [])), field.type) for field in schema]
+        tables.append(pa.Table.from_arrays(arrays, schema=schema))
+    tokenizer = {"sha256": "0", "size": CONFIG.vocab_size, "adds_bos": True}
+    tasks = [{"task": "a", "output_type": "x", "shots": 0}]
+    plain = {"format": pack.FORMAT, "mode": "lm-eval", "max_context": None, "prefix_token": 0, "tokenizer": tokenizer,
+             "tasks": tasks, "groups": [], "suite": "s", "bos": "auto"}  # fmt: skip
+    made = Pack(plain | manifest, *tables)
+    made.manifest["hash"] = pack.content_hash(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("series") / "run"
+    for step, name in enumerate(NAMES, start=1):
+        with jax.set_mesh(one_device()):
+            export_hf(CONFIG, fresh_params(step), folder / name)
+    return folder
+
+
+@pytest.fixture
+def run(released, tmp_path) -> Path:
+    shutil.copytree(released, tmp_path / "run")
+    return tmp_path / "run"
+
+
+@dataclasses.dataclass
+class Model:
+    """What was scored, with what."""
+
+    asked: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    bars: list[list[Any]] = dataclasses.field(default_factory=list)
+    """[name, total, unit, done, notes] of each progress bar; done grows"""
+    wrong: int = 0
+    """How many log-likelihoods are no numbers"""
+
+    def score(
+        self, requests: Pack, config: ModelConfig, params: dict, mesh: Any, dtype: str = "float32", **options: Any
+    ):
+        count = requests.requests.num_rows
+        told = {"dtype": dtype, "stored": str(params["embed"].dtype), "mesh": mesh, "config": config}
+        self.asked.append(told | {name: value for name, value in options.items() if name != "advance"})
+        for _ in range(count):
+            options.get("advance", lambda amount: None)(1)
+        found = -np.arange(1, count + 1) * abs(float(params["embed"].astype("float32")[0, 0])) / 3
+        found[: self.wrong] = np.nan
+        return found, np.arange(count) % 3 == 0
+
+    def bar(self, name: str, total: int, unit: str, done: int = 0) -> Any:
+        entry = [name, total, unit, done, []]
+        self.bars.append(entry)
+
+        def advance(amount: int, note: str = "") -> None:
+            entry[3] += amount
+            entry[4] += [note] if note and note not in entry[4] else []
+
+        return contextlib.nullcontext(advance)
+
+
+@pytest.fixture
+def model(monkeypatch) -> Model:
+    played = Model()
+    monkeypatch.setattr(scorer, "score_params", played.score)
+    monkeypatch.setattr(progress, "bar", played.bar)
+    return played
+
+
+def score(run: Path | str, out: Path, requests: Pack | None = None, **options: Any) -> list[Path]:
+    return scorer.score_parts([open_series(str(run))], requests or packed(), out, one_device(), **options)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.parquet")}
+
+
+# Headers and keys
+
+
+def test_a_file_says_what_was_scored_and_how(run, model, tmp_path):
+    files = score(run, tmp_path / "out")
+    assert [path.relative_to(tmp_path / "out").as_posix() for path in files] == [
+        f"run/{name}.parquet" for name in NAMES
+    ]
+    checkpoints = open_series(str(run)).checkpoints
+    for number, (path, checkpoint) in enumerate(zip(files, checkpoints, strict=True), start=1):
+        found = scores.read(path)
+        weights = checkpoint_series.identity(checkpoint)
+        assert found.header == scores.Header(
+            series="run", checkpoint=NAMES[number - 1], step=number, tokens=2_000_000_000 * number, context=96,
+            key=scores.Key(weights, packed().hash, "float32", "auto", "tree-4"),
+            version=checkpoint_series.version(checkpoint), engine="tree", engine_reason="", location=str(run),
+        )  # fmt: skip
+        table = pq.read_table(path)
+        assert [(field.name, str(field.type)) for field in table.schema] == [
+            ("request", "int32"), ("loglikelihood", "double"), ("is_greedy", "bool"),
+        ]  # fmt: skip
+        assert table["request"].to_pylist() == [0, 1, 2, 3] and found.is_greedy.tolist() == [True, False, False, True]
+        loaded, _ = model.score(packed(), CONFIG, checkpoint_series.load(checkpoint, one_device())[1], None)
+        assert found.loglikelihood.tolist() == loaded.tolist(), "every bit of float64"
+    assert len({path.read_bytes() for path in files}) == 3
+
+
+def test_every_checkpoint_is_computed_as_asked(run, model, tmp_path):
+    score(run, tmp_path / "out", dtype="bfloat16", batch_tokens=77)
+    expected = {"dtype": "bfloat16", "stored": "bfloat16", "mesh": one_device(), "config": CONFIG, "batch_tokens": 77}
+    assert model.asked == [expected] * 3
+    assert {scores.read_header(path).key.dtype for path in (tmp_path / "out/run").iterdir()} == {"bfloat16"}
+    with pytest.raises(UserError, match="--batch-tokens 0 must be at least 1"):
+        score(run, tmp_path / "out", batch_tokens=0)
+
+
+CHANGES = {"weights": "another", "pack": "another", "dtype": "bfloat16", "bos": "never", "engine": "another"}
+
+
+@pytest.mark.parametrize("part", CHANGES)
+def test_scores_of_another_key_are_made_again_and_of_the_same_not(run, model, tmp_path, part):
+    """Each of the five parts, as a file that is there already would have it."""
+    score(run, tmp_path / "out")
+    path = tmp_path / "out/run" / f"{NAMES[1]}.parquet"
+    before = contents(tmp_path / "out/run")
+    found = scores.read(path)
+    other = dataclasses.replace(found.header.key, **{part: CHANGES[part]})
+    scores.write(tmp_path / "out", dataclasses.replace(found, header=dataclasses.replace(found.header, key=other)))
+    # For other weights the version tells; one that is the same is believed.
+    os.utime(run / NAMES[1] / "model.safetensors", ns=(1, 1))
+    score(run, tmp_path / "out")
+    assert len(model.asked) == 4
+    after = contents(tmp_path / "out/run")
+    changed = scores.read_header(path)
+    assert changed.key == found.header.key and {name: after[name] for name in after if name != path.name} == {
+        name: before[name] for name in before if name != path.name
+    }
+
+
+def test_a_dtype_or_an_engine_of_ones_own_asks_for_other_scores(run, model, tmp_path, monkeypatch):
+    score(run, tmp_path / "out")
+    score(run, tmp_path / "out", dtype="bfloat16")
+    assert len(model.asked) == 6
+    monkeypatch.setattr(scorer, "ENGINE", "next")
+    score(run, tmp_path / "out", dtype="bfloat16")
+    assert len(model.asked) == 9
+    with pytest.raises(UserError, match="holds scores of another request pack"):
+        score(run, tmp_path / "out", packed(max_context=50))
+    score(run, tmp_path / "out", packed(bos="never"), dtype="bfloat16")
+    assert len(model.asked) == 12, "the hash of the pack does not hold its policy"
+
+
+def test_what_is_recognised_without_reading_has_the_version_of_now(run, model, tmp_path):
+    [path, *_] = score(run, tmp_path / "out")
+    header, checkpoint = scores.read_header(path), open_series(str(run)).checkpoints[0]
+    key = lambda weights: dataclasses.replace(header.key, weights=weights)
+    assert scorer.recognised(header, checkpoint, key)
+    assert not scorer.recognised(None, checkpoint, key)
+    assert not scorer.recognised(dataclasses.replace(header, version=""), checkpoint, key)
+    assert not scorer.recognised(dataclasses.replace(header, version="older"), checkpoint, key)
+    assert not scorer.recognised(header, checkpoint, lambda weights: dataclasses.replace(header.key, dtype="x"))
+    (run / NAMES[0] / "model.safetensors").unlink()
+    assert not scorer.recognised(header, checkpoint, key)
+
+
+def test_the_same_weights_with_another_time_keep_their_scores_and_get_a_new_version(run, model, tmp_path):
+    score(run, tmp_path / "out")
+    moved = tmp_path / "moved" / "run"
+    shutil.copytree(run, moved)
+    for name in NAMES:
+        os.utime(moved / name / "model.safetensors", ns=(5, 5))
+    before = {path.name: scores.read(path) for path in (tmp_path / "out/run").iterdir()}
+    score(moved, tmp_path / "out")
+    assert len(model.asked) == 3
+    for checkpoint in open_series(str(moved)).checkpoints:
+        old, new = (
+            before[f"{checkpoint.name}.parquet"],
+            scores.read(scores.path_of(tmp_path / "out", "run", checkpoint.name)),
+        )
+        version = checkpoint_series.version(checkpoint)
+        assert new.header == dataclasses.replace(old.header, version=version, location=str(moved))
+        assert new.loglikelihood.tobytes() == old.loglikelihood.tobytes()
+
+
+# What is told
+
+
+def test_the_log_has_the_seconds_in_the_model_and_all_others(run, model, tmp_path, monkeypatch, caplog):
+    """A clock of our own: 5 s until the first model begins, 3 s in it, then 1 s and 3 s each."""
+    now = [100.0]
+
+    def score_params(*arguments: Any, **options: Any) -> Any:
+        now[0] += 3
+        return model.score(*arguments, **options)
+
+    each = scorer.open_each
+
+    def opened(*arguments: Any) -> Iterator[Any]:
+        now[0] += 4
+        for one in each(*arguments):
+            now[0] += 1
+            yield one
+
+    monkeypatch.setattr(scorer, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(scorer, "score_params", score_params)
+    monkeypatch.setattr(scorer, "open_each", opened)
+    with caplog.at_level(logging.INFO):
+        score(run, tmp_path / "out")
+    lines = [json.loads(line) for line in (tmp_path / "out/log.jsonl").read_text().splitlines()]
+    assert lines == [
+        {"series": "run", "checkpoint": name, "requests": 4, "model_seconds": 3.0, "other_seconds": other}
+        for name, other in zip(NAMES, (5.0, 1.0, 1.0), strict=True)
+    ]
+    assert "run: 3 checkpoints scored in 16s, 43.8% of it outside the model" in caplog.text
+    caplog.clear()
+    score(run, tmp_path / "out")
+    assert "scored in" not in caplog.text and len((tmp_path / "out/log.jsonl").read_text().splitlines()) == 3
+
+
+def test_the_bar_reaches_its_end_whatever_becomes_of_the_checkpoints(run, model, tmp_path, caplog):
+    """One done before, one damaged, one with another time, one to be scored."""
+    with jax.set_mesh(one_device()):
+        export_hf(CONFIG, fresh_params(4), run / "step4-tokens8B")
+    score(f"{run}@step[13]*", tmp_path / "out")
+    assert [bar[:4] for bar in model.bars] == [["score run", 8, "requests", 8]]
+    cut = ", 2 requests cut to 96 tokens"
+    assert model.bars[0][4] == [f"checkpoint 1 of 2: {NAMES[0]}{cut}", f"checkpoint 2 of 2: {NAMES[2]}{cut}"]
+    (run / NAMES[1] / "model.safetensors").write_bytes(b"x")
+    os.utime(run / NAMES[2] / "model.safetensors", ns=(1, 1))
+    with pytest.raises(scorer.NotAllScored):
+        score(run, tmp_path / "out")
+    assert model.bars[1][:4] == ["score run", 16, "requests", 16] and len(model.asked) == 3
+    named = zip((1, 2, 3), (*NAMES[1:], f"step4-tokens8B{cut}"), strict=True)
+    assert model.bars[1][4] == [f"checkpoint {number} of 3: {name}" for number, name in named]
+    assert f"run/{NAMES[1]} is passed over: " in caplog.text
+
+
+def test_log_likelihoods_that_are_no_numbers_are_told_and_kept(run, model, tmp_path, caplog):
+    model.wrong = 3
+    [path] = score(f"{run}@{NAMES[0]}", tmp_path / "out")
+    assert f"run/{NAMES[0]}: 3 log-likelihoods are no numbers; see its weights" in caplog.text
+    assert np.isnan(scores.read(path).loglikelihood).tolist() == [True, True, True, False]
+    caplog.clear()
+    model.wrong = 0
+    score(f"{run}@{NAMES[1]}", tmp_path / "out")
+    assert "no numbers" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("wanted", "asked", "adds", "warned"),
+    [
+        ("auto", "never", True, ""), ("always", "auto", True, ""), ("always", "auto", False, "never"),
+        ("never", "auto", False, ""), ("never", "auto", True, "always"), ("always", "always", False, ""),
+        ("never", "always", False, "always"),
+    ],
+)  # fmt: skip
+def test_a_pack_of_another_bos_policy_than_the_registered_one_is_told(wanted, asked, adds, warned, caplog):
+    made = packed(bos=asked, tokenizer={"sha256": "0", "size": 9, "adds_bos": adds})
+    one = Series("s", (), Scoring(bos=wanted, notes=("Read me.",)))
+    with caplog.at_level(logging.INFO):
+        scorer.tell_policy(one, made)
+    assert "s: Read me." in caplog.text
+    assert (f"its entry wants --bos {wanted}, the pack has --bos {warned}" in caplog.text) == bool(warned)
+    assert ("wants --bos" in caplog.text) == bool(warned)
+
+
+def test_the_context_is_the_packs_word_and_olmes_cuts_at_the_smaller():
+    contexts = {
+        (mode, asked): scorer.model_context(packed(mode=mode, max_context=asked), CONFIG)
+        for mode, asked in (("lm-eval", None), ("lm-eval", 50), ("lm-eval", 500), ("olmes", 50), ("olmes", 2048))
+    }
+    assert list(contexts.values()) == [96, 50, 500, 50, 96]
+
+
+def test_a_token_just_beyond_the_vocabulary_is_refused():
+    made = packed()  # its largest token is 3
+    config = dataclasses.replace(CONFIG, vocab_size=3)
+    with pytest.raises(UserError, match="the pack holds token 3, the model has 3"):
+        scorer.score_params(made, config, {}, one_device())
+    with pytest.raises(UserError, match="--batch-tokens 0"):
+        scorer.score_params(made, dataclasses.replace(CONFIG, vocab_size=4), {}, one_device(), batch_tokens=0)
+    scorer.check_batch_tokens(1)
+
+
+def test_a_state_space_model_has_the_plain_engine(monkeypatch):
+    """A row can hold one request only. The other models have the tree, if the plain one is not asked for."""
+    mamba = types.SimpleNamespace(mixer="mamba", vocab_size=512, context=8)
+    assert scorer.pick_engine(mamba)[0] == "rows" and "state-space" in scorer.pick_engine(mamba)[1]
+    assert scorer.pick_engine(CONFIG) == ("tree", "")
+    with pytest.raises(UserError, match="engine='tree' cannot compute this model: a state-space layer"):
+        scorer.score_params(packed(), mamba, {}, one_device(), engine="tree")  # type: ignore[arg-type]
+    for name in ("rows", "tree"):
+        called = lambda *arguments, name=name, **options: (name, arguments[3:], options)
+        monkeypatch.setattr(scorer, f"score_{name}", called)
+    engines = {}
+    advance = lambda requests: None
+    for config, context in ((mamba, 8), (CONFIG, 96)):
+        for engine in ("auto", "rows", "tree"):
+            if (config, engine) != (mamba, "tree"):
+                name, (given, mesh, dtype), options = scorer.score_params(
+                    packed(), config, {}, one_device(), "bfloat16", engine=engine, batch_tokens=5, attend="splash",
+                    advance=advance,
+                )  # type: ignore  # fmt: skip
+                assert (given, mesh, dtype) == (context, one_device(), "bfloat16")
+                assert options == {"batch_tokens": 5, "advance": advance} | (
+                    {"attend": "splash"} if name == "rows" else {}
+                )
+                engines[config is mamba, engine] = name
+    assert engines == {(True, "auto"): "rows", (True, "rows"): "rows", (False, "auto"): "tree", (False, "rows"): "rows",
+                       (False, "tree"): "tree"}  # fmt: skip
+
+
+# Parts and several series
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 7])
+def test_over_all_parts_every_checkpoint_of_every_series_is_scored_once(run, model, tmp_path, count):
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    shutil.rmtree(other / NAMES[2])
+    found = [open_series(str(folder)) for folder in (run, other)]
+    files: list[set[str]] = []
+    for index in range(count):
+        scored = scorer.score_parts(found, packed(), tmp_path / "out", one_device(), part=Part(index, count))
+        files.append({path.relative_to(tmp_path / "out").as_posix() for path in scored})
+    everyone = [f"run/{name}.parquet" for name in NAMES] + [f"other/{name}.parquet" for name in NAMES[:2]]
+    assert sorted(name for part in files for name in part) == sorted(everyone) and len(model.asked) == 5
+    # The second series begins one machine later, so that many short series are spread too.
+    for place, (name, size) in enumerate((("run", 3), ("other", 2))):
+        for number in range(size):
+            assert f"{name}/{NAMES[number]}.parquet" in files[(number + place) % count]
+
+
+def test_those_that_failed_in_any_series_are_named_at_the_end(run, model, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    for place in (run / NAMES[0], other / NAMES[2]):
+        (place / "model.safetensors").write_bytes(b"x")
+    found = [open_series(str(folder)) for folder in (run, other)]
+    with pytest.raises(scorer.NotAllScored) as raised:
+        scorer.score_parts(found, packed(), tmp_path / "out", one_device())
+    assert raised.value.exit_status == 1
+    assert [one.checkpoint.name for one in raised.value.failed] == [NAMES[0], NAMES[2]]
+    said = str(raised.value)
+    assert said.startswith("2 checkpoints could not be opened: ")
+    assert f"run/{NAMES[0]} (" in said and f"other/{NAMES[2]} (" in said
+    assert len(contents(tmp_path / "out/run")) == len(contents(tmp_path / "out/other")) == 2
+
+
+def test_of_many_that_failed_eight_have_their_reasons():
+    made = lambda n: types.SimpleNamespace(checkpoint=Checkpoint("s", f"c{n}", n, n, Path(), "hf"), reason=f"why{n}")
+    said = str(scorer.NotAllScored([made(n) for n in range(9)]))
+    assert all(f"s/c{n} (why{n})" in said for n in range(8)) and "s/c8;" in said and "why8" not in said
+
+
+def test_what_a_killed_run_left_of_finished_checkpoints_is_removed(run, model, tmp_path, monkeypatch):
+    discarded: list[str] = []
+    monkeypatch.setattr(checkpoint_series, "discard", lambda checkpoint: discarded.append(checkpoint.name))
+    score(f"{run}@{NAMES[1]}", tmp_path / "out")
+    assert discarded == [NAMES[1]]
+    score(run, tmp_path / "out")
+    assert discarded == [NAMES[1], NAMES[1], NAMES[0], NAMES[2]], "first what is done, then each when it is scored"
+
+
+@pytest.mark.parametrize("variables, expected", [
+    ({"CLOUD_RUN_TASK_INDEX": "0", "CLOUD_RUN_TASK_COUNT": "2"}, Part(0, 2)),
+    ({"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "4"}, Part(3, 4)),
+    ({"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_MIN": "3", "SLURM_ARRAY_TASK_COUNT": "1"}, Part(0, 1)),
+    ({"JOB_COMPLETION_INDEX": "1", "JOB_COMPLETIONS": "2", "BATCH_TASK_INDEX": "0", "BATCH_TASK_COUNT": "9"},
+     Part(1, 2)),
+    ({"TPU_WORKER_ID": "1", "TPU_WORKER_HOSTNAMES": "a,b,", "SLURM_PROCID": "0", "SLURM_NTASKS": "9"}, Part(1, 2)),
+    ({"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_COUNT": "2", "SLURM_PROCID": "0", "SLURM_NTASKS": "9"}, Part(1, 2)),
+])  # fmt: skip
+def test_the_first_index_that_the_job_has_is_taken(variables, expected):
+    assert part_of("auto", variables) == expected == part_of(f"auto/{expected.count}", variables)
+    assert part_of(f"{expected.index + 1}/{expected.count}", {}) == expected
+
+
+@pytest.mark.parametrize("text, variables", [
+    ("1/0", {}), ("0/0", {}), ("auto/0", {"JOB_COMPLETION_INDEX": "0"}), ("-1/2", {}), ("3/2", {}), ("auto/x", {}),
+    ("auto", {"SLURM_ARRAY_TASK_ID": "4", "SLURM_ARRAY_TASK_COUNT": "4"}), ("auto", {"TPU_WORKER_ID": "0"}),
+    ("auto", {"JOB_COMPLETION_INDEX": "2", "JOB_COMPLETIONS": "2"}), ("auto", {"JOB_COMPLETION_INDEX": "one"}),
+])  # fmt: skip
+def test_a_part_beyond_the_last_is_refused(text, variables):
+    with pytest.raises(UserError, match="--part"):
+        part_of(text, variables)
+
+
+# The store
+
+
+def some_scores(name: str = "c", series: str = "s") -> scores.Scores:
+    key = scores.Key("w", "p", "float32", "auto", "e")
+    header = scores.Header(series, name, None, None, 9, key, "v", "rows", "why", "there")
+    return scores.Scores(header, np.array([-1e-17 - 3, -np.inf]), np.array([True, False]))
+
+
+def test_a_file_is_read_as_it_was_written(tmp_path):
+    path = scores.write(tmp_path, some_scores("a/b", "org/name"))
+    assert path == tmp_path / "org__name" / "a__b.parquet"
+    found = scores.read(path)
+    assert found.header == some_scores("a/b", "org/name").header
+    assert found.loglikelihood.tobytes() == some_scores().loglikelihood.tobytes() and found.is_greedy.tolist() == [
+        True,
+        False,
+    ]
+    assert (
+        scores.header_of(tmp_path, "org/name", "a/b") == found.header and scores.header_of(tmp_path, "s", "c") is None
+    )
+    compression = pq.ParquetFile(path).metadata.row_group(0).column(1).compression
+    assert compression == "ZSTD"
+    (path.parent / ".a__b.parquet.1.partial").write_bytes(b"left by a killed process")
+    (path.parent / ".other.parquet").write_bytes(b"of another")
+    scores.write(tmp_path, some_scores("a/b", "org/name"))
+    assert sorted(one.name for one in path.parent.iterdir()) == [".other.parquet", "a__b.parquet"]
+    scores.write(tmp_path, some_scores("Z", "org/name"))
+    assert [header.checkpoint for header in scores.headers_of(tmp_path, "org/name")] == ["Z", "a/b"]
+    assert scores.headers_of(tmp_path, "nothing") == []
+
+
+def test_a_file_that_holds_no_scores_is_named(tmp_path):
+    path = scores.write(tmp_path, some_scores())
+    table = pq.read_table(path)
+    content = path.read_bytes()
+    pq.write_table(table.replace_schema_metadata({}), path)
+    with pytest.raises(UserError, match=r"c\.parquet: not a score file"):
+        scores.read(path)
+    pq.write_table(table.replace_schema_metadata({b"fineline": b'{"series": "s"}'}), path)
+    with pytest.raises(UserError, match="not a score file"):
+        scores.headers_of(tmp_path, "s")
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match="not a score file"):
+        scores.header_of(tmp_path, "s", "c")
+
+
+def test_score_files_are_all_but_the_pack_and_what_is_half_written(tmp_path):
+    with pytest.raises(UserError, match="no scores here"):
+        scores.score_files(tmp_path)
+    pack.save(packed(), tmp_path / "pack")
+    pack.save(packed(), tmp_path / ".pack.1.partial")
+    for series, name in (("b", "x"), ("a", "z"), ("a", "y"), ("packs", "q")):
+        scores.write(tmp_path, some_scores(name, series))
+    (tmp_path / "a" / ".y.parquet.1.partial").touch()
+    (tmp_path / "a" / ".hidden.parquet").touch()
+    found = [path.relative_to(tmp_path).as_posix() for path in scores.score_files(tmp_path)]
+    assert found == ["a/y.parquet", "a/z.parquet", "b/x.parquet", "packs/q.parquet"]
+
+
+def test_the_pack_beside_the_scores_is_theirs(tmp_path, monkeypatch):
+    out, mine, other = tmp_path / "deep" / "out", packed(), packed(max_context=50)
+    scores.check_pack(out, mine)
+    assert not (tmp_path / "deep").exists(), "a check writes nothing"
+    scores.keep_pack(out, mine)
+    assert pack.load(out / "pack").manifest == mine.manifest
+    scores.keep_pack(out, other)
+    assert pack.load(out / "pack").hash == other.hash, "of a run that ended before its first checkpoint"
+    scores.check_pack(out, mine)
+    scores.write(out, some_scores())
+    for refuse in (scores.keep_pack, scores.check_pack):
+        with pytest.raises(UserError, match="holds scores of another request pack"):
+            refuse(out, other)
+    renamed = Pack(
+        mine.manifest | {"groups": [{"group": "g", "tasks": ["a"]}]}, mine.contexts, mine.requests, mine.documents
+    )
+    scores.keep_pack(out, renamed)
+    assert pack.load(out / "pack").manifest["groups"], "other domains for the same requests are taken over"
+    before = (out / "pack/manifest.json").stat().st_ino
+    scores.keep_pack(out, renamed)
+    assert (out / "pack/manifest.json").stat().st_ino == before
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    with pytest.raises(UserError, match="is no writable folder"):
+        scores.check_pack(out, renamed)
+
+
+def test_two_machines_may_put_the_pack_there_at_once(tmp_path, monkeypatch):
+    write_files = pack.write_files
+
+    def another_is_first(made: Pack, folder: Path) -> None:
+        write_files(made, folder)
+        monkeypatch.setattr(pack, "write_files", write_files)
+        pack.save(packed(), tmp_path / "pack")
+
+    monkeypatch.setattr(pack, "write_files", another_is_first)
+    scores.keep_pack(tmp_path, packed())
+    assert pack.load(tmp_path / "pack").hash == packed().hash
+    assert [path.name for path in tmp_path.iterdir()] == ["pack"]
+
+
+def test_lines_of_the_log_are_added(tmp_path):
+    for number in range(2):
+        scores.note(tmp_path, {"checkpoint": f"Fäden{number}"})
+    assert [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [
+        {"checkpoint": "Fäden0"}, {"checkpoint": "Fäden1"}
+    ]  # fmt: skip
+
+
+# Watching, by a clock of our own
+
+
+class Run:
+    """A run whose checkpoints come at given seconds; scoring one takes `seconds`."""
+
+    def __init__(self, monkeypatch, comes: dict[str, float], kept_steps: frozenset[int] | None, seconds: float = 0):
+        self.now, self.comes, self.seconds = 1000.0, {name: 1000 + at for name, at in comes.items()}, seconds
+        self.slept: list[float] = []
+        self.scored: list[list[str]] = []
+        monkeypatch.setattr(watching, "time", types.SimpleNamespace(sleep=self.sleep, monotonic=lambda: self.now))
+        monkeypatch.setattr(watching, "_complete", self.complete)
+        monkeypatch.setattr(watching, "_kept_steps", lambda run: kept_steps)
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+    def complete(self, run: Path) -> Series:
+        there = [name for name, at in self.comes.items() if at <= self.now]
+        return Series("run", tuple(Checkpoint("run", name, None, None, run / name, "orbax") for name in there))
+
+    def score(self, found: list[Series], part: Part) -> list[Path]:
+        self.now += self.seconds
+        self.scored.append([checkpoint.name for checkpoint in found[0].checkpoints])
+        return [Path(name) for name in part.of(self.scored[-1])]
+
+
+def test_a_new_checkpoint_sets_the_clock_of_the_watch_back(monkeypatch, tmp_path, caplog):
+    """Each comes 25 s after the one before, in a watch that ends after 30 s without one."""
+    run = Run(monkeypatch, {"step0": 0, "step2": 25, "step4": 50, "step6": 75}, frozenset({0, 2, 4, 6, 8}))
+    assert watching.watch_run(tmp_path, run.score, WHOLE, 30) == 4
+    assert run.now == 1000 + 80 + 30, "seen at 80, looked at every ten seconds"
+    assert set(run.slept) == {10.0} and [len(names) for names in run.scored] == [1, 2, 3, 4]
+    assert "no new checkpoint for 30s; run the same command again to go on" in caplog.text
+
+
+def test_the_clock_begins_when_the_scores_are_made(monkeypatch, tmp_path):
+    run = Run(monkeypatch, {"step0": 0}, frozenset({0, 2}), seconds=500)
+    watching.watch_run(tmp_path, run.score, WHOLE, 30)
+    assert run.now == 1000 + 500 + 30
+
+
+@pytest.mark.parametrize(("timeout", "end"), [(20, 20), (21, 30), (0, 0), (19.9, 20)])
+def test_a_watch_ends_at_its_timeout(monkeypatch, tmp_path, timeout, end):
+    run = Run(monkeypatch, {"step0": 0}, frozenset({0, 2}))
+    watching.watch_run(tmp_path, run.score, WHOLE, timeout)
+    assert run.now == 1000 + end
+
+
+def test_a_watch_of_no_timeout_goes_on_until_all_that_the_recipe_keeps_is_scored(monkeypatch, tmp_path, caplog):
+    run = Run(monkeypatch, {"step0": 0, "step1": 5, "step4": 100_000}, frozenset({0, 4}))
+    assert watching.watch_run(tmp_path, run.score, Part(1, 2)) == 1, "one of three is of this part"
+    assert run.now == 101_000 and "no new checkpoint" not in caplog.text
+    run = Run(monkeypatch, {"step0": 0, "step4": 0}, None)
+    watching.watch_run(tmp_path, run.score, WHOLE, 50)
+    assert run.now == 1050, "without a recipe nothing says which is the last"
+
+
+def test_what_could_not_be_opened_is_tried_again_with_each_new_one(monkeypatch, tmp_path):
+    run = Run(monkeypatch, {"step0": 0, "step2": 30}, frozenset({0, 2}))
+    failed = types.SimpleNamespace(checkpoint=Checkpoint("run", "step0", 0, 0, tmp_path, "orbax"), reason="damaged")
+
+    def score(found: list[Series], part: Part) -> list[Path]:
+        run.score(found, part)
+        if len(run.scored) == 1 or always:
+            raise scorer.NotAllScored([failed])  # type: ignore[list-item]
+        return [Path("a"), Path("b")]
+
+    always = False
+    assert watching.watch_run(tmp_path, score) == 2 and len(run.scored) == 2
+    run.now, always = 1000, True
+    with pytest.raises(scorer.NotAllScored, match="run/step0"):
+        watching.watch_run(tmp_path, score)
+
+
+@pytest.mark.parametrize(
+    ("comes", "timeout", "end"), [(35, None, 40), (35, 40, 40), (35, 35, 40), (35, 30, None), (0, 0, 0)]
+)
+def test_the_first_checkpoint_is_waited_for(monkeypatch, tmp_path, comes, timeout, end, caplog):
+    run = Run(monkeypatch, {"step0": comes}, None)
+    if end is None:
+        with pytest.raises(UserError, match=f"no kept checkpoint after {timeout}s; is the run training"):
+            watching.wait_for_first(tmp_path, timeout)
+        assert run.now == 1000 + 10 * -(-timeout // 10)
+    else:
+        with caplog.at_level(logging.INFO):
+            watching.wait_for_first(tmp_path, timeout)
+        assert run.now == 1000 + end and caplog.text.count("waiting for the first kept checkpoint") == (comes > 0)
+
+
+# In memory, while a run trains
+
+
+def test_a_kept_checkpoint_is_scored_in_the_dtype_asked_and_its_file_is_that_of_the_series(tmp_path, monkeypatch):
+    """Written when called again, since it is being saved meanwhile; not at all where it is scored already."""
+    played = Model()
+    monkeypatch.setattr(kept, "score_params", played.score)
+    monkeypatch.setattr(kept, "time", types.SimpleNamespace(perf_counter=iter([10.0, 12.25, 20.0, 21.0]).__next__))
+    checkpoint = Checkpoint("run", "step4", 4, 400, tmp_path / "run/checkpoints/4", "orbax")
+    opened: list[str] = []
+
+    def open_one(spec: str) -> Series:
+        opened.append(spec)
+        if not there:
+            raise UserError("being written")
+        return Series("run", (checkpoint,), location="here")
+
+    there = False
+    for name, value in (("open_series", open_one), ("identity", lambda _: "w"), ("version", lambda _: "v")):
+        monkeypatch.setattr(checkpoint_series, name, value)
+    params = {"embed": jax.device_put(np.ones((4, 2), np.float32), jax.NamedSharding(one_device(), jax.P(None, None)))}
+    for number, dtype in enumerate(("float32", "bfloat16")):
+        out, there = tmp_path / dtype, False
+        hook = kept.ScoreKept(tmp_path / "run", CONFIG, packed(), out, dtype)
+        write = hook(4, params)
+        assert write is not None and not out.exists()
+        there = True
+        write()
+        told = played.asked[-1]
+        assert (told["dtype"], told["stored"], told["mesh"], told["config"]) == (dtype, dtype, one_device(), CONFIG)
+        found = scores.read(out / "run/step4.parquet")
+        key = scores.Key("w", packed().hash, dtype, "auto", scorer.ENGINE)
+        assert found.header == scores.Header("run", "step4", 4, 400, 96, key, "v", "tree", "", "here")
+        expected = played.score(packed(), CONFIG, params, None)[0]
+        assert found.loglikelihood.tobytes() == expected.tobytes()
+        [line] = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+        assert line == {"series": "run", "checkpoint": "step4", "requests": 4, "model_seconds": (2.25, 1.0)[number]}
+        assert pack.load(out / "pack").hash == packed().hash
+        assert hook(4, params) is None, "it is scored"
+        assert kept.ScoreKept(tmp_path / "run", CONFIG, packed(bos="never"), out, dtype)._is_scored(4) is False
+    assert set(opened) == {str(tmp_path / "run/checkpoints/4")}
+
+
+def test_scoring_while_training_takes_a_pack_or_a_suite_with_the_runs_tokenizer(tmp_path, monkeypatch):
+    from fineline_jax.scoring import build
+
+    pack.save(packed(), tmp_path / "p")
+    assert kept.open_pack(str(tmp_path / "p"), tmp_path / "none", None).hash == packed().hash
+    with pytest.raises(UserError, match=r"--score piqa: .*none is not there; give a pack"):
+        kept.open_pack("piqa", tmp_path / "none", None)
+    monkeypatch.setattr(build, "build", lambda *arguments, **options: (arguments, options))
+    assert kept.open_pack("piqa", tmp_path, tmp_path / "b") == (("piqa", tmp_path), {"benchmarks": tmp_path / "b"})
+
+
+def test_a_remote_checkpoint_is_told_apart_by_its_address(tmp_path):
+    """Of one name at two addresses; and one that is here from one that is not."""
+    made = lambda url: Checkpoint("s", "a", None, None, tmp_path, "hf", Remote(url, tmp_path))
+    here = dataclasses.replace(made("hf://o/n@a"), remote=None)
+    scorer.require_names_apart([Series("s", (made("hf://o/n@a"),)), Series("s", (made("hf://o/n@a"),))])
+    for other in (made("hf://o/m@a"), here):
+        with pytest.raises(UserError, match="are both called s/a, and their scores would be one file"):
+            scorer.require_names_apart([Series("s", (made("hf://o/n@a"),)), Series("s", (other,))])

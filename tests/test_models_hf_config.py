@@ -196,21 +196,10 @@ def test_the_classes_without_a_place_in_transformers_have_their_own_defaults() -
     assert not yi.tied_embeddings
     baichuan = read(of_kind("Baichuan", max_position_embeddings=64))
     assert (baichuan.rope_theta, baichuan.context, baichuan.norm_eps, baichuan.init_std) == (1e4, 64, 1e-6, 0.02)
-    needed = {
-        "d_model": 16,
-        "n_heads": 2,
-        "n_layers": 1,
-        "vocab_size": 8,
-        "rope": True,
-        "layer_norm_with_affine": False,
-    }
-    olmo = read({"architectures": ["OLMoForCausalLM"], "include_bias": False, **needed})
-    assert (olmo.mlp_width, olmo.context, olmo.rope_theta, olmo.init_std) == (
-        32,
-        1024,
-        1e4,
-        0.02,
-    )  # 4 * 16 with the gate
+    needed = {"architectures": ["OLMoForCausalLM"], "d_model": 16, "n_heads": 2, "n_layers": 1, "vocab_size": 8}
+    needed |= {"rope": True, "layer_norm_with_affine": False, "include_bias": False}
+    olmo = read(needed)
+    assert (olmo.mlp_width, olmo.context, olmo.rope_theta, olmo.init_std) == (32, 1024, 1e4, 0.02)  # 64 with the gate
     assert olmo.tied_embeddings and not olmo.clip_qkv and olmo.vocab_size == 8
     assert read(needed | {"mlp_ratio": 6}).mlp_width == 48
 

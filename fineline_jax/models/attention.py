@@ -6,6 +6,7 @@ device works on its own rows and heads (`shard_map`), so a kernel never sees a s
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -26,6 +27,8 @@ SCORES_IN_CACHE = 1 << 21
 SCORES_OF_A_CUT = SCORES_IN_CACHE // 4
 """The same where a row does not fit and is cut by heads: all that is made of the scores fits too."""
 SPLASH_BLOCK = 1024
+SPLASH_MULTIPLE = 128
+"""A block's places are a multiple of this: lanes of a TPU."""
 
 
 def pick(implementation: Implementation, dtype: jnp.dtype, platform: str) -> Implementation:
@@ -218,14 +221,20 @@ def _cudnn(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     return jax.nn.dot_product_attention(query, key, value, is_causal=True, implementation="cudnn")
 
 
-def _splash(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """Pallas TPU kernel; its residuals carry the name that the remat policies save, so that it is not run twice."""
+def _splash(query: jax.Array, key: jax.Array, value: jax.Array, *, interpret: bool = False) -> jax.Array:
+    """Pallas TPU kernel; its residuals carry the name that the remat policies save, so that it is not run twice.
+
+    interpret: run the kernel's Python (tests).
+    """
     _, length, heads, head_dim = query.shape
-    kernel = _splash_kernel(heads, length)
+    # Places behind the end are keys that no query sees, and queries whose context is dropped.
+    pad = -length % SPLASH_MULTIPLE
+    query, key, value = (jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0))) for x in (query, key, value))
+    kernel = _splash_kernel(heads, length + pad, interpret)
     heads_first = (0, 2, 1, 3)
     scaled = query.transpose(heads_first) * head_dim**-0.5
     context = jax.vmap(kernel)(scaled, _per_query_head(key, heads), _per_query_head(value, heads))
-    return jnp.transpose(jnp.asarray(context), heads_first)
+    return jnp.transpose(jnp.asarray(context), heads_first)[:, :length]
 
 
 def _per_query_head(x: jax.Array, heads: int) -> jax.Array:
@@ -234,10 +243,10 @@ def _per_query_head(x: jax.Array, heads: int) -> jax.Array:
 
 
 @functools.cache
-def _splash_kernel(heads: int, length: int):
+def _splash_kernel(heads: int, length: int, interpret: bool):
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
-    block = min(SPLASH_BLOCK, length)
+    block = math.gcd(SPLASH_BLOCK, length)
     sizes = splash_attention_kernel.BlockSizes(
         block_q=block,
         block_kv=block,
@@ -250,5 +259,10 @@ def _splash_kernel(heads: int, length: int):
     mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.CausalMask((length, length))] * heads)
     with jax.ensure_compile_time_eval():
         return splash_attention_kernel.make_splash_mha(
-            mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, residual_checkpoint_name="context"
+            mask,
+            block_sizes=sizes,
+            head_shards=1,
+            q_seq_shards=1,
+            residual_checkpoint_name="context",
+            interpret=interpret,
         )

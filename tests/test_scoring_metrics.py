@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from lm_eval.api.model import LM
 from scoring_examples import sentence, write_benchmarks, write_tokenizer
+from test_scoring_metrics_definitions import docs, packed
+from test_scoring_metrics_definitions import task as task_row
 
 from fineline_jax.analysis import analyze_scores
 from fineline_jax.errors import UserError
@@ -47,7 +49,7 @@ def answers(made: pack.Pack) -> tuple[np.ndarray, np.ndarray]:
     return np.array([ll for ll, _ in pairs]), np.array([greedy for _, greedy in pairs])
 
 
-def lm_eval_results(names: str, source: tasks.LoadDataset, iterations: int = 300) -> dict:
+def lm_eval_results(names: str, source: tasks.LoadDataset, iterations: int = 100) -> dict:
     loaded, _ = tasks.load_tasks(suite.open_suite(names), source)
     assert loaded
     definitions = {task.name: task.definition for task in loaded}
@@ -172,8 +174,8 @@ def test_mutual_information_and_every_other_metric_of_choices_is_lm_evals(custom
                 continue
             assert ours[task][metric].value == pytest.approx(value, rel=1e-12), (task, metric)
             stderr = values[f"{metric}_stderr,none"]
-            if metric in ("f1", "mcc"):  # of 100,000 resamples and of 300
-                assert ours[task][metric].stderr == pytest.approx(stderr, rel=0.2)
+            if metric in ("f1", "mcc"):  # of 100,000 resamples and of 100
+                assert ours[task][metric].stderr == pytest.approx(stderr, rel=0.3)
             elif stderr != "N/A":
                 assert ours[task][metric].stderr == pytest.approx(stderr, rel=1e-12)
             compared.add(metric)
@@ -255,7 +257,8 @@ def test_scores_of_another_pack_are_refused(made, tmp_path):
 def test_a_checkpoint_of_unknown_tokens_is_no_point_of_a_curve_and_that_is_said(made, tmp_path, caplog, monkeypatch):
     drawn = []
     monkeypatch.setattr(report, "write_report", lambda table, out, **options: drawn.append(table))
-    ll, greedy = answers(made)
+    made = packed([(task_row("t"), docs(3))])
+    ll, greedy = np.zeros(made.requests.num_rows), np.zeros(made.requests.num_rows, bool)
     folder = tmp_path / "scores"
     scores.keep_pack(folder, made)
     key = scores.Key("w", made.hash, "float32", "auto", "test")

@@ -40,12 +40,15 @@ def mesh_of(replica: int, fsdp: int, tensor: int) -> jax.sharding.Mesh:
 
 @functools.cache
 def start_of(model: ModelConfig) -> dict:
-    """Parameters with no two alike, scales of norms too, large enough that attention is not even."""
+    """Parameters with no two alike, scales of norms too, large enough that neither attention nor routers are even."""
     mesh, random = mesh_of(1, 1, 1), np.random.default_rng(0)
     target = abstract_state(dataclasses.replace(RECIPE, model=model), mesh)["params"]
-    draw = lambda path, leaf: (
-        0.3 * random.standard_normal(leaf.shape) + (1.0 if "norm" in str(path[-1]) else 0.0)
-    ).astype(np.float32)
+
+    def draw(path, leaf):
+        name = path[-1].key
+        drawn = (2.0 if name == "router" else 0.3) * random.standard_normal(leaf.shape)
+        return (drawn + name.endswith("norm")).astype(np.float32)
+
     return jax.tree_util.tree_map_with_path(draw, target)
 
 
@@ -134,6 +137,37 @@ def test_steps_are_those_of_torch_on_any_mesh_and_in_any_number_of_micro_batches
             assert metrics[name] == pytest.approx(getattr(theirs, name), rel=2e-6, abs=1e-12), name
         assert not differing(params, theirs.params, 2e-6)
     assert "rematerialization" not in capfd.readouterr().err
+
+
+MIXTURE = dataclasses.replace(
+    RECIPE,
+    model=dataclasses.replace(RECIPE.model, mlp_width=8, qk_norm=True, experts=6, experts_per_token=2),
+    loss=dataclasses.replace(RECIPE.loss, load_balance=0.3, router_z_loss=0.05),
+)
+
+
+@pytest.mark.parametrize(
+    ("axes", "parts"),
+    [
+        ((1, 1, 1), [range(16)]),
+        ((2, 2, 2), [(0, 1, 4, 5, 8, 9, 12, 13), (2, 3, 6, 7, 10, 11, 14, 15)]),  # of each device's rows a half
+    ],
+    ids=["one device", "every axis in two parts"],
+)
+def test_the_losses_of_routers_are_those_of_transformers_and_count_as_means_over_micro_batches(axes, parts, tmp_path):
+    """Means over all tokens, those too whose targets are not trained on; the logged loss is without them."""
+    recipe = with_(MIXTURE, accumulation=len(parts))
+
+    def of_routers(output):
+        squares = sum(logits.logsumexp(-1).square().mean() for logits in output.router_logits)
+        return 0.3 * output.aux_loss + 0.05 * squares / recipe.model.layers
+
+    peer = Peer(recipe, start_of(recipe.model), tmp_path / "peer", router_losses=of_routers)
+    for index, (metrics, params) in enumerate(trained(recipe, axes, 3)):
+        theirs = peer.step(windows_of(index), index, parts)
+        for name in ("loss", "gradient_norm", "update_norm"):
+            assert metrics[name] == pytest.approx(getattr(theirs, name), rel=5e-6, abs=1e-12), name
+        assert not differing(params, theirs.params, 5e-6)
 
 
 def test_a_step_that_is_skipped_changes_nothing_and_is_counted_until_the_end():

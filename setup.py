@@ -1,5 +1,6 @@
 """Package metadata. The recipes and suites of configs/ are installed as fineline_jax.configs."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -9,7 +10,7 @@ CHECK = ["pytest", "pytest-xdist", "hypothesis", "ruff", "pyright", "pandas-stub
 
 setup(
     name="fineline_jax",
-    version="0.1.0",
+    version=re.findall(r'__version__ = "(.*)"', (HERE / "fineline_jax/__init__.py").read_text())[0],
     description="Pretrain, keep the checkpoints, score every one, read the curves: training dynamics in JAX",
     long_description=(HERE / "README.md").read_text() if (HERE / "README.md").exists() else "",
     long_description_content_type="text/markdown",
@@ -34,9 +35,12 @@ setup(
         "grain>=0.2.18",
         "numpy>=2.2",
         "datasets>=4.0",
+        "evaluate>=0.4",
         "fsspec>=2025.1",
+        "huggingface-hub>=1.0",
         "lm-eval>=0.4.13",
         "matplotlib>=3.9",
+        "ml-dtypes>=0.5",
         "pandas>=2.2",
         "plotly>=6.0",
         "pyarrow>=18.0",

@@ -1,0 +1,156 @@
+"""What is installed: every file that a run needs, every library that is imported, one version, the commands of make."""
+
+import ast
+import contextlib
+import importlib
+import importlib.metadata
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from docs_pages import page
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+SOURCES = ("fineline_jax", "configs")
+
+
+@pytest.fixture(scope="module")
+def setup() -> dict[str, Any]:
+    """What setup.py declares."""
+    with mock.patch("setuptools.setup") as called, contextlib.chdir(CHECKOUT):
+        runpy.run_path(str(CHECKOUT / "setup.py"))
+    return called.call_args.kwargs
+
+
+def files_below(folder: Path) -> set[str]:
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return {name for name in found if not re.search(r"(^|/)(__pycache__|configs)/|\.pyc$", name)}
+
+
+def test_every_file_of_the_package_is_installed(tmp_path: Path) -> None:
+    for name in SOURCES:
+        skipped = shutil.ignore_patterns("__pycache__", "configs" if name == "fineline_jax" else "")
+        shutil.copytree(CHECKOUT / name, tmp_path / name, ignore=skipped)
+    for name in ("setup.py", "README.md"):
+        shutil.copy(CHECKOUT / name, tmp_path)
+    command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", "built"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert files_below(tmp_path / "built/fineline_jax") == files_below(CHECKOUT / "fineline_jax")
+    assert files_below(tmp_path / "built/fineline_jax/configs") == files_below(CHECKOUT / "configs")
+
+
+def test_every_library_that_is_imported_is_required(setup) -> None:
+    wanted = {canonicalize_name(Requirement(text).name) for text in setup["install_requires"]}
+    optional = {canonicalize_name(Requirement(text).name) for one in setup["extras_require"].values() for text in one}
+    of_module = importlib.metadata.packages_distributions()
+    missing = set()
+    for path in (CHECKOUT / "fineline_jax").rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+        names += [str(n.module) for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and not n.level]
+        for name in {name.partition(".")[0] for name in names} - {*sys.stdlib_module_names, "fineline_jax"}:
+            providers = {canonicalize_name(one) for one in of_module.get(name, [name.replace("_", "-")])}
+            if not providers & wanted and not (providers & optional and name in ("wandb", "apache_beam")):
+                missing.add(f"{path.name}: {name}")
+    assert not missing
+
+
+def test_the_lock_pins_every_requirement_to_one_version_that_fits(setup) -> None:
+    pins: dict[str, list[Requirement]] = {}
+    for line in (CHECKOUT / "requirements.lock").read_text().splitlines():
+        pin = Requirement(line)
+        assert re.fullmatch(r"==[\w.]+", str(pin.specifier)) and pin.url is None, line
+        pins.setdefault(canonicalize_name(pin.name), []).append(pin)
+    texts = [*setup["install_requires"], *setup["extras_require"]["test"], *setup["extras_require"]["plan"]]
+    for requirement in map(Requirement, texts):
+        found = pins[canonicalize_name(requirement.name)]
+        assert all(next(iter(pin.specifier)).version in requirement.specifier for pin in found), requirement
+    for name, found in pins.items():
+        for version in ("3.11", "3.12", "3.13"):
+            here = default_environment() | {"python_version": version, "python_full_version": f"{version}.0"}
+            fitting = [pin for pin in found if pin.marker is None or pin.marker.evaluate({**here})]
+            assert len(fitting) <= 1, f"{name} has two versions for Python {version}"
+
+
+def test_what_is_installed_here_is_what_the_lock_says(setup) -> None:
+    """An oracle of another version is another oracle."""
+    pinned = [Requirement(line) for line in (CHECKOUT / "requirements.lock").read_text().splitlines()]
+    here = {
+        canonicalize_name(pin.name): str(pin.specifier) for pin in pinned if pin.marker is None or pin.marker.evaluate()
+    }
+    for name in ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "lm-eval"):
+        if sys.version_info < (3, 12):
+            assert importlib.metadata.version(name) in SpecifierSet(here[name]), name
+
+
+def test_extras_are_those_that_are_needed(setup) -> None:
+    extras = setup["extras_require"]
+    named = {name: {Requirement(text).name for text in texts} for name, texts in extras.items()}
+    assert named["check"] < named["test"] and named["test"] >= named["s3"] | named["gs"] | named["wandb"] | {
+        "torch",
+        "accelerate",
+    }
+    for accelerator in ("tpu", "cuda12", "cuda13"):
+        [jax] = map(Requirement, extras[accelerator])
+        assert (jax.name, jax.extras, str(jax.specifier)) == ("jax", {accelerator}, "")
+    needed = {"beam": {"apache-beam"}, "wandb": {"wandb"}, "s3": {"s3fs"}, "gs": {"gcsfs"}, "plan": {"libtpu"}}
+    assert {name: named[name] for name in needed} == needed
+    assert set(extras) == {*needed, "tpu", "cuda12", "cuda13", "check", "test"}
+    provided = importlib.metadata.metadata("jax").get_all("Provides-Extra") or []
+    assert {"tpu", "cuda12", "cuda13"} <= set(provided)
+    torch = next(text for text in extras["test"] if text.startswith("torch"))
+    assert torch in (CHECKOUT / "requirements.lock").read_text().split("\n")
+
+
+def test_the_version_is_written_once(setup) -> None:
+    import fineline_jax
+
+    assert importlib.metadata.version("fineline_jax") == setup["version"] == fineline_jax.__version__
+    assert (
+        re.fullmatch(r"\d+\.\d+\.\d+", setup["version"]) and setup["version"] not in (CHECKOUT / "setup.py").read_text()
+    )
+
+
+def test_the_oldest_python_is_the_same_everywhere(setup) -> None:
+    assert setup["python_requires"] == ">=3.11" and "With Python 3.11 or newer" in page("README.md")
+    tools = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["tool"]
+    assert (tools["ruff"]["target-version"], tools["pyright"]["pythonVersion"]) == ("py311", "3.11")
+    assert "sys.version_info < (3, 11)" in (CHECKOUT / "Makefile").read_text()
+
+
+def test_the_command_is_the_function_that_python_m_runs(setup) -> None:
+    [script] = setup["entry_points"]["console_scripts"]
+    name, _, target = script.replace(" ", "").partition("=")
+    module, _, function = target.partition(":")
+    assert name == "fineline" and callable(getattr(importlib.import_module(module), function))
+    [installed] = importlib.metadata.entry_points(group="console_scripts", name="fineline")
+    assert installed.value == target
+    assert f"sys.exit({function}())" in Path(importlib.import_module(module).__file__ or "").read_text()
+
+
+@pytest.mark.parametrize(
+    ("target", "wanted"),
+    [
+        ("demo", ["bin/python -m pip install .*-c requirements.lock -e \\.\n", "bin/fineline demo --out demo-out\n"]),
+        ("test", ["-c requirements.lock -e '\\.\\[test\\]'\n", 'bin/python -m pytest -m "not slow"']),
+    ],
+)
+def test_make_installs_by_the_lock_and_runs_what_the_readme_says(
+    target: str, wanted: list[str], tmp_path: Path
+) -> None:
+    said = subprocess.run(["make", "-n", target, f"VENV={tmp_path}"], cwd=CHECKOUT, capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    for pattern in wanted:
+        assert re.search(pattern, said.stdout), f"{pattern} in {said.stdout}"

@@ -75,6 +75,7 @@ def _plain(console: rich.console.Console, name: str, total: int, unit: str, done
 
 def short(number: float) -> str:
     """1234567 -> '1.23M'."""
+    number = float(f"{number:.3g}")  # rounded first: 999,999 is 1M and not 1e+03k
     for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= size:
             return f"{number / size:.3g}{suffix}"

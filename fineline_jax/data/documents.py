@@ -98,6 +98,7 @@ def read_lines(file: Path, progress: Callable[[int], None]) -> Iterator[tuple[in
             except (EOFError, OSError, zlib.error) as error:
                 raise UserError(f"{file}:{number + 1}: cannot be read ({error}); fetch the file again") from error
             if not line:
+                progress(raw.tell() - done)
                 return
             number += 1
             # Of the file on disk: gzip reads it ahead in blocks.

@@ -1,0 +1,139 @@
+"""Files to documents: which files, which text, and the place of each."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from fineline_jax.data import documents
+from fineline_jax.data.documents import input_files, read_documents, suffix_of
+from fineline_jax.errors import UserError
+
+# Line ends of Unicode that are none of a file's, a name in three scripts, and characters of 2, 3 and 4 bytes.
+TEXT = "Zürich\u2028東京\u0085\x0c🙂 é"
+
+
+def read(file: Path, key: str = "text", unit: str = "file") -> list[tuple[str, str]]:
+    found = read_documents(file, text_key=key, text_unit=unit)  # pyright: ignore[reportArgumentType]
+    return [(document.text, document.place.removeprefix(str(file))) for document in found]
+
+
+def test_json_lines_have_the_text_of_their_key_whatever_it_holds_and_blank_ones_are_left_out(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "a.json", "a.jsonl.gz"):
+        lines = [{"text": TEXT, "body": "b"}, {"text": " \n\t", "body": "c"}, {"body": "d", "text": "x\n\ny "}]
+        written = [json.dumps(line, ensure_ascii=number != 1) for number, line in enumerate(lines)]
+        data = written[0] + "\n" + written[1] + "\n\n" + written[2]
+        (tmp_path / name).write_bytes(gzip.compress(data.encode()) if name.endswith("gz") else data.encode())
+        assert read(tmp_path / name) == [(TEXT, ":1"), ("x\n\ny ", ":4")]
+        assert read(tmp_path / name, key="body") == [("b", ":1"), ("c", ":2"), ("d", ":4")]
+
+
+@given(text=st.text(st.sampled_from("ab é東\r\n\u2028 \x0c"), max_size=30))
+@example(text="\r\n\r\na\r\nb\r\n\r\n \r\nc")
+def test_the_units_of_plain_text(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    file = tmp_path_factory.getbasetemp() / "units.txt"
+    data = text.encode()
+    file.write_bytes(data)
+    lines = [(line, f":{number}") for number, line in enumerate(data.split(b"\n"), start=1)]
+    assert read(file) == ([(text, ":1")] if text.strip() else [])
+    # bytes.strip: a line with nothing but Unicode's own spaces is not blank.
+    solid = [(line, place) for line, place in lines if line.strip()]
+    assert read(file, unit="line") == [(line.decode().rstrip("\r"), place) for line, place in solid]
+    paragraphs, open_one = [], False
+    for line, place in lines:
+        if line.strip() and open_one:
+            paragraphs[-1] = paragraphs[-1][0] + b"\n" + line, paragraphs[-1][1]
+        elif line.strip():
+            paragraphs.append((line, place))
+        open_one = bool(line.strip())
+    assert read(file, unit="paragraph") == [(part.decode().rstrip("\r\n"), place) for part, place in paragraphs]
+
+
+def test_the_bytes_read_are_told_as_they_lie_on_the_disk(tmp_path: Path) -> None:
+    line = json.dumps({"text": "x" * 300_000}) + "\n"
+    plain = tmp_path / "a.jsonl"
+    plain.write_text(line * 8)
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"abc" * 10_000))
+    (tmp_path / "c.txt").write_text("word\n" * 3)
+    (tmp_path / "d.jsonl.gz").write_bytes(gzip.compress((line * 8).encode()))
+
+    def told(name: str, unit: str) -> list[int]:
+        sizes: list[int] = []
+        file = tmp_path / name
+        assert list(read_documents(file, text_key="text", text_unit=unit, progress=sizes.append))  # pyright: ignore
+        assert sum(sizes) == file.stat().st_size
+        return sizes
+
+    for unit in ("file", "line", "paragraph"):
+        sizes = told("a.jsonl", unit)
+        assert len(sizes) == 3 and all(1 << 20 <= size < (1 << 20) + len(line) for size in sizes[:-1])
+        told("b.txt.gz", unit)
+        told("c.txt", unit)
+        told("d.jsonl.gz", unit)
+
+
+@pytest.mark.parametrize("unit", ["file", "line", "paragraph"])
+def test_bytes_that_are_not_utf8_are_named_by_their_line(tmp_path: Path, unit: str) -> None:
+    (tmp_path / "a.txt").write_bytes("é\n\nb\n".encode() + b"c\xffd\n")
+    with pytest.raises(UserError, match=r"a\.txt:4: not UTF-8"):
+        read(tmp_path / "a.txt", unit=unit)
+
+
+@pytest.mark.parametrize("unit", ["file", "line"])
+def test_a_damaged_archive_is_named(tmp_path: Path, unit: str) -> None:
+    data = gzip.compress(b"word\n" * 10_000)
+    for broken in (data[:-30], b"no archive", data[:20] + b"\xff" * 9 + data[29:]):
+        (tmp_path / "a.txt.gz").write_bytes(broken)
+        with pytest.raises(UserError, match=r"a\.txt\.gz.*: cannot be read \(.*; fetch the file again"):
+            read(tmp_path / "a.txt.gz", unit=unit)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "a"', "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ('{"txt": "a"}', "no text under the key 'text'"),
+        ('["text"]', "no text under the key 'text'"),
+        ('{"text": null}', "no text under the key 'text'"),
+        ('{"text": "\\ud800"}', "half of a surrogate pair"),
+    ],
+)
+def test_a_line_without_text_is_named(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "\\ud83d\\ude42"}\n\n' + line + "\n")
+    with pytest.raises(UserError, match=rf"a\.jsonl:3: {message}"):
+        read(tmp_path / "a.jsonl")
+
+
+def test_files_come_as_given_and_those_of_a_folder_by_name(tmp_path: Path) -> None:
+    for name in (
+        "z/b.jsonl",
+        "z/a.txt",
+        "z/c.md",
+        "z/sub/d.json.gz",
+        "z/gz",
+        "y.txt.gz",
+        "x.jsonl",
+        "w.csv",
+        "v/n.csv",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "z" / "folder.txt").mkdir()
+    given_paths = [tmp_path / "y.txt.gz", tmp_path / "z", tmp_path / "x.jsonl"]
+    found = [str(file.relative_to(tmp_path)) for file in input_files(given_paths)]
+    assert found == ["y.txt.gz", "z/a.txt", "z/b.jsonl", "z/sub/d.json.gz", "x.jsonl"]
+    assert input_files([tmp_path / "z"], (".txt",)) == [tmp_path / "z" / "a.txt"]
+    for wanted, message in (
+        ([tmp_path / "w.csv"], "w.csv: unknown kind of file"),
+        ([tmp_path / "u.txt"], "u.txt: no such file"),
+        ([tmp_path / "v"], "v: no .jsonl, .json, .txt file in this folder"),
+        ([], "no input files"),
+    ):
+        with pytest.raises(UserError, match=message):
+            input_files(wanted)
+    assert [suffix_of(Path(name)) for name in ("a.txt", "a.b.jsonl.gz", "a.gz", "a")] == [".txt", ".jsonl", "", ""]
+    assert documents.SUFFIXES == (".jsonl", ".json", ".txt")

@@ -52,7 +52,7 @@ def analyze_scores(
             }
         else:
             tables.append(read_table(path, tokens_per_step=tokens_per_step))
-    losses = pandas.concat([_losses(run) for run in runs]) if runs else None
+    losses = pandas.concat([_losses(run, runs) for run in runs]) if runs else None
     return write_report(pandas.concat(tables, ignore_index=True), out, title=title, facts=facts, losses=losses)
 
 
@@ -74,7 +74,7 @@ def _with_known_tokens(table: "pandas.DataFrame", folder: Path, tokens_per_step:
     return table[~unknown]
 
 
-def _losses(run: Path):
+def _losses(run: Path, runs: Sequence[Path]) -> "pandas.DataFrame":
     import pandas
 
     from fineline_jax.checkpoints.series import open_series
@@ -89,4 +89,6 @@ def _losses(run: Path):
     # The validation loss is on a line of its own, at kept checkpoints, which names only its step.
     last = frame.dropna(subset=["tokens"]).iloc[-1]
     tokens = frame["tokens"].fillna(frame["step"] * (last["tokens"] / last["step"]))
-    return frame.assign(tokens=tokens, series=open_series(str(run)).name)
+    name = open_series(str(run)).name
+    alone = sum(other.resolve().name == name for other in runs) == 1
+    return frame.assign(tokens=tokens, series=name if alone else str(run))

@@ -126,6 +126,13 @@ def test_tokens_of_a_step_count_for_scores_and_trees_of_which_only_the_step_is_k
     assert found == {"a": [25, 50, 100, 200, 400, 800], "b": [210], "m": [15]}
 
 
+def test_fractions_of_tokens_are_rounded(made, tmp_path):
+    score(made, tmp_path / "a", (7, 8), tokens_per_step=None)
+    folders = [str(tmp_path / "a"), "--out", str(tmp_path / "report")]
+    assert main(["analyze", *folders, "--tokens-per-step", "2.4"]) == 0
+    assert sorted(set(read_table(tmp_path / "report").tokens)) == [17, 19]  # 16.8 and 19.2
+
+
 @pytest.mark.parametrize("value", ["0", "-1", "inf", "nan"])
 def test_tokens_of_a_step_are_a_positive_number(value, tmp_path, capsys):
     assert main(["analyze", "x", "--out", str(tmp_path / "report"), "--tokens-per-step", value]) == 2
@@ -162,6 +169,18 @@ def test_losses_of_the_runs_are_drawn_with_every_validation_loss(made, tmp_path)
     assert one["learning_rate"] == [0.1, 0.2]
     assert one["validation"] == {"tokens": [0, 512, 640, 768], "loss": [7, 4.5, 4.25, 4.1]}
     assert (two["series"], two["tokens"], two["raw_loss"]) == ("two", [9], [1]) and "validation" not in two
+
+
+def test_runs_of_one_name_are_curves_of_their_own(made, tmp_path):
+    runs = [
+        run_folder(tmp_path / place / "run", [{"step": 1, "tokens": 9, "loss": loss}])
+        for place, loss in (("a", 1.0), ("b", 2.0))
+    ]
+    score(made, tmp_path / "scores", (10,))
+    folders = [str(tmp_path / "scores"), "--out", str(tmp_path / "report"), "--runs", *map(str, runs)]
+    assert main(["analyze", *folders]) == 0
+    losses = page_of(tmp_path / "report/report.html")[1]["losses"]
+    assert [(run["series"], run["raw_loss"]) for run in losses] == [(str(runs[0]), [1]), (str(runs[1]), [2])]
 
 
 def test_a_run_without_a_loss_yet_is_named(made, tmp_path, capsys):

@@ -215,6 +215,12 @@ def test_settled_is_ninety_percent_in_half_of_the_tokens(share: float, verdict: 
     assert row["t50"] == pytest.approx(share * 1e8, rel=1e-6) and math.isnan(row["t90"]) == (verdict != "settled")
 
 
+def test_exactly_twice_the_tokens_of_t90_is_settled() -> None:
+    tokens, values = np.array([1e6, 2e6, 5e7, 8e7, 1e8]), np.array([0.0, 0.0, 0.9, 1.0, 1.0])
+    row = summarise_curve(tokens, values, np.full(5, 0.01), chance=0.0, n=5000)
+    assert (row["t90"], row["verdict"]) == (5e7, "settled")
+
+
 @pytest.mark.parametrize(("snr", "verdict"), [(4.9, "no clear change"), (5.1, "settled")])
 @pytest.mark.parametrize("better", [1, -1])
 def test_without_a_test_a_change_is_clear_from_five_times_the_noise_on(snr: float, verdict: str, better: int) -> None:
@@ -288,6 +294,19 @@ def test_intervals_are_those_of_the_propagated_errors() -> None:
     assert row["t50"] == pytest.approx(10 ** (7 + share))
     assert math.log10(row["t50"] / row["t50_low"]) == pytest.approx(1.96 * sigma, rel=0.06)
     assert math.log10(row["t50_high"] / row["t50"]) == pytest.approx(1.96 * sigma, rel=0.06)
+
+
+def test_intervals_are_drawn_around_the_fit() -> None:
+    """Where the values fall and the fit is flat, draws around the values would pool the two every time."""
+    tokens, values, error = np.array([1e6, 1e7, 1e8, 1e9]), np.array([0.3, 0.6, 0.4, 0.7]), 0.03
+    row = summarise_curve(tokens, values, np.full(4, error), chance=0.25, n=1e9, draws=4000)
+    rng, drawn = np.random.default_rng(99), []
+    for noise in rng.normal(0, error, (4000, 4)):
+        sample = np.array([0.3, 0.5, 0.5, 0.7]) + noise
+        drawn.append(time_of(list(isotonic_regression(sample).x), list(tokens), (0.25 + sample[-1]) / 2))
+    low, high = np.log10(np.quantile(drawn, [0.025, 0.975]))
+    assert math.log10(row["t50_low"]) == pytest.approx(low, abs=0.02)
+    assert math.log10(row["t50_high"]) == pytest.approx(high, abs=0.02)
 
 
 def test_intervals_are_open_where_a_draw_may_never_arrive_and_follow_draws_and_seed() -> None:

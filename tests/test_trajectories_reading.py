@@ -241,6 +241,7 @@ def model(name: str, revision: str = "") -> dict:
         ("EleutherAI/pythia-1b", "step1000", ("pythia-1b", "step1000", 1000, 1000 * 2_097_152)),
         ("EleutherAI/pythia-1b-1MtokBS", "step10", ("pythia-1b-1MtokBS", "step10", 10, 10 * 1_048_576)),
         ("EleutherAI/pythia-1b-0.5MtokBS", "step10", ("pythia-1b-0.5MtokBS", "step10", 10, 10 * 524_288)),
+        ("EleutherAI/pythia-1b-2MtokBS", "main", ("pythia-1b-2MtokBS", "results_step6-tokens6M", 6, 6e6)),  # of a batch
         ("runs/demo/step_20-tokens1M", "", ("demo", "step_20-tokens1M", 20, 1e6)),
         ("org/Amber-ckpt_3-tokens3B", "main", ("Amber", "Amber-ckpt_3-tokens3B", 3, 3e9)),
         ("org/plain", "main", ("plain", "results_step6-tokens6M", 6, 6e6)),

@@ -16,7 +16,7 @@ from ..errors import UserError
 
 _STEP = re.compile(r"(?:^|[^a-z])(?:step|global_step|ckpt|checkpoint)[-_]?(\d+)", re.IGNORECASE)
 _TOKENS = re.compile(
-    r"(?:tokens?[-_]?(\d+(?:\.\d+)?)\s*([KMBT])|(\d+(?:\.\d+)?)\s*([KMBT])[-_]?t(?:ok|\b))", re.IGNORECASE
+    r"(?:tokens?[-_]?(\d+(?:\.\d+)?)\s*([KMBT])|(\d+(?:\.\d+)?)\s*([KMBT])[-_]?t(?:ok(?!BS)|\b))", re.IGNORECASE
 )
 _UNIT = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 _PYTHIA_BATCH = 1024 * 2048  # tokens per step of every Pythia v1 model (EleutherAI/pythia README)

@@ -91,7 +91,7 @@ class Model:
         self.asked.append(told | {name: value for name, value in options.items() if name != "advance"})
         for _ in range(count):
             options.get("advance", lambda amount: None)(1)
-        found = -np.arange(1, count + 1) * abs(float(params["embed"].astype("float32")[0, 0])) / 3
+        found = -np.arange(1, count + 1) * abs(float(np.asarray(params["embed"], np.float32)[0, 0])) / 3
         found[: self.wrong] = np.nan
         return found, np.arange(count) % 3 == 0
 

@@ -102,6 +102,7 @@ def trained(recipe: Recipe, axes: tuple[int, int, int], steps: int):
         state, step = state_of(recipe, mesh), compiled(recipe, axes)
         for index in range(steps):
             state, metrics = step(state, placed(windows_of(index), mesh), np.int32(index))
+            assert {(value.dtype, value.shape) for value in metrics.values()} == {(np.dtype(np.float32), ())}
             yield {name: float(value) for name, value in metrics.items()}, jax.tree.map(np.asarray, state["params"])
 
 
@@ -127,7 +128,14 @@ SKIPPING = with_(accumulation=2, decay="matrices", skip_nonfinite=True)
         (with_(decay="matrices"), (1, 4, 2)),
         (with_(accumulation=4, decay="matrices"), (1, 2, 4)),
     ],
-    ids=["one device", "in two parts", "eight shards in two", "every axis in four", "two axes", "tensor four in four"],
+    ids=[
+        "one-device",
+        "in-two-parts",
+        "eight-shards-in-two",
+        "every-axis-in-four",
+        "two-axes",
+        "tensor-of-four-in-four",
+    ],
 )
 def test_steps_are_those_of_torch_on_any_mesh_and_in_any_number_of_micro_batches(recipe, axes, expected, capfd):
     """The last of the four has nothing to train on: its update is the moments' and the decay's."""
@@ -152,7 +160,7 @@ MIXTURE = dataclasses.replace(
         ((1, 1, 1), [range(16)]),
         ((2, 2, 2), [(0, 1, 4, 5, 8, 9, 12, 13), (2, 3, 6, 7, 10, 11, 14, 15)]),  # of each device's rows a half
     ],
-    ids=["one device", "every axis in two parts"],
+    ids=["one-device", "every-axis-in-two-parts"],
 )
 def test_the_losses_of_routers_are_those_of_transformers_and_count_as_means_over_micro_batches(axes, parts, tmp_path):
     """Means over all tokens, those too whose targets are not trained on; the logged loss is without them."""

@@ -91,20 +91,19 @@ def example_of_loss(rows: int, length: int, dtype=np.float32):
     return hidden.astype(dtype), head.astype(np.float32), targets, weights
 
 
-@pytest.mark.parametrize("branch", ["cpu", "accelerators"])
 @pytest.mark.parametrize(
-    ("axes", "rows", "length", "chunk", "z_loss"),
+    ("branch", "axes", "rows", "length", "chunk", "z_loss"),
     [
-        ((1, 1, 1), 3, 7, 20, 0.1),  # 21 tokens: one is left
-        ((1, 1, 1), 3, 7, 21, 0.0),
-        ((2, 2, 2), 4, 9, 4, 0.1),  # 9 of each device
-        ((1, 2, 4), 4, 5, 11, 0.0),  # 10 of each device, fewer than a chunk
+        ("cpu", (1, 1, 1), 3, 7, 20, 0.1),  # 21 tokens: one is left
+        ("cpu", (1, 1, 1), 3, 7, 21, 0.0),
+        ("cpu", (2, 2, 2), 4, 9, 4, 0.1),  # 9 of each device
+        ("cpu", (1, 2, 4), 4, 5, 11, 0.0),  # 10 of each device, fewer than a chunk
+        ("accelerators", (1, 1, 1), 3, 7, 20, 0.1),
+        ("accelerators", (2, 2, 2), 4, 9, 4, 0.0),
     ],
 )
-def test_the_chunked_loss_and_its_gradients_are_the_closed_form(axes, rows, length, chunk, z_loss, branch, monkeypatch):
-    if branch == "accelerators":  # the same programs, as they would be chosen there
-        if axes == (1, 2, 4):
-            pytest.skip("three meshes say it")
+def test_the_chunked_loss_and_its_gradients_are_the_closed_form(branch, axes, rows, length, chunk, z_loss, monkeypatch):
+    if branch == "accelerators":  # what would be compiled there
         monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, cpu, default: default(*args))
     example = example_of_loss(rows, length)
     expected, gradients = loss_in_float64(*example, z_loss)
@@ -113,7 +112,7 @@ def test_the_chunked_loss_and_its_gradients_are_the_closed_form(axes, rows, leng
     np.testing.assert_allclose(undifferentiated, expected, rtol=1e-5)
     for gradient, wanted in zip(found, gradients, strict=True):  # the second sum has none
         assert gradient.dtype == np.float32
-        np.testing.assert_allclose(gradient, 3 * wanted, atol=1e-6 * np.abs(3 * wanted).max())
+        np.testing.assert_allclose(gradient, 3 * wanted, atol=1e-5 * np.abs(3 * wanted).max())
 
 
 def test_the_plain_loss_is_the_closed_form():
@@ -434,8 +433,8 @@ def test_the_attention_of_a_recipe_is_picked_for_dtype_and_devices(compute, plat
     assert attention_of(dataclasses.replace(RECIPE, compute=compute), mesh) == expected
 
 
-def test_remat_unrolling_and_dtype_reach_the_program():
-    """Layers computed again are named so; a loop over layers is there or unrolled."""
+def test_remat_unrolling_dtype_and_chunk_reach_the_program():
+    """Layers computed again are named so; a loop over layers is there or unrolled; so many logits exist at a time."""
     mesh = mesh_of(1, 1, 1)
 
     def program(**compute) -> str:
@@ -447,6 +446,7 @@ def test_remat_unrolling_and_dtype_reach_the_program():
 
     plain = program(dtype="float32", remat="none")
     assert "checkpoint" not in plain and "remat" not in plain and "bf16" not in plain and "unroll=1" in plain
+    assert "f32[20,64]" in plain
     again = program(dtype="bfloat16", remat="full", scan_layers=False)
     assert ("checkpoint" in again or "remat" in again) and "bf16" in again and "unroll=2" in again
 

@@ -38,7 +38,7 @@ def test_whatever_is_killed_finished_files_stay_and_none_is_half_there(tmp_path)
     }
     assert len(whole["files"]) == CHECKPOINTS
     assert finished["beside"] == whole["beside"], "what a kill left half there is gone"
-    assert [run["scored"] for run in [*killed, finished]] == [1, 1, 1, 1, 1, 1, 2] and whole["scored"] == CHECKPOINTS
+    assert [run["scored"] for run in [*killed, finished]] == [1, 1, 1, 1, 2, 1, 2] and whole["scored"] == CHECKPOINTS
 
 
 def score(folder: Path, out: Path, moment: str, scored: Path) -> None:

@@ -29,6 +29,7 @@ from fineline_jax.checkpoints.record import write_record
 from fineline_jax.checkpoints.series import open_series
 from fineline_jax.checkpoints.store import CheckpointStore
 from fineline_jax.cli import main
+from fineline_jax.commands import usage
 from fineline_jax.data import corpora
 from fineline_jax.errors import UserError
 from fineline_jax.text_table import text_table
@@ -400,6 +401,11 @@ def test_the_command_reads_its_own_arguments_and_sets_the_stage_once(monkeypatch
         monkeypatch.delenv(name)
         assert main(["series"]) == 0 and os.environ[name] == value
     capsys.readouterr()
+    prepared = Called()
+    monkeypatch.setattr(cli, "prepare_cpu", prepared)
+    monkeypatch.setattr("fineline_jax.checkpoints.series_text.overview", lambda: f"{len(prepared.calls)} before it")
+    assert main(["series"]) == 0 and capsys.readouterr().out == "1 before it\n"
+    monkeypatch.setattr("fineline_jax.checkpoints.series_text.overview", lambda: "all series")
     monkeypatch.setattr(sys, "argv", ["fineline", "series"])
     assert main() == 0 and capsys.readouterr().out == "all series\n"
     assert logging.getLogger("fineline_jax").level == logging.INFO
@@ -421,6 +427,11 @@ def test_the_commands_are_listed_in_the_order_in_which_a_run_needs_them(capsys):
     said = capsys.readouterr().out
     names = "demo data pretrain tasks score analyze series export import export-scores lm-eval"
     assert re.findall(r"^[│ ]+• ([a-z-]+) +\S", said, re.M) == names.split()
+
+
+def test_what_the_parser_says_beside_its_result_is_passed_on(capsys):
+    assert usage.parsed("fineline x", lambda: print("a warning", file=sys.stderr) or 5) == 5
+    assert capsys.readouterr().err == "a warning\n"
 
 
 def test_lm_evals_command_line_is_given_the_arguments_behind_ours(monkeypatch):

@@ -420,3 +420,77 @@ def test_the_run_is_drawn_with_its_loss_and_validation(run_page, tmp_path: Path)
     assert hidden is False and raw["y"] == [7, 5, 4] and smooth["y"] == [7, 5.3333, 4] and rate["y"] == [1e-3] * 3
     assert validation["y"] == [4.25] and validation["x"] == pytest.approx([math.log10(3e6)], abs=1e-6)
     assert smooth["x"] == pytest.approx([None, math.log10(2e6), math.log10(3e6)], abs=1e-6)
+
+
+# ---- a page of one series, with a crowded domain
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFrame]:
+    tokens = np.geomspace(1e6, 1e9, 4)
+    tasks = [(f"t{i}", "many", 0.25) for i in range(9)] + [("one", "few", 0.5)]
+    rows = [
+        {"series": "s", "tokens": at, "task": task, "domain": domain, "chance": chance, "stderr": 0.01 * (i + 1)}
+        | {"value": chance + (1 - chance) * k ** (2 if task == "one" else 1) * (i + 1) / 99, "metric": "acc"}
+        for i, (task, domain, chance) in enumerate(tasks)
+        for k, at in enumerate(tokens)
+    ]
+    ppl = pd.DataFrame({"series": "s", "tokens": tokens, "task": "p", "domain": "few", "metric": "ppl"})
+    table = normalise(pd.concat([pd.DataFrame(rows), ppl.assign(value=[1e4, 1e3, 1e2, 1e1])]))
+    return write_report(table, tmp_path_factory.mktemp("alone")), table
+
+
+def test_a_crowded_domain_is_drawn_under_its_mean_and_all_domains_come_first(run_page, alone) -> None:
+    made, table = alone
+    means = domain_curves(table).set_index(["domain", "tokens"])
+    overall, many, few = run_page(made, "look()")
+    for panel, chance in ((overall, None), (many, 0.25)):
+        value = means.value["many"] if chance is None else 0.25 + 0.75 * means.value["many"]
+        error = means.stderr["many"] * (1.0 if chance is None else 0.75)
+        line = panel["traces"][1] if chance is None else panel["traces"][-1]
+        band = panel["traces"][0] if chance is None else panel["traces"][-2]
+        assert line["y"] == pytest.approx(list(value), abs=1e-4)
+        assert band["y"][:4] == pytest.approx(list(value + 1.96 * error), abs=1e-4)
+    assert len(many["traces"]) == 9 + 2 and [t["opacity"] for t in many["traces"][:9]] == [0.28] * 9
+    assert many["traces"][-1]["meta"] == "mean of 9 tasks" and few["traces"][1]["meta"] == "one"
+    assert [t["y"] for t in many["traces"][:9]] == [
+        pytest.approx(list(table[table.task == f"t{i}"].value), abs=1e-4) for i in range(9)
+    ]
+
+
+def test_perplexities_over_decades_get_a_log_axis_and_accuracies_none(run_page, alone) -> None:
+    drawn = run_page(alone[0], "(look(), state.metric = 1, drawPanels(), look())")
+    assert [panel["layout"]["yaxis"].get("type") for panel in drawn] == ["log"]
+    assert drawn[0]["traces"][0]["y"] == [10_000, 1000, 100, 10] and drawn[0]["layout"]["shapes"] == []
+    assert [p["layout"]["yaxis"].get("type") for p in run_page(alone[0], "look()")] == [None] * 3
+
+
+def test_rows_of_the_timeline_can_be_domains(run_page, alone) -> None:
+    made, table = alone
+    drawn = run_page(made, "(state.rows = 'domains', drawTimelineAndLede(), drawn.timeline)")
+    means = domain_curves(table)
+    rows = summarise(means).set_index("domain")
+    order = list(rows.t50.sort_values().index)
+    assert [text.split(" <span")[0] for text in drawn["layout"]["yaxis"]["ticktext"]] == order
+    assert drawn["traces"][0]["z"] == [pytest.approx(list(means[means.domain == d].value), abs=1e-4) for d in order]
+
+
+def test_cells_of_the_timeline_end_half_way_between_checkpoints(run_page, alone) -> None:
+    log, linear = run_page(alone[0], "[cellEdges([1e6, 1e7, 1e9]), (state.axis = 'linear', cellEdges([0, 10, 30]))]")
+    assert log == pytest.approx([5.5, 6.5, 8, 10]) and linear == pytest.approx([-5, 5, 20, 40])
+    assert run_page(alone[0], "cellEdges([1e6])") == pytest.approx([5.9, 6.1])
+
+
+def test_the_range_of_the_axis_is_that_of_the_checkpoints(run_page, alone) -> None:
+    log, linear = run_page(alone[0], "[axisRange(), (state.axis = 'linear', axisRange())]")
+    assert log == pytest.approx([6 - 0.06, 9 + 0.06])
+    assert linear == pytest.approx([1e6 - 0.02 * 9.99e8, 1e9 + 0.02 * 9.99e8])
+    assert run_page(alone[0], "[niceSteps(0, 1e9, 4), niceSteps(1e6, 7e6, 3)]") == [[0, 5e8, 1e9], [2e6, 4e6, 6e6]]
+
+
+def test_files_are_replaced_whole(table: pd.DataFrame, made: Path) -> None:
+    files = [made.parent / name for name in ("report.html", "tidy.csv", "tidy.parquet", "dynamics.csv")]
+    before = [file.stat().st_ino for file in files]
+    write_report(table, made.parent, title="A & B", facts={"pack": "3f<2"})
+    assert all(file.stat().st_ino != inode for file, inode in zip(files, before))
+    assert not list(made.parent.glob(".*"))

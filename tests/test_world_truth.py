@@ -350,8 +350,12 @@ def test_a_world_has_the_documents_asked_for_in_the_shares_of_its_domains(tmp_pa
     assert (defaults["seed"].default, defaults["documents"].default) == (0, 100_000)
 
 
-def test_the_tokenizers_settings_are_llamas(tmp_path: Path) -> None:
+def test_the_tokenizers_settings_are_llamas_and_files_are_replaced_whole(tmp_path: Path) -> None:
+    generate(tmp_path, 0, 1)
+    before = {path: path.stat().st_ino for path in tmp_path.rglob("*") if path.is_file()}
     world = generate(tmp_path, 0, 1)
+    assert len(before) == 2 + 16 + 2 and all(path.stat().st_ino != inode for path, inode in before.items())
+    assert not list(tmp_path.rglob(".*"))
     settings = json.loads((world.tokenizer / "tokenizer_config.json").read_text())
     assert settings == {
         "tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>",

@@ -105,8 +105,8 @@ def by_definition(tokens, values, stderr, chance=NAN, n=NAN, better=1) -> dict:
     fit = list(isotonic_regression([better * v for v in values], weights=weights).x)
     for name, share in (("t10", 0.1), ("t50", 0.5), ("t90", 0.9)):
         time = time_of(fit, tokens, better * (baseline + share * (level - baseline)))
-        reached = not time <= tokens[0]
-        row[name], row[f"{name}_outcome"] = (time, "reached") if reached else (NAN, "before the first checkpoint")
+        outcome = "before the first checkpoint" if time <= tokens[0] else "reached" if time == time else "not saturated"
+        row[name], row[f"{name}_outcome"] = time if outcome == "reached" else NAN, outcome
         settled = 2 * time <= tokens[-1]
     if not settled:
         row |= {"t90": NAN, "t90_outcome": "not saturated"}
@@ -309,7 +309,18 @@ def test_intervals_are_drawn_around_the_fit() -> None:
     assert math.log10(row["t50_high"]) == pytest.approx(high, abs=0.02)
 
 
-def test_intervals_are_open_where_a_draw_may_never_arrive_and_follow_draws_and_seed() -> None:
+def test_what_the_fit_never_reaches_has_no_time_and_an_interval_may_be_open() -> None:
+    """The last checkpoint but one is all but unknown: the fit follows the last, the level is their mean."""
+    tokens, stderr = np.array([1e6, 1e7, 9e9, 1e10]), np.array([0.01, 0.01, 0.3, 0.001])
+    row = summarise_curve(tokens, np.array([0.25, 0.25, 0.5, 0.5]), stderr, chance=0.25, n=1e9, draws=1000)
+    # a draw has its t50 at 0.375 + 0.075 z, of which one in twenty lies above the 0.5 at which every fit ends
+    assert row["t50"] < 9e9 and math.isinf(row["t50_high"]) and math.isfinite(row["t50_low"])
+    row = summarise_curve(tokens, np.array([0.25, 0.25, 0.9, 0.4]), stderr, chance=0.25, n=1e9)
+    assert row["level"] == pytest.approx(0.65) and math.isnan(row["t50"])
+    assert {row["t50_outcome"], row["t90_outcome"]} == {"not saturated"} and row["verdict"] == "still rising"
+
+
+def test_intervals_follow_draws_and_seed() -> None:
     tokens, stderr = np.geomspace(1e6, 1e9, 10), np.full(10, 0.05)
     values = np.array([0.25] * 5 + [0.3, 0.35, 0.4, 0.42, 0.4])
     frame = pd.DataFrame({"series": "s", "tokens": tokens, "task": "t", "metric": "acc", "value": values})

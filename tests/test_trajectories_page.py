@@ -207,6 +207,8 @@ def test_several_runs_are_curves_of_their_own_with_validation_where_it_was_logge
     assert (b["series"], b["tokens"], b["raw_loss"]) == ("b", [100, 200], [4, 2])
     assert b["validation"] == {"tokens": [100], "loss": [3.5]}
     assert (a["series"], a["step"], a["raw_loss"]) == ("a", [1, 2, 3], [7, 6, 5])
+    [plain] = losses_of(pd.DataFrame({"tokens": [5, 6], "loss": [2.0, 1.0], "validation_loss": [NAN, 3.0]}), tmp_path)
+    assert plain["step"] == [0, 1] and plain["validation"] == {"tokens": [6], "loss": [3]}
     assert a["validation"] == {"tokens": [0, 25, 21], "loss": [9, 5.5, 5.6]}  # placed by step, unless tokens are given
 
 

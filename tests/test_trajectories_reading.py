@@ -257,6 +257,22 @@ def test_a_checkpoint_is_told_by_revision_name_or_file(name, revision, expected,
     )
 
 
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({}, ("folder", "results_step6-tokens6M")),
+        ({"config": {"model": "m-tokens1B"}}, ("m", "m-tokens1B")),
+        ({"config": {"model": "a-tokens1B"}, "model_name": "b-tokens1B"}, ("b", "b-tokens1B")),
+        ({"model_name": "c-tokens1B", **model("d-tokens1B")}, ("d", "d-tokens1B")),
+        ({"model_name": "tokens1B"}, ("folder", "tokens1B")),
+    ],
+)
+def test_the_series_is_named_by_what_says_most(more: dict, expected: tuple, tmp_path: Path) -> None:
+    path = result(tmp_path / "folder/results_step6-tokens6M.json", {"piqa": {"acc,none": 0.5}}, **more)
+    [row] = read_table(path).itertuples()
+    assert (row.series, row.checkpoint) == expected
+
+
 def test_what_export_scores_writes_names_series_checkpoint_and_tokens(tmp_path: Path) -> None:
     arguments = "pretrained=runs/s/step7,revision=step7,tokens=1234,dtype=float32"
     path = result(tmp_path / "results_x.json", {"piqa": {"acc,none": 0.5}}, config={"model_args": arguments})

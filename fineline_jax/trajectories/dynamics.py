@@ -197,7 +197,8 @@ def summarise_curve(
         error = np.where(np.isfinite(stderr), stderr, noise)
         times = rise_times(better * values, tokens, error, better * baseline, draws, seed)
         for name, (time, _, _) in times.items():
-            outcomes[name] = BEFORE_FIRST if time <= first else REACHED
+            # The level, a plain mean, may lie above all of a fit that weighs very unequal errors.
+            outcomes[name] = BEFORE_FIRST if time <= first else REACHED if time <= last else NOT_SATURATED
         settled = times["t90"][0] * SETTLED_FACTOR <= last
         if not settled:
             outcomes["t90"] = NOT_SATURATED

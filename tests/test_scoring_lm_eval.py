@@ -2,32 +2,76 @@
 
 import hashlib
 import json
+import random
 import re
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from commands import start
+from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
-from scoring_examples import write_benchmarks, write_tokenizer
-from series_examples import CONFIG, make_series, one_device
+from scoring_examples import sentence, write_benchmarks, write_tokenizer
+from series_examples import CONFIG, fresh_params, make_series, one_device
+from transformers import AutoTokenizer
 
 from fineline_jax.checkpoints import series
+from fineline_jax.checkpoints.hub import export_hf
 from fineline_jax.errors import UserError
-from fineline_jax.scoring import lm_eval_backend, lm_eval_export, pack, scorer, scores, suite, tasks
+from fineline_jax.models import attention, decoder
+from fineline_jax.scoring import lm_eval_backend, lm_eval_export, metrics, pack, scorer, scores, suite, tasks
 from fineline_jax.trajectories.table import read_table
 
 SUITE = "piqa@1,arc_easy,winogrande,lambada_openai,wikitext,truthfulqa_mc2"
 
 
+def trained(tokenizer: Path, steps: int = 120) -> decoder.Params:
+    """A model of CONFIG that has read sentences of the words of the documents, so that it is sure of some things."""
+    rng, encode = random.Random(2), AutoTokenizer.from_pretrained(tokenizer).encode
+    read = re.compile("runs|dog|house|under|two")  # so that " cat" is what is likely next
+    stream = [token for _ in range(1500) for token in encode(read.sub("cat", sentence(rng)))]
+    windows = np.array(stream[: len(stream) // 33 * 33]).reshape(-1, 33)
+
+    def loss(params: decoder.Params, batch: jax.Array) -> jax.Array:
+        places = jnp.broadcast_to(jnp.arange(32), batch[:, 1:].shape)
+        attend = attention.causal("reference")
+        hidden = decoder.hidden_states(CONFIG, params, batch[:, :-1], places, attend)
+        logits = jnp.einsum("bsd,dv->bsv", hidden, decoder.head_weight(CONFIG, params))
+        return optax.softmax_cross_entropy(logits, jax.nn.one_hot(batch[:, 1:], CONFIG.vocab_size)).mean()
+
+    adam = optax.adam(1e-2)
+
+    @jax.jit
+    def run(params: decoder.Params) -> tuple[decoder.Params, jax.Array]:
+        def step(state: tuple, batch: jax.Array) -> tuple[tuple, jax.Array]:
+            value, grads = jax.value_and_grad(loss)(state[0], batch)
+            updates, moments = adam.update(grads, state[1])
+            return (optax.apply_updates(state[0], updates), moments), value
+
+        (params, _), losses = jax.lax.scan(step, (params, adam.init(params)), batches)
+        return params, losses
+
+    with jax.set_mesh(one_device()):
+        batches = jnp.array(windows[np.random.default_rng(0).integers(0, len(windows), (steps, 16))], jnp.int32)
+        params, losses = run(fresh_params(2))
+    assert losses[0] > 5.5 and losses[-1] < 3
+    return params
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A series of two, the documents and the pack."""
+    """A series of two, of which the second has been trained, the documents and the pack."""
     place = tmp_path_factory.mktemp("lm_eval")
     tokenizer = write_tokenizer(place / "tokenizer", adds_bos=True)
     benchmarks = write_benchmarks(place / "benchmarks", documents=7)
-    make_series(place / "run", tokenizer, (1, 2))
+    make_series(place / "run", tokenizer, (1,))
+    params = trained(tokenizer)
+    with jax.set_mesh(one_device()):
+        export_hf(CONFIG, params, place / "run/step2", tokenizer)
     pack.prepare(SUITE, tokenizer, place / "pack", benchmarks=benchmarks)
     return place
 
@@ -102,6 +146,26 @@ def test_our_engine_behind_lm_eval_gives_the_results_of_its_own_backend(place, t
             same(as_json(one["resps"]), as_json(other["resps"]), task)
 
 
+def test_a_trained_model_has_the_log_likelihoods_and_the_accuracies_of_lm_evals_own_backend(exported, place, theirs):
+    """Within 1e-4 per request, the same greedy flags, and every document answered alike."""
+    found = scores.read(place / "scores/run/step2.parquet")
+    expected = [response[0] for name in theirs["samples"] for s in theirs["samples"][name] for response in s["resps"]]
+    single = [answer if isinstance(answer, tuple) else (answer, None) for answer in expected]
+    assert len(single) == len(found.loglikelihood) > 90
+    np.testing.assert_allclose(found.loglikelihood, [ll for ll, _ in single], rtol=0, atol=1e-4)
+    flags = [
+        (bool(ours), bool(other)) for ours, (_, other) in zip(found.is_greedy, single, strict=True) if other is not None
+    ]
+    assert all(ours == other for ours, other in flags) and {ours for ours, _ in flags} == {True, False}
+    values = metrics.of_tasks(pack.load(place / "pack"), found.loglikelihood, found.is_greedy)
+    for name, row in theirs["results"].items():
+        for key in ("acc", "acc_norm"):
+            if f"{key},none" in row:
+                exact = 1e-6 if name == "truthfulqa_mc2" else 0  # mc2 is a share of probability, no count
+                assert values[name][key].value == pytest.approx(row[f"{key},none"], abs=exact, rel=0), (name, key)
+                assert values[name][key].stderr == pytest.approx(row[f"{key}_stderr,none"], abs=exact, rel=1e-14)
+
+
 def test_exported_results_are_those_of_an_lm_eval_run(exported, theirs):
     found = as_json(json.loads(exported["step2"].read_text()))
     for key in ("results", "group_subtasks", "configs", "versions", "n-shot", "higher_is_better", "n-samples"):
@@ -165,8 +229,6 @@ def test_analyze_reads_what_is_exported(exported, place):
 
 
 def scorer_table(place: Path) -> Any:
-    from fineline_jax.scoring import metrics
-
     return metrics.tidy(place / "scores")
 
 
@@ -226,8 +288,6 @@ def test_a_second_export_replaces_the_first(exported, place, tmp_path):
 
 
 def test_a_task_that_generates_and_a_checkpoint_not_named_are_refused(place):
-    from lm_eval.api.instance import Instance
-
     with pytest.raises(UserError, match=r"has 2 checkpoints, give revision=NAME; known: step1, step2"):
         lm_eval_backend.FinelineLM(str(place / "run"))
     with pytest.raises(UserError, match="none is called 'step3'"):
@@ -253,6 +313,101 @@ def test_a_task_that_generates_and_a_checkpoint_not_named_are_refused(place):
 def test_wrong_model_arguments_are_told_in_one_line(arguments, message):
     with pytest.raises(UserError, match=message):
         lm_eval_backend.FinelineLM(**arguments)
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list[dict[str, Any]]:
+    """What the engine is given; it answers -0.5, -1.5, …, every second one greedy."""
+    calls = []
+
+    def score_params(made, config, params, mesh, dtype, *, batch_tokens, advance):
+        calls.append({"pack": made, "dtype": dtype, "batch_tokens": batch_tokens, "mesh": mesh, "config": config})
+        count = made.requests.num_rows
+        advance(count)
+        return -0.5 - np.arange(count), np.arange(count) % 2 == 0
+
+    monkeypatch.setattr(lm_eval_backend, "score_params", score_params)
+    return calls
+
+
+def instances(kind: str, *arguments: tuple, task: str = "t") -> list[Instance]:
+    return [Instance(kind, {}, args, 0, metadata=(task, number, 1)) for number, args in enumerate(arguments)]
+
+
+def test_requests_of_lm_eval_reach_the_engine_once_and_in_order(place, asked):
+    model = lm_eval_backend.FinelineLM(
+        str(place / "run"), revision="1", dtype="bfloat16", max_length=40, batch_tokens=256
+    )
+    encode, bos = model.tokenizer.encode, model.tokenizer.bos_token_id
+    pairs = [("the cat", " runs"), ("", "ice"), ("the cat", " and,"), ("two ", "dog")]
+    requests = instances("loglikelihood", *pairs[:2], task="a") + instances("loglikelihood", *pairs[2:], task="b")
+    assert model.loglikelihood(requests) == [(-0.5, True), (-1.5, False), (-2.5, True), (-3.5, False)]
+    [call] = asked
+    made = call["pack"]
+    assert (call["dtype"], call["batch_tokens"], call["config"].context) == ("bfloat16", 256, 96)
+    assert made.manifest == {"hash": made.hash, "prefix_token": bos, "max_context": 40, "mode": "lm-eval"}
+    assert made.requests["task"].to_pylist() == ["a", "a", "b", "b"]
+    assert made.request_context.tolist() == [0, 1, 0, 2]
+    contexts = [made.context_tokens[i].tolist() for i in range(3)]
+    assert contexts == [encode("the cat"), [bos], encode("two")]
+    rest = [made.continuation_tokens[i].tolist() for i in range(4)]
+    whole = [encode("the cat runs"), [bos, *encode("ice")[1:]], encode("the cat and,"), encode("two dog")]
+    assert [contexts[row] + tokens for row, tokens in zip((0, 1, 0, 2), rest, strict=True)] == whole
+    assert model.loglikelihood_rolling(instances("loglikelihood_rolling", ("ice",), ("",))) == [-0.5, -1.5]
+    made = asked[1]["pack"]
+    assert made.request_context.tolist() == [-1, -1] and made.contexts.num_rows == 0
+    assert [made.continuation_tokens[i].tolist() for i in range(2)] == [encode("ice"), encode("")]
+    given = [(("", ""), [5, 6], [7]), (("", ""), [5, 6], [8, 9]), (("", ""), [4], [3])]
+    assert model._loglikelihood_tokens(given) == [(-0.5, True), (-1.5, False), (-2.5, True)]
+    made = asked[2]["pack"]
+    assert [made.context_tokens[row].tolist() for row in made.request_context] == [[5, 6], [5, 6], [4]]
+    assert [made.continuation_tokens[i].tolist() for i in range(3)] == [[7], [8, 9], [3]]
+
+
+def test_packs_of_other_requests_have_other_hashes():
+    """The engine keeps its plan by them."""
+    row = lambda *tokens: np.array(tokens, np.int32)
+    pairs, tasks_of = [(row(1, 2), row(3)), (row(4), row(5, 6))], ["a", "b"]
+    other_pairs = [
+        [(row(1), row(2, 3)), pairs[1]], [pairs[0], (row(4, 5), row(6))], [pairs[0], (row(1, 2), row(5, 6))],
+        [(None, row(3)), pairs[1]], [pairs[0], (row(4), row(5, 7))],
+    ]  # fmt: skip
+    base = (pairs, tasks_of, 0, None)
+    others = [(pairs, ["a", "a"], 0, None), (pairs, tasks_of, 1, None), (pairs, tasks_of, 0, 9)]
+    others += [(different, tasks_of, 0, None) for different in other_pairs]
+    digests = [lm_eval_backend._pack(*arguments).hash for arguments in (base, base, *others)]
+    assert digests[0] == digests[1] and len(set(digests)) == 1 + len(others)
+
+
+def test_what_lm_eval_asks_of_a_model(place, asked):
+    model = lm_eval_backend.FinelineLM(str(place / "run"), revision="step2")
+    tokenizer = AutoTokenizer.from_pretrained(place / "tokenizer")
+    assert model.max_length == 96 and lm_eval_backend.FinelineLM(str(place / "run/step2"), max_length=7).max_length == 7
+    assert (model.eot_token_id, model.prefix_token_id) == (tokenizer.eos_token_id, tokenizer.bos_token_id) == (1, 0)
+    assert model.tokenizer_name == str(place / "run/step2").replace("/", "__")
+    assert model.tok_encode("the cat") == model.tok_encode("the cat", True) == tokenizer.encode("the cat")
+    assert model.tok_encode("the cat", add_special_tokens=False) == tokenizer.encode("the cat")[1:]
+    assert model.get_model_info() == {
+        "model_num_parameters": CONFIG.parameters, "model_dtype": "float32", "model_revision": "step2", "model_sha": "",
+    }  # fmt: skip
+    model.tokenizer.chat_template = "{{ messages[0].content }}{% if add_generation_prompt %}>{% endif %}"
+    chat = [{"role": "user", "content": "hi"}]
+    assert model.apply_chat_template(chat) == "hi>" and model.apply_chat_template(chat, False) == "hi"
+    model.loglikelihood(instances("loglikelihood", ("a", "b")))
+    assert asked[0]["pack"].manifest["max_context"] is None and asked[0]["batch_tokens"] is None
+
+
+def test_bos_is_put_as_the_argument_says_and_else_as_the_tokenizer_does(place, tmp_path):
+    plain = write_tokenizer(tmp_path / "plain", adds_bos=False)
+    for folder, argument, expected in (
+        (None, None, True), (None, True, True), (None, False, False),
+        (plain, None, False), (plain, True, True), (plain, False, False),
+    ):  # fmt: skip
+        model = lm_eval_backend.FinelineLM(
+            str(place / "run/step1"), tokenizer=folder and str(folder), add_bos_token=argument
+        )
+        assert (model.tok_encode("the cat")[0] == 0) == expected, (folder, argument)
+        assert (model.encoder.pairs([("the cat", " runs")])[0][0][0] == 0) == expected
 
 
 def test_small_weights_are_copied_to_every_device(place):

@@ -128,7 +128,7 @@ SUITE = """
 name: whole
 tasks:
   - {task: outer, domain: first, shots: 2, chance: 0.125}
-  - {task: several, domain: second, metric: exact_match}
+  - {task: several, domain: second, metric: margin}
   - {task: text}
   - {task: own, domain: third, shots: 2, metric: spread, chance: 0.5}
 """
@@ -346,7 +346,7 @@ def test_the_manifest_says_what_was_asked(place):
     shared = {"output_type": "multiple_choice", "multiple_gold": False, "unconditional": False, "own_metrics": False}
     assert rows == {
         "plain": {"domain": "first", "metric": "acc"} | shared,
-        "several": {"domain": "second", "metric": "exact_match"} | shared | {"multiple_gold": True},
+        "several": {"domain": "second", "metric": "margin"} | shared | {"multiple_gold": True},
         "cloze": {"domain": "first", "metric": "acc"} | shared | {"output_type": "loglikelihood"},
         "mutual": {"domain": "first", "metric": "acc"} | shared | {"unconditional": True},
         "text": {"domain": "other", "metric": "bits_per_byte"} | shared | {"output_type": "loglikelihood_rolling"},
@@ -468,6 +468,49 @@ def test_a_limit_takes_the_first_documents_as_lm_evals(tmp_path):
     close(as_json(ours["results"]), as_json(theirs["results"]))
     # the pack does not know how many documents were left out
     assert {tuple(counts.values()) for counts in ours["n-samples"].values()} == {(3, 3)}
+
+
+@pytest.fixture(scope="module")
+def as_olmes(place) -> pack.Pack:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tasks, "_own_tasks", lambda: place.folder / "tasks")
+        out, suite = place.folder / "olmes", place.folder / "suite.yaml"
+        return pack.prepare(suite, place.tokenizer, out, benchmarks=place.benchmarks, mode="olmes")
+
+
+def test_in_mode_olmes_the_delimiter_counts_and_groups_are_plain_means(place, as_olmes):
+    assert as_olmes.contexts["text"].equals(place.made.contexts["text"])  # the prompts are lm-eval's
+    texts = as_olmes.requests["text"].to_pylist()
+    assert texts == place.made.requests["text"].to_pylist()
+    encode = AutoTokenizer.from_pretrained(place.tokenizer).encode
+    assert as_olmes.manifest["mode"] == "olmes" and as_olmes.manifest["max_context"] == 2048
+    for row, plain in zip(as_olmes.documents.to_pylist(), place.made.documents.to_pylist(), strict=True):
+        scored = texts[row["first_request"] : row["first_request"] + len(plain["choice_chars"])]
+        assert row["choice_chars"] == [len(text) for text in scored]
+        assert row["choice_bytes"] == [len(text.encode()) for text in scored]
+        if row["task"] != "text":
+            assert row["choice_tokens"] == [len(encode(text, add_special_tokens=False)) for text in scored]
+    metric = {row["task"]: row["metric"] for row in as_olmes.tasks}
+    assert metric == {
+        "plain": "acc_per_char", "mutual": "acc_per_char", "cloze": "acc", "several": "margin",
+        "text": "bits_per_byte", "own": "spread",
+    }  # fmt: skip
+    assert [(g["weight_by_size"], g["weight_others_by_size"]) for g in as_olmes.manifest["groups"]] == [({}, False)] * 2
+
+
+def test_groups_of_tasks_whose_chance_differs_or_is_not_known(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "_own_tasks", lambda: place.folder / "tasks")
+    (tmp_path / "s.yaml").write_text("{name: s, tasks: [{task: outer, metric: acc_norm}]}")
+    made = pack.prepare(tmp_path / "s.yaml", place.tokenizer, tmp_path / "p", benchmarks=place.benchmarks)
+    chance = {row["task"]: row["chance"] for row in made.tasks}
+    given = documents()
+    plain = sum(1 / len(row["choices"]) for row in given["choices"]) / 7
+    assert chance == {"plain": pytest.approx(plain), "mutual": pytest.approx(1 / 3), "cloze": None}
+    groups = {row["group"]: row for row in made.manifest["groups"]}
+    assert groups["inner"]["chance"] == pytest.approx((7 * plain + 5 / 3) / 12)  # as its accuracy, by documents
+    assert groups["outer"]["chance"] is None  # what guessing a word gives is not known
+    assert groups["outer"]["metric"] == groups["inner"]["metric"] == "acc_norm"
+    assert {row["shots"] for row in made.tasks} == {0}
 
 
 def test_scores_of_two_checkpoints_are_exported_each_with_its_own_perplexity_error(place, tmp_path, monkeypatch):

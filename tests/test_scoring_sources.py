@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -9,8 +10,9 @@ import pytest
 from scoring_examples import sentence, write_tokenizer
 from suite_documents import write_documents
 
+from fineline_jax import cli
 from fineline_jax.errors import UserError
-from fineline_jax.scoring import pack, tfds_source
+from fineline_jax.scoring import pack, plan_table, tfds_source
 from fineline_jax.scoring.tokenizer import open_tokenizer
 
 
@@ -118,6 +120,56 @@ def test_tfds_gives_the_requests_of_the_local_folder(tmp_path):
         pack.prepare("hellaswag", tokenizer, tmp_path / "b", tfds=tmp_path / "tfds")
     with pytest.raises(UserError, match="winogrande is not prepared there"):
         pack.prepare("winogrande", tokenizer, tmp_path / "b", tfds=tmp_path / "nowhere")
+
+
+def test_examples_of_tfds_in_the_columns_of_the_hub():
+    pairs = [{"text": b"x", "label": 0}, {"text": "y", "label": 4}]
+    both = {"text": [b"x", "y"], "label": [0, 4]}
+    for choices in (pairs, both):
+        found = tfds_source._arc({"id": b"i", "question": b"q", "choices": choices, "answerKey": 4})
+        expected = {"id": "i", "question": "q", "answerKey": "E", "choices": {"text": ["x", "y"], "label": ["A", "E"]}}
+        assert found == expected
+    row = {"sentence": b"s", "option1": b"1", "option2": b"2"}
+    texts = {"sentence": "s", "option1": "1", "option2": "2"}
+    for label, answer in ((0, "1"), (1, "2"), (-1, "")):  # of the test split nobody knows
+        assert tfds_source._winogrande(row | {"label": label}) == texts | {"answer": answer}
+    piqa = {"goal": "é".encode(), "sol1": "b", "sol2": "c", "label": np.int64(1), "id": "x"}
+    assert tfds_source._piqa(piqa) == {"goal": "é", "sol1": "b", "sol2": "c", "label": 1}
+    boolq = {"passage": b"p", "question": b"q", "answer": np.True_, "title": b"t"}
+    assert tfds_source._boolq(boolq) == {"passage": "p", "question": "q", "label": 1}
+    stem = {"stem": b"s"} | {f"choice_{letter}": letter.lower() for letter in "ABCD"}
+    choices = {"text": ["a", "b", "c", "d"], "label": ["A", "B", "C", "D"]}
+    found = tfds_source._openbookqa({"question": stem, "answerKey": 3})
+    assert found == {"question_stem": "s", "choices": choices, "answerKey": "D"}
+
+
+def test_the_commands_of_packs_hand_their_options_on(monkeypatch, capsys):
+    given = []
+
+    def prepare(**options):
+        given.append(options)
+        return SimpleNamespace(requests=range_of(12_345), manifest={"tasks": [1, 2]})
+
+    range_of = lambda rows: SimpleNamespace(num_rows=rows)
+    monkeypatch.setattr(pack, "prepare", prepare)
+    options = {
+        "suite": "core", "tokenizer": Path("t"), "out": Path("o"), "benchmarks": Path("b"), "tfds": Path("d"),
+        "bos": "never", "max_context": 7, "limit": 3, "mode": "olmes",
+    }  # fmt: skip
+    command = ["tasks", "prepare"]
+    for name, value in options.items():
+        command += [str(value)] if name == "suite" else [f"--{name.replace('_', '-')}", str(value)]
+    assert cli.main(command) == 0 and given == [options]
+    assert capsys.readouterr().out == "o: 12,345 requests of 2 tasks\n"
+    planned = []
+    monkeypatch.setattr(pack, "load", lambda path: planned.append(path) or "the pack")
+    monkeypatch.setattr(
+        plan_table, "plan_table", lambda *args: planned.append(args) or [["line"] * len(plan_table.HEADER)]
+    )
+    assert cli.main(["tasks", "plan", "p"]) == 0
+    assert cli.main(["tasks", "plan", "p", "--context", "1", "--row-length", "5"]) == 0
+    assert planned == [Path("p"), ("the pack", 2048, 8192), Path("p"), ("the pack", 1, 5)]
+    assert capsys.readouterr().out.count("line") == 2 * len(plan_table.HEADER)
 
 
 def test_a_bare_sentencepiece_model_gives_its_own_ids(shared_data):

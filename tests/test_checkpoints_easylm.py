@@ -295,7 +295,21 @@ def test_arrays_that_flax_has_cut_anywhere_are_read_in_a_stream_and_in_a_tree(
             assert np.array_equal(part, arrays["a",][1:4, start : start + 2])
 
 
-EVERY = "bfloat16 bool int8 uint8 float16 float32 float64 int16 int32 int64 uint16 uint32 uint64".split()
+EVERY = [
+    "bfloat16",
+    "bool",
+    "int8",
+    "uint8",
+    "float16",
+    "float32",
+    "float64",
+    "int16",
+    "int32",
+    "int64",
+    "uint16",
+    "uint32",
+    "uint64",
+]
 
 
 def test_every_dtype_is_read_with_its_bits(tmp_path: Path) -> None:

@@ -26,8 +26,8 @@ BACKOFF = 1.0
 LONGEST_WAIT = 60.0
 TIMEOUT = (15.0, 60.0)
 """Seconds to connect, and between two pieces of the answer."""
-BLOCK = 1 << 22
-"""Bytes read from an HTTP server at a time."""
+BLOCK = 1 << 18
+"""Bytes read from an HTTP server at a time; those of a block within which the connection breaks come again."""
 RANGE = 1 << 25
 """Bytes asked of a bucket at a time."""
 STOP = threading.Event()
@@ -132,7 +132,10 @@ def get(
     while True:
         try:
             with _answer(url, headers or {}, method) as answer:
-                _ = answer.content
+                try:
+                    _ = answer.content
+                except requests.RequestException as error:
+                    raise TransientError(_short(error)) from error
                 return answer
         except TransientError as error:
             failures += 1

@@ -193,6 +193,7 @@ def test_what_does_not_fit_the_recipe_is_refused_by_name(tmp_path: Path) -> None
     (tmp_path / "empty").mkdir()
     refused("empty: not a prepared data set", Data((Source(str(tmp_path / "empty")),), LENGTH))
     refused("text: prepared with sequence_length=7, data.sequence_length is 8", Data((Source(text),), 8))
+    refused("text: prepared with sequence_length=7, data.sequence_length is 6", Data((Source(text),), 6))
     refused(
         "text: prepared for a vocabulary of 1000, the model has 999",
         Data((Source(text),), LENGTH),
@@ -332,6 +333,22 @@ def test_prefetch_raises_where_the_load_failed() -> None:
     assert [next(series).value, next(series).value] == [0, 1]
     with pytest.raises(UserError, match="a: record 8"):
         next(series)
+
+
+def test_prefetch_drops_what_is_queued_when_it_is_left() -> None:
+    go_on, loaded = threading.Event(), []
+
+    def load(step: int) -> None:
+        loaded.append(step)
+        assert step == 0 or go_on.wait(20)
+
+    series = prefetch(load, range(1000), depth=4)
+    next(series)
+    while loaded != [0, 1]:
+        time.sleep(0.001)
+    threading.Timer(0.1, go_on.set).start()
+    series.close()
+    assert loaded == [0, 1]  # the one under way is waited for
 
 
 def test_prefetch_stops_its_thread_when_left() -> None:

@@ -426,6 +426,18 @@ def test_chunks_are_kept_when_only_the_tokenizer_beside_them_is_another(tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "t.jsonl"]
 
 
+def test_what_killed_workers_left_is_removed_at_the_next_start(tmp_path: Path) -> None:
+    source = amber(tmp_path / "t.jsonl", [[1, 2]])
+    work = tmp_path / ".out.incomplete" / "parts"
+    (work / "chunk_000.1234.incomplete").mkdir(parents=True)
+    (work / "chunk_001").mkdir()
+    (work / "chunk_001" / "part.json").touch()
+    files = [source, amber(tmp_path / "u.jsonl", [[1]])]
+    with pytest.raises(UserError, match=r"t\.jsonl:1: 2 token ids instead of 3"):
+        prepare_amber(files, tmp_path / "out", sequence_length=2)
+    assert [path.name for path in work.iterdir()] == ["chunk_001"]
+
+
 # A data set, opened
 
 

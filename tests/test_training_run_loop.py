@@ -53,11 +53,11 @@ KEPT = [0, 9, 18, 23]
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
-    """300 windows, and 7 of validation, in which the ignored id is unevenly spread."""
+    """300 windows, and 10 of validation, in which the ignored id is unevenly spread."""
     folder = tmp_path_factory.mktemp("corpus")
     draw = np.random.default_rng(5)
     train = amber(folder / "train.jsonl", draw.integers(0, VOCABULARY, (300, LENGTH + 1)).tolist())
-    held = draw.integers(0, VOCABULARY, (7, LENGTH + 1))
+    held = draw.integers(0, VOCABULARY, (10, LENGTH + 1))
     held[:2, 1:4] = IGNORED
     held = amber(folder / "held.jsonl", held.tolist())
     prepare_amber([train], folder / "data", vocab_size=VOCABULARY, sequence_length=LENGTH, validation_inputs=[held])
@@ -75,7 +75,7 @@ def recipe_of(corpus: Path, **changes) -> Recipe:
         "checkpoints": Checkpoints(every=(Every(9 * TOKENS),), latest_every_tokens=4 * TOKENS),
         "loss": Loss(ignore_token=IGNORED),
         "mesh": Mesh(fsdp=1),
-        "logging": Logging(tensorboard=False, validation_sequences=7),
+        "logging": Logging(tensorboard=False, validation_sequences=10),
         "seed": 3,
     }
     return Recipe(**(values | changes))
@@ -123,7 +123,7 @@ def checksums(monkeypatch):
         ("abstract_state", abstract_state),
         ("make_train_step", make_train_step),
         ("make_validation_step", make_validation_step),
-        ("make_mesh", lambda mesh: made),
+        ("make_mesh", lambda mesh: {Mesh(fsdp=1): made}[mesh]),
     ):
         monkeypatch.setattr(loop, name, fake)
 
@@ -153,8 +153,8 @@ def expected_lines(recipe: Recipe) -> list[dict]:
     from tensorflow_datasets import builder_from_directory
 
     held = builder_from_directory(recipe.data.sources[0].path).as_data_source("validation")
-    # 7 windows in batches of 6 / 2 = 3: the first 6 in stored order.
-    targets = np.stack([held[i]["tokens"] for i in range(6)])[:, 1:].astype(int)
+    # 10 windows in batches of 6 / 2 = 3: the first 9 in stored order.
+    targets = np.stack([held[i]["tokens"] for i in range(9)])[:, 1:].astype(int)
     mean, lines = targets[targets != IGNORED].mean(), []
     for step, total in enumerate(totals(recipe)):
         if step:
@@ -259,6 +259,7 @@ def test_a_request_to_stop_ends_the_run_at_that_step_saved_and_the_same_command_
     stop_at(monkeypatch, lambda step: asked.append(step) or ("SIGINT" if step == 5 else None))
     assert loop.pretrain(recipe, run) == loop.Outcome(run, 5, 5 * TOKENS, "SIGINT")
     assert asked == [0, 1, 2, 3, 4, 5]
+    assert (run / "checkpoints" / "5" / "complete.json").exists()
     assert [line["step"] for line in lines_of(run) if "loss" in line] == [1, 2, 3, 4, 5]
     assert loop.pretrain(recipe, run) == loop.Outcome(run, 5, 5 * TOKENS, "SIGINT")  # asked before its first step
     stop_at(monkeypatch, lambda step: "SIGTERM" if step == STEPS else None)
@@ -360,6 +361,18 @@ def test_waits_for_data_are_those_of_the_loader(corpus, tmp_path, monkeypatch):
     assert [(line["step"], line["data_wait_seconds"]) for line in lines] == [(3, 1.5), (6, 4.5), (7, 6.5)]
 
 
+def test_a_resumed_run_counts_its_speed_from_where_it_resumed(corpus, tmp_path, monkeypatch):
+    stop_at(monkeypatch, lambda step: "SIGTERM" if step == 20 else None)
+    loop.pretrain(recipe_of(corpus), tmp_path)
+    stop_at(monkeypatch, lambda step: None)
+    looks = iter(range(100))  # each look at the clock a second later
+    monkeypatch.setattr(loop, "time", types.SimpleNamespace(perf_counter=lambda: next(looks)))
+    loop.pretrain(recipe_of(corpus), tmp_path)
+    lines = [line for line in read_metrics(tmp_path) if line["step"] > 20 and "loss" in line]
+    assert [line["step_seconds"] for line in lines] == [1.0, 1.0, 1.0]
+    assert [line["tokens_per_second"] for line in lines] == [TOKENS] * 3
+
+
 def test_a_changed_recipe_is_refused_with_its_fields_unless_accepted(corpus, tmp_path):
     run = tmp_path / "run"
     short = recipe_of(corpus, tokens=4 * TOKENS)
@@ -401,6 +414,17 @@ def test_a_recipe_of_which_nothing_is_saved_yet_may_be_changed(corpus, tmp_path)
     (tmp_path / "run" / "checkpoints").mkdir()
     loop.claim_folder(recipe_of(corpus, seed=5), tmp_path / "run", {"data": "2"}, accept_changes=False)
     assert json.loads((tmp_path / "run" / "recipe.json").read_text())["seed"] == 5
+
+
+def test_an_imported_run_without_a_record_of_its_data_may_be_trained_on(corpus, tmp_path):
+    loop.claim_folder(recipe_of(corpus), tmp_path, {}, accept_changes=False)
+    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
+    for record in (None, {"elsewhere": "1"}):
+        (tmp_path / "data.json").unlink(missing_ok=True)
+        if record is not None:
+            (tmp_path / "data.json").write_text(json.dumps(record))
+        loop.claim_folder(recipe_of(corpus), tmp_path, {"data": "2"}, accept_changes=False)
+        assert json.loads((tmp_path / "data.json").read_text()) == {"data": "2"}
 
 
 def test_one_process_of_several_writes_the_folder(corpus, tmp_path, monkeypatch):

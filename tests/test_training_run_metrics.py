@@ -1,9 +1,11 @@
 """What a run says about itself: every field of a line against its definition, with a clock set by hand."""
 
+import dataclasses
 import gc
 import json
 import math
 import os
+import sys
 import types
 from pathlib import Path
 from typing import Any, cast
@@ -282,6 +284,37 @@ def test_tensorboard_shows_every_number_at_its_step_and_forgets_what_is_trained_
     assert purged == [5]  # SessionLog.START: what stands at this step and behind it is void
     MetricsLog(tmp_path / "tensorboard", recipe_of(), None).close()
     assert not (tmp_path / "tensorboard" / "tensorboard").exists()
+
+
+def test_weights_and_biases_gets_one_run_per_folder_and_no_step_that_it_has_already(tmp_path, monkeypatch):
+    begun, sent = [], []
+
+    def init(**options):
+        begun.append(options)
+        return types.SimpleNamespace(
+            step=5, log=lambda numbers, step: sent.append((step, numbers)), finish=lambda: sent.append("finished")
+        )
+
+    fake = types.ModuleType("wandb")
+    vars(fake).update(init=init, Error=RuntimeError)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    recipe = recipe_of(wandb_project="p")
+    for _ in range(2):
+        log = MetricsLog(tmp_path, recipe, 3)
+        log.write({"step": 4, "loss": 1.0})
+        log.write({"step": 5, "loss": 2.0, "name": "x"})
+        log.write({"step": 5, "validation_loss": 3.0})
+        log.close()
+        assert sent == [(5, {"loss": 2.0}), (5, {"validation_loss": 3.0}), "finished"]
+        sent.clear()
+    assert begun[0] == begun[1]
+    number = begun[0].pop("id")
+    assert len(number) == 32 and (tmp_path / "wandb" / "id").read_text() == number
+    expected = {"project": "p", "name": "metrics", "resume": "allow", "dir": tmp_path}
+    assert begun[0] == {**expected, "config": dataclasses.asdict(recipe)}
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"logging\.wandb_project='p' needs the wandb extra"):
+        MetricsLog(tmp_path, recipe, None)
 
 
 def test_the_mesh_of_a_run_says_how_many_devices_share_the_work():

@@ -15,7 +15,7 @@ import pytest
 from scoring_examples import write_tokenizer
 
 from fineline_jax.errors import UserError
-from fineline_jax.scoring import gold, metrics, pack
+from fineline_jax.scoring import gold, metrics, pack, tasks
 
 MATH = {"problem": "What is $1+1$?", "level": "Level 1", "type": "Algebra", "solution": "It is $\\boxed{2}$."}
 ALIASES = {"value": "Paris", "aliases": ["Paris", "City of Light", "Paris"], "normalized_aliases": ["paris"]}
@@ -101,6 +101,20 @@ def test_bits_per_byte_of_the_first_and_of_the_best_solution(benchmarks, tokeniz
     each = metrics.of_documents(made, loglikelihood, greedy)
     each = each[each.metric == "greedy_match"]
     assert each["value"].tolist() == [1, 0, 0] and each["doc"].tolist() == [0, 1, 2]
+
+
+def test_a_group_with_a_chance_gives_none_to_tasks_that_generate(benchmarks, tokenizer, tmp_path, monkeypatch):
+    """agieval_en holds one; of its bits guessing has no level."""
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks/both.yaml").write_text("group: both\ntask: [gsm8k, triviaqa]\n")
+    monkeypatch.setattr(tasks, "_own_tasks", lambda: tmp_path / "tasks")
+    (tmp_path / "s.yaml").write_text("{tasks: [{task: both, shots: 0, metric: acc, chance: 0.25}, {task: nq_open}]}")
+    made = pack.prepare(tmp_path / "s.yaml", tokenizer, tmp_path / "p", benchmarks=benchmarks)
+    assert [(row["task"], row["chance"], row["metric"]) for row in made.tasks] == [
+        ("gsm8k", None, "bits_per_byte"), ("triviaqa", None, "bits_per_byte"), ("nq_open", None, "bits_per_byte"),
+    ]  # fmt: skip
+    [group] = made.manifest["groups"]
+    assert (group["chance"], group["metric"]) == (0.25, "bits_per_byte")
 
 
 def test_code_is_scored_although_its_checker_cannot_be_loaded(benchmarks, tokenizer, tmp_path):

@@ -21,7 +21,7 @@ from scoring_examples import write_tokenizer
 from transformers import AutoTokenizer
 
 from fineline_jax.errors import UserError
-from fineline_jax.scoring import lm_eval_export, metrics, pack, scores, tasks
+from fineline_jax.scoring import bootstrap, lm_eval_export, metrics, pack, scores, tasks
 
 SHARED = "validation_split: validation\ntraining_split: train\nmetadata: {version: 1.5}\n"
 CHOICES = SHARED + "output_type: multiple_choice\ndoc_to_target: label\ndoc_to_choice: choices\n"
@@ -439,6 +439,27 @@ def test_the_exported_file_says_how_it_was_made(place):
     assert place.exported.parent.parent == place.folder / "out"
 
 
+def test_the_export_resamples_as_often_as_it_says(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "_own_tasks", lambda: place.folder / "tasks")
+    process, counts = lm_eval_export._process_results, []
+    counted = lambda found, groups, iterations: counts.append(iterations) or process(found, groups, iterations)
+    monkeypatch.setattr(lm_eval_export, "_process_results", counted)
+    monkeypatch.setattr(lm_eval_export, "add_env_info", lambda environment: None)  # a second
+    [path] = lm_eval_export.export(place.folder / "scores", tmp_path, samples=False)
+    assert counts == [json.loads(path.read_text())["config"]["bootstrap_iters"]] == [100_000]
+    with lm_eval_export._fast_bootstrap(place.made, []):
+        pairs = [(1, 1), (0, 1), (1, 0), (0, 0), (1, 1)]
+        for metric in (lm_eval.api.metrics.f1_score, lm_eval.api.metrics.matthews_corrcoef):
+            kind = {"f1_score": bootstrap.of_f1, "matthews_corrcoef": bootstrap.of_mcc}[metric.__name__]
+            assert lm_eval.api.metrics.bootstrap_stderr(metric, pairs, 300) == kind(np.array([pairs]), 300)[0]
+        values = [-1.0, -2.5, -0.5]
+        unseen = lm_eval.api.metrics.bootstrap_stderr(lm_eval.api.metrics.perplexity, values, 300)
+        assert unseen == bootstrap.of_perplexity(np.array([values]), 300)[0]
+        median = lm_eval.api.metrics.bootstrap_stderr(lm_eval.api.metrics.median, values, 50)
+    monkeypatch.setenv("DISABLE_MULTIPROC", "1")
+    assert median == lm_eval.api.metrics.bootstrap_stderr(lm_eval.api.metrics.median, values, 50)
+
+
 def test_every_line_of_the_exported_samples_is_that_of_lm_evals_file(place):
     for name in LEAVES:
         ours = latest(place.folder / "out", f"samples_{name}_*.jsonl").read_text().splitlines()
@@ -449,6 +470,7 @@ def test_every_line_of_the_exported_samples_is_that_of_lm_evals_file(place):
 
 
 def test_without_samples_only_results_and_no_hashes_are_lost(place, monkeypatch):
+    monkeypatch.setattr(lm_eval_export, "add_env_info", lambda environment: None)  # a second
     monkeypatch.setattr(tasks, "_own_tasks", lambda: place.folder / "tasks")
     [short] = lm_eval_export.export(place.folder / "scores", place.folder / "short", samples=False)
     assert [path.name for path in short.parent.iterdir()] == [short.name]
@@ -514,6 +536,7 @@ def test_groups_of_tasks_whose_chance_differs_or_is_not_known(place, tmp_path, m
 
 
 def test_scores_of_two_checkpoints_are_exported_each_with_its_own_perplexity_error(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(lm_eval_export, "add_env_info", lambda environment: None)  # a second
     monkeypatch.setattr(tasks, "_own_tasks", lambda: place.folder / "tasks")
     scores.keep_pack(tmp_path / "scores", place.made)
     for name, factor in (("a", 1.0), ("b", 0.5)):
@@ -533,6 +556,7 @@ def test_scores_of_two_checkpoints_are_exported_each_with_its_own_perplexity_err
 
 
 def test_scores_that_are_not_of_the_pack_or_not_lm_evals_are_refused(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(lm_eval_export, "add_env_info", lambda environment: None)  # a second
     monkeypatch.setattr(tasks, "_own_tasks", lambda: place.folder / "tasks")
     with pytest.raises(UserError, match="no scores here"):
         lm_eval_export.export(tmp_path, tmp_path / "out")

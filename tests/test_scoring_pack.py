@@ -332,3 +332,11 @@ def test_options_of_a_pack_are_written_into_it_and_the_smallest_are_taken(benchm
     never = pack.prepare("piqa", tokenizers["bos"], tmp_path / "q", benchmarks=benchmarks, limit=1, bos="never")
     assert never.manifest["tokenizer"]["adds_bos"] and never.context_tokens[0][0] != bos
     assert never.manifest["tokenizer"]["sha256"] == made.manifest["tokenizer"]["sha256"]
+
+
+def test_a_chance_of_nothing_is_kept(benchmarks, tokenizers, tmp_path):
+    file = tmp_path / "s.yaml"
+    for given, expected in (("0", 0.0), ("0.4", 0.4), ("1", 1.0)):
+        file.write_text(f"tasks: [{{task: piqa, chance: {given}}}]")
+        made = pack.prepare(file, tokenizers["bos"], tmp_path / "p", benchmarks=benchmarks, limit=1)
+        assert made.tasks[0]["chance"] == expected

@@ -52,7 +52,7 @@ def analyze_scores(
             }
         else:
             tables.append(read_table(path, tokens_per_step=tokens_per_step))
-    losses = pandas.concat([_losses(run, runs) for run in runs]) if runs else None
+    losses = _losses(runs) if runs else None
     return write_report(pandas.concat(tables, ignore_index=True), out, title=title, facts=facts, losses=losses)
 
 
@@ -74,10 +74,21 @@ def _with_known_tokens(table: "pandas.DataFrame", folder: Path, tokens_per_step:
     return table[~unknown]
 
 
-def _losses(run: Path, runs: Sequence[Path]) -> "pandas.DataFrame":
+def _losses(runs: Sequence[Path]) -> "pandas.DataFrame":
+    """The logs of the runs, each under the name of its series; of two runs of one name, under their paths."""
     import pandas
 
     from fineline_jax.checkpoints.series import open_series
+
+    logs = [_log(run) for run in runs]
+    names = [open_series(str(run)).name for run in runs]
+    labels = [name if names.count(name) == 1 else str(run) for run, name in zip(runs, names)]
+    return pandas.concat([one.assign(series=label) for one, label in zip(logs, labels)])
+
+
+def _log(run: Path) -> "pandas.DataFrame":
+    import pandas
+
     from fineline_jax.training.metrics import read_metrics
 
     lines = read_metrics(run)
@@ -88,7 +99,4 @@ def _losses(run: Path, runs: Sequence[Path]) -> "pandas.DataFrame":
         raise UserError(f"{run / 'metrics.jsonl'}: holds no loss yet; analyze the run when it has trained")
     # The validation loss is on a line of its own, at kept checkpoints, which names only its step.
     last = frame.dropna(subset=["tokens"]).iloc[-1]
-    tokens = frame["tokens"].fillna(frame["step"] * (last["tokens"] / last["step"]))
-    name = open_series(str(run)).name
-    alone = sum(other.resolve().name == name for other in runs) == 1
-    return frame.assign(tokens=tokens, series=name if alone else str(run))
+    return frame.assign(tokens=frame["tokens"].fillna(frame["step"] * (last["tokens"] / last["step"])))

@@ -340,7 +340,7 @@ def test_a_curve_without_any_error_has_no_interval() -> None:
 
 def test_the_curve_is_read_in_the_order_of_tokens_with_the_last_chance_and_n() -> None:
     frame = pd.DataFrame(
-        {"tokens": [3e8, 1e8, 2e8, 2e8], "step": [4, 1, 3, 2], "value": [0.9, 0.1, 0.5, 0.4], "n": [40, 10, 30, 20]}
+        {"tokens": [3e8, 1e8, 2e8, 2e8], "step": [1, 4, 3, 2], "value": [0.9, 0.1, 0.5, 0.4], "n": [40, 10, 30, 20]}
     )
     frame = frame.assign(series="s", task="t", metric="acc", stderr=0.01, chance=[0.3, 0.1, NAN, 0.2])
     table = pd.concat([normalise(frame), normalise(frame.assign(series="other", value=0.2))]).iloc[::-1]
@@ -361,7 +361,8 @@ def test_perplexities_are_summarised_by_their_logarithm_and_given_as_they_are(me
         assert row[name] == pytest.approx(logarithm[name], nan_ok=True), name
     assert row["level"] == pytest.approx(math.exp(logarithm["level"])) and row["baseline"] == pytest.approx(values[0])
     assert (row["final"], row["final_stderr"]) == pytest.approx((values[-1], 0.02 * values[-1]))
-    assert row["t50_low"] < row["t50"] < row["t50_high"]
+    relative = summarise_curve(tokens, np.log(values), np.full(12, 0.02), better=-1)
+    assert row["t50_low"] == relative["t50_low"] < row["t50"] < row["t50_high"] == relative["t50_high"]
 
 
 def test_what_has_no_logarithm_or_a_chance_level_is_summarised_as_it_is() -> None:
@@ -370,6 +371,7 @@ def test_what_has_no_logarithm_or_a_chance_level_is_summarised_as_it_is() -> Non
     for changes in ({"metric": "ppl", "value": [4.0, 0.0, 1.0]}, {"metric": "ppl", "chance": 0.5}, {"metric": "acc"}):
         row = summarise(normalise((frame.assign(**changes)).assign(stderr=0.1))).iloc[0]
         assert row["final_stderr"] == 0.1 and row["level"] == pytest.approx(1.0)
+        assert row["baseline"] == changes.get("chance", 4.0)
     bits = summarise(normalise(frame.assign(metric="bits_per_byte"))).iloc[0]
     assert bits["baseline"] == 4.0 and bits["monotonicity"] == pytest.approx(1.0)
 

@@ -447,7 +447,7 @@ def test_the_export_resamples_as_often_as_it_says(place, tmp_path, monkeypatch):
     monkeypatch.setattr(lm_eval_export, "add_env_info", lambda environment: None)  # a second
     [path] = lm_eval_export.export(place.folder / "scores", tmp_path, samples=False)
     assert counts == [json.loads(path.read_text())["config"]["bootstrap_iters"]] == [100_000]
-    with lm_eval_export._fast_bootstrap(place.made, []):
+    with lm_eval_export._fast_bootstrap(place.made, [place.folder / "scores/org__model/main.parquet"]):
         pairs = [(1, 1), (0, 1), (1, 0), (0, 0), (1, 1)]
         for metric in (lm_eval.api.metrics.f1_score, lm_eval.api.metrics.matthews_corrcoef):
             kind = {"f1_score": bootstrap.of_f1, "matthews_corrcoef": bootstrap.of_mcc}[metric.__name__]

@@ -54,9 +54,8 @@ class Encoder:
         where lm-eval would fail: a context or continuation that has no tokens.
         """
         moved = [_move_space(context, continuation) for context, continuation in pairs]
-        empty = [
-            not context for context, _ in pairs
-        ]  # as given: what is only white space moves, and BOS alone may stay
+        # As given: of a context that is only white space BOS stays, if there is one.
+        empty = [not context for context, _ in pairs]
         contexts = list(dict.fromkeys(context for (context, _), none in zip(moved, empty, strict=True) if not none))
         heads = dict(zip(contexts, self.texts(contexts), strict=True))
         apart = [bool(context) and self._separates(context, continuation) for context, continuation in moved]

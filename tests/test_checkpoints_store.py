@@ -4,6 +4,7 @@ import functools
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -408,3 +409,130 @@ def test_two_processes_save_agree_on_the_damage_and_resume(tmp_path: Path) -> No
     for index, output in enumerate(outputs):
         assert f"process {index} done" in output, output[-3000:]
     assert names(tmp_path) == ["0", "2", "3", "3.damaged"]
+
+
+def test_a_checkpoint_is_these_files_and_no_others(tmp_path: Path) -> None:
+    """Orbax's layout without a sharding file: what reads it names its own shardings."""
+    trained(tmp_path, 0, kept=(0,), latest_every=0)
+    found = {
+        re.sub(r"[0-9a-f]{32}", "*", path.relative_to(tmp_path / "0").as_posix()) for path in files(tmp_path / "0")
+    }
+    of_item = ("_METADATA", "array_metadatas/process_0", "d/*", "manifest.ocdbt", "ocdbt.process_0/d/*",
+               "ocdbt.process_0/manifest.ocdbt")  # fmt: skip
+    expected = {f"{item}/{name}" for item in ("params", "opt_state") for name in of_item}
+    top = {"_CHECKPOINT_METADATA", "commit_success.txt", "orbax.checkpoint", "complete.json"}
+    assert found - {"commit_success.txt"} == (expected | top) - {"commit_success.txt"}
+    record = read_record(tmp_path / "0") or {}
+    names = {path.relative_to(tmp_path / "0").as_posix() for path in files(tmp_path / "0")}
+    assert record["files"].keys() == names - {RECORD}
+
+
+def files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_arrays_are_stored_as_they_are_and_orbax_alone_reads_them(tmp_path: Path) -> None:
+    """Uncompressed: a constant array takes its bytes."""
+    from orbax.checkpoint import v1 as ocp
+
+    ones = {"params": {"w": jnp.ones((64, 1024))}, "opt_state": {"m": jnp.full((7, 3), 2, jnp.bfloat16)}}
+    with open_store(tmp_path, kept=(5,)) as store:
+        assert store.maybe_save(5, ones)
+    assert sum(path.stat().st_size for path in files(tmp_path / "5" / "params")) > 64 * 1024 * 4
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), ones)
+    assert bits(ocp.load_checkpointables(str(tmp_path / "5"), target)) == bits(ones)
+
+
+@pytest.mark.parametrize(
+    ("kept", "latest_every", "due"),
+    [((0, 4, 8), 3, [0, 3, 4, 6, 8, 9]), ((4,), 0, [4]), ((), 5, [0, 5, 10]), ((), 0, []), ((10,), 1, list(range(11)))],
+)
+def test_a_step_is_due_if_it_is_kept_or_one_of_the_rolling_ones(
+    tmp_path: Path, kept: tuple[int, ...], latest_every: int, due: list[int]
+) -> None:
+    with open_store(tmp_path, kept, latest_every) as store:
+        assert [step for step in range(11) if store.is_due(step)] == due
+
+
+def test_which_checkpoints_lie_there_after_each_save(tmp_path: Path) -> None:
+    """Kept ones for ever; of the others the newest, until any newer one is complete. Steps of one and of two digits."""
+    state, seen = {"params": {"w": jnp.zeros(3)}}, {}
+    with open_store(tmp_path, kept=(0, 9, 12), latest_every=2) as store:
+        for step in range(13):
+            if store.maybe_save(step, state, force=step == 11):
+                assert (tmp_path / f"{step}.saving").exists() or read_record(tmp_path / str(step))
+                store.wait()
+                seen[step] = sorted(int(name) for name in names(tmp_path))
+    assert seen == {
+        0: [0], 2: [0, 2], 4: [0, 4], 6: [0, 6], 8: [0, 8], 9: [0, 9], 10: [0, 9, 10], 11: [0, 9, 11], 12: [0, 9, 12],
+    }  # fmt: skip
+    assert [bool(read_record(tmp_path / str(step))["kept"]) for step in (0, 9, 12)] == [True] * 3  # type: ignore[index]
+    assert steps(tmp_path) == [0, 9, 12] and open_store(tmp_path).latest_intact() == 12
+
+
+def test_the_newest_is_that_of_the_highest_number(tmp_path: Path) -> None:
+    with open_store(tmp_path, latest_every=1) as store:
+        store.maybe_save(9, {"params": {"w": jnp.zeros(3)}}, force=True)
+    with open_store(tmp_path, kept=(10,)) as store:
+        store.maybe_save(10, {"params": {"w": jnp.ones(3)}})
+    (tmp_path / "x").mkdir()
+    shutil.copytree(tmp_path / "10", tmp_path / "9")
+    assert steps(tmp_path) == [9, 10]
+    target = {"params": {"w": jax.ShapeDtypeStruct((3,), jnp.bfloat16, sharding=jnp.zeros(3).sharding)}}
+    step, state = open_store(tmp_path).restore(target)
+    assert step == 10 and state["params"]["w"].dtype == "bfloat16" and state["params"]["w"].tolist() == [1, 1, 1]
+
+
+def test_until_a_new_one_is_complete_the_rolling_one_before_it_stays(tmp_path: Path) -> None:
+    state = {"params": {"w": jnp.zeros(3)}}
+    with open_store(tmp_path, latest_every=1) as store:
+        store.maybe_save(1, state)
+        store.wait()
+        store._pending = store._worker.submit(store._finish, 2, Failing(), {})
+        with pytest.raises(UserError, match="disk on fire"):
+            store.wait()
+        assert names(tmp_path) == ["1"] and store.latest_intact() == 1
+
+
+def test_a_damaged_checkpoint_that_is_asked_for_by_its_step_is_refused_and_left_there(tmp_path: Path) -> None:
+    with open_store(tmp_path, kept=(1, 2)) as store:
+        for step in (1, 2):
+            store.maybe_save(step, {"params": {"w": jnp.zeros(3)}})
+    flip_one_bit(tmp_path / "1")
+    target = {"params": {"w": jax.ShapeDtypeStruct((3,), jnp.float32, sharding=jnp.zeros(3).sharding)}}
+    with pytest.raises(
+        UserError, match=rf"{tmp_path / '1'}: the checkpoint is damaged \(the content of .* has changed"
+    ):
+        open_store(tmp_path).restore(target, 1)
+    with pytest.raises(UserError, match="holds no checkpoint; train first"):
+        open_store(tmp_path / "new").restore(target)
+    assert names(tmp_path) == ["1", "2", "new"]
+
+
+def test_what_is_set_aside_again_gets_a_number(tmp_path: Path) -> None:
+    for _ in range(3):
+        (tmp_path / "4").mkdir()
+        with pytest.raises(UserError, match="no intact checkpoint is left"):
+            open_store(tmp_path).latest_intact()
+    assert names(tmp_path) == ["4.damaged", "4.damaged-2", "4.damaged-3"]
+
+
+def test_a_complete_checkpoint_whose_mark_was_left_stays_and_one_without_a_mark_is_damage(tmp_path: Path) -> None:
+    """Killed behind the record and before the mark went; and: what nobody was saving is not removed."""
+    with open_store(tmp_path, kept=(1, 2)) as store:
+        for step in (1, 2):
+            store.maybe_save(step, {"params": {"w": jnp.zeros(3)}})
+    (tmp_path / "1.saving").touch()
+    (tmp_path / "2" / RECORD).unlink()
+    store = open_store(tmp_path)
+    assert names(tmp_path) == ["1", "2"]
+    assert store.latest_intact() == 1 and names(tmp_path) == ["1", "2.damaged"]
+
+
+def test_of_two_errors_the_first_is_told_and_the_other_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for error in (None, ZeroDivisionError):
+        with pytest.raises(error or UserError), open_store(tmp_path, kept=(1,)) as store:
+            store._pending = store._worker.submit(store._finish, 2, Failing(), {})
+            if error:
+                raise error
+    assert caplog.text.count("disk on fire") == 1

@@ -63,6 +63,11 @@ def import_checkpoint(
     found = read_record(target)
     if found is not None and found["kept"]:
         raise UserError(f"{run}: holds step {step} already; give another run, or another --step")
+    if found is not None:
+        raise UserError(
+            f"{target}: is the latest of a run that trains, or of an import that was stopped; remove it, or give another"
+            " --step"
+        )
     config, params = load_hf(weights, mesh, dtype, config)
     source = tokenizer or (weights.parent if weights.is_file() else weights)
     brings_one = tokenizer is not None or any((source / name).is_file() for name in VOCABULARY)

@@ -5,10 +5,11 @@ import functools
 import inspect
 import re
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import yaml
-from docs_pages import CHECKOUT, numbers, page, printed_by, python_blocks, table, tables, ticked
+from docs_pages import CHECKOUT, blocks, numbers, page, printed_by, python_blocks, table, tables, ticked
 
 from fineline_jax.catalogue import load_recipe
 from fineline_jax.models.config import ModelConfig
@@ -144,6 +145,55 @@ def test_defaults_that_pages_state_are_those_of_the_commands(monkeypatch) -> Non
     assert numbers("docs/score_series.md", "and looks again every {} seconds") == [watching.POLL_SECONDS]
 
 
+def test_kinds_of_text_files_are_those_of_the_table() -> None:
+    from fineline_jax.data.documents import SUFFIXES
+
+    rows = table("docs/data.md", "a document is")
+    assert {name for row in rows for name in ticked(row["input"])} == set(SUFFIXES)
+    units = set(ticked(rows[1]["a document is"])) - {"--text-unit paragraph"} | {"paragraph", "file"}
+    from fineline_jax.commands.data import prepare_text
+
+    assert units == set(get_args(get_type_hints(prepare_text)["text_unit"]))
+
+
+def test_models_that_are_not_computed_are_refused_in_the_pages_words() -> None:
+    from fineline_jax.errors import UserError
+    from fineline_jax.models.families import of_hf
+    from fineline_jax.models.families.hf_config import HfConfig
+
+    llama = {"architectures": ["LlamaForCausalLM"], "vocab_size": 48, "hidden_size": 32, "intermediate_size": 40}
+    llama |= {"num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
+    lines = next(block for block in blocks("docs/families.md") if block[0].startswith("config.json: rope_scaling"))
+    changes = ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, {"sliding_window": 32})
+    for line, change in zip(lines, changes, strict=True):
+        with pytest.raises(UserError) as refused:
+            of_hf(HfConfig("config.json", llama | change))
+        assert str(refused.value) == line
+    # Switched off, or no shorter than the context: no reason to refuse.
+    for change in ({"sliding_window": 32, "use_sliding_window": False}, {"sliding_window": 64}):
+        assert of_hf(HfConfig("config.json", llama | change))[1].context == 64
+
+
+def test_blocks_and_bands_have_the_printed_sizes() -> None:
+    from fineline_jax.models import tree_attention_tpu
+
+    sentence = "Its blocks are {} tokens where that divides the length of the rows, so plan with `multiple={}`"
+    size, multiple = numbers("docs/prefix_tree.md", sentence)
+    assert size == multiple == tree_attention_tpu.BLOCK
+    [width] = numbers("docs/analyze.md", "Bands are ±{} standard")
+    drawn = [(CHECKOUT / "fineline_jax/trajectories" / name).read_text() for name in ("page/panels.js", "figures.py")]
+    factor = re.compile(r"(\d\.\d+) \* (?:error|\(error|curve\[.stderr)")
+    assert [set(factor.findall(text)) for text in drawn] == [{str(width)}, {str(width)}]
+
+
+def test_files_that_pages_name_are_written_by_the_code() -> None:
+    code = "".join(path.read_text() for path in (CHECKOUT / "fineline_jax").rglob("*.py"))
+    for name in ("ARCHITECTURE.md", "docs/pretrain.md", "docs/data.md"):
+        for file in re.findall(r"(?:RUN|DIR|PACK|SCORES)/([a-z_]+\.(?:jsonl?|parquet))", page(name)):
+            stem, _, suffix = file.partition(".")
+            assert file in code or (f'"{stem}"' in code and suffix == "parquet"), f"{name}: {file}"
+
+
 def test_flops_are_counted_by_the_printed_formula() -> None:
     text = " ".join(page("docs/pretrain.md").split())
     assert "tokens/s × (6·N′ + 6·layers·heads·head_dim·length) / (devices × peak)" in text
@@ -223,6 +273,10 @@ def test_the_python_of_the_analyze_page_prints_a_verdict_and_writes_a_report(
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].split() == ["task", "onset", "t50", "t90", "verdict"] and printed[1].endswith("still rising")
     assert "My run" in (tmp_path / "report/report.html").read_text()
+    paragraph = re.search(r"## What it writes\n\n(.*?)\n\n", page("docs/analyze.md"), flags=re.S)
+    written = {path.relative_to(tmp_path / "report").as_posix() for path in (tmp_path / "report").rglob("*.*")}
+    assert set(ticked(paragraph[1])) == {name for name in written if not re.fullmatch(r"figures/(?!overview).*", name)}
+    assert len(written) == 6  # and one PNG for the only domain
 
 
 def test_the_python_of_the_world_page_writes_what_its_comments_say(tmp_path: Path, monkeypatch) -> None:
@@ -264,6 +318,10 @@ def test_the_readmes_laptop_corpus_has_the_windows_that_are_printed(shared_data:
     encoder = sentencepiece.SentencePieceProcessor(model_file=str(shared_data / "tokenizers/llama/tokenizer.model"))
     tokens = {"train": 0, "validation": 0}
     place = 0
+    sizes = sum(path.stat().st_size for path in (shared_data / "text").glob("*.txt"))
+    assert numbers("README.md", "three text files of {} MB in all") == [round(sizes / 1e6, 1)]
+    bare, marked = numbers("docs/data.md", '("Hello" becomes {} and not {} with the Llama tokenizer)')
+    assert encoder.encode("Hello") == [marked] and encoder.piece_to_id("Hello") == bare
     for path in sorted((shared_data / "text").glob("*.txt")):
         parts = re.split(r"\n(?:[^\S\n]*\n)+", "\n\n" + path.read_text(encoding="utf-8"))
         for ids in encoder.encode([part.rstrip("\n") for part in parts if part.strip()]):

@@ -114,7 +114,16 @@ def test_text_is_prepared_as_in_the_readme(prints, monkeypatch) -> None:
     # Every fiftieth paragraph is validation; each ends with EOS; windows have one token more than they train on.
     train, validation = (71 * count // 129 for count in (118, 2))
     counts = re.compile(r"train: [\d,]+ windows, validation: [\d,]+ windows")
-    assert prints(command) == [counts.sub(f"train: {train} windows, validation: {validation} windows", line)]
+    assert prints(command)[-1] == counts.sub(f"train: {train} windows, validation: {validation} windows", line)
+    described = re.search(r"DIR/metadata\.json (.*?) DIR/tokenizer/", " ".join(page("docs/data.md").split()))
+    metadata = json.loads(Path("data/corpus/metadata.json").read_text())
+    keys, inner = re.sub(r" \([^)]*\)", "", described[1]), re.findall(r"(\w+) \(([^)]*)\)", described[1])
+    assert {*keys.replace("; for text also ", ", ").split(", ")} == metadata.keys()
+    assert [name for name, _ in inner] == ["kind", "sources", "splits"] and inner[0][1].startswith(metadata["kind"])
+    assert set(inner[1][1].split(", ")) == set(metadata["sources"][0])
+    assert all(set(inner[2][1].split(", ")) == set(split) for split in metadata["splits"].values())
+    stems = ("dataset_info.json", "features.json", "metadata.json", "tokenizer", "windows-")
+    assert all(path.name.startswith(stems) for path in Path("data/corpus").iterdir())
 
 
 MINI = """
@@ -316,6 +325,10 @@ def test_weights_are_imported_refused_and_exported_as_on_the_page(prints) -> Non
     for (command, lines), status in zip(typed, (2, 0, 2, 2, 0), strict=True):
         assert prints(command, status) == lines
     assert sorted(path.name for path in Path("tiny-bf16").iterdir()) == printed_by(name, "ls tiny-bf16")[0].split()
+    described = re.search(r"complete\.json +([a-z, ]+); size and digest of every file", page("docs/checkpoints.md"))
+    complete = json.loads(Path("runs/tiny/checkpoints/1000/complete.json").read_text())
+    assert {*described[1].split(", "), "files"} <= complete.keys() and complete["files"]
+    assert [complete[key] for key in ("step", "tokens", "kept")] == [1000, 4_194_304_000, True]
 
 
 def test_a_baichuan_and_a_mamba_are_exported_as_on_the_page(prints) -> None:

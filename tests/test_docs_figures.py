@@ -145,6 +145,12 @@ def test_defaults_that_pages_state_are_those_of_the_commands(monkeypatch) -> Non
     assert numbers("docs/score_series.md", "and looks again every {} seconds") == [watching.POLL_SECONDS]
 
 
+def test_lines_are_encoded_alone_by_as_many_tokenizers_as_the_page_says() -> None:
+    from test_scoring_encode import CUT, WHOLE
+
+    assert numbers("docs/scoring.md", "holds the two together for {} tokenizers") == [len({*CUT, *WHOLE})]
+
+
 def test_kinds_of_text_files_are_those_of_the_table() -> None:
     from fineline_jax.data.documents import SUFFIXES
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tensorflow_datasets
 from data_examples import letters_tokenizer
 from docs_pages import blocks, page, printed_by, table, transcripts
 from safetensors.numpy import save_file
@@ -122,6 +123,8 @@ def test_text_is_prepared_as_in_the_readme(prints, monkeypatch) -> None:
     assert [name for name, _ in inner] == ["kind", "sources", "splits"] and inner[0][1].startswith(metadata["kind"])
     assert set(inner[1][1].split(", ")) == set(metadata["sources"][0])
     assert all(set(inner[2][1].split(", ")) == set(split) for split in metadata["splits"].values())
+    [line] = re.findall(r"tfds\.builder.*", page("docs/data.md"))
+    assert len(eval(line.replace("DIR", "data/corpus"), {"tfds": tensorflow_datasets})) == 129
     stems = ("dataset_info.json", "features.json", "metadata.json", "tokenizer", "windows-")
     assert all(path.name.startswith(stems) for path in Path("data/corpus").iterdir())
 

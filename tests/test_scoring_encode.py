@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from fineline_jax.errors import UserError
 from fineline_jax.scoring import boundaries, encode
+from fineline_jax.scoring import tokenizer as tokenizers
 from fineline_jax.scoring.encode import Encoder
 from fineline_jax.scoring.tokenizer import Bos, identity, open_tokenizer, prefix_token
 from fineline_jax.world import generate
@@ -461,3 +462,27 @@ def test_only_bpe_models_that_leave_characters_are_read_from_sentencepiece(tmp_p
     (tmp_path / "plain" / "tokenizer.model").write_bytes(b"no model")
     with pytest.raises(UserError, match="not a SentencePiece model"):
         open_tokenizer(tmp_path / "plain")
+
+
+def test_a_tokenizer_is_opened_by_its_own_class_with_the_policy_and_without_foreign_code(tmp_path, monkeypatch) -> None:
+    """As lm-eval's backend: the flag goes to the constructor, since some tokenizers build their template there."""
+    asked: list[dict] = []
+    has_backend = types.SimpleNamespace(backend_tokenizer=None)
+    found: list[Any] = [has_backend] * 3 + [object()]
+    monkeypatch.setattr(
+        tokenizers.AutoTokenizer, "from_pretrained", lambda folder, **options: (asked.append(options), found.pop(0))[1]
+    )
+    for name in ("tokenizer_config.json", "tokenizer.json"):
+        (tmp_path / name).write_text("{}")
+    before = tokenizers.logging.get_verbosity()
+    assert open_tokenizer(tmp_path) is open_tokenizer(tmp_path, "always") is open_tokenizer(tmp_path, "never")
+    plain = {"trust_remote_code": False, "model_max_length": 1 << 40}
+    assert asked == [plain, plain | {"add_bos_token": True}, plain | {"add_bos_token": False}]
+    with pytest.raises(UserError, match="object has no tokenizers backend, which is needed"):
+        open_tokenizer(tmp_path)
+    assert tokenizers.logging.get_verbosity() == before
+    with pytest.raises(UserError, match="no tokenizer found; expected"):
+        open_tokenizer(tmp_path / "nowhere")
+    (tmp_path / "tokenizer_config.json").unlink()
+    with pytest.raises(tokenizers.UnreadableTokenizer, match=r"tokenizer\.json: the tokenizer cannot be opened"):
+        open_tokenizer(tmp_path)

@@ -21,6 +21,7 @@ from series_examples import one_device
 from test_scoring_prefix_tree import Requests, few_and_many_parents, few_shot, requests
 
 from fineline_jax.mesh import make_mesh
+from fineline_jax.models import tree_attention, tree_attention_gpu, tree_attention_tpu
 from fineline_jax.recipe import Mesh
 from fineline_jax.scoring import plan_table, prefix_tree, row_engine, rows, tree_engine, tree_packing
 from fineline_jax.scoring.pack import Pack, Ragged
@@ -40,30 +41,28 @@ def tree_of(asked: Requests, context: int) -> Tree:
 # Packing
 
 
-@quick
-@given(asked=requests(), context=st.integers(2, 12), data=st.data())
-def test_a_row_stops_where_the_next_one_reaches_farthest_counting_what_that_one_must_repeat(asked, context, data):
-    tree = tree_of(asked, context)
-    segments = len(tree.branch)
-    if not segments:
-        return
-    first = data.draw(st.integers(0, segments - 1))
-    last = data.draw(st.integers(first + 1, segments))
-    free = data.draw(st.integers(0, 30))
+@pytest.mark.parametrize("seed", range(6))
+def test_a_row_stops_where_the_next_one_reaches_farthest_counting_what_that_one_must_repeat(seed):
+    """Every run and every room of some small trees."""
+    rng = np.random.default_rng(seed)
+    contexts = [rng.integers(0, 2, rng.integers(1, 7)).tolist() for _ in range(14)]
+    tree = tree_of(Requests(contexts, [[1, 1]] * 14, list(range(14)), [0] * 14), 12)
+    sizes, segments = np.diff(tree.starts), len(tree.branch)
+    above = tree.depth[tree.starts[:-1]]
     # A row holds the ancestors of its first node, then its own nodes.
-    places = lambda a, b: int(
-        tree.depth[tree.starts[a]] + sum(tree.starts[i + 1] - tree.starts[i] for i in range(a, b))
-    )
-    assert tree_packing._places(tree, (first, last)) == places(first, last)
-    if places(first, last) <= free:
-        expected = last
-    else:
-        fits = [stop for stop in range(first + 1, last) if places(first, stop) <= free]
-        # How far a row of any length gets that starts at `stop`, against one that starts here again.
-        reach = {stop: int(tree.starts[stop] - tree.depth[tree.starts[stop]]) for stop in [first, *fits]}
-        best = max(fits, key=lambda stop: (reach[stop], stop), default=first)
-        expected = best if reach[best] > reach[first] else first
-    assert tree_packing._cut(tree, first, last, free) == expected
+    places = lambda a, b: int(above[a] + sum(sizes[a:b]))
+    for first, last in itertools.combinations(range(segments + 1), 2):
+        assert tree_packing._places(tree, (first, last)) == places(first, last)
+        for free in range(places(first, last) + 2):
+            if places(first, last) <= free:
+                expected = last
+            else:
+                fits = [stop for stop in range(first + 1, last) if places(first, stop) <= free]
+                # How far a row of any length gets that starts at `stop`, against one that starts here again.
+                reach = {stop: int(tree.starts[stop] - above[stop]) for stop in [first, *fits]}
+                best = max(fits, key=lambda stop: (reach[stop], stop), default=first)
+                expected = best if reach[best] > reach[first] else first
+            assert tree_packing._cut(tree, first, last, free) == expected
 
 
 @quick
@@ -88,16 +87,23 @@ def test_the_length_of_rows_is_of_all_multiples_the_one_that_feeds_least(asked, 
         assert sum(tree_packing._places(tree, run) for run in row) <= length
 
 
+def test_rows_are_shorter_than_half_only_if_one_group_of_them_holds_all():
+    """Seven of 13 tokens: in rows of 13 there would be no unused place, but each attends alone."""
+    asked = Requests([[i] * 13 for i in range(7)], [[9]] * 7, list(range(7)), [0] * 7)
+    assert asked.plan(64, row_length=40, multiple=1).tokens.shape == (4, 26)
+    assert asked.plan(64, row_length=40, multiple=1, group=7).tokens.shape == (7, 13)
+
+
 def test_large_subtrees_go_each_where_it_leaves_least_room():
-    """Sizes in 64ths of a row. Best fit: 40; 40 + 24; ... never a row more than the sum needs."""
-    sizes = [40, 38, 30, 26, 24, 34]
+    """Sizes in 64ths of a row: 24 are left beside 40 and 30 beside 34."""
+    sizes = [40, 34, 22, 20]
     contexts = [[1000 * i + t for t in range(16 * size)] for i, size in enumerate(sizes)]
     count = len(sizes)
     asked = Requests(contexts, [[1]] * count, list(range(count)), [0] * count)
     tree = tree_of(asked, 2048)
     filled = tree_packing._fill(tree, 1024)
     of_rows = sorted(sorted(sizes[contexts_of(tree, contexts, run)] for run in row) for row in filled)
-    assert of_rows == [[24, 40], [26, 38], [30, 34]]
+    assert of_rows == [[20, 34], [22, 40]]
 
 
 def contexts_of(tree: Tree, contexts: list[list[int]], run: tuple[int, int]) -> int:
@@ -235,17 +241,15 @@ def test_log_likelihoods_are_summed_in_float64():
     rng = np.random.default_rng(0)
     logp = -rng.random(40_000, np.float32) * 3
     asked = Requests([[1]], [[2] * 30_000, [], [3] * 20_000], [0, 0, 0], [0, 0, 0])
-    plan = dataclasses.replace(
-        asked.plan(64, multiple=64), token_pair=rng.integers(0, 40_000, 50_000), pair_target=np.zeros(40_000, np.int32)
-    )
-    total, greedy = prefix_tree.of_requests(plan, logp, np.arange(40_000) != plan.token_pair[49_999])
+    pairs = np.append(rng.integers(0, 39_999, 49_999), 39_999)
+    plan = dataclasses.replace(asked.plan(64, multiple=64), token_pair=pairs, pair_target=np.zeros(40_000, np.int32))
+    total, greedy = prefix_tree.of_requests(plan, logp, np.arange(40_000) != 39_999)
     parts = np.split(logp[plan.token_pair], [30_000, 30_000])
     expected = [math.fsum(part.tolist()) for part in parts]
     assert abs(float(parts[0].sum(dtype=np.float32)) - expected[0]) > 1e-4
     np.testing.assert_allclose(total, expected, rtol=0, atol=1e-8)
     assert total.dtype == np.float64 and total[1] == 0.0
-    missed = plan.token_pair == plan.token_pair[49_999]
-    assert greedy.tolist() == [not missed[:30_000].any(), True, False]
+    assert greedy.tolist() == [True, True, False], "one miss is enough"
 
 
 def bare_pack(contexts: list[list[int]], continuations: list[list[int]], places: list[int], tasks: list[str]) -> Pack:
@@ -264,8 +268,9 @@ def test_the_plain_engine_adds_the_windows_of_a_text_in_float64(monkeypatch):
     rng = np.random.default_rng(1)
     table = -rng.random(50, np.float32) * 9
     texts = [rng.integers(1, 50, size).tolist() for size in (20_000, 40, 1, 0)]
-    texts[1] = [2] * 40
-    made = bare_pack([[3, 4]], [*texts, [2, 5], [5, 2]], [-1] * 4 + [0, 0], ["a"] * 6)
+    texts += [[2] * 40, [3] + [2] * 80, [2] * 80 + [3]]
+    asked = [*texts, [2, 5], [5, 2], [2, 2]]
+    made = bare_pack([[3, 4]], asked, [-1] * len(texts) + [0] * 3, ["a"] * len(asked))
 
     def step(params, tokens, positions, targets):
         targets = np.asarray(targets)
@@ -279,10 +284,10 @@ def test_the_plain_engine_adds_the_windows_of_a_text_in_float64(monkeypatch):
     found, greedy = row_engine.score_rows(
         made, config, {}, 64, one_device(), "float32", batch_tokens=256, advance=told.append  # type: ignore[arg-type]
     )  # fmt: skip
-    expected = [math.fsum(table[np.array(text, int)].tolist()) for text in [*texts, [2, 5], [5, 2]]]
+    expected = [math.fsum(table[np.array(text, int)].tolist()) for text in asked]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-8)
-    assert greedy.tolist() == [False, True, texts[2] == [2], True, False, False]
-    assert sum(told) == 6 and told[0] == 1, "the empty text is done at once, the long one with its last window"
+    assert greedy.tolist() == [set(text) <= {2} for text in asked]
+    assert sum(told) == len(asked) and told[0] == 1, "the empty text is done at once, the long one with its last window"
 
 
 @quick
@@ -312,6 +317,12 @@ def some_pack() -> Pack:
     return bare_pack(
         contexts, [[i % 7, i % 5] for i in range(40)] + [[1] * 30], [0, 1] * 20 + [-1], ["a"] * 20 + ["b"] * 21
     )
+
+
+@functools.cache
+def long_pack() -> Pack:
+    """More tokens than one batch holds, by default."""
+    return bare_pack([list(range(20))], [[1, 2]] * 7000, [0] * 7000, ["a"] * 7000)
 
 
 SHAPE = tree_engine.Shape(row=64, rows=1, multiple=8, in_round=2)
@@ -349,9 +360,11 @@ def test_a_plan_is_kept_for_the_next_checkpoint_and_not_for_other_arguments(chan
 
 def test_rows_are_kept_for_the_next_checkpoint_and_not_for_other_arguments():
     eight = make_mesh(Mesh(replica=8, fsdp=1))
+    chips = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform="gpu")] * 2), shape=eight.shape)
     arguments = [(some_pack(), 24, 256, one_device()), (some_pack(), 9, 256, one_device())]
     arguments += [(some_pack(), 24, 64, one_device()), (some_pack(), 24, 256, eight)]
     arguments += [(bare_pack([[1]], [[2]], [0], ["a"]), 24, 256, one_device()), (some_pack(), 24, None, one_device())]
+    arguments += [(some_pack(), 24, 256, chips), (long_pack(), 24, None, chips), (long_pack(), 24, None, one_device())]
     for one in arguments:
         row_engine._plan(*arguments[0])
         kept = row_engine._plan(*one)
@@ -361,7 +374,9 @@ def test_rows_are_kept_for_the_next_checkpoint_and_not_for_other_arguments():
         shapes = lambda found: [(b.requests.tolist(), b.tokens.tolist(), b.targets.tolist()) for b in found]
         assert shapes(kept) == shapes(fresh)
         pack, context, tokens, mesh = one
-        asked = rows.batches(list(rows.sequences(pack, context)), tokens or 4096, 8 if mesh is eight else 1, 32)
+        given_ = tokens or (2 * 32768 if mesh is chips else 4096)
+        devices, least = 1 if mesh.devices.size == 1 else 8, 128 if mesh is chips else 32  # kernels want whole tiles
+        asked = rows.batches(list(rows.sequences(pack, context)), given_, devices, least)
         assert shapes(fresh) == shapes(asked)
 
 
@@ -386,6 +401,19 @@ def test_a_step_has_so_many_tokens_over_all_devices(monkeypatch, batch_tokens, r
             some_pack(), None, {}, 24, make_mesh(Mesh(4, 2, 1)), "float32", batch_tokens=batch_tokens  # type: ignore[arg-type]
         )  # fmt: skip
     assert asked == [(some_pack(), 24, row_length, group, 8, SHAPE)]
+
+
+def test_a_device_has_one_row_on_a_cpu_and_four_elsewhere_in_whole_blocks_of_its_attention():
+    shapes = tree_engine.SHAPES
+    assert {name: (shape.row, shape.rows) for name, shape in shapes.items()} == {
+        "cpu": (8192, 1), "gpu": (8192, 4), "tpu": (8192, 4)
+    }  # fmt: skip
+    blocks = {
+        "cpu": (tree_attention.QUERY_BLOCK, tree_attention.KEY_BLOCK), "tpu": (tree_attention_tpu.BLOCK,),
+        "gpu": (tree_attention_gpu.QUERY_BLOCK, tree_attention_gpu.KEY_BLOCK),
+    }  # fmt: skip
+    for name, shape in shapes.items():
+        assert all(shape.multiple % block == 0 for block in blocks[name]) and shape.row % shape.multiple == 0
 
 
 # Rows of the plain engine
@@ -423,6 +451,15 @@ def test_batches_are_as_large_as_asked_and_no_wider_than_their_rows_need(shapes,
     if compile_ and sum(len(row.tokens) for row in found) < compile_ * batch_tokens:
         most = 4 ** math.ceil(math.log(max(row.scored for row in found), 4) - 1e-9)
         assert all(batch.targets.shape[1] == min(most, batch.tokens.shape[1]) for batch in made)
+
+
+def test_a_class_of_rows_is_kept_apart_from_sixteen_batches_on():
+    """Compiling a program costs about as much."""
+    one = lambda i, scored: rows.Sequence(i, np.arange(10, dtype=np.int32), scored)
+    widths = lambda count: {
+        batch.targets.shape[1] for batch in rows.batches([*(one(i, 1) for i in range(count)), one(count, 3)], 20, 1, 10)
+    }
+    assert widths(31) == {4} and widths(32) == {1, 4}, "16 batches of 20 tokens are 32 rows of 10"
 
 
 @quick

@@ -16,7 +16,8 @@ from fineline_jax.checkpoints import series as checkpoint_series
 from fineline_jax.checkpoints.series import open_series
 from fineline_jax.cli import main
 from fineline_jax.commands import score as command
-from fineline_jax.scoring import pack, scorer, scores, watching
+from fineline_jax.errors import UserError
+from fineline_jax.scoring import build, pack, scorer, scores, watching
 from fineline_jax.scoring.parts import Part
 
 STEPS = (1, 2, 3, 4)
@@ -122,6 +123,30 @@ def test_options_of_the_pack_reach_it(place, model, tmp_path):
     assert manifest["tokenizer"]["adds_bos"] is True and model.bars[0][1] == 2 * manifest["counts"]["requests"]
     assert scores.read_header(tmp_path / "out/bare/step1.parquet").context == 30
     assert run_command(place, str(bare), tmp_path / "none") == 2, "none is beside the checkpoints"
+
+
+def test_every_option_of_a_suite_reaches_its_pack(place, tmp_path, monkeypatch):
+    asked: list[tuple] = []
+
+    def built(*arguments, **options):
+        asked.append((arguments, options))
+        raise UserError("enough")
+
+    monkeypatch.setattr(build, "build", built)
+    options = {
+        "benchmarks": Path("b"),
+        "tfds": Path("t"),
+        "bos": "never",
+        "max_context": 7,
+        "limit": 3,
+        "mode": "olmes",
+    }
+    for name in (None, *options):
+        given = {name: options[name]} if name else {}
+        words = [f"--{name.replace('_', '-')}", str(options[name])] if name else []
+        assert main(["score", str(place / "run"), "--suite", "piqa", "--out", str(tmp_path / "o"), *words]) == 2
+        plain = dict.fromkeys(options) | {"bos": "auto"}
+        assert asked.pop() == (("piqa", place / "run/step1"), plain | given)
 
 
 def test_a_pack_is_taken_as_it_is_and_refuses_what_would_change_it(place, model, tmp_path, capsys):

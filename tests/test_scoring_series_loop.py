@@ -683,6 +683,41 @@ def test_scoring_while_training_takes_a_pack_or_a_suite_with_the_runs_tokenizer(
     assert kept.open_pack("piqa", tmp_path, tmp_path / "b") == (("piqa", tmp_path), {"benchmarks": tmp_path / "b"})
 
 
+def test_what_the_first_process_refuses_is_refused_by_all(monkeypatch):
+    def refuse() -> None:
+        raise UserError("no")
+
+    with pytest.raises(UserError, match="no"):
+        scorer._on_first(refuse)
+    scorer._on_first(lambda: None)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(scorer, "from_first", lambda value: said)
+    said = ""
+    scorer._on_first(refuse)
+    said = "the first one's"
+    with pytest.raises(UserError, match="the first one's"):
+        scorer._on_first(lambda: None)
+
+
+def test_a_series_that_has_moved_is_known_by_the_first_of_its_checkpoints_that_is_whole(run, model, tmp_path):
+    score(run, tmp_path / "out")
+    moved = tmp_path / "moved" / "run"
+    shutil.copytree(run, moved)
+    (moved / NAMES[0] / "model.safetensors").unlink()
+    (moved / NAMES[0] / "pytorch_model.bin.index.json").write_text("{")
+    score(f"{moved}@step[23]*", tmp_path / "out")
+    shutil.copytree(run / NAMES[1], moved / NAMES[0], dirs_exist_ok=True)
+    (moved / NAMES[0] / "pytorch_model.bin.index.json").unlink()
+    headers = scores.headers_of(tmp_path / "out", "run")
+    for name, header in zip(NAMES, headers, strict=True):  # as scores of another place would have it
+        found = scores.read(scores.path_of(tmp_path / "out", "run", name))
+        there = dataclasses.replace(header, location="elsewhere")
+        scores.write(tmp_path / "out", dataclasses.replace(found, header=there))
+    with pytest.raises(UserError, match="holds the scores of elsewhere, and "):
+        score(moved, tmp_path / "out")
+    assert len(model.asked) == 3
+
+
 def test_a_remote_checkpoint_is_told_apart_by_its_address(tmp_path):
     """Of one name at two addresses; and one that is here from one that is not."""
     made = lambda url: Checkpoint("s", "a", None, None, tmp_path, "hf", Remote(url, tmp_path))

@@ -137,15 +137,8 @@ def _places(tree: Tree, run: Run) -> int:
 
 
 def _cut(tree: Tree, first: int, last: int, free: int) -> int:
-    """Where a row with `free` places that begins with segment `first` stops: `last` if all fits, `first` if it is not
-    worth while, else the segment from which the next row reaches farthest."""
-    starts, branch = tree.starts, tree.branch
-    reach = int(starts[first] - branch[first])
-    if starts[last] <= reach + free:
-        return last
-    stop = int(np.searchsorted(starts, reach + free, "right"))
-    if stop <= first + 1:
-        return first
-    gain = starts[first + 1 : stop] - branch[first + 1 : stop] - reach
-    best = len(gain) - 1 - int(gain[::-1].argmax())
-    return first + 1 + best if gain[best] > 0 else first
+    """Where a row with `free` places that begins with segment `first` stops: before the first segment that does not
+    fit. The next row repeats the ancestors of its first node, and reaches the farther the later it begins: a segment
+    hangs above the last node of the one before it, so it has fewer ancestors more than that one has nodes."""
+    stop = int(np.searchsorted(tree.starts, tree.starts[first] - tree.branch[first] + free, "right")) - 1
+    return max(first, min(stop, last))

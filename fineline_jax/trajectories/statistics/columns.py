@@ -1,0 +1,46 @@
+"""A statistic as a value: what it computes, and what its columns mean; pages, files and docs are made from it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a statistic's frame."""
+
+    name: str
+    unit: str
+    """"" for names and verdicts, "1" for shares and pure numbers, else tokens, nats, points (of 100) …"""
+    meaning: str
+    empty: str = ""
+    """When there is no value."""
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """`compute(table, …)` returns a frame of exactly these columns."""
+
+    name: str
+    title: str
+    compute: Callable[..., pd.DataFrame]
+    columns: tuple[Column, ...]
+    source: str
+    """Paper or file of the formula."""
+
+    def frame(self, rows: list[dict]) -> pd.DataFrame:
+        """The rows in the order of the columns, also where there are none; a row with another key is our mistake."""
+        names = [column.name for column in self.columns]
+        for row in rows:
+            assert row.keys() <= set(names), sorted(row.keys() - set(names))
+        return pd.DataFrame(rows, columns=names)
+
+
+def wide(table: pd.DataFrame) -> pd.DataFrame:
+    """Of the rows of one series and metric: tokens x tasks, only where every task was scored, in order of tokens.
+
+    Where a task has several checkpoints at one token count, the last one counts.
+    """
+    last = table.drop_duplicates(["task", "tokens"], keep="last")
+    return last.pivot(index="tokens", columns="task", values="value").dropna().sort_index()

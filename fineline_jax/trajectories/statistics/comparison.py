@@ -1,0 +1,101 @@
+"""Two runs at equal tokens: which is better, by how much, and does the difference exceed what a rerun would give?
+
+The tasks are the replicates. For each task the difference of the two runs is averaged over a window of checkpoints;
+the mean over tasks has the standard error sd / sqrt(tasks), and t with tasks - 1 degrees of freedom says whether it is
+told from zero. Errors of one task's checkpoints share its questions and its run, so they are never counted as
+replicates; what two seeds of one run differ by is seen through the tasks, and checked on reruns (`docs/analyze.md`).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from ..known import metric_of
+from .columns import Column, Statistic
+
+LEVEL = 0.05
+EDGE = 3
+"""Checkpoints of the window "first"; "last" has five, as published work averages them."""
+LATE = 5
+
+BETTER, WORSE, UNRESOLVED, DECLINED = "better", "worse", "no difference resolved", "declined"
+
+
+def compare(table: pd.DataFrame, run: str, reference: str, *, tasks: Sequence[str] | None = None) -> pd.DataFrame:
+    """`run` minus `reference` at the tokens where both were scored, per metric and window. See `COMPARISON`.
+
+    tasks: those to count; None: all that both have. Of a metric where lower is better the sign is turned, so that a
+    positive difference is always in favour of `run`.
+    """
+    rows = []
+    for metric, pairs in paired(table, run, reference).groupby("metric", sort=False, observed=True):
+        if tasks is not None:
+            pairs = pairs[pairs["task"].isin(tasks)]
+        grid = np.sort(pairs["tokens"].unique())
+        windows = {"first": grid[:EDGE], "all": grid, "last": grid[-LATE:]}
+        for window, at in windows.items():
+            inside = pairs[pairs["tokens"].isin(at)]
+            row = {"run": run, "reference": reference, "metric": metric, "window": window, "checkpoints": len(at)}
+            rows.append(row | one_sample(inside.groupby("task", observed=True)["difference"].mean().to_numpy()))
+    return COMPARISON.frame(rows)
+
+
+def paired(table: pd.DataFrame, run: str, reference: str) -> pd.DataFrame:
+    """Columns metric, task, tokens, difference (in favour of `run`), stderr: where both runs were scored.
+
+    stderr adds both runs' errors as if their questions were not the same, which is wide where they are.
+    """
+    key = ["metric", "task", "tokens"]
+    one, other = (
+        table[table["series"] == name].drop_duplicates(key, keep="last")[[*key, "value", "stderr"]]
+        for name in (run, reference)
+    )
+    both = one.merge(other, on=key, suffixes=("", "_reference"))
+    better = np.array([metric_of(str(name)).better for name in both["metric"]], float)
+    difference = better * (both["value"] - both["value_reference"])
+    stderr = np.hypot(both["stderr"], both["stderr_reference"])
+    return both[key].assign(difference=difference, stderr=stderr)
+
+
+def one_sample(of_tasks: np.ndarray) -> dict:
+    """Columns `tasks` to `reason` of COMPARISON for one difference per task, [tasks]."""
+    count = len(of_tasks)
+    row: dict = {"tasks": count}
+    if count < 2:
+        return row | {"verdict": DECLINED, "reason": "fewer than two tasks that both runs were scored on"}
+    mean, stderr = float(of_tasks.mean()), float(of_tasks.std(ddof=1) / np.sqrt(count))
+    row |= {"difference": mean, "stderr": stderr}
+    if stderr == 0:
+        same = "the runs are equal on every task" if mean == 0 else "every task differs by the same"
+        return row | {"verdict": DECLINED, "reason": same}
+    t = mean / stderr
+    half = float(stats.t.ppf(1 - LEVEL / 2, count - 1)) * stderr
+    row |= {"t": t, "p": float(2 * stats.t.sf(abs(t), count - 1)), "low": mean - half, "high": mean + half}
+    verdict = UNRESOLVED if row["p"] > LEVEL else BETTER if mean > 0 else WORSE
+    return row | {"verdict": verdict, "reason": ""}
+
+
+COMPARISON = Statistic(
+    "comparison",
+    "Is one run better than another at equal tokens?",
+    compare,
+    (
+        Column("run", "", "the run"),
+        Column("reference", "", "what it is compared with"),
+        Column("metric", "", "the metric"),
+        Column("window", "", "first: the first three shared checkpoints; all; last: the last five"),
+        Column("checkpoints", "1", "shared checkpoints in the window"),
+        Column("tasks", "1", "tasks that both were scored on: the replicates"),
+        Column("difference", "score", "mean over tasks, positive in favour of the run", "with fewer than two tasks"),
+        Column("stderr", "score", "its standard error over tasks", "as difference"),
+        Column("t", "1", "difference / stderr", "where the tasks do not vary"),
+        Column("p", "1", "two-sided, Student's t with tasks - 1 degrees of freedom", "as t"),
+        Column("low", "score", "lower end of the 95 % interval", "as t"),
+        Column("high", "score", "upper end of the 95 % interval", "as t"),
+        Column("verdict", "", "better, worse, no difference resolved, declined"),
+        Column("reason", "", "why it is declined", "where it is not"),
+    ),
+    "Student 1908; tasks as replicates: Miller 2024, arXiv 2411.00640",
+)

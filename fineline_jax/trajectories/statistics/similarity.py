@@ -1,0 +1,65 @@
+"""Do runs of different sizes show the same dynamics of a task? Rank correlation at matched tokens.
+
+Levels again rise together whatever the sizes do, so the mean over pairs is given beside that of first differences.
+"""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from .columns import Column, Statistic
+
+FEWEST = 5
+
+
+def similarity(table: pd.DataFrame, series: list[str] | None = None) -> pd.DataFrame:
+    """Of each (metric, task): mean Spearman correlation over pairs of series. See `SIMILARITY`.
+
+    series: those to compare; None: all. Only tokens at which every one of them was scored count.
+    """
+    chosen = table if series is None else table[table["series"].isin(series)]
+    rows = []
+    for (metric, task), part in chosen.groupby(["metric", "task"], sort=False, observed=True):
+        last = part.drop_duplicates(["series", "tokens"], keep="last")
+        curves = last.pivot(index="tokens", columns="series", values="value").dropna().sort_index()
+        row = {"metric": metric, "task": task, "series": curves.shape[1], "checkpoints": len(curves)}
+        if curves.shape[1] < 2 or len(curves) < FEWEST:
+            rows.append(row | {"reason": f"fewer than two series, or than {FEWEST} checkpoints that all have"})
+            continue
+        values = curves.to_numpy(float)
+        levels, changes = pair_correlations(values), pair_correlations(np.diff(values, axis=0))
+        row |= {"levels": float(np.nanmean(levels)) if np.isfinite(levels).any() else np.nan}
+        row |= {"differences": float(np.nanmean(changes)) if np.isfinite(changes).any() else np.nan}
+        constant = int((np.ptp(values, axis=0) == 0).sum())
+        rows.append(row | {"reason": f"{constant} curves do not change and are left out" if constant else ""})
+    return SIMILARITY.frame(rows)
+
+
+def pair_correlations(values: np.ndarray) -> np.ndarray:
+    """Spearman correlation of each pair of columns of values [T, n] -> [n (n - 1) / 2]; NaN where one is constant."""
+    ranks = stats.rankdata(values, axis=0)
+    ranks = ranks - ranks.mean(axis=0)
+    length = np.sqrt((ranks**2).sum(axis=0))
+    pairs = itertools.combinations(range(values.shape[1]), 2)
+    return np.array(
+        [ranks[:, a] @ ranks[:, b] / (length[a] * length[b]) if length[a] * length[b] else np.nan for a, b in pairs]
+    )
+
+
+SIMILARITY = Statistic(
+    "similarity",
+    "Are a task's dynamics the same at every size?",
+    similarity,
+    (
+        Column("metric", "", "the metric"),
+        Column("task", "", "the task"),
+        Column("series", "1", "series compared"),
+        Column("checkpoints", "1", "tokens at which every series was scored"),
+        Column("levels", "1", "mean Spearman correlation of the curves over pairs", "where it cannot be compared"),
+        Column("differences", "1", "the same of first differences", "as levels"),
+        Column("reason", "", "what was left out, or why there is no value", "where all counts"),
+    ),
+    "Spearman 1904; arXiv 2404.01204, dynamics across sizes; definition: shared tokens, mean over pairs",
+)

@@ -1,0 +1,131 @@
+"""Scaling laws: planted ones are found again, and the ladder's runs predict OLMo-2 7B as well as was seen before."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import optimize
+
+from fineline_jax.trajectories.statistics.laws import Run, fit_power_law, fit_sigmoid, predict
+
+
+def test_a_power_law_with_a_floor_is_found_again():
+    x = np.geomspace(1e19, 1e22, 20)[:, None]
+    law = fit_power_law(x, 3.0e4 * x[:, 0] ** -0.25 + 0.6)
+    assert law.exponent == pytest.approx([0.25], abs=2e-3)
+    assert law.floor == pytest.approx(0.6, abs=2e-3)
+    far = np.array([[1e24]])
+    assert law(far) == pytest.approx(3.0e4 * far[:, 0] ** -0.25 + 0.6, rel=2e-3)
+
+
+def test_a_law_of_parameters_and_tokens_is_found_again():
+    n, d = (a.ravel() for a in np.meshgrid(np.geomspace(2e8, 3e9, 5), np.geomspace(1e9, 6e10, 4)))
+    y = 400 * n**-0.34 + 410 * d**-0.28 + 1.7  # the constants of Chinchilla, but for the sizes of the terms
+    law = fit_power_law(np.column_stack([n, d]), y)
+    assert law(np.array([[7e9, 4e12]])) == pytest.approx(400 * 7e9**-0.34 + 410 * 4e12**-0.28 + 1.7, rel=5e-3)
+
+
+def test_without_a_floor_the_fit_is_a_line_of_logarithms():
+    rng = np.random.default_rng(0)
+    x = np.geomspace(1.0, 1e4, 30)[:, None]
+    y = 5 * x[:, 0] ** -0.2 * np.exp(rng.normal(0, 2e-4, 30))  # inside Huber's quadratic part: least squares
+    law = fit_power_law(x, y, with_floor=False)
+    slope, offset = np.polyfit(np.log(x[:, 0]), np.log(y), 1)
+    assert law.exponent == pytest.approx([-slope], rel=1e-4)
+    assert law.log_scale == pytest.approx([offset], rel=1e-4)
+    assert law.floor == 0.0
+
+
+def test_one_wild_point_hardly_moves_the_law():
+    x = np.geomspace(1.0, 1e4, 30)[:, None]
+    y = 5 * x[:, 0] ** -0.2 + 1.0
+    y[7] *= 1.5
+    assert fit_power_law(x, y)(np.array([[1e6]])) == pytest.approx(5 * 1e6**-0.2 + 1.0, rel=0.01)
+
+
+def test_fewer_points_than_parameters_are_refused():
+    x = np.geomspace(1.0, 10.0, 4)
+    with pytest.raises(ValueError, match="4 points for 5 parameters"):
+        fit_power_law(np.column_stack([x, x]), x**-0.1)
+    fit_power_law(x[:3, None], x[:3] ** -0.1)
+    with pytest.raises(ValueError, match="2 points for 3 parameters"):
+        fit_power_law(x[:2, None], x[:2] ** -0.1)
+
+
+def test_a_sigmoid_is_found_again_and_perfect_at_no_loss():
+    loss = np.linspace(0.6, 1.6, 40)
+    planted = lambda x: -0.72 / (1 + np.exp(-4.0 * (x - 1.0))) + 0.97
+    found = fit_sigmoid(loss, planted(loss))
+    assert found(loss) == pytest.approx(planted(loss), abs=0.01)
+    assert found(np.array([0.0]))[0] == pytest.approx(1.0, abs=0.02)
+    oracle, _ = optimize.curve_fit(
+        lambda x, a, k, m, b: a / (1 + np.exp(-k * (x - m))) + b,
+        np.append(loss, 0.0), np.append(planted(loss), 1.0), [-0.7, 3, 1, 1],
+    )  # fmt: skip
+    assert (found.height, found.slope, found.middle, found.base) == pytest.approx(tuple(oracle), rel=1e-3)
+
+
+@pytest.mark.parametrize("form", ["flops", "size_tokens", "direct"])
+def test_every_form_extrapolates_what_it_describes_to_the_next_size(form):
+    def made(parameters: float, tokens: float) -> Run:
+        at = np.linspace(tokens / 40, tokens, 40)
+        flops = at * 6 * parameters
+        if form == "size_tokens":
+            loss = 20 * parameters**-0.2 + 30 * at**-0.2 + 0.2
+        else:
+            loss = 2.0e3 * flops**-0.19 + 0.3
+        score = np.exp(-900 * flops**-0.16) if form == "direct" else -0.7 / (1 + np.exp(-5 * (loss - 0.9))) + 0.97
+        return Run("size", parameters, 6 * parameters, at, loss, score, averaged=1)
+
+    runs = [made(n, n * ratio) for n in (2e8, 4e8, 8e8, 1.6e9) for ratio in (20, 40, 100)]
+    parameters, tokens, flops, _, score = made(4e9, 4e9 * 60).end
+    assert score > max(run.end[4] for run in runs) + 0.01
+    assert predict(form, runs, parameters, tokens, flops) == pytest.approx(score, abs=0.005)
+
+
+def test_the_end_of_a_run_is_the_mean_of_its_last_five_at_its_last_tokens():
+    at = np.arange(1.0, 11.0)
+    run = Run("s", 7.0, 100.0, at, at / 10, at / 20)
+    assert run.end == (7.0, 10.0, 1000.0, pytest.approx(0.8), pytest.approx(0.4))
+
+
+TASKS = {
+    name: [f"{column}_rc_5shot_len_norm"]
+    for name, column in (
+        ("hellaswag", "hellaswag_val"), ("arc_challenge", "arc_challenge_test"), ("arc_easy", "arc_easy_test"),
+        ("piqa", "piqa_val"), ("csqa", "csqa_val"), ("siqa", "socialiqa_val"), ("obqa", "openbookqa_test"),
+    )
+}  # fmt: skip
+SHARES = {"stem": 0.215, "humanities": 0.335, "social_sciences": 0.219, "other": 0.231}
+TASKS["mmlu"] = [f"mmlu_{subject}_test_rc_5shot_len_norm" for subject in SHARES]
+
+
+def test_the_ladder_up_to_3b_predicts_olmo_2_7b_within_a_point_and_a_half(shared_data):
+    folder = shared_data / "trajectories" / "olmo-ladder"
+    facts = {model["size"]: model for model in json.loads((folder / "model_facts.json").read_text())["models"]}
+
+    def read(name: str, task: str, kind: str) -> np.ndarray:
+        frame = pd.read_csv(folder / f"{name}.csv")
+        columns = [f"eval/downstream/{c}" for c in TASKS[task]]
+        if kind == "bpb":
+            columns = [c.replace("downstream/", "downstream_bpb/").replace("_len_norm", "_bpb") for c in columns]
+        weights = list(SHARES.values()) if task == "mmlu" else [1.0]
+        return np.average(frame[columns].to_numpy(), axis=1, weights=weights)
+
+    def run(size: str, length: str, task: str) -> Run:
+        name, fact = f"{size}-{length}", facts[size]
+        tokens = pd.read_csv(folder / f"{name}.csv")["_step"].to_numpy(float) * fact["batch_size_tokens"]
+        loss, score = read(name, task, "bpb"), read(name, task, "acc")
+        return Run(size, fact["n_params"], fact["flops_per_token"], tokens, loss, score)
+
+    tokens = 925_000 * 4_194_304
+    size = 6_887_575_552, float(tokens), float(tokens * facts["7B"]["flops_per_token"])
+    errors, naive = [], []
+    for task in TASKS:
+        runs = [run(s, x, task) for s in ("190M", "370M", "760M", "1B", "3B") for x in ("1xC", "2xC", "5xC", "10xC")]
+        true = read("peteish7_eval_full", task, "acc")[-5:].mean()
+        errors.append(abs(predict("flops", runs, *size) - true))
+        naive.append(abs(max(r.end[4] for r in runs) - true))
+    assert 100 * np.mean(errors) <= 1.5
+    assert 100 * np.mean(naive) == pytest.approx(6.3, abs=0.05)

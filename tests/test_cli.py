@@ -1,5 +1,6 @@
 """The command: quick help, every option documented, bad input in one line with exit status 2."""
 
+import dataclasses
 import inspect
 import re
 import subprocess
@@ -8,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from fineline_jax.catalogue import load_recipe
 from fineline_jax.checkpoints.series import open_series
 from fineline_jax.cli import main
 from fineline_jax.commands import data, pretrain, tasks
 from fineline_jax.data import corpora
-from fineline_jax.recipe import from_json
+from fineline_jax.recipe import from_json, to_json
 from fineline_jax.scoring import pack
 from fineline_jax.trajectories.table import read_table
 from fineline_jax.world.catalogue import DOMAINS
@@ -104,20 +106,38 @@ def test_bad_input_is_one_line_that_names_it_and_exit_status_2(arguments, named,
     assert not (tmp_path / "x").exists()
 
 
+def sized(tmp_path: Path, **sizes: int) -> str:
+    recipe = load_recipe("llama_60m")
+    recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, **sizes))
+    (tmp_path / "mine.json").write_text(to_json(recipe))
+    return str(tmp_path / "mine.json")
+
+
 @pytest.mark.parametrize(
-    ("options", "kv_heads", "head_dim"),
+    ("own", "options", "expected"),
     [
-        (["--model.heads", "16"], 16, 32),
-        (["--model.width=1024"], 8, 128),
-        (["--model.heads", "16", "--model.kv_heads", "4", "--model.head-dim", "64"], 4, 64),
-        (["--model.layers", "2"], 8, 64),
+        # (kv_heads, head_dim) of the recipe, of width 512 and 8 heads; options; (heads, kv_heads, head_dim)
+        ((8, 64), ["--model.heads", "4"], (4, 4, 128)),
+        ((8, 64), ["--model.heads=16", "--model.width=1024"], (16, 16, 64)),
+        ((8, 64), ["--model.width", "256"], (8, 8, 32)),
+        ((8, 64), ["--model.heads", "4", "--model.kv-heads", "2"], (4, 2, 128)),
+        ((8, 64), ["--model.heads", "4", "--model.kv_heads=2", "--model.head_dim=8"], (4, 2, 8)),
+        ((8, 64), ["--model.mlp-width", "8"], (8, 8, 64)),
+        ((4, 64), ["--model.heads", "16"], (16, 4, 32)),
+        ((8, 32), ["--model.heads", "4"], (4, 4, 32)),
+        ((8, 32), ["--model.width", "1024"], (8, 8, 32)),
+        ((2, 96), ["--model.heads", "4", "--model.width", "64"], (4, 2, 96)),
     ],
 )
-def test_sizes_that_follow_from_others_do_so_after_an_override(options, kv_heads, head_dim, monkeypatch):
+def test_sizes_follow_heads_and_width_where_the_recipes_did_and_only_there(
+    own, options, expected, tmp_path, monkeypatch
+):
+    kv_heads, head_dim = own
     seen = []
     monkeypatch.setattr(pretrain, "_train", lambda recipe, *rest: seen.append(recipe.model) or 0)
-    assert main(["pretrain", "llama_60m", *options]) == 0
-    assert (seen[0].kv_heads, seen[0].head_dim) == (kv_heads, head_dim)
+    assert main(["pretrain", sized(tmp_path, kv_heads=kv_heads, head_dim=head_dim), *options]) == 0
+    [model] = seen
+    assert (model.heads, model.kv_heads, model.head_dim) == expected
 
 
 @pytest.mark.parametrize("boxes", [False, True])

@@ -11,7 +11,7 @@ from fineline_jax.catalogue import load_recipe
 from fineline_jax.cli import main
 from fineline_jax.commands import pretrain
 from fineline_jax.errors import UserError
-from fineline_jax.recipe import Recipe, to_json
+from fineline_jax.recipe import Recipe
 from fineline_jax.training import loop
 
 # A value of each kind of field, all of them allowed together.
@@ -77,36 +77,6 @@ def test_without_options_the_recipe_is_the_one_named_and_its_own_options_are_not
         (demo, Path("runs/demo"), False, False, None, None),
         (demo, tmp_path, True, True, "s", Path("b")),
     ]
-
-
-def sized(tmp_path: Path, **sizes: int) -> str:
-    recipe = load_recipe("llama_60m")
-    recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, **sizes))
-    (tmp_path / "mine.json").write_text(to_json(recipe))
-    return str(tmp_path / "mine.json")
-
-
-@pytest.mark.parametrize(
-    ("own", "options", "expected"),
-    [
-        # (kv_heads, head_dim) of the recipe, of width 512 and 8 heads; options; (heads, kv_heads, head_dim)
-        ((8, 64), ["--model.heads", "4"], (4, 4, 128)),
-        ((8, 64), ["--model.heads=16", "--model.width=1024"], (16, 16, 64)),
-        ((8, 64), ["--model.width", "256"], (8, 8, 32)),
-        ((8, 64), ["--model.heads", "4", "--model.kv-heads", "2"], (4, 2, 128)),
-        ((8, 64), ["--model.heads", "4", "--model.kv_heads=2", "--model.head_dim=8"], (4, 2, 8)),
-        ((8, 64), ["--model.mlp-width", "8"], (8, 8, 64)),
-        ((4, 64), ["--model.heads", "16"], (16, 4, 32)),
-        ((8, 32), ["--model.heads", "4"], (4, 4, 32)),
-        ((8, 32), ["--model.width", "1024"], (8, 8, 32)),
-        ((2, 96), ["--model.heads", "4", "--model.width", "64"], (4, 2, 96)),
-    ],
-)
-def test_sizes_follow_heads_and_width_where_the_recipes_did_and_only_there(own, options, expected, trained, tmp_path):
-    kv_heads, head_dim = own
-    assert main(["pretrain", sized(tmp_path, kv_heads=kv_heads, head_dim=head_dim), *options]) == 0
-    model = trained[0][0].model
-    assert (model.heads, model.kv_heads, model.head_dim) == expected
 
 
 def test_help_without_a_recipe_names_the_recipes_and_lists_the_fields(capsys):

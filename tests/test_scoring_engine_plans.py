@@ -128,6 +128,10 @@ def test_a_row_whose_runs_fit_into_the_others_is_dissolved():
     apart = [[(0, 1)], [(1, 3)], [(3, 4)]]
     assert tree_packing._dissolve(tree, apart, 1000) == [[(0, 2)], [(2, 4)]]
     assert tree_packing._dissolve(tree, apart, 999) == apart, "one place too few"
+    contexts = [[i] * n for i, n in enumerate((500, 300, 300))]
+    tree = tree_of(Requests(contexts, [[9]] * 3, [0, 1, 2], [0] * 3), 2048)
+    apart = [[(0, 1)], [(1, 2)], [(2, 3)]]
+    assert tree_packing._dissolve(tree, apart, 1000) == [[(0, 1)], [(1, 3)]], "what was filled up has less room"
 
 
 def test_neighbouring_runs_become_one():

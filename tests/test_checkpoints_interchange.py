@@ -1,5 +1,6 @@
 """Runs and Hugging Face folders from one into the other; files of safetensors are the oracle. No shared data."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ def test_no_shard_is_larger_than_asked_for_and_none_could_take_the_next_tensor(t
     assert index["metadata"] == {"total_size": TOTAL}
     assert index["weight_map"] == {name: file.name for file, one in zip(files, held) for name in one}
     order = list(index["weight_map"])
-    for one, following in zip(held, held[1:]):
+    for one, following in itertools.pairwise(held):
         first = min(following, key=order.index)
         assert sum(array.nbytes for array in one.values()) + expected[first] > limit
 

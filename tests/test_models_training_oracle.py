@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from fineline_jax.mesh import make_mesh
+from fineline_jax.models import decoder
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.recipe import Batch, Compute, Data, Loss, Mesh, Optimizer, Recipe, Schedule, Source
-from fineline_jax.training.step import BATCH_SPEC, initial_state, make_train_step
+from fineline_jax.training.optimizer import make_optimizer
+from fineline_jax.training.step import BATCH_SPEC, make_train_step
 
 PLAIN = ModelConfig(
     vocab_size=40, width=16, layers=2, heads=4, mlp_width=12, context=16, init_std=0.3, norm_eps=0.02, rope_theta=100.0
@@ -37,7 +39,7 @@ def recipe_of(model: ModelConfig, loss: Loss) -> Recipe:
         optimizer=Optimizer(Schedule(peak=2e-2, final=1e-3), eps=1e-2, clip_norm=1e6, decay="matrices"),
         tokens=3 * 3 * 13,
         loss=loss,
-        compute=Compute(dtype="float32", remat="full"),
+        compute=Compute(dtype="float32", remat="none"),
     )
 
 
@@ -64,10 +66,10 @@ def test_three_steps_change_every_weight_as_torch_does(name: str, tmp_path) -> N
     recipe = recipe_of(model, Loss(z_loss=1e-2, chunk_tokens=16, **of_router))
     mesh, random = make_mesh(Mesh(), jax.devices()[:1]), np.random.default_rng(5)
     with jax.set_mesh(mesh):
-        state = jax.jit(lambda: initial_state(recipe))()
-        # Ones and zeros would hide a mistake; routers far from even are decided by no rounding.
-        moved = lambda leaf: np.float32(np.asarray(leaf) + 0.2 * random.normal(size=leaf.shape))
-        state["params"] = jax.tree.map(lambda leaf: jax.device_put(moved(leaf), leaf.sharding), state["params"])
+        # All of the same size: ones and zeros would hide a mistake, and routers near even be decided by rounding.
+        draw = lambda leaf: jax.device_put(np.float32(0.35 * random.normal(size=leaf.shape)), leaf.sharding)
+        params = jax.tree.map(draw, decoder.abstract_params(model, mesh))
+        state = {"params": params, "opt_state": jax.jit(make_optimizer(recipe.optimizer).init)(params)}
         losses_of_router = router_losses(recipe.loss, model.experts, model.experts_per_token) if model.experts else None
         peer = Peer(recipe, state["params"], tmp_path / "peer", family=name, router_losses=losses_of_router)
         step = jax.jit(make_train_step(recipe, mesh))
@@ -79,8 +81,7 @@ def test_three_steps_change_every_weight_as_torch_does(name: str, tmp_path) -> N
             np.testing.assert_allclose(metrics["loss"], expected.loss, rtol=2e-6)
             np.testing.assert_allclose(metrics["gradient_norm"], expected.gradient_norm, rtol=2e-5)
             [mu] = [jax.tree.map(np.asarray, part.mu) for part in state["opt_state"] if hasattr(part, "mu")]
-            beta = recipe.optimizer.beta1
-            gradients = jax.tree.map(lambda new, old: (new - beta * old) / (1 - beta), mu, before)
+            gradients = jax.tree.map(lambda new, old: (new - 0.9 * old) / 0.1, mu, before)  # beta1 is 0.9
             assert not differing(gradients, expected.gradients, 1e-4)
             assert not differing(state["params"], expected.params, 2e-5)
             before = mu

@@ -58,3 +58,17 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
     path = run / "metrics.jsonl"
     while process.poll() is None and not (path.exists() and f'"step": {step},' in path.read_text()):
         time.sleep(0.005)
+
+
+def events(folder: Path) -> list:
+    """TensorBoard's event files, oldest first: records of length (8 bytes), 4 bytes, event, 4 bytes."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = []
+    for file in sorted(folder.glob("events*")):
+        data, place = file.read_bytes(), 0
+        while place < len(data):
+            size = int.from_bytes(data[place : place + 8], "little")
+            found.append(Event.FromString(data[place + 12 : place + 12 + size]))
+            place += 16 + size
+    return found

@@ -106,6 +106,13 @@ def test_chunks_are_byte_for_byte_those_of_the_plain_path_from_any_folder(beam, 
     assert not list(tmp_path.glob(".*"))
 
 
+def test_every_path_of_an_item_holds_on_another_machine(beam) -> None:
+    here = Path.cwd()
+    sent = beam._absolute(Part(Path("out"), (("train", Path("a")), ("validation", Path("/b"))), {"x": 1}, Path("t")))
+    assert sent == Part(here / "out", (("train", here / "a"), ("validation", Path("/b"))), {"x": 1}, here / "t")
+    assert beam._absolute(Part(Path("out"), (), {})).tokenizer is None
+
+
 def test_each_text_file_is_a_stream_of_its_own(beam, tmp_path) -> None:
     tokenizer = letters_tokenizer(tmp_path)
     # 8, 3 and 5 tokens with their ends; windows of 3.

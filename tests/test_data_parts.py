@@ -4,7 +4,10 @@ import hashlib
 import json
 import math
 import os
+import signal
+import types
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from fractions import Fraction
 from pathlib import Path
 
@@ -350,6 +353,13 @@ def test_of_two_that_write_the_same_part_the_first_one_gives_it_its_name(tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "part"]
 
 
+def test_the_bytes_of_token_lines_are_told(tmp_path: Path) -> None:
+    source, told = amber(tmp_path / "t.jsonl", [[1, 2, 3]] * 5), []
+    settings = {"kind": "amber", "sequence_length": 2, "vocab_size": 9}
+    write_part(Part(tmp_path / "part", (("chunk_000", source),), settings), told.append)
+    assert sum(told) == source.stat().st_size
+
+
 def test_a_part_with_a_bad_line_leaves_nothing(tmp_path: Path, tokenizer: Path) -> None:
     source = jsonl(tmp_path / "a.jsonl", ["abc"])
     source.write_text(source.read_text() + "{\n")
@@ -403,8 +413,34 @@ def test_chunks_written_by_several_processes_are_merged_in_their_order(tmp_path:
     assert not pools
     prepare_amber(files, tmp_path / "three", sequence_length=2, processes=3)
     assert pools[0][0] == 3 and pools[0][1].get_start_method() == "spawn"
+    assert pools[0][2:] == (signal.signal, (signal.SIGINT, signal.SIG_IGN))  # Ctrl-C is answered here alone
     for name in sorted(file.name for file in (tmp_path / "one").iterdir()):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "three" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected", "ended"),
+    [(KeyboardInterrupt(), KeyboardInterrupt, [1]), (BrokenProcessPool(), UserError, [])],
+)
+def test_what_ends_several_processes_early(raised, expected, ended, tmp_path: Path, monkeypatch) -> None:
+    terminated: list[int] = []
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, processes: int, *arguments):
+            super().__init__(processes)
+
+        def map(self, *arguments):
+            raise raised
+
+    monkeypatch.setattr(corpora, "ProcessPoolExecutor", Pool)
+    child = types.SimpleNamespace(terminate=lambda: terminated.append(1))
+    monkeypatch.setattr(corpora.multiprocessing, "active_children", lambda: [child])
+    source = amber(tmp_path / "t.jsonl", [[1, 2, 3]])
+    with pytest.raises(expected) as error:
+        prepare_amber([source], tmp_path / "out", sequence_length=2, processes=2)
+    assert terminated == ended
+    assert expected is KeyboardInterrupt or "--processes 2: one was killed" in str(error.value)
+    assert sorted(tmp_path.iterdir()) == [source]
 
 
 def test_chunks_are_kept_when_only_the_tokenizer_beside_them_is_another(tmp_path: Path, tokenizer, monkeypatch) -> None:

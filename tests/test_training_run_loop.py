@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from commands import lines_of
+from commands import events, lines_of
 from data_examples import amber, jsonl, letters_tokenizer
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -26,6 +26,7 @@ from fineline_jax.checkpoints.series import open_series
 from fineline_jax.checkpoints.store import CheckpointStore, load_items
 from fineline_jax.data.corpora import prepare_amber, prepare_text
 from fineline_jax.data.loader import open_batches
+from fineline_jax.data.storage import open_data_set
 from fineline_jax.errors import UserError
 from fineline_jax.mesh import make_mesh
 from fineline_jax.models.config import ModelConfig
@@ -41,6 +42,7 @@ from fineline_jax.recipe import (
     Recipe,
     Schedule,
     Source,
+    from_json,
 )
 from fineline_jax.training import loop, stop
 from fineline_jax.training.metrics import read_metrics
@@ -182,6 +184,9 @@ def test_a_run_feeds_each_step_its_batch_and_its_number_and_keeps_what_it_should
     # The last rolling one, at 20, went when the last step was kept.
     folders = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
     assert sorted(map(int, folders)) == KEPT
+    assert from_json(tmp_path / "run" / "recipe.json") == recipe
+    fingerprint = open_data_set(corpus).fingerprint
+    assert json.loads((tmp_path / "run" / "data.json").read_text()) == {str(corpus): fingerprint}
     record = json.loads((tmp_path / "run" / "checkpoints" / "9" / "complete.json").read_text())
     assert (record["tokens"], record["recipe"], record["kept"]) == (9 * TOKENS, "checksum", True)
 
@@ -307,6 +312,20 @@ def test_a_finished_run_is_left_alone_and_one_whose_newest_checkpoint_is_damaged
     assert "23 is damaged" in caplog.text
     assert lines_of(run) == expected_lines(recipe)
     assert stored_totals(run)[STEPS] == (totals(recipe)[STEPS], STEPS)
+
+
+def test_the_state_before_a_step_gives_its_memory_to_the_state_behind_it(corpus, tmp_path, monkeypatch):
+    """Whether it does shows only where nothing else, such as a save, reads it meanwhile; so that it is asked for."""
+    asked, jit = [], jax.jit
+    monkeypatch.setattr(loop.jax, "jit", lambda function, **options: asked.append(options) or jit(function, **options))
+    loop.pretrain(recipe_of(corpus, tokens=TOKENS), tmp_path)
+    assert {"donate_argnums": 0} in asked
+
+
+def test_tensorboard_has_the_last_step_when_the_run_has_ended(corpus, tmp_path):
+    loop.pretrain(recipe_of(corpus, tokens=2 * TOKENS, logging=Logging(validation_sequences=0)), tmp_path)
+    board = events(tmp_path / "tensorboard")
+    assert {event.step for event in board for value in event.summary.value if value.tag == "loss"} == {1, 2}
 
 
 def test_only_the_batches_that_are_left_are_read(corpus, tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from typing import Any, cast
 import jax
 import numpy as np
 import pytest
+from commands import events
 
 from fineline_jax.errors import UserError
 from fineline_jax.mesh import make_mesh
@@ -251,20 +252,6 @@ def test_a_write_that_takes_half_of_a_line_is_gone_on_with(tmp_path):
     log.write({"step": 1, "loss": 2.0})
     assert json.loads(b"".join(taken)) == {"step": 1, "loss": 2.0}
     log.close()
-
-
-def events(folder: Path) -> list:
-    """TensorBoard's event files, oldest first: records of length (8 bytes), 4 bytes, event, 4 bytes."""
-    from tensorboardX.proto.event_pb2 import Event
-
-    found = []
-    for file in sorted(folder.glob("events*")):
-        data, place = file.read_bytes(), 0
-        while place < len(data):
-            size = int.from_bytes(data[place : place + 8], "little")
-            found.append(Event.FromString(data[place + 12 : place + 12 + size]))
-            place += 16 + size
-    return found
 
 
 def test_tensorboard_shows_every_number_at_its_step_and_forgets_what_is_trained_again(tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fineline_jax.cli import command_line
+from fineline_jax import cli
 from fineline_jax.commands.score import score
 from fineline_jax.scoring.parts import Part, part_of
 
@@ -36,6 +37,16 @@ def test_a_program_is_the_command_from_any_folder(program, command, tmp_path):
     assert ours.returncode == theirs.returncode == 2
     assert ours.stderr == theirs.stderr and re.match(r"fineline: .*(nothing/there|-1\.0 must)", ours.stderr)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("program", "command"), PROGRAMS.items(), ids=PROGRAMS)
+def test_a_program_gives_its_arguments_to_the_command_and_returns_its_status(program, command, monkeypatch):
+    given = []
+    monkeypatch.setattr(cli, "main", lambda arguments: given.append(arguments) or 7)
+    monkeypatch.setattr(sys, "argv", [program, *AWKWARD])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(CHECKOUT / program), run_name="__main__")
+    assert given == [[command.split()[0], *AWKWARD]] and ended.value.code == 7
 
 
 @pytest.mark.parametrize(("launcher", "program"), TPU.items(), ids=TPU)
@@ -129,7 +140,7 @@ def test_the_pods_of_the_kubernetes_job_share_the_checkpoints_among_them():
     assert volume["name"] == mount["name"]
     for option in ("--pack", "--out"):
         assert command[command.index(option) + 1].startswith(mount["mountPath"] + "/"), option
-    call = command_line().cli(prog=command[0], args=command[1:])
+    call = cli.command_line().cli(prog=command[0], args=command[1:])
     assert command[0] == "fineline" and call.func is score and call.keywords["part"] == "auto/8"
 
 

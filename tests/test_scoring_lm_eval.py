@@ -308,6 +308,7 @@ def test_a_task_that_generates_and_a_checkpoint_not_named_are_refused(place):
         ({}, "give --model_args pretrained=RUN"),
         ({"pretrained": "x", "dtype": "float16"}, "dtype=float16 must be float32 or bfloat16"),
         ({"pretrained": "x", "max_length": 0}, "max_length=0 must be at least 1"),
+        ({"pretrained": "x", "batch_tokens": 0}, "batch_tokens=0 must be at least 1"),
     ],
 )
 def test_wrong_model_arguments_are_told_in_one_line(arguments, message):
@@ -413,8 +414,8 @@ def test_bos_is_put_as_the_argument_says_and_else_as_the_tokenizer_does(place, t
 def test_small_weights_are_copied_to_every_device(place):
     model = lm_eval_backend.FinelineLM(str(place / "run"), revision="step1")
     assert model.mesh.shape["replica"] == model.mesh.size and model.mesh.shape["fsdp"] == 1
-    sharded = lm_eval_backend.FinelineLM(str(place / "run"), revision="step1", fsdp=2, tensor=2, replica=-1)
-    assert sharded.mesh.shape["tensor"] == 2
+    sharded = lm_eval_backend.FinelineLM(str(place / "run"), revision="step1", fsdp=4, tensor=1, replica=-1)
+    assert dict(sharded.mesh.shape) == {"replica": 2, "fsdp": 4, "tensor": 1}
 
 
 YAML = """

@@ -90,6 +90,15 @@ metric_list:
   - {metric: spread, aggregation: mean, higher_is_better: false}
   - {metric: acc_all, aggregation: !function helpers.all_parts, higher_is_better: true}
 """,
+    "said.yaml": SHARED + """
+task: said
+dataset_path: custom/cloze
+output_type: generate_until
+doc_to_text: "{{start}}"
+doc_to_target: "{{end}}"
+metric_list: [{metric: exact_match}]
+""",
+    "speech.yaml": "group: speech\ntask: [said]\n",
     "inner.yaml": """
 group: inner
 group_alias: two of choices
@@ -553,6 +562,73 @@ def test_scores_of_two_checkpoints_are_exported_each_with_its_own_perplexity_err
         config = ours["config"]
         assert config["model_args"] == {"pretrained": f"run/{name}", "revision": name, "dtype": "bfloat16"}
         assert (config["model_sha"], config["model_dtype"], ours["max_length"]) == (f"w{name}", "bfloat16", 32)
+
+
+def prepared(place: Place, folder: Path, entries: str) -> pack.Pack:
+    """A pack of other entries and scores of it."""
+    (folder / "s.yaml").write_text(f"{{name: s, tasks: [{entries}]}}")
+    made = pack.prepare(folder / "s.yaml", place.tokenizer, folder / "scores/pack", benchmarks=place.benchmarks)
+    key = scores.Key("w", made.hash, "float32", "auto", "oracle")
+    count = made.requests.num_rows
+    header = scores.Header("run", "a", None, None, 32, key)
+    scores.write(folder / "scores", scores.Scores(header, -1.0 - np.arange(count), np.zeros(count, bool)))
+    return made
+
+
+def test_tasks_that_generate_are_left_out_of_an_export_and_named(place, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(tasks, "_own_tasks", lambda: place.folder / "tasks")
+    monkeypatch.setattr(lm_eval_export, "add_env_info", lambda environment: None)
+    prepared(place, tmp_path, "speech, {task: plain, shots: 1}")
+    [path] = lm_eval_export.export(tmp_path / "scores", tmp_path / "out")
+    found = json.loads(path.read_text())
+    assert found["results"].keys() == {"plain"} and not found["group_subtasks"] and found["n-shot"] == {"plain": 1}
+    assert len(list(path.parent.iterdir())) == 2
+    assert "not exported, since lm-eval generates text for them: said" in caplog.text
+    (tmp_path / "alone").mkdir()
+    prepared(place, tmp_path / "alone", "said")
+    with pytest.raises(UserError, match="suite 's' has no task that lm-eval scores by log-likelihood"):
+        lm_eval_export.export(tmp_path / "alone/scores", tmp_path / "out")
+
+
+def test_an_lm_eval_with_other_groups_is_not_used(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "_own_tasks", lambda: place.folder / "tasks")
+    monkeypatch.setattr(lm_eval_export, "add_env_info", lambda environment: None)
+    made = prepared(place, tmp_path, "inner, cloze")
+    definition = place.folder / "tasks/inner.yaml"
+    try:
+        for members, message in (
+            ("[plain]", f"groups the tasks of suite 's' differently; install lm-eval {lm_eval.__version__}"),
+            ("[plain, mutual, own]", "the pack holds no documents of task 'own'"),
+        ):
+            definition.write_text(DEFINITIONS["inner.yaml"].replace("[plain, mutual]", members))
+            with pytest.raises(UserError, match=message):
+                lm_eval_export.export(tmp_path / "scores", tmp_path / "out", made)
+    finally:
+        definition.write_text(DEFINITIONS["inner.yaml"])
+
+
+@pytest.mark.parametrize("left_out", ["results", "plain", "cloze"])
+def test_files_that_lm_eval_could_not_write_are_missed(left_out, place, tmp_path, monkeypatch):
+    """It only logs what goes wrong."""
+    monkeypatch.setattr(tasks, "_own_tasks", lambda: place.folder / "tasks")
+    monkeypatch.setattr(lm_eval_export, "add_env_info", lambda environment: None)
+    prepared(place, tmp_path, "plain, cloze")
+    results, samples = EvaluationTracker.save_results_aggregated, EvaluationTracker.save_results_samples
+
+    def save_samples(tracker, name, lines):
+        if name != left_out:
+            samples(tracker, name, lines)
+
+    def save_results(tracker, *args):
+        results(tracker, *args)
+        if left_out == "results":
+            next(Path(tracker.output_path).rglob("results_*")).unlink()
+
+    monkeypatch.setattr(EvaluationTracker, "save_results_samples", save_samples)
+    monkeypatch.setattr(EvaluationTracker, "save_results_aggregated", save_results)
+    with pytest.raises(UserError, match="out: a could not be written; is the disk full"):
+        lm_eval_export.export(tmp_path / "scores", tmp_path / "out")
+    assert not list((tmp_path / "out").glob("run*"))
 
 
 def test_scores_that_are_not_of_the_pack_or_not_lm_evals_are_refused(place, tmp_path, monkeypatch):

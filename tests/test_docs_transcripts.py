@@ -34,7 +34,7 @@ from fineline_jax.scoring.prefix_tree import plan
 
 MEASURED = (
     (r"\d[\d.]*[kMB]? of \d[\d.]*[kMB]? (requests|tokens)", r"N of N \1"),
-    (r", \d[\d.]*k?/s", ", N/s"),
+    (r", \d[\d.]*[kMB]?/s", ", N/s"),
     (r", \d+s left", ""),
     (r"scored in (?:\d+m)?\d+s, \d+\.\d% of it", "scored in T, N% of it"),
     (r"\d+ requests cut to \d+ tokens", "N requests cut to N tokens"),

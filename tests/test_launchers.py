@@ -44,6 +44,7 @@ def test_a_program_gives_its_arguments_to_the_command_and_returns_its_status(pro
     given = []
     monkeypatch.setattr(cli, "main", lambda arguments: given.append(arguments) or 7)
     monkeypatch.setattr(sys, "argv", [program, *AWKWARD])
+    monkeypatch.setattr(sys, "path", [*sys.path])
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(CHECKOUT / program), run_name="__main__")
     assert given == [[command.split()[0], *AWKWARD]] and ended.value.code == 7

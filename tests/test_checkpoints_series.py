@@ -1,6 +1,8 @@
 """Opening a series from a path, loading its checkpoints, telling their weights apart."""
 
+import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -199,3 +201,62 @@ def test_a_series_can_be_listed_without_jax(made: Path) -> None:
         "assert not {'jax', 'orbax', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
+
+
+def test_the_identity_of_files_here_is_that_of_their_names_sizes_and_hashes(made: Path) -> None:
+    """Scores know their checkpoint by it: it must be the same in every version of this program."""
+    [checkpoint] = series.open_series(str(made / "released" / "Tiny-8.39B")).checkpoints
+    content = (checkpoint.location / "model.safetensors").read_bytes()
+    digest = hashlib.sha256(hashlib.sha256(content).digest()).hexdigest()  # of one block
+    named = json.dumps([["model.safetensors", len(content), digest]])
+    assert series.identity(checkpoint) == hashlib.sha256(named.encode()).hexdigest()
+    of_run = series.open_series(str(made / "run-a")).checkpoints[0]
+    names = series.weight_files(of_run)
+    assert names == sorted(names) and all(name.startswith("params/") for name in names) and len(names) > 3
+
+
+def test_the_version_of_a_checkpoint_changes_with_name_size_or_time_and_reads_nothing(copy: Path) -> None:
+    [checkpoint] = series.open_series(str(copy / "released" / "Tiny-8.39B")).checkpoints
+    file = checkpoint.location / "model.safetensors"
+    seen = [series.version(checkpoint)]
+    content, time = file.read_bytes(), file.stat().st_mtime_ns
+    for changed, at in ((content[::-1], time + 1), (content + b"x", time + 1)):
+        file.write_bytes(changed)
+        os.utime(file, ns=(at, at))
+        seen.append(series.version(checkpoint))
+    assert len(set(seen)) == 3
+    file.write_bytes(content)
+    os.utime(file, ns=(time, time))
+    assert series.version(checkpoint) == seen[0]
+
+
+def test_a_tokenizer_is_looked_for_in_the_folder_below_it_and_beside_it(copy: Path) -> None:
+    """In that order; of a run only its own."""
+    [checkpoint] = series.open_series(str(copy / "released" / "Tiny-8.39B")).checkpoints
+    folder = checkpoint.location
+    for place in (folder.parent / "tokenizer", folder / "tokenizer", folder):
+        place.mkdir(exist_ok=True)
+        (place / "merges.txt").write_text("no vocabulary")
+        before = series.tokenizer_folder(checkpoint)
+        (place / "tokenizer.model").write_bytes(b"x")
+        assert series.tokenizer_folder(checkpoint) == place != before
+    of_run = series.open_series(str(copy / "run-a")).checkpoints[0]
+    shutil.rmtree(copy / "run-a" / "tokenizer")
+    assert series.tokenizer_folder(of_run) is None
+
+
+def test_names_of_checkpoints_are_fit_for_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = series._remote_series(
+        "s", "hf://o/n@{name}", [series.Named("a/b/c", 1, 2, "hf://o/n@a%2Fb%2Fc")], tmp_path, True
+    )
+    [one] = found.checkpoints
+    assert (one.name, one.step, one.tokens, found.location) == ("a-b-c", 1, 2, "hf://o/n@{name}")
+    assert one.remote is not None and one.location == one.remote.folder and one.remote.url == "hf://o/n@a%2Fb%2Fc"
+
+
+def test_a_checkpoint_is_loaded_in_float32_unless_another_dtype_is_named(made: Path) -> None:
+    [checkpoint] = series.open_series(str(made / "run-a" / "checkpoints" / "2")).checkpoints
+    for dtype, expected in ((None, "float32"), ("bfloat16", "bfloat16")):
+        _, weights = series.load(checkpoint, make_mesh(), dtype)
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(weights)} == {expected}
+    assert bits(weights) == bits(jax.tree.map(lambda x: x.astype("bfloat16"), params(2)))

@@ -21,6 +21,7 @@ from fineline_jax.cli import main
 from fineline_jax.errors import UserError
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.scoring import pack, scorer, scores
+from fineline_jax.scoring.opening import Failed, open_each
 
 STEPS = tuple(range(100, 1300, 100))
 ENTRY = """
@@ -258,3 +259,27 @@ def test_a_tokenizer_with_more_ids_than_the_embedding_has_rows_is_refused_by_nam
     with pytest.raises(UserError, match="tiny/step100: the tokenizer has 513 ids, the embedding 512 rows"):
         scorer.check_vocabulary(requests, CONFIG, "tiny/step100")
     scorer.check_vocabulary(requests, ModelConfig(vocab_size=513, width=8, layers=1, heads=1, mlp_width=8), "fits")
+
+
+@pytest.mark.parametrize("kind", ["cut", "short", "flipped", "status 503"])
+def test_at_no_time_lie_more_than_two_checkpoints_on_the_disk_whatever_fails(
+    made, served: Hub, tmp_path, monkeypatch, kind
+):
+    """Looked at when each request comes and while each checkpoint is used; the second and the third fail for good."""
+    monkeypatch.setattr(transfer, "BLOCK", 1 << 10)
+    monkeypatch.setattr(transfer, "ATTEMPTS", 2)
+    for step in (200, 300):
+        files = served.repositories["org/tiny"][f"step{step}"]
+        files["config.json"] += b" " * step  # a commit of its own
+        served.faults.append(Fault(f"cdn/org/tiny/{commit_of(files)}/model.safetensors", kind))
+    disk, seen = Disk(tmp_path), []
+    served.before = lambda path: disk.count() and None
+    chosen = open_series(f"{made / 'tiny.yaml'}@step[1-467]00", downloads=tmp_path, keep=False).checkpoints
+    for found in open_each(chosen, one_device(), "float32", lambda *_: True, lambda _: None):
+        seen.append((found.checkpoint.step, isinstance(found, Failed)))
+        disk.count()
+        time.sleep(0.1)  # the next one comes meanwhile
+        disk.count()
+    assert seen == [(100, False), (200, True), (300, True), (400, False), (600, False), (700, False)]
+    assert disk.most <= 2 and disk.count() == 0
+    assert not list(tmp_path.iterdir()), "nor anything else"

@@ -1,6 +1,5 @@
 """Preparation: documents become windows, once, exactly, or not at all."""
 
-import gzip
 import importlib.util
 import itertools
 import json
@@ -20,7 +19,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fineline_jax.data.corpora import prepare_amber, prepare_text
-from fineline_jax.data.documents import input_files, read_documents
 from fineline_jax.data.storage import open_data_set
 from fineline_jax.data.tokenizer import load_tokenizer
 from fineline_jax.data.windows import WindowCutter
@@ -77,48 +75,11 @@ def test_cutting_loses_only_the_tail_however_the_runs_arrive(runs: list[list[int
     assert (cutter.tokens, cutter.dropped) == (len(stream), len(stream) - full)
 
 
-def test_a_fraction_of_the_documents_goes_to_validation_and_none_is_in_both(tmp_path: Path, tokenizer: Path) -> None:
-    texts = [chr(97 + i % 26) * 3 for i in range(100)]
-    source = jsonl(tmp_path / "a.jsonl", texts)
-    prepare_text([source], tmp_path / "out", tokenizer=tokenizer, sequence_length=3, validation_fraction=0.1)
-    held_out = list(range(9, 100, 10))
-    expected = [[*letters(texts[i]), EOS] for i in held_out]
-    np.testing.assert_array_equal(stored(tmp_path / "out", "validation"), expected)
-    expected = [[*letters(texts[i]), EOS] for i in range(100) if i not in held_out]
-    np.testing.assert_array_equal(stored(tmp_path / "out", "train"), expected)
-
-
 def test_validation_inputs_are_packed_by_themselves(tmp_path: Path, tokenizer: Path) -> None:
     train, held = jsonl(tmp_path / "a.jsonl", ["abcd"] * 5), jsonl(tmp_path / "b.jsonl", ["zz", "y"])
     prepared = prepare_text([train], tmp_path / "out", tokenizer=tokenizer, sequence_length=4, validation_inputs=[held])
     assert prepared.windows == {"train": 5, "validation": 1}
     np.testing.assert_array_equal(stored(tmp_path / "out", "validation"), [[*letters("zz"), EOS, *letters("y"), EOS]])
-
-
-@pytest.mark.parametrize(
-    ("unit", "texts"),
-    [
-        ("file", ["\none\ntwo\n\n\nthree \n"]),
-        ("paragraph", ["one\ntwo", "three "]),
-        ("line", ["one", "two", "three "]),
-    ],
-)
-@pytest.mark.parametrize("suffix", [".txt", ".txt.gz"])
-def test_what_a_document_is_in_plain_text(tmp_path: Path, unit: str, texts: list[str], suffix: str) -> None:
-    file = tmp_path / f"a{suffix}"
-    data = b"\none\ntwo\n\n\nthree \n"
-    file.write_bytes(gzip.compress(data) if suffix.endswith("gz") else data)
-    documents = list(read_documents(file, text_key="text", text_unit=unit))  # pyright: ignore[reportArgumentType]
-    assert [document.text for document in documents] == texts
-    assert documents[-1].place == f"{file}:{1 if unit == 'file' else 6}"
-
-
-def test_a_folder_means_its_files_by_name(tmp_path: Path) -> None:
-    (tmp_path / "sub").mkdir()
-    names = ["b.jsonl", "a.txt", "c.md", "sub/d.jsonl.gz"]
-    for name in names:
-        (tmp_path / name).touch()
-    assert input_files([tmp_path]) == [tmp_path / name for name in ("a.txt", "b.jsonl", "sub/d.jsonl.gz")]
 
 
 @pytest.mark.parametrize(
@@ -136,19 +97,6 @@ def test_a_malformed_text_line_is_named(tmp_path: Path, tokenizer: Path, line: s
     with pytest.raises(UserError, match=r"a\.jsonl:3: .*" + words):
         prepare_text([source], tmp_path / "out", tokenizer=tokenizer, sequence_length=2)
     assert sorted(tmp_path.iterdir()) == [source]
-
-
-def test_bytes_that_are_not_utf8_are_named_by_line(tmp_path: Path, tokenizer: Path) -> None:
-    source = tmp_path / "a.txt"
-    source.write_bytes(b"good\nb\xffd\n")
-    with pytest.raises(UserError, match=r"a\.txt:2: not UTF-8"):
-        prepare_text([source], tmp_path / "out", tokenizer=tokenizer, sequence_length=2)
-
-
-def test_a_text_token_outside_the_vocabulary_is_named_by_line(tmp_path: Path, tokenizer: Path) -> None:
-    source = jsonl(tmp_path / "a.jsonl", ["abc", "abz"])
-    with pytest.raises(UserError, match=r"a\.jsonl:2: token id 28 is outside the vocabulary of 20"):
-        prepare_text([source], tmp_path / "out", tokenizer=tokenizer, sequence_length=2, vocab_size=20)
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,7 @@ def test_a_cutter_keeps_its_rest_and_not_the_whole_stream() -> None:
     cut = cutter.cut([np.arange(10, dtype=np.int32)])
     assert cut.dtype == np.int32 and cutter._rest.base is None
     assert (cut.tolist(), cutter.dropped, cutter.tokens) == ([[0, 1, 2, 3], [4, 5, 6, 7]], 2, 10)
+    assert (cutter.cut([cut[0, :1], cut[0, :1]]).tolist(), cutter.dropped, cutter.tokens) == ([[8, 9, 0, 0]], 0, 12)
 
 
 @settings(max_examples=12, deadline=None)

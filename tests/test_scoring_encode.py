@@ -86,7 +86,7 @@ def opened(kind: str, folder: Path) -> Any:
         "normaliser": lambda: space_mark(False),
         "metaspace": lambda: space_mark(True),
         "metaspace, split": lambda: space_mark(True, split=True),
-        "long bos": lambda: space_mark(False),
+        **dict.fromkeys(("long bos", "eos behind"), lambda: space_mark(False)),
     }[kind]()
     if kind == "long bos":  # as DeepSeek's, whose name holds the mark of a space
         made.add_special_tokens(["<b\u2581of\u2581s>"])
@@ -96,6 +96,10 @@ def opened(kind: str, folder: Path) -> Any:
             single="<b\u2581of\u2581s> $A", special_tokens=[("<b\u2581of\u2581s>", bos)]
         )
         return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<b\u2581of\u2581s>", eos_token="</s>")
+    if kind == "eos behind":
+        made.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+        )
     if kind == "blanks":  # as GPT-NeoX has them
         made.add_tokens([AddedToken(" " * n, normalized=True, special=False) for n in range(2, 9)])
     return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>")
@@ -203,7 +207,7 @@ PAIRS = [
 
 
 @pytest.mark.parametrize("bos", ["auto", "always", "never"])
-@pytest.mark.parametrize("kind", ["gpt-2", "no bos", "normaliser", "metaspace", "llama-3", "long bos"])
+@pytest.mark.parametrize("kind", ["gpt-2", "no bos", "normaliser", "llama-3", "long bos", "eos behind"])
 def test_requests_become_the_tokens_that_lm_eval_makes_of_them(kind: str, bos: Bos, tmp_path_factory) -> None:
     tokenizer = opened(kind, tmp_path_factory.mktemp("tokenizers"))
     if kind == "long bos":
@@ -270,6 +274,8 @@ def test_strings_come_back_in_their_order_however_many_there_are(tmp_path, monke
     of = lambda *arguments: [tokens.tolist() for tokens in Encoder(tokenizer, *arguments[:1]).texts(*arguments[1:])]
     assert of("auto", strings) == [bos(*one) for one in zip(strings, whole, strict=True)]
     assert of("never", strings) == of("auto", strings, False) == whole
+    for count in range(1, 8):  # the last batch full or not
+        assert of("never", strings[:count], False) == whole[:count]
     assert of("never", strings, True) == [[0, *tokens] for tokens in whole]
 
 

@@ -513,8 +513,15 @@ def test_a_line_of_the_table_is_a_group_or_a_task_of_none(monkeypatch):
     assert (whole.rows, whole.length) == (1, 256)
     names = [line[0] for line in plan_table.plan_table(alone([{"group": "first", "tasks": ["a"]}]), 24, 512)]
     assert names == ["first", "b"]
-    counts = [(line[0], line[1]) for line in plan_table.plan_table(alone([]), 24, 512)]
-    assert counts == [("a", "20"), ("b", "21")]
+    found = [dict(zip(plan_table.HEADER, line, strict=True)) for line in plan_table.plan_table(alone([]), 24, 512)]
+    assert [(line["task"], line["requests"]) for line in found] == [("a", "20"), ("b", "21")]
+    for line, chosen in zip(found, (range(20), range(20, 41)), strict=True):  # each as if it were the only one
+        contexts = [made.context_tokens[row].tolist() for row in range(2)]
+        lists = [made.continuation_tokens[i].tolist() for i in chosen]
+        one = bare_pack(contexts, lists, made.request_context[list(chosen)].tolist(), ["x"] * len(chosen))
+        stats = prefix_tree.statistics(prefix_tree.plan_pack(one, 24, row_length=512))
+        assert line["unique tokens"] == f"{stats.unique_tokens:,}" and line["rows"] == f"{stats.rows}"
+        assert line["fed / unique"] == f"{stats.overhead:.3f}" and line["one by one / fed"] == f"{stats.saving:.2f}"
     long = bare_pack([[i, *range(999)] for i in range(4)], [[1]] * 4, [0, 1, 2, 3], ["a"] * 4)
     long.manifest.update(groups=[], tasks=[{"task": "a"}])
     [line] = plan_table.plan_table(long, 2048, 2048)

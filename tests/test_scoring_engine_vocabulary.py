@@ -93,6 +93,33 @@ def test_products_in_bfloat16_are_summed_in_float32(devices):
     np.testing.assert_allclose(logp, scipy.special.log_softmax(logits, axis=1)[pairs, targets], atol=5e-5)
 
 
+def test_nothing_is_computed_in_bfloat16_but_moved():
+    """A CPU may keep more digits than it is asked for, an accelerator does not."""
+    mesh = one_device()
+    local = functools.partial(forward.log_probabilities)
+    mapped = jax.shard_map(local, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
+    hidden, head = (jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in ((19, 64), (64, SHARE)))
+    whole = jax.ShapeDtypeStruct((40,), jnp.int32)
+    traced = jax.make_jaxpr(mapped)(hidden, jax.ShapeDtypeStruct((), jnp.int32), whole, whole, head)
+    seen = []
+    arithmetic = {"dot_general", "mul", "add", "sub", "exp", "log", "max", "reduce_sum", "reduce_max", "psum", "pmax"}
+
+    def walk(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name in arithmetic:
+                seen.append(equation.primitive.name)
+                assert all(out.aval.dtype != jnp.bfloat16 for out in equation.outvars), equation
+            for value in filter(_is_jaxpr, jax.tree.leaves(equation.params, is_leaf=_is_jaxpr)):
+                walk(getattr(value, "jaxpr", value))
+
+    walk(traced.jaxpr)
+    assert {"dot_general", "mul", "exp", "reduce_sum"} <= set(seen)
+
+
+def _is_jaxpr(value) -> bool:
+    return hasattr(value, "eqns") or hasattr(value, "jaxpr")
+
+
 def test_nothing_is_asked_of_a_target_of_minus_one():
     """It has log-probability 0 and counts as greedy, whatever parent it names."""
     hidden, head = np.ones((19, 2), np.float32), np.ones((2, SHARE), np.float32)

@@ -76,20 +76,6 @@ def plain_loglikelihood(config: ModelConfig, params: dict, stream: np.ndarray, f
     return total, greedy
 
 
-@pytest.mark.parametrize("engine", ["tree", "rows"])
-def test_every_request_gets_what_it_would_get_alone(made, engine):
-    mesh = one_device()
-    params = params_on(mesh)
-    found, greedy = scorer.score_params(made, CONFIG, params, mesh, engine=engine, batch_tokens=4096)
-    for request in [0, 13, made.requests.num_rows - 7, made.requests.num_rows - 1]:
-        row = made.request_context[request]
-        context = made.context_tokens[row] if row >= 0 else np.array([made.manifest["prefix_token"]], np.int32)
-        stream = np.concatenate([context, made.continuation_tokens[request]])
-        expected = plain_loglikelihood(CONFIG, params, stream, len(context))
-        assert found[request] == pytest.approx(expected[0], abs=2e-5)
-        assert greedy[request] == expected[1]
-
-
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_whatever_else_is_in_the_batch_the_score_is_the_same(made, data):
@@ -115,10 +101,9 @@ def _whole(made: pack.Pack, params: dict, mesh: jax.sharding.Mesh) -> tuple[np.n
     return _kept[made.hash]
 
 
-@pytest.mark.parametrize("axes", [(2, 2, 2), (1, 2, 4)])
-def test_the_mesh_does_not_matter(made, axes, monkeypatch):
+def test_the_mesh_does_not_matter(made, monkeypatch):
     expected = _whole(made, params_on(one_device()), one_device())
-    mesh = make_mesh(Mesh(*axes))
+    mesh = make_mesh(Mesh(2, 2, 2))
     monkeypatch.setattr(forward, "PARENTS", (24, 7))  # several times round each loop, and blocks that overlap
     monkeypatch.setattr(forward, "CPU_BLOCK", 48)
     forward.pair_step.cache_clear()

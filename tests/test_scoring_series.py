@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import shutil
 import subprocess
 import sys
 import threading
@@ -19,7 +18,6 @@ from scoring_examples import write_benchmarks, write_tokenizer
 from series_examples import CONFIG, make_series, one_device
 
 from fineline_jax.checkpoints import series
-from fineline_jax.cli import main
 from fineline_jax.errors import UserError
 from fineline_jax.scoring import forward, pack, scorer, scores
 from fineline_jax.scoring.parts import Part, part_of
@@ -101,12 +99,6 @@ def test_two_checkpoints_of_one_name_are_not_written_into_one_file(run, made, tm
     scorer.require_names_apart([found[0], found[0]])  # the same place twice is no matter
 
 
-def test_a_step_of_no_tokens_is_refused(released, made):
-    config, params = series.load(series.open_series(str(released)).checkpoints[0], one_device())
-    with pytest.raises(UserError, match="--batch-tokens 0 must be at least 1"):
-        scorer.score_params(made, config, params, one_device(), batch_tokens=0)
-
-
 def test_unchanged_weights_are_not_even_read(run, made, tmp_path, monkeypatch):
     files = score(run, made, tmp_path / "out")
     read, scored = (count_calls(monkeypatch, *where) for where in ((series, "identity"), (scorer, "score_params")))
@@ -119,17 +111,6 @@ def test_unchanged_weights_are_not_even_read(run, made, tmp_path, monkeypatch):
     assert (read, scored) == (["step2"], []), "the same content with another time is read once and not scored"
     score(run, made, tmp_path / "out")
     assert read == ["step2"]
-
-
-def test_other_dtypes_packs_and_engines_are_other_scores(run, made, tmp_path, monkeypatch):
-    score(run, made, tmp_path / "out")
-    calls = count_calls(monkeypatch, scorer, "score_params")
-    opened = series.open_series(str(run))
-    scorer.score_series(opened, made, tmp_path / "out", one_device(), "bfloat16")
-    assert len(calls) == 3
-    monkeypatch.setattr(scorer, "ENGINE", "another")
-    scorer.score_series(opened, made, tmp_path / "out", one_device(), "bfloat16")
-    assert len(calls) == 6
 
 
 def test_the_next_checkpoint_is_opened_while_one_is_scored_and_two_are_the_most(released, made, tmp_path, monkeypatch):
@@ -185,23 +166,6 @@ def test_a_file_appears_whole_or_not_at_all(released, made, tmp_path, monkeypatc
     monkeypatch.setattr(scores.pq, "write_table", write_table)
     score(released, made, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out/run").iterdir()) == [f"step{i}.parquet" for i in (1, 2, 3)]
-
-
-def test_the_command_ends_with_what_can_be_done_with_the_scores(released, made, tmp_path, capsys):
-    pack.save(made, tmp_path / "pack")
-    single = tmp_path / "model"
-    shutil.copytree(released / "step1", single)
-    for place, then in ((released, "analyze"), (single, "export-scores")):
-        out = tmp_path / then
-        assert main(["score", str(place), "--pack", str(tmp_path / "pack"), "--out", str(out)]) == 0
-        assert capsys.readouterr().out.endswith(f"scored; see `fineline {then} {out}`\n")
-
-
-def test_the_log_says_what_each_checkpoint_took(released, made, tmp_path):
-    score(released, made, tmp_path / "out")
-    lines = [json.loads(line) for line in (tmp_path / "out/log.jsonl").read_text().splitlines()]
-    assert [line["checkpoint"] for line in lines] == ["step1", "step2", "step3"]
-    assert all(line["model_seconds"] > 0 and line["other_seconds"] >= 0 for line in lines)
 
 
 # Parts

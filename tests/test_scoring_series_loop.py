@@ -436,7 +436,7 @@ def test_a_part_beyond_the_last_is_refused(text, variables):
 def some_scores(name: str = "c", series: str = "s") -> scores.Scores:
     key = scores.Key("w", "p", "float32", "auto", "e")
     header = scores.Header(series, name, None, None, 9, key, "v", "rows", "why", "there")
-    return scores.Scores(header, np.array([-1e-17 - 3, -np.inf]), np.array([True, False]))
+    return scores.Scores(header, np.array([-3.0000000001, -np.inf]), np.array([True, False]))
 
 
 def test_a_file_is_read_as_it_was_written(tmp_path):

@@ -27,7 +27,7 @@ def whole_file(path: Path, *, alone: bool = False) -> Iterator[Path]:
             yield partial
             _to_disk(partial)
             partial.replace(path)
-            _names_to_disk(path.parent)
+            names_to_disk(path.parent)
         finally:
             partial.unlink(missing_ok=True)  # a full disk is not made fuller
 
@@ -51,13 +51,29 @@ def whole_folder(path: Path, *, alone: bool = False) -> Iterator[Path]:
         partial.mkdir(parents=True)
         try:
             yield partial
-            for file in partial.rglob("*"):
-                _names_to_disk(file) if file.is_dir() else _to_disk(file)
-            _names_to_disk(partial)
+            to_disk(partial)
             partial.rename(path)
-            _names_to_disk(path.parent)
+            names_to_disk(path.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def to_disk(folder: Path) -> None:
+    """When it returns, the files below `folder` are on the disk, with their names."""
+    for path in (*folder.rglob("*"), folder):
+        names_to_disk(path) if path.is_dir() else _to_disk(path)
+
+
+def names_to_disk(folder: Path) -> None:
+    """Which files the folder holds, under which names."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:  # not every network file system can
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _beside(path: Path, alone: bool) -> Path:
@@ -70,18 +86,6 @@ def _beside(path: Path, alone: bool) -> Path:
 def _to_disk(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def _names_to_disk(folder: Path) -> None:
-    """Which files the folder holds, under which names."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:  # not every network file system can
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -8,8 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fineline_jax.checkpoints import record
-from fineline_jax.checkpoints.record import damage, digests, files_below, read_record, write_record
+from fineline_jax.checkpoints.record import RECORD, damage, digests, files_below, read_record, write_record
 
 FACTS = {"step": 7, "tokens": 700, "kept": True, "recipe": "r"}
 
@@ -118,11 +117,13 @@ def test_what_a_kill_left_of_a_record_is_no_file_of_the_checkpoint(folder: Path)
     assert sorted(os.listdir(folder)) == ["_METADATA", "complete.json", "params", "params_ema"]
 
 
-def test_the_record_is_on_the_disk_after_the_files_were_hashed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[str] = []
-    original = record.digests
-    monkeypatch.setattr(record, "digests", lambda *a: (told.append("hashed"), original(*a))[1])
-    monkeypatch.setattr(os, "fsync", lambda descriptor: told.append("synced"))
-    (folder / "complete.json").unlink()
+def test_all_files_and_the_name_of_the_folder_are_on_the_disk_before_the_record_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Path] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: told.append(Path(os.readlink(f"/proc/self/fd/{descriptor}"))))
+    (folder / RECORD).unlink()
+    before = {folder.parent, folder, *folder.rglob("*")}
     write_record(folder, FACTS)
-    assert told[0] == "hashed" and "synced" in told
+    *first, partial, last = told
+    assert set(first) == before and partial.name.endswith(".partial") and last == folder

@@ -236,13 +236,13 @@ def test_rules_are_computed_from_left_to_right_with_the_usual_precedence() -> No
 
 def test_the_first_rule_whose_numbers_are_known_is_used_and_a_value_stands_for_a_pattern(tmp_path: Path) -> None:
     (tmp_path / "m.yaml").write_text(
-        "location: s3://b/{name}\nnames: a5 b6 last step7-tokens9B\npattern: ['a{x}', 'b{y}', 'a{y}']\n"
-        "values: {last: {x: 100, step: 3}}\ntokens: [x * k, y]\nstep: x + 1\nvariants: {k: 10}\n"
+        "location: s3://b/{name}\nnames: a5 b6 last step7-tokens9B a8\npattern: ['a{x}', 'b{y}', 'a{y}']\n"
+        "values: {last: {x: 100, step: 3}, a8: {y: 4}}\ntokens: [x * k, y]\nstep: x + 1\nvariants: {k: 10}\n"
     )
     [one] = entries(tmp_path / "m.yaml")
     assert one.name == "m" and one.title == "" and not one.listing
     found = [(c.name, c.step, c.tokens) for c in registry.checkpoints(one)]
-    assert found == [("a5", 6, 50), ("b6", None, 6), ("last", 101, 1000), ("step7-tokens9B", 7, 9 * B)]
+    assert found == [("a5", 6, 50), ("b6", None, 6), ("last", 101, 1000), ("step7-tokens9B", 7, 9 * B), ("a8", None, 4)]
 
 
 # Choosing

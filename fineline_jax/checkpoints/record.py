@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fineline_jax.whole import write_whole
+from fineline_jax.whole import names_to_disk, to_disk, write_whole
 
 RECORD = "complete.json"
 BLOCK = 1 << 24
@@ -23,6 +23,8 @@ BLOCK = 1 << 24
 
 def write_record(folder: Path, metadata: dict[str, Any]) -> None:
     """Write `metadata` with the size and digest of every file of `folder`, which is complete from then on."""
+    to_disk(folder)  # Orbax does it for the arrays, not for what describes them
+    names_to_disk(folder.parent)
     files = {name: [size, digest] for name, size, digest in digests(folder, files_below(folder))}
     write_whole(folder / RECORD, json.dumps(metadata | {"files": files}, indent=1), alone=True)
 

@@ -120,13 +120,18 @@ QWEN_MOE = {
     "use_sliding_window": False,
 }
 EXAMPLES = {
-    "llama": Example("Llama", {"num_key_value_heads": 2, "rms_norm_eps": 1e-5}),
+    "llama": Example(
+        "Llama", {"num_key_value_heads": 2, "rms_norm_eps": 0.03, "attention_bias": True, "mlp_bias": True}
+    ),
     "yi": Example("Llama", {"num_key_value_heads": 2, "rope_parameters": {"rope_theta": 5e6}}, _first_yi),
     "qwen2": Example("Qwen2", {"num_key_value_heads": 2}),
-    "qwen3": Example("Qwen3", {"num_key_value_heads": 2, "head_dim": 12}),
+    "qwen3": Example("Qwen3", {"num_key_value_heads": 2, "head_dim": 12, "rms_norm_eps": 0.03}),
     "baichuan": Example("Llama", {}, _packed),
     "baichuan2": Example("Llama", {}, _packed_with_norm_head),
-    "gpt_neox": Example("GPTNeoX", {"rope_parameters": {"partial_rotary_factor": 0.25, "rope_theta": 1e4}}),
+    "gpt_neox": Example(
+        "GPTNeoX",
+        {"layer_norm_eps": 0.03, "rope_parameters": {"partial_rotary_factor": 0.25, "rope_theta": 1e4}},
+    ),
     "gpt_neox sequential": Example(
         "GPTNeoX",
         {"use_parallel_residual": False, "rope_parameters": {"partial_rotary_factor": 1.0, "rope_theta": 1e4}},
@@ -135,13 +140,15 @@ EXAMPLES = {
     "olmo tied": Example("Olmo", {"tie_word_embeddings": True}),
     "olmo_first": Example("Olmo", {"clip_qkv": 0.5}, _first_olmo),
     "olmo_first tied": Example("Olmo", {"tie_word_embeddings": True}, _first_olmo),
-    "olmo2": Example("Olmo2", {"num_key_value_heads": 2, "rope_parameters": {"rope_theta": 5e5}}),
-    "olmoe": Example("Olmoe", {"num_experts": 64, "num_experts_per_tok": 8, "intermediate_size": 16}),
+    "olmo2": Example(
+        "Olmo2", {"num_key_value_heads": 2, "rms_norm_eps": 0.03, "rope_parameters": {"rope_theta": 50.0}}
+    ),
+    "olmoe": Example("Olmoe", {"num_experts": 64, "num_experts_per_tok": 8, "intermediate_size": 16, "clip_qkv": 0.5}),
     "olmoe normalised": Example("Olmoe", {"num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True}),
     "mixtral": Example("Mixtral", {"num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}),
     "qwen2_moe": Example("Qwen2Moe", QWEN_MOE | {"shared_expert_intermediate_size": 24}),
     "qwen3_moe": Example("Qwen3Moe", QWEN_MOE | {"head_dim": 12, "norm_topk_prob": True}),
-    "mamba": Example("Mamba", {"state_size": 4, "time_step_rank": 3, "conv_kernel": 3}),
+    "mamba": Example("Mamba", {"state_size": 4, "time_step_rank": 3, "conv_kernel": 3, "layer_norm_epsilon": 0.03}),
 }
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from fineline_jax.checkpoints import hub
 from fineline_jax.checkpoints.easylm import _Reader, read_easylm
-from fineline_jax.checkpoints.weight_files import open_weights
+from fineline_jax.checkpoints.weight_files import open_weights, weight_files
 from fineline_jax.errors import UserError
 from fineline_jax.mesh import make_mesh
 
@@ -371,3 +371,28 @@ def test_scalars_and_counts_beside_the_arrays_are_not_parameters(tmp_path: Path)
     arrays = {("params", "params", "params", "w"): np.ones(2), ("n",): 3, ("x", "none"): None}
     write_stream(tmp_path / "s", arrays, ())
     assert list(read_easylm(tmp_path / "s")) == ["params.w"]
+
+
+def test_files_of_these_kinds_are_never_weights_whatever_they_begin_with(tmp_path: Path) -> None:
+    others = [
+        ".json",
+        ".model",
+        ".txt",
+        ".md",
+        ".pkl",
+        ".py",
+        ".safetensors",
+        ".bin",
+        ".pt",
+        ".jinja",
+        ".h5",
+        ".tiktoken",
+    ]
+    for suffix in others:
+        write_stream(tmp_path / f"x{suffix}", ARRAYS)
+    (tmp_path / "folder").mkdir()
+    assert weight_files(tmp_path) == []
+    for name in ("x.msgpack", "x.stream", "x", "x.1000"):
+        write_stream(tmp_path / name, ARRAYS)
+        assert weight_files(tmp_path) == [tmp_path / name]
+        (tmp_path / name).unlink()

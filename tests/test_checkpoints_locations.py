@@ -15,6 +15,7 @@ from remote_examples import Fault, Hub, commit_of, files_of, hub, serving
 from fineline_jax.checkpoints import locations, remote, transfer
 from fineline_jax.checkpoints.locations import HubAddress, list_files, list_names, parse_hub
 from fineline_jax.checkpoints.remote import Remote
+from fineline_jax.checkpoints.series import open_series
 from fineline_jax.checkpoints.transfer import FetchError
 from fineline_jax.errors import UserError
 
@@ -383,3 +384,51 @@ def test_two_that_fetch_one_checkpoint_wait_for_each_other_and_others_do_not(tmp
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         list(pool.map(hold, ["a", "b"], [False, False]))
         list(pool.map(hold, ["a"] * 20, [True] * 20))
+
+
+# Addresses that are opened
+
+
+@pytest.mark.parametrize(
+    ("spec", "series", "checkpoints", "location"),
+    [
+        ("hf://o/m@step2", "m", [("step2", 2, None, "hf://o/m@step2")], "hf://o/m@{name}"),
+        ("hf://o/m", "m", [("main", None, None, "hf://o/m")], "hf://o/m@{name}"),
+        ("hf://o/m-step7/", "m-step7", [("main", 7, None, "hf://o/m-step7/")], "hf://o/m-step7@{name}"),
+        ("o/m@step2", "m", [("step2", 2, None, "hf://o/m@step2")], "hf://o/m@{name}"),
+        ("hf://o/m@step*", "m", [("step2", 2, None, "hf://o/m@step2"), ("step10", 10, None, "hf://o/m@step10")],
+         "hf://o/m@{name}"),
+        ("hf://o/m@step2/sub", "sub", [("main", None, None, "hf://o/m@step2/sub")], "hf://o/m@step2/sub"),
+        ("hf://o/m@step*/sub", "m", [("step2", 2, None, "hf://o/m@step2/sub"), ("step10", 10, None, "hf://o/m@step10/sub")],
+         "hf://o/m@{name}/sub"),
+        ("hf://o/m@main/s-*", "m-main", [("s-8B", None, 8 * 10**9, "hf://o/m@main/s-8B"),
+                                         ("s-10B", None, 10**10, "hf://o/m@main/s-10B")], "hf://o/m@main/{name}"),
+        ("hf://o/m@main/s-1*", "m-main", [("s-10B", None, None, "hf://o/m@main/s-10B")], "hf://o/m@main/{name}"),
+        ("hf://o/r-*", "o", [("r-1.5B", None, 1_500_000_000, "hf://o/r-1.5B"), ("r-20B", None, 20 * 10**9, "hf://o/r-20B")],
+         "hf://o/{name}"),
+        ("s3://b/run/step5", "step5", [("main", 5, None, "s3://b/run/step5")], "s3://b/run/step5"),
+    ],
+)  # fmt: skip
+def test_an_address_opens_as_a_series_of_these_checkpoints(
+    served: Hub, tmp_path: Path, spec: str, series: str, checkpoints: list[Any], location: str
+) -> None:
+    """A bare amount in a name counts only where several names share what stands before it."""
+    folders = {f"s-{n}B/config.json": b"{}" for n in (10, 8)}
+    served.repositories = {
+        "o/m": {"main": folders, "step10": {}, "step2": {}}, "o/r-20B": {}, "o/r-1.5B": {}, "p/r-3B": {},
+    }  # fmt: skip
+    found = open_series(spec, downloads=tmp_path, keep=False)
+    assert (found.name, found.location) == (series, location)
+    assert [(one.name, one.step, one.tokens, one.remote.url) for one in found.checkpoints if one.remote] == checkpoints
+    for one in found.checkpoints:
+        assert one.kind == "hf" and one.remote is not None and not one.remote.keep
+        assert one.location == one.remote.folder and one.remote.downloads == tmp_path
+
+
+def test_tokenizers_are_shared_by_content_and_those_of_other_content_apart(served: Hub, tmp_path: Path) -> None:
+    other = MODEL | {"tokenizer.json": b"other"}
+    served.repositories["o/n"] = {"r": MODEL, "s": MODEL, "t": other, "u": MODEL | {"tokenizer_config.json": b"{}"}}
+    folders = {revision: remote.tokenizer(of(tmp_path, f"hf://o/n@{revision}")) for revision in "rstu"}
+    assert folders["r"] == folders["s"] and len(set(folders.values())) == 3
+    assert {path.parent for path in folders.values() if path} == {tmp_path / "tokenizers"}
+    assert folders["t"] and (folders["t"] / "tokenizer.json").read_bytes() == b"other"

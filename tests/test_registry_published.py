@@ -1,5 +1,6 @@
 """Every registered series against published numbers, worked out by hand; names, choices and what is printed. No JAX."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -418,3 +419,13 @@ def test_an_error_of_the_user_ends_the_command_with_status_2() -> None:
     assert UserError.exit_status == 2 and issubclass(UserError, Exception)
     assert json.dumps(str(UserError("one line"))) == '"one line"' and catalogue.UserError is UserError
     assert find("no such series") is None
+
+
+@pytest.mark.parametrize("file", ["pythia_seeds", "datadecide"])
+def test_the_names_of_many_series_stand_in_lines_of_at_most_110_characters(file: str) -> None:
+    head, *lines = details(file).splitlines()
+    names = [one.name for one in entries(series_files()[file])]
+    assert head == f"{len(names)} series:" and " ".join(lines).split() == names
+    assert all(len(line) <= 110 for line in lines)
+    for line, following in itertools.pairwise(lines):
+        assert len(line) + 2 + len(following.split()[0]) > 110, "as many as fit"

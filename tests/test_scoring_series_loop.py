@@ -656,6 +656,10 @@ def test_a_kept_checkpoint_is_scored_in_the_dtype_asked_and_its_file_is_that_of_
         write = hook(4, params)
         assert write is not None and not out.exists()
         there = True
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(jax, "process_index", lambda: 1)
+            write()
+        assert not out.exists(), "the first process writes"
         write()
         told = played.asked[-1]
         assert (told["dtype"], told["stored"], told["mesh"], told["config"]) == (dtype, dtype, one_device(), CONFIG)
@@ -697,6 +701,12 @@ def test_what_the_first_process_refuses_is_refused_by_all(monkeypatch):
     said = "the first one's"
     with pytest.raises(UserError, match="the first one's"):
         scorer._on_first(lambda: None)
+
+
+def test_a_process_that_is_not_the_first_computes_and_writes_nothing(run, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    score(run, tmp_path / "out")
+    assert len(model.asked) == 3 and model.bars == [] and not (tmp_path / "out").exists()
 
 
 def test_a_series_that_has_moved_is_known_by_the_first_of_its_checkpoints_that_is_whole(run, model, tmp_path):

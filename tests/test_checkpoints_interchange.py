@@ -1,5 +1,6 @@
 """Runs and Hugging Face folders from one into the other; files of safetensors are the oracle. No shared data."""
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -16,7 +17,7 @@ from tokenizers import Tokenizer
 
 from fineline_jax.checkpoints import hub, interchange, series
 from fineline_jax.checkpoints.record import read_record
-from fineline_jax.checkpoints.store import CheckpointStore
+from fineline_jax.checkpoints.store import CheckpointStore, load_items
 from fineline_jax.cli import main
 from fineline_jax.errors import UserError
 from fineline_jax.mesh import make_mesh
@@ -292,3 +293,92 @@ def test_a_damaged_checkpoint_is_not_exported(released: Path, tmp_path: Path) ->
     with pytest.raises(UserError, match="the checkpoint is damaged"):
         interchange.export_checkpoint(checkpoint, tmp_path / "out", one_device())
     assert not (tmp_path / "out").exists()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_does_not_fit_a_run_is_refused_and_the_run_stays_as_it_was(
+    released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    interchange.import_checkpoint(released, run, one_device())
+    other = tmp_path / "other"
+    hub.export_hf(CONFIG, params(1), other, released)
+    (other / "tokenizer.json").write_text((released / "tokenizer.json").read_text() + " ")
+    small = dataclasses.replace(CONFIG, vocab_size=64)
+    few = {"embed": params(1)["embed"][:64], "head": params(1)["head"][:, :64]}
+    hub.export_hf(small, params(1) | few, tmp_path / "small")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "notes").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    before = contents(tmp_path)
+    recipe = from_json(run / "recipe.json")
+    wrong: list[tuple[Path, Path, dict[str, Any], str]] = [
+        (other, run, {}, "is not the tokenizer of the run"),
+        (tmp_path / "small", run, {}, "is a run of another model"),
+        (tmp_path / "small", tmp_path / "new", {"recipe": recipe}, "is of another model than the weights"),
+        (tmp_path / "small", tmp_path / "new", {"tokenizer": released}, "ids, the embedding 64 rows"),
+        (released, tmp_path / "folder", {}, "is there and no run"),
+        (released, tmp_path / "file", {}, "is a file"),
+        (released, tmp_path / "new", {"tokenizer": tmp_path / "folder"}, "holds no tokenizer"),
+    ]
+    for weights, into, options, said in wrong:
+        with pytest.raises(UserError, match=said):
+            interchange.import_checkpoint(weights, into, one_device(), step=77, **options)
+        assert contents(tmp_path) == before and not (tmp_path / "new").exists(), said
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(CheckpointStore, "maybe_save", full)
+    for into in (run, tmp_path / "new"):
+        with pytest.raises(OSError, match="No space"):
+            interchange.import_checkpoint(released, into, one_device(), step=77)
+    assert contents(tmp_path) == before and not (tmp_path / "new").exists()
+
+
+def test_one_file_of_weights_is_imported_with_a_model_a_dtype_and_further_state(released: Path, tmp_path: Path) -> None:
+    """Without a tokenizer; step 0 and unknown tokens, since its name says none."""
+    recipe = dataclasses.replace(interchange._without_data("mine", CONFIG, None), name="goes on", tokens=640)
+    given: list[Any] = []
+
+    def more(of: Any, weights: Any) -> dict[str, Any]:
+        given.append((of, weights["norm"].dtype))
+        return {"opt_state": {"mu": weights["norm"] * 2}}
+
+    place = interchange.import_checkpoint(
+        released / "model.safetensors", tmp_path / "run", one_device(),
+        config=CONFIG, recipe=recipe, dtype="float32", more_state=more, tokenizer=None,
+    )  # fmt: skip
+    assert place == tmp_path / "run" / "checkpoints" / "0" and given == [(recipe, np.float32)]
+    record = read_record(place) or {}
+    assert [record[key] for key in ("step", "tokens", "kept", "recipe")] == [0, None, True, "goes on"]
+    assert from_json(tmp_path / "run" / "recipe.json") == recipe
+    [checkpoint] = series.open_series(str(tmp_path / "run")).checkpoints
+    weights = series.load(checkpoint, one_device())[1]
+    assert np.array_equal(np.asarray(weights["head"]).T, tensors(released)["lm_head.weight"].astype(np.float32))
+    target = {"opt_state": {"mu": jax.ShapeDtypeStruct((16,), jnp.float32, sharding=weights["norm"].sharding)}}
+    assert np.array_equal(load_items(place, target)["opt_state"]["mu"], np.asarray(weights["norm"]) * 2)
+    interchange.import_checkpoint(released, tmp_path / "run", one_device(), step=1, tokens=64)
+    assert {path.name for path in (tmp_path / "run" / "tokenizer").iterdir()} == {
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+
+
+def test_the_layout_of_an_export_can_be_named_and_must_hold_the_model(run: Path, tmp_path: Path) -> None:
+    checkpoint = series.open_series(str(run / "checkpoints" / "9")).checkpoints[0]
+    interchange.export_checkpoint(checkpoint, tmp_path / "m", one_device(), family="yi", dtype="bfloat16")
+    said = json.loads((tmp_path / "m" / "config.json").read_text())
+    assert (said["architectures"], said["torch_dtype"]) == (["YiForCausalLM"], "bfloat16")
+    assert {array.dtype for array in tensors(tmp_path / "m").values()} == {BFLOAT16}
+    with pytest.raises(UserError):
+        interchange.export_checkpoint(checkpoint, tmp_path / "x", one_device(), family="no such family")
+    with pytest.raises(UserError, match="exists already"):
+        interchange.export_checkpoint(checkpoint, tmp_path / "m", one_device())
+    # a Hugging Face folder again, in another dtype
+    [folder] = series.open_series(str(tmp_path / "m")).checkpoints
+    interchange.export_checkpoint(folder, tmp_path / "again", one_device(), dtype="float32")
+    assert {array.dtype for array in tensors(tmp_path / "again").values()} == {np.dtype(np.float32)}

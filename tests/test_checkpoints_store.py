@@ -536,3 +536,25 @@ def test_of_two_errors_the_first_is_told_and_the_other_logged(tmp_path: Path, ca
             if error:
                 raise error
     assert caplog.text.count("disk on fire") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device"), "no space left on the disk"),
+        (ValueError("RESOURCE_EXHAUSTED: x"), "no space left on the disk"),
+        (OSError("Disk QUOTA exceeded"), "no space left on the disk"),
+        (ValueError("first line\nsecond"), "first line"),
+        (ValueError(), "ValueError"),
+    ],
+)
+def test_a_save_that_failed_says_why_in_one_line_and_leaves_nothing(
+    tmp_path: Path, error: Exception, said: str
+) -> None:
+    store = open_store(tmp_path)
+    for name in ("7", "7.orbax-checkpoint-tmp-1", "70"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "7.saving").touch()
+    text = str(store._failed(7, error))
+    assert text.startswith(f"{tmp_path / '7'}: the checkpoint could not be written ({said});") and "\n" not in text
+    assert names(tmp_path) == ["70"]

@@ -136,6 +136,9 @@ def test_the_hash_of_a_definition_sees_its_text_and_its_functions_but_not_its_pl
     assert len({digest(text) for text in texts}) == 3
     kinds = {digest(wrapped, helpers=text) for text in (function, function, function.replace("docs\n", "docs  # x\n"))}
     assert len(kinds) == 2 and digest(plain) not in kinds
+    shown = "fewshot_config: {{samples: !function helpers.{}}}\n"
+    examples = "def few(): return [{'question': 'q', 'choices': ['a', 'b'], 'label': 0}]\nmany = lambda: few() * 2\n"
+    assert len({digest(plain + shown.format(name), helpers=examples) for name in ("few", "many")}) == 2
 
 
 # Documents of a folder

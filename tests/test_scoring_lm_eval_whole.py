@@ -63,7 +63,7 @@ task: cloze
 dataset_path: custom/cloze
 output_type: loglikelihood
 doc_to_text: "{{start}}"
-doc_to_target: "{{end}}"
+doc_to_target: " {{end}}"
 metric_list:
   - {metric: perplexity, aggregation: perplexity, higher_is_better: false}
   - {metric: acc, aggregation: mean, higher_is_better: true}

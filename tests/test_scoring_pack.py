@@ -280,7 +280,7 @@ def test_ragged_rows_are_those_of_the_column_also_of_a_part_of_it():
     column = pa.chunked_array(
         [pa.array(rows[:2], pa.large_list(pa.int32())), pa.array(rows[2:], pa.large_list(pa.int32()))]
     )
-    for start, stop in ((0, 4), (1, 4), (2, 3), (0, 0)):
+    for start, stop in ((0, 4), (1, 4), (1, 2), (2, 3), (3, 4), (0, 0)):
         found = pack.ragged(column.slice(start, stop - start))
         assert [found[i].tolist() for i in range(len(found))] == rows[start:stop]
         assert found.lengths.tolist() == [len(row) for row in rows[start:stop]] and found.offsets[0] == 0

@@ -125,6 +125,14 @@ def test_options_of_the_pack_reach_it(place, model, tmp_path):
     assert run_command(place, str(bare), tmp_path / "none") == 2, "none is beside the checkpoints"
 
 
+def test_tokenizers_that_differ_in_bos_alone_are_the_same_where_the_policy_says_it(place, model, tmp_path, capsys):
+    other = ("--tokenizer", str(write_tokenizer(tmp_path / "other", adds_bos=True)))
+    run = str(place / "run@step1")
+    assert run_command(place, run, tmp_path / "auto", *other) == 2
+    assert "does not add BOS by default, that of the pack does" in capsys.readouterr().err
+    assert run_command(place, run, tmp_path / "never", *other, "--bos", "never") == 0
+
+
 def test_every_option_of_a_suite_reaches_its_pack(place, tmp_path, monkeypatch):
     asked: list[tuple] = []
 

@@ -154,6 +154,9 @@ def test_every_checkpoint_is_computed_as_asked(run, model, tmp_path):
     expected = {"dtype": "bfloat16", "stored": "bfloat16", "mesh": one_device(), "config": CONFIG, "batch_tokens": 77}
     assert model.asked == [expected] * 3
     assert {scores.read_header(path).key.dtype for path in (tmp_path / "out/run").iterdir()} == {"bfloat16"}
+    one = open_series(f"{run}@{NAMES[0]}")
+    scorer.score_series(one, packed(), tmp_path / "one", one_device(), "bfloat16", batch_tokens=77)
+    assert model.asked == [expected] * 4
     with pytest.raises(UserError, match="--batch-tokens 0 must be at least 1"):
         score(run, tmp_path / "out", batch_tokens=0)
 

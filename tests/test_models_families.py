@@ -30,13 +30,13 @@ def mesh_of(replica: int, fsdp: int, tensor: int) -> jax.sharding.Mesh:
     return make_mesh(Mesh(replica, fsdp, tensor), jax.devices()[: replica * fsdp * tensor])
 
 
-@pytest.fixture(scope="module", params=EXAMPLES)
+@pytest.fixture(scope="module", params=EXAMPLES, ids=lambda name: name.replace(" ", "_"))
 def example(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Any]:
     folder = tmp_path_factory.mktemp("family") / "hf"
     return request.param, folder, family_examples.make(request.param, folder)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)], ids=["one device", "eight devices"])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)], ids=["one_device", "eight_devices"])
 def test_an_opened_model_gives_the_logits_of_transformers(
     example: tuple[str, Path, Any], shape: tuple[int, int, int]
 ) -> None:

@@ -65,8 +65,8 @@ def import_checkpoint(
         raise UserError(f"{run}: holds step {step} already; give another run, or another --step")
     if found is not None:
         raise UserError(
-            f"{target}: is the latest of a run that trains, or of an import that was stopped; remove it, or give another"
-            " --step"
+            f"{target}: is the latest of a run that trains, or of an import that was stopped; remove it, or give"
+            " another --step"
         )
     config, params = load_hf(weights, mesh, dtype, config)
     source = tokenizer or (weights.parent if weights.is_file() else weights)

@@ -341,7 +341,7 @@ def test_a_run_has_the_whole_steps_that_its_tokens_make(tokens, steps):
     ("checkpoints", "steps"),
     [
         (Checkpoints(False), (100,)),
-        (Checkpoints(at_tokens=(64, 65, 128, 6400, 6401)), (0, 1, 2, 100)),
+        (Checkpoints(at_tokens=(64, 129, 6336, 6337, 6401)), (0, 1, 3, 99, 100)),
         (Checkpoints(False, (0,)), (0, 100)),
         # Of 128 tokens up to and with 640; then multiples of 960, the first behind that.
         (Checkpoints(False, every=(Every(128, 640), Every(960, 2880))), (2, 4, 6, 8, 10, 15, 30, 45, 100)),

@@ -691,7 +691,10 @@ def test_scoring_while_training_takes_a_pack_or_a_suite_with_the_runs_tokenizer(
 
 
 def test_what_the_first_process_refuses_is_refused_by_all(monkeypatch):
+    calls: list[int] = []
+
     def refuse() -> None:
+        calls.append(1)
         raise UserError("no")
 
     with pytest.raises(UserError, match="no"):
@@ -701,6 +704,7 @@ def test_what_the_first_process_refuses_is_refused_by_all(monkeypatch):
     monkeypatch.setattr(scorer, "from_first", lambda value: said)
     said = ""
     scorer._on_first(refuse)
+    assert len(calls) == 1, "the others need not see what it sees"
     said = "the first one's"
     with pytest.raises(UserError, match="the first one's"):
         scorer._on_first(lambda: None)
@@ -718,7 +722,8 @@ def test_a_series_that_has_moved_is_known_by_the_first_of_its_checkpoints_that_i
     shutil.copytree(run, moved)
     (moved / NAMES[0] / "model.safetensors").unlink()
     (moved / NAMES[0] / "pytorch_model.bin.index.json").write_text("{")
-    score(f"{moved}@step[23]*", tmp_path / "out")
+    with pytest.raises(scorer.NotAllScored, match=f"run/{NAMES[0]} "):
+        score(moved, tmp_path / "out")
     shutil.copytree(run / NAMES[1], moved / NAMES[0], dirs_exist_ok=True)
     (moved / NAMES[0] / "pytorch_model.bin.index.json").unlink()
     headers = scores.headers_of(tmp_path / "out", "run")

@@ -186,9 +186,9 @@ def test_the_tpu_kernel_fetches_the_listed_blocks_and_no_others(monkeypatch: pyt
     of_query, of_key, of_value, of_end = grid.in_specs
     for row, i in np.ndindex(batch, blocks):
         listed = np.asarray(order[row, i, : count[row, i]]).tolist()
-        assert places(of_query, row, 3, i, 0) == places(grid.out_specs, row, 3, i, blocks - 1) == [row, 3, i, 0]
+        assert places(of_query, row, 2, i, 0) == places(grid.out_specs, row, 2, i, blocks - 1) == [row, 2, i, 0]
         for spec, lead, axis in ((of_key, [row, 1], 2), (of_value, [row, 1], 2), (of_end, [row, 0], 2)):
-            fetched = [places(spec, row, 3, i, step) for step in range(blocks)]
+            fetched = [places(spec, row, 2, i, step) for step in range(blocks)]
             assert all(place[:2] == lead for place in fetched)
             numbers = [place[axis] for place in fetched]
             assert numbers == listed + [listed[-1]] * (blocks - len(listed))

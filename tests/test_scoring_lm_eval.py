@@ -376,6 +376,9 @@ def test_packs_of_other_requests_have_other_hashes():
     base = (pairs, tasks_of, 0, None)
     others = [(pairs, ["a", "a"], 0, None), (pairs, tasks_of, 1, None), (pairs, tasks_of, 0, 9)]
     others += [(different, tasks_of, 0, None) for different in other_pairs]
+    nine, a, b = row(9), row(1, 2), row(3)
+    others += [([(one, nine), (two, nine)], tasks_of, 0, None) for one, two in ((a, b), (row(1), row(2, 3)))]
+    others += [([(a, nine), (b, nine), (last, nine)], ["a"] * 3, 0, None) for last in (a, b)]
     digests = [lm_eval_backend._pack(*arguments).hash for arguments in (base, base, *others)]
     assert digests[0] == digests[1] and len(set(digests)) == 1 + len(others)
 

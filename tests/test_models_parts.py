@@ -10,7 +10,7 @@ import pytest
 import scipy.special
 
 from fineline_jax.errors import UserError
-from fineline_jax.mesh import AXES, abstract, batch_shards, check_fits, make_mesh
+from fineline_jax.mesh import AXES, BATCH, abstract, batch_shards, check_fits, make_mesh
 from fineline_jax.models import decoder, mamba, moe, products
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.recipe import Mesh
@@ -99,6 +99,33 @@ def test_each_feature_is_convolved_with_its_own_weights_over_its_last_tokens() -
     for row, feature in np.ndindex(2, 3):
         expected = np.convolve(f64(x[row, :, feature]), f64(weight[::-1, feature]))[:9] + float(bias[feature])
         np.testing.assert_allclose(found[row, :, feature], expected, atol=1e-6)
+
+
+def test_the_gradients_of_the_scan_are_those_of_the_recurrence_on_any_mesh() -> None:
+    """Over the end of a saved chunk; devices that share a row add up what its b and c get from their features."""
+    length = mamba.CHUNK + 3
+    x, b, c = drawn(2, length, 4), drawn(2, length, 3, seed=1), drawn(2, length, 3, seed=2)
+    step, a = abs(drawn(2, length, 4, scale=0.3, seed=3)), -abs(drawn(4, 3, seed=4))
+
+    def plain(x, step, a, b, c):
+        def one(state, token):
+            x, step, b, c = token
+            state = jnp.exp(step[..., None] * a) * state + (step * x)[..., None] * b[:, None]
+            return state, jnp.einsum("bfs,bs->bf", state, c)
+
+        tokens = tuple(jnp.moveaxis(y, 1, 0) for y in (x, step, b, c))
+        return jnp.moveaxis(jax.lax.scan(one, jnp.zeros((2, 4, 3)), tokens)[1], 0, 1)
+
+    gradients = lambda scan: jax.grad(lambda *arrays: jnp.sum(jnp.sin(3 * scan(*arrays))), argnums=range(5))
+    expected = jax.jit(gradients(plain))(x, step, a, b, c)
+    mesh = make_mesh(Mesh(1, 2, 2), jax.devices()[:4])
+    features, states = jax.P(BATCH, None, "tensor"), jax.P(BATCH, None, None)
+    specs = features, features, jax.P("tensor", None), states, states
+    with jax.set_mesh(mesh):
+        placed = [jax.device_put(y, jax.NamedSharding(mesh, s)) for y, s in zip((x, step, a, b, c), specs, strict=True)]
+        found = jax.jit(gradients(mamba.selective_scan))(*placed)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4 * float(jnp.abs(theirs).max()))
 
 
 # Experts

@@ -13,16 +13,8 @@ def page(name: str) -> str:
     return (CHECKOUT / name).read_text(encoding="utf-8")
 
 
-def said(name: str, sentence: str) -> list[str]:
-    """What stands in the page in the places of {} of a sentence that is there once, wherever its lines are broken."""
-    pattern = re.escape(" ".join(sentence.split())).replace(r"\{\}", r"([^\s;,:()`]*[^\s;:()`,.])")
-    found = list(re.finditer(pattern, " ".join(page(name).split())))
-    assert len(found) == 1, f"{name}: {sentence!r} stands there {len(found)} times"
-    return list(found[0].groups())
-
-
 def numbers(name: str, sentence: str) -> list[float]:
-    """`said` as numbers: 1,024 and fifteen and 4.8."""
+    """The numbers in the places of {} of a sentence that is there once, wherever its lines are broken: 1,024, fifteen."""
     pattern = sentence.replace("{}", "(##)")
     pattern = re.escape(" ".join(pattern.split())).replace(re.escape("(##)"), r"([\d,]*\.?\d+|[A-Za-z]+)")
     found = list(re.finditer(pattern, " ".join(page(name).split())))

@@ -462,7 +462,7 @@ def test_chunks_are_kept_when_only_the_tokenizer_beside_them_is_another(tmp_path
     left = tmp_path / ".out.incomplete" / "parts" / "x.incomplete"
     left.mkdir()
     monkeypatch.setattr(corpora, "merge_parts", merge)
-    monkeypatch.setattr(parts, "_write_amber", stop)
+    monkeypatch.setattr(parts, "_write_amber", None)
     prepare_amber([source], tmp_path / "out", sequence_length=2, tokenizer=tokenizer)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "t.jsonl"]
 

@@ -14,7 +14,7 @@ def page(name: str) -> str:
 
 
 def numbers(name: str, sentence: str) -> list[float]:
-    """The numbers in the places of {} of a sentence that is there once, wherever its lines are broken: 1,024, fifteen."""
+    """The numbers in the places of {} of a sentence that stands there once, wherever its lines end: 1,024, fifteen."""
     pattern = sentence.replace("{}", "(##)")
     pattern = re.escape(" ".join(pattern.split())).replace(re.escape("(##)"), r"([\d,]*\.?\d+|[A-Za-z]+)")
     found = list(re.finditer(pattern, " ".join(page(name).split())))

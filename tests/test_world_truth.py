@@ -10,7 +10,7 @@ from random import Random
 
 import pytest
 
-from fineline_jax.world import commonsense, language, reading
+from fineline_jax.world import commonsense, language, names, reading
 from fineline_jax.world.catalogue import CHANCE, DOMAINS
 from fineline_jax.world.generate import SHARES, generate, make_subjects
 from fineline_jax.world.subject import Question, Subject, ask, collect, held_out
@@ -379,6 +379,21 @@ def test_what_is_held_out_depends_on_the_words_and_their_order_alone() -> None:
     assert decided == [held_out(0.3, "x", str(i), "y") for i in range(300)]
     assert decided != [held_out(0.3, "y", i, "x") for i in range(300)]
     assert all(held_out(0.6, "x", i, "y") for i in range(300) if decided[i])  # a larger share holds out more
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_name_is_given_twice(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is known of the people in stories but what the text at hand says."""
+    given: list[str] = []
+    real = names.invent
+
+    def invent(*arguments: object) -> tuple[str, ...]:
+        given.extend(made := real(*arguments))
+        return made
+
+    monkeypatch.setattr(names, "invent", invent)
+    make_subjects(seed)
+    assert len(set(given)) == len(given) == 32 + 32 + 24 + 6 + 320 + 16 + 8
 
 
 def test_a_subject_is_its_writer_and_its_questions() -> None:

@@ -101,6 +101,7 @@ def test_mamba_begins_with_its_authors_decays_and_steps() -> None:
     assert steps.min() > 0.001 * (1 - 1e-4) and steps.max() < 0.1 * (1 + 1e-4)
     share = np.log(steps / 0.001) / np.log(100)
     assert scipy.stats.kstest(share.ravel(), "uniform").pvalue > 1e-3
+    assert share.min() < 0.005 and share.max() > 0.995, "up to both ends: 2,048 are drawn"
     assert not np.intersect1d(*params["step_bias"]).size, "each layer has its own"
 
 

@@ -394,9 +394,10 @@ def test_what_lm_eval_asks_of_a_model(place, asked):
     assert model.get_model_info() == {
         "model_num_parameters": CONFIG.parameters, "model_dtype": "float32", "model_revision": "step2", "model_sha": "",
     }  # fmt: skip
-    model.tokenizer.chat_template = "{{ messages[0].content }}{% if add_generation_prompt %}>{% endif %}"
+    model.tokenizer.chat_template = "{{ messages[0].content }}</s>{% if add_generation_prompt %}>{% endif %}"
     chat = [{"role": "user", "content": "hi"}]
-    assert model.apply_chat_template(chat) == "hi>" and model.apply_chat_template(chat, False) == "hi"
+    assert model.apply_chat_template(chat) == "hi</s>>"
+    assert model.apply_chat_template(chat, False) == "hi"  # what is asked goes on where the chat ends
     model.loglikelihood(instances("loglikelihood", ("a", "b")))
     assert asked[0]["pack"].manifest["max_context"] is None and asked[0]["batch_tokens"] is None
 

@@ -626,8 +626,9 @@ def test_files_that_lm_eval_could_not_write_are_missed(left_out, place, tmp_path
 
     monkeypatch.setattr(EvaluationTracker, "save_results_samples", save_samples)
     monkeypatch.setattr(EvaluationTracker, "save_results_aggregated", save_results)
-    with pytest.raises(UserError, match="out: a could not be written; is the disk full"):
-        lm_eval_export.export(tmp_path / "scores", tmp_path / "out")
+    for samples_too in (True, False) if left_out == "results" else (True,):
+        with pytest.raises(UserError, match="out: a could not be written; is the disk full"):
+            lm_eval_export.export(tmp_path / "scores", tmp_path / "out", samples=samples_too)
     assert not list((tmp_path / "out").glob("run*"))
 
 

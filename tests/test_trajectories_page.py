@@ -42,7 +42,7 @@ def scores() -> pd.DataFrame:
                 key = {"series": series, "checkpoint": f"c{i}", "step": i * 7, "tokens": round(at), "task": task}
                 key |= {"domain": DOMAIN[task], "n": 2000 + i}
                 rows.append(key | {"metric": "acc", "value": acc, "stderr": 0.0123456, "chance": chance})
-                rows.append(key | {"metric": "zeal", "value": 3 * acc, "stderr": NAN, "chance": NAN})
+                rows.append(key | {"metric": "alpha", "value": 3 * acc, "stderr": NAN, "chance": NAN})
                 if task in ("sums", "facts"):
                     rows.append(key | {"metric": "bits_per_byte", "value": 9 - acc, "stderr": 0.1, "chance": NAN})
     return pd.DataFrame(rows)
@@ -85,10 +85,10 @@ def test_series_tasks_and_metrics_are_those_of_the_table(data: dict, table: pd.D
     assert [(t["name"], data["domains"][t["domain"]]) for t in data["tasks"]] == [
         (task, DOMAIN[task]) for task in ("order", "<i>odd</i>", "sums", "facts")
     ]
-    assert [m["name"] for m in data["metrics"]] == ["acc", "bits_per_byte", "zeal"]  # ours in our order, then others
+    assert [m["name"] for m in data["metrics"]] == ["acc", "bits_per_byte", "alpha"]  # ours in our order, then others
     for metric, better, on_chance, log in zip(data["metrics"], (1, -1, 1), (True, False, True), (False,) * 3):
         assert (metric["better"], metric["on_chance"], metric["log"]) == (better, on_chance, log)
-    assert [m["label"] for m in data["metrics"]] == ["accuracy", "bits per byte", "zeal"]
+    assert [m["label"] for m in data["metrics"]] == ["accuracy", "bits per byte", "alpha"]
     assert data["losses"] is None
 
 
@@ -201,15 +201,16 @@ def test_several_runs_are_curves_of_their_own_with_validation_where_it_was_logge
         "series": ["b", "b", "a", "a", "a", "none"], "step": [2, 1, 1, 2, 3, 1], "tokens": [200, 100, 10, 20, 30, 5],
         "loss": [2.0, 4.0, 7.0, 6.0, 5.0, NAN], "validation_loss": [NAN, 3.5, NAN, NAN, NAN, 9.0],
     })  # fmt: skip
-    late = pd.DataFrame(
-        {"series": ["a", "a", "a"], "step": [0, 2.5, 2], "tokens": [NAN, NAN, 21], "validation_loss": [9.0, 5.5, 5.6]}
-    )
+    late = pd.DataFrame({"series": ["a", "a", "a", "b"], "step": [0, 2.5, 2, 0.5], "tokens": [NAN, NAN, 21, NAN]})
+    late["validation_loss"] = [9.0, 5.5, 5.6, 3.75]
     b, a = losses_of(pd.concat([log, late]), tmp_path)
     assert (b["series"], b["tokens"], b["raw_loss"]) == ("b", [100, 200], [4, 2])
-    assert b["validation"] == {"tokens": [100], "loss": [3.5]}
+    assert b["validation"] == {"tokens": [100, 50], "loss": [3.5, 3.75]}
     assert (a["series"], a["step"], a["raw_loss"]) == ("a", [1, 2, 3], [7, 6, 5])
-    [plain] = losses_of(pd.DataFrame({"tokens": [5, 6], "loss": [2.0, 1.0], "validation_loss": [NAN, 3.0]}), tmp_path)
-    assert plain["step"] == [0, 1] and plain["validation"] == {"tokens": [6], "loss": [3]}
+    [plain] = losses_of(
+        pd.DataFrame({"tokens": [5, 1234567], "loss": [2.0, 1.0], "validation_loss": [NAN, 3.0]}), tmp_path
+    )
+    assert plain["step"] == [0, 1] and plain["validation"] == {"tokens": [1234567], "loss": [3]}
     assert a["validation"] == {"tokens": [0, 25, 21], "loss": [9, 5.5, 5.6]}  # placed by step, unless tokens are given
 
 
@@ -496,3 +497,11 @@ def test_files_are_replaced_whole(table: pd.DataFrame, made: Path) -> None:
     write_report(table, made.parent, title="A & B", facts={"pack": "3f<2"})
     assert all(file.stat().st_ino != inode for file, inode in zip(files, before))
     assert not list(made.parent.glob(".*"))
+
+
+def test_what_has_no_t50_is_in_the_order_of_its_onset(run_page, tmp_path: Path) -> None:
+    rows = [("late", 1e6, 0.5), ("late", 1e9, 0.9), ("early", 1e6, 0.9), ("early", 1e9, 0.9)]
+    frame = pd.DataFrame(rows, columns=["task", "tokens", "value"])
+    made = write_report(frame.assign(series="s", metric="acc", stderr=0.01, chance=0.5, n=1000), tmp_path)
+    ticks = run_page(made, "drawn.timeline.layout.yaxis.ticktext")
+    assert [text.split(" <span")[0] for text in ticks] == ["early", "late"]

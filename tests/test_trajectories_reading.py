@@ -327,6 +327,14 @@ def test_shots_of_one_task_that_differ_are_series_of_their_own(tmp_path: Path) -
     }
 
 
+def test_shots_that_are_not_known_of_all_tasks_name_no_series(tmp_path: Path) -> None:
+    for i, shots in enumerate((0, 5)):
+        scores = {"piqa": {"acc,none": 0.5 + i / 10}, "boolq": {"acc,none": 0.5}}
+        result(tmp_path / f"results_{i}.json", scores, **model("m", "tokens1B"), **{"n-shot": {"piqa": shots}})
+    with pytest.raises(UserError, match=r"\(m, tokens1B, piqa, acc\) occurs twice"):
+        read_table(tmp_path)
+
+
 def test_a_tree_is_its_result_files_or_else_all_its_json_files(tmp_path: Path) -> None:
     for name, tokens in (("a/m-tokens1B.json", "1B"), ("b/c/m-tokens2B.json", "2B")):
         result(tmp_path / name, {"piqa": {"acc": 0.5}}, **model("m", f"tokens{tokens}"))

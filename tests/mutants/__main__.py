@@ -49,7 +49,7 @@ class Worker:
     def pytest(self, tests: list[str], timeout: float) -> int | None:
         """pytest's exit status; None: it ran out of time. Its output is in `self.log`."""
         assert self.process.stdin and self.process.stdout
-        arguments = ["-x", "-p", "no:randomly", "-m", "", *(f"tests/{test}" for test in tests)]
+        arguments = ["-x", "--assert=plain", "-m", "", *(f"tests/{test}" for test in tests)]
         self.process.stdin.write(json.dumps([arguments, timeout, str(self.log)]) + "\n")
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
@@ -96,7 +96,7 @@ def copy_tree(root: Path, target: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="slips whose name or file this regular expression finds")
-    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for the tests of one slip")
     parser.add_argument("--no-baseline", action="store_true", help="do not run the tests on the code as it is")
     parser.add_argument("--root", type=Path, default=ROOT, help="the tree to copy")
@@ -104,6 +104,7 @@ def main() -> int:
     options = parser.parse_args()
     mutants = read(options.only, options.tables)
     started = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the workers are ended, the copies removed
     with tempfile.TemporaryDirectory(prefix="mutants-") as name:
         folder = Path(name)
         compiled = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR", folder / "compiled"))

@@ -7,6 +7,7 @@ separated by spaces; at least one of them must fail when `before` is replaced by
 
 import ast
 import dataclasses
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,9 +81,15 @@ def _unescaped(text: str) -> str:
 def test_exists(node: str, root: Path = ROOT) -> bool:
     """Whether the function of a node id such as test_recipe.py::test_a_milestone[1-2] is defined."""
     file, _, function = node.partition("::")
-    path = root / "tests" / file
-    if not path.is_file():
-        return False
     name = function.partition("[")[0]
+    functions = _functions(root / "tests" / file)
+    return functions is not None and (not name or name in functions)
+
+
+@functools.cache
+def _functions(path: Path) -> frozenset[str] | None:
+    """Names of the functions that a file of tests defines; None without the file."""
+    if not path.is_file():
+        return None
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    return not name or any(isinstance(n, ast.FunctionDef) and n.name == name for n in ast.walk(tree))
+    return frozenset(node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))

@@ -136,7 +136,7 @@ def test_a_file_says_what_was_scored_and_how(run, model, tmp_path):
         weights = checkpoint_series.identity(checkpoint)
         assert found.header == scores.Header(
             series="run", checkpoint=NAMES[number - 1], step=number, tokens=2_000_000_000 * number, context=96,
-            key=scores.Key(weights, packed().hash, "float32", "auto", "tree-4"),
+            key=scores.Key(weights, packed().hash, "float32", "auto", "tree-5"),
             version=checkpoint_series.version(checkpoint), engine="tree", engine_reason="", location=str(run),
         )  # fmt: skip
         table = pq.read_table(path)

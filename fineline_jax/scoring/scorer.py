@@ -31,7 +31,7 @@ from fineline_jax.scoring.tree_engine import score_tree
 
 log = logging.getLogger(__name__)
 
-ENGINE = "tree-4"
+ENGINE = "tree-5"
 """Changes when the numbers may change."""
 
 

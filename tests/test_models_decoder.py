@@ -108,7 +108,8 @@ def test_amber_7b_has_exactly_its_published_number_of_parameters():
     mlp_bias=st.booleans(),
     layers=st.integers(1, 3),
 )
-@settings(max_examples=8, deadline=None)
+@example(heads=4, groups=2, tied=True, attention_bias=True, mlp_bias=True, layers=3)
+@settings(parent=COMPILES, max_examples=8)
 def test_parameter_count_is_that_of_the_arrays(heads, groups, tied, attention_bias, mlp_bias, layers):
     config = ModelConfig(
         vocab_size=40,

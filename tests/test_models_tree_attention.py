@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from profiles import COMPILES
 from program_sizes import largest_array
 
 from fineline_jax.mesh import BATCH, make_mesh
@@ -69,7 +70,7 @@ def test_listed_blocks_are_all_that_hold_a_visible_key(end):
     assert np.asarray(count).min() >= 1
 
 
-@settings(deadline=None, max_examples=2)
+@settings(parent=COMPILES, max_examples=2)
 @given(st.lists(st.integers(0, 300), min_size=512, max_size=512), st.integers(0, 512))
 def test_the_kernels_in_their_interpreters_equal_the_reference(levels, used):
     depth: list[int] = []

@@ -13,6 +13,7 @@ import scipy.special
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from profiles import COMPILES
 from program_sizes import largest_array
 from scoring_examples import write_benchmarks, write_tokenizer
 
@@ -140,7 +141,7 @@ def tokens_of_requests(draw: st.DrawFn) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 @pytest.mark.slow
-@settings(max_examples=12, deadline=None)
+@settings(parent=COMPILES, max_examples=12)
 @given(
     asked=tokens_of_requests(),
     row=st.sampled_from([16, 48, 2048]),

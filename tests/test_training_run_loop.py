@@ -20,6 +20,7 @@ from commands import events, lines_of
 from data_examples import amber, jsonl, letters_tokenizer
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from profiles import COMPILES
 
 from fineline_jax import progress
 from fineline_jax.checkpoints.series import open_series
@@ -212,7 +213,7 @@ def test_without_validation_windows_no_validation_loss_is_written(corpus, tmp_pa
 )
 @example(deaths=[(0, "before a save"), (4, "before a save"), (20, "after a save")])
 @example(deaths=[(9, "after a save"), (10, "between steps"), (23, "after a save")])
-@settings(max_examples=3, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(parent=COMPILES, max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_interruptions_leave_the_files_of_a_run_never_interrupted(deaths, corpus, tmp_path_factory):
     recipe, run = recipe_of(corpus), tmp_path_factory.mktemp("runs") / "run"
     save = CheckpointStore.maybe_save

@@ -107,8 +107,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if revisions is None:
             return self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
         if what == "refs":
-            branches = [{"name": name, "ref": f"refs/heads/{name}", "targetCommit": "0"} for name in revisions]
-            return self._json({"branches": branches, "tags": [], "converts": []})
+            refs = [(kind, name) for name in revisions for kind in ("tags" if name.startswith("tag") else "heads",)]
+            listed = [(kind, {"name": name, "ref": f"refs/{kind}/{name}", "targetCommit": "0"}) for kind, name in refs]
+            branches, tags = ([ref for of, ref in listed if of == kind] for kind in ("heads", "tags"))
+            return self._json({"branches": branches, "tags": tags, "converts": []})
         revision, _, folder = rest.partition("/")
         files = revisions.get(unquote(revision))
         if files is None:

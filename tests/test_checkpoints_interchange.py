@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -173,12 +174,17 @@ def test_infinity_fits_float16_and_the_next_number_above_its_largest_does_not(tm
 # Tokenizers
 
 
-def test_a_tokenizer_may_have_as_many_ids_as_the_embedding_rows_and_not_one_more(released: Path) -> None:
-    vocabulary = Tokenizer.from_file(str(released / "tokenizer.json")).get_vocab(with_added_tokens=True)
-    count = max(vocabulary.values()) + 1
-    hub.read_tokenizer(released, count)
-    with pytest.raises(UserError, match=rf"has {count} ids, the embedding {count - 1} rows"):
-        hub.read_tokenizer(released, count - 1)
+def test_a_tokenizer_may_have_as_many_ids_as_the_embedding_rows_and_not_one_more(
+    released: Path, tmp_path: Path
+) -> None:
+    own = Tokenizer.from_file(str(released / "tokenizer.json"))
+    count = own.get_vocab_size()
+    own.add_tokens(["<one>", "<two>"])
+    own.save(str(tmp_path / "tokenizer.json"))
+    for folder, ids in ((released, count), (tmp_path, count + 2)):
+        hub.read_tokenizer(folder, ids)
+        with pytest.raises(UserError, match=rf"has {ids} ids, the embedding {ids - 1} rows"):
+            hub.read_tokenizer(folder, ids - 1)
 
 
 def test_the_ids_of_bos_and_eos_are_those_of_the_tokens_that_the_settings_name(released: Path, tmp_path: Path) -> None:
@@ -223,10 +229,11 @@ def run(released: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_was_imported_and_exported_has_every_bit_of_the_files(released: Path, run: Path, tmp_path: Path) -> None:
-    assert main(["export", str(run / "checkpoints" / "40"), str(tmp_path / "out")]) == 0
-    assert as_bits(tensors(tmp_path / "out")) == as_bits(tensors(released))
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-        assert (tmp_path / "out" / name).read_bytes() == (released / name).read_bytes(), name
+    for source, out in ((run / "checkpoints" / "40", tmp_path / "out"), (released, tmp_path / "copy")):
+        assert main(["export", str(source), str(out)]) == 0
+        assert as_bits(tensors(out)) == as_bits(tensors(released))
+        for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+            assert (out / name).read_bytes() == (released / name).read_bytes(), name
     assert read_record(run / "checkpoints" / "40")["tokens"] == 3_000_000_000  # type: ignore[index]
 
 
@@ -306,13 +313,18 @@ def test_what_does_not_fit_a_run_is_refused_and_the_run_stays_as_it_was(
     interchange.import_checkpoint(released, run, one_device())
     other = tmp_path / "other"
     hub.export_hf(CONFIG, params(1), other, released)
-    (other / "tokenizer.json").write_text((released / "tokenizer.json").read_text() + " ")
+    text = (released / "tokenizer.json").read_text()
+    (other / "tokenizer.json").write_text(text.replace("\n", " ", 1))  # of the same size, and below of the same time
+    times = (run / "tokenizer" / "tokenizer.json").stat()
+    os.utime(other / "tokenizer.json", ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert "\n" in text and (other / "tokenizer.json").stat().st_size == times.st_size
     small = dataclasses.replace(CONFIG, vocab_size=64)
     few = {"embed": params(1)["embed"][:64], "head": params(1)["head"][:, :64]}
     hub.export_hf(small, params(1) | few, tmp_path / "small")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "notes").write_text("mine")
     (tmp_path / "file").write_text("mine")
+    (tmp_path / "empty").mkdir()
     before = contents(tmp_path)
     recipe = from_json(run / "recipe.json")
     wrong: list[tuple[Path, Path, dict[str, Any], str]] = [
@@ -333,10 +345,10 @@ def test_what_does_not_fit_a_run_is_refused_and_the_run_stays_as_it_was(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(CheckpointStore, "maybe_save", full)
-    for into in (run, tmp_path / "new"):
+    for into in (run, tmp_path / "new", tmp_path / "empty"):
         with pytest.raises(OSError, match="No space"):
             interchange.import_checkpoint(released, into, one_device(), step=77)
-    assert contents(tmp_path) == before and not (tmp_path / "new").exists()
+    assert contents(tmp_path) == before and not (tmp_path / "new").exists() and not any((tmp_path / "empty").iterdir())
 
 
 def test_one_file_of_weights_is_imported_with_a_model_a_dtype_and_further_state(released: Path, tmp_path: Path) -> None:

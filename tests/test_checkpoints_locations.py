@@ -116,7 +116,9 @@ def test_revisions_and_folders_with_something_before_and_behind_the_name(served:
         "b/ck-8-x/f": b"",
     }
     served.repositories["o/n"] = {"main": files, "s1-step10": {}, "s1-step9": {}, "s1-step": {}, "s2-step3": {}}
+    served.repositories["o/n"] |= {"tag-5": {}, "tag-6": {}}
     assert list_names("hf://o/n@s1-step{name}") == ["10", "9"]
+    assert list_names("hf://o/n@tag-{name}") == ["5", "6"]
     assert sorted(list_names("hf://o/n@{name}")) == sorted(served.repositories["o/n"])
     assert list_names("hf://o/n@{name}/folder") == list_names("hf://o/n@{name}")
     assert list_names("hf://o/n@main/a/ck-{name}-x") == ["1", "2"]
@@ -244,7 +246,8 @@ def test_every_address_has_a_folder_of_its_own_with_a_readable_name(tmp_path: Pa
     assert folder.parent == tmp_path
     assert folder.name == "hf--LLM360--Amber@ckpt_000-" + hashlib.sha256(b"hf://LLM360/Amber@ckpt_000").hexdigest()[:8]
     alike = [of(tmp_path, url).folder.name for url in ("s3://b/a b", "s3://b/a/b", "s3://b/a//b", "s3://" + "x" * 500)]
-    assert len({name.lower() for name in alike}) == 4 and all(len(name) <= 130 for name in alike)
+    alike += [of(tmp_path, f"s3://{bucket}/{'x' * 200}").folder.name for bucket in "bc"]
+    assert len({name.lower() for name in alike}) == 6 and all(len(name) <= 130 for name in alike)
 
 
 def test_the_cache_lies_where_the_system_wants_caches(monkeypatch, tmp_path: Path) -> None:
@@ -327,6 +330,19 @@ def test_the_identity_is_that_of_names_sizes_and_hashes_of_the_weights(served: H
     expected = hashlib.sha256(json.dumps(named).encode()).hexdigest()
     assert remote.identity(of(tmp_path)) == expected == remote.identity(of(tmp_path, "hf://o/n@s"))
     assert os.listdir(tmp_path) == [], "nothing is fetched for it"
+
+
+def test_a_bucket_is_listed_once_for_each_of_its_options(monkeypatch, tmp_path: Path) -> None:
+    asked: list[Any] = []
+
+    def listing(url: str, options: Any) -> list[transfer.RemoteFile]:
+        asked.append((url, options))
+        return [transfer.RemoteFile(name, f"{url}/{name}", 1, str(options)) for name in MODEL]
+
+    monkeypatch.setattr(remote, "list_files", listing)
+    mine, theirs = (("profile", "mine"),), (("profile", "theirs"),)
+    found = {remote.identity(of(tmp_path, "s3://b/run", options=options)) for options in (mine, theirs, mine)}
+    assert len(found) == 2 and asked == [("s3://b/run", mine), ("s3://b/run", theirs)]
 
 
 LISTED = [*MODEL, "model-1-of-2.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "optimizer.bin",
@@ -428,9 +444,9 @@ def test_an_address_opens_as_a_series_of_these_checkpoints(
 
 
 def test_tokenizers_are_shared_by_content_and_those_of_other_content_apart(served: Hub, tmp_path: Path) -> None:
-    other = MODEL | {"tokenizer.json": b"other"}
+    other = MODEL | {"tokenizer.json": b"[ ]"}  # of the same size
     served.repositories["o/n"] = {"r": MODEL, "s": MODEL, "t": other, "u": MODEL | {"tokenizer_config.json": b"{}"}}
     folders = {revision: remote.tokenizer(of(tmp_path, f"hf://o/n@{revision}")) for revision in "rstu"}
     assert folders["r"] == folders["s"] and len(set(folders.values())) == 3
     assert {path.parent for path in folders.values() if path} == {tmp_path / "tokenizers"}
-    assert folders["t"] and (folders["t"] / "tokenizer.json").read_bytes() == b"other"
+    assert folders["t"] and (folders["t"] / "tokenizer.json").read_bytes() == b"[ ]"

@@ -20,6 +20,7 @@ import numpy as np
 import optax
 import pytest
 
+from fineline_jax.checkpoints import store as store_module
 from fineline_jax.checkpoints.record import RECORD, damage, read_record
 from fineline_jax.checkpoints.store import CheckpointStore, steps
 from fineline_jax.errors import UserError
@@ -481,6 +482,15 @@ def test_the_newest_is_that_of_the_highest_number(tmp_path: Path) -> None:
     target = {"params": {"w": jax.ShapeDtypeStruct((3,), jnp.bfloat16, sharding=jnp.zeros(3).sharding)}}
     step, state = open_store(tmp_path).restore(target)
     assert step == 10 and state["params"]["w"].dtype == "bfloat16" and state["params"]["w"].tolist() == [1, 1, 1]
+
+
+def test_a_save_is_marked_as_one_until_its_record_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is killed before is removed at the next start, and not set aside as damage."""
+    seen, write = [], store_module.write_record
+    monkeypatch.setattr(store_module, "write_record", lambda *given: (seen.append(names(tmp_path)), write(*given)))
+    with open_store(tmp_path, latest_every=1) as store:
+        store.maybe_save(1, {"params": {"w": jnp.zeros(3)}})
+    assert seen == [["1", "1.saving"]] and names(tmp_path) == ["1"]
 
 
 def test_until_a_new_one_is_complete_the_rolling_one_before_it_stays(tmp_path: Path) -> None:

@@ -584,4 +584,6 @@ def test_the_file_without_an_index_is_preferred_and_safetensors_before_torch(tmp
     assert offered() == ["model-00001-of-00001.safetensors"]
     (tmp_path / "model.safetensors").write_bytes(safetensors_file())
     assert offered() == ["model.safetensors"]
-    assert list(open_weights(tmp_path / "pytorch_model.bin").tensors) == ["a"], "a file that is named"
+    torch.save({"b": torch.ones(2)}, tmp_path / "model.pt")
+    for name, tensor in (("pytorch_model.bin", "a"), ("model.pt", "b")):
+        assert list(open_weights(tmp_path / name).tensors) == [tensor], "a file that is named"

@@ -11,7 +11,7 @@ from fineline_jax.catalogue import load_recipe
 from fineline_jax.cli import main
 from fineline_jax.commands import pretrain
 from fineline_jax.errors import UserError
-from fineline_jax.recipe import Recipe
+from fineline_jax.recipe import Data, Recipe, Source, to_json
 from fineline_jax.training import loop
 
 # A value of each kind of field, all of them allowed together.
@@ -154,9 +154,12 @@ def test_scoring_while_training_is_checked_before_the_first_step(looped, monkeyp
     monkeypatch.setattr(scorer, "check_tokenizer_folder", lambda *given: calls.append(("tokenizer", *given)))
     monkeypatch.setattr(scorer, "check_vocabulary", lambda *given: calls.append(("vocabulary", *given)))
     data, run = tmp_path / "data", tmp_path / "run"
-    arguments = ["pretrain", "demo", "--run", str(run), "--data.sources.0.path", str(data), "--score", "core"]
+    demo = load_recipe("demo")
+    sources = (Source(str(data)), Source(str(tmp_path / "more")))
+    (tmp_path / "two.json").write_text(to_json(dataclasses.replace(demo, data=Data(sources, 128))))
+    arguments = ["pretrain", str(tmp_path / "two.json"), "--run", str(run), "--score", "core"]
     assert main([*arguments, "--benchmarks", str(tmp_path / "b")]) == 0
-    model = load_recipe("demo").model
+    model = demo.model
     assert calls == [("open", "core", data / "tokenizer", tmp_path / "b"), ("vocabulary", made, model, "recipe demo")]
     assert looped["on_kept"] == ("hook", run, model, made, run / "scores")
     (data / "tokenizer").mkdir(parents=True)

@@ -337,6 +337,9 @@ def test_what_cannot_be_listed_is_said_and_the_known_names_are_shown(capsys) -> 
     assert main(["series", "open_llama_7b"]) == 0
     printed = capsys.readouterr().out
     assert "The listing cannot be had" in printed and "step_250000" in printed
+    assert main(["series", "open_llama_7b@step_*0000", "--tokens", "200B:", "--every", "3"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("step_")] == [
+        "step_50000", "step_200000"]  # fmt: skip
     assert main(["series", "datadecide-c4-4M-default"]) == 2
     assert "no connection" in capsys.readouterr().err
 

@@ -1,5 +1,6 @@
 """Every registered series against published numbers, worked out by hand; names, choices and what is printed. No JAX."""
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -242,6 +243,8 @@ def test_the_first_rule_whose_numbers_are_known_is_used_and_a_value_stands_for_a
     )
     [one] = entries(tmp_path / "m.yaml")
     assert one.name == "m" and one.title == "" and not one.listing
+    whole = dataclasses.replace(one, tokens=("y * 1.001 * 1e9",), step=("0.29 * 100 * y",), names=("b1",))
+    assert [(c.step, c.tokens) for c in registry.checkpoints(whole)] == [(29, 1_001_000_000)]  # not 28.999…
     found = [(c.name, c.step, c.tokens) for c in registry.checkpoints(one)]
     assert found == [("a5", 6, 50), ("b6", None, 6), ("last", 101, 1000), ("step7-tokens9B", 7, 9 * B), ("a8", None, 4)]
 
@@ -384,6 +387,7 @@ def test_the_working_folder_s_configs_come_before_the_installed_ones(tmp_path: P
     )
     assert {"amber", "mine", "pythia"} <= set(config_names("series/{}.yaml"))
     assert config_names("{}.py") == sorted(set(config_names("{}.py"))) and "__init__" not in config_names("{}.py")
+    assert registry.series_files()["amber"] == tmp_path / "configs" / "series" / "amber.yaml"
     with pytest.raises(
         UserError, match=r"no series named 'mime'; did you mean 'mine'\? known: .*amber.*, or give the path"
     ):
@@ -399,7 +403,8 @@ def test_a_recipe_is_that_of_a_name_a_file_a_json_file_or_a_run(tmp_path: Path, 
     )
     (tmp_path / "demo").mkdir()
     monkeypatch.chdir(tmp_path)
-    for name in ("run", str(tmp_path / "run"), "run/recipe.json", "mine.py", "demo"):
+    monkeypatch.setenv("HOME", str(tmp_path))  # as in --config=~/mine.py, which no shell expands
+    for name in ("run", str(tmp_path / "run"), "run/recipe.json", "mine.py", "demo", "~/run", "~/mine.py"):
         assert load_recipe(name) == demo, "a folder that is called like a recipe is not in its way"
     for text, said in (("x = 1", "has no function recipe"), ("recipe = 3", "has no function recipe"),
                        ("recipe = int", "returned int"),

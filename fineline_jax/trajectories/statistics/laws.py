@@ -18,6 +18,8 @@ import numpy as np
 from scipy import optimize
 
 DELTA = 1e-3
+SCALE = 1e4
+"""Of the objective: L-BFGS-B stops on its size, so one of the order of 1 makes its tolerances mean something."""
 STARTS = 4
 """Points of a grid, those with the smallest loss, from which a fit begins."""
 SKIPPED_SHARE = 0.1
@@ -73,7 +75,7 @@ def fit_power_law(x: np.ndarray, y: np.ndarray, *, with_floor: bool = True) -> P
         loss = np.where(small, 0.5 * residual**2, DELTA * (np.abs(residual) - 0.5 * DELTA))
         slope = np.where(small, residual, DELTA * np.sign(residual)) / value
         gradient = [*(slope @ parts), *(slope @ (-log_x * parts)), slope.sum() if with_floor else 0.0]
-        return float(loss.mean()), np.asarray(gradient) / len(y)
+        return SCALE * float(loss.mean()), SCALE * np.asarray(gradient) / len(y)
 
     bounds = [(None, None)] * terms + [(0.0, 5.0)] * terms + [(0.0, float(y.min()) if with_floor else 0.0)]
     shares, slopes = np.log(y.mean()) + np.log([0.02, 0.1, 0.3, 0.9]), (0.05, 0.15, 0.3, 0.6)
@@ -83,17 +85,15 @@ def fit_power_law(x: np.ndarray, y: np.ndarray, *, with_floor: bool = True) -> P
     ]
     best = None
     for start in sorted(grid, key=lambda start: objective(start)[0])[:STARTS]:
-        # L-BFGS-B stops on the size of the objective: one of the order of 1 makes its tolerances mean something.
-        scaled = lambda p: tuple(1e4 * part for part in objective(p))
         end = optimize.minimize(
-            scaled, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 1000, "ftol": 1e-12}
+            objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 1000, "ftol": 1e-12}
         )
         if best is None or end.fun < best.fun:
             best = end
     assert best is not None
     scales, exponents = best.x[:terms], best.x[terms : 2 * terms]
     in_units = scales + exponents * np.log(middle)
-    return PowerLaw(tuple(in_units.tolist()), tuple(exponents.tolist()), float(best.x[2 * terms]), best.fun / 1e4)
+    return PowerLaw(tuple(in_units.tolist()), tuple(exponents.tolist()), float(best.x[2 * terms]), best.fun / SCALE)
 
 
 def fit_sigmoid(loss: np.ndarray, score: np.ndarray) -> Sigmoid:

@@ -237,6 +237,14 @@ def test_steps_and_rounds_meet_every_parent_once_and_score_every_pair(
     assert not done or sum(done) == len(last)
 
 
+def test_a_request_is_done_in_the_last_of_its_rows_wherever_its_last_token_is():
+    """The first request has its last token in row 0, and the one before it in row 2."""
+    plan = types.SimpleNamespace(
+        tokens=np.zeros((3, 8)), token_offsets=np.array([0, 2, 3]), token_pair=np.array([2, 0, 1])
+    )
+    assert tree_engine._requests_done(plan, np.array([0, 1, 2])).tolist() == [0, 1, 1]
+
+
 # Sums
 
 

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from scoring_examples import write_benchmarks, write_tokenizer
 
@@ -125,6 +127,20 @@ def test_opencompass_scores_all_tokens_of_prompt_and_choice(benchmarks, tokenize
         assert found["acc_ppl"].value == np.mean(right)
         assert found["cross_entropy"].value == pytest.approx(np.mean(entropy))
         assert set(found) == {"acc_ppl", "cross_entropy"}
+
+
+def test_without_a_prompt_opencompass_begins_with_the_first_token_of_each_choice(tokenizer, tmp_path):
+    """BLiMP has no prompts, and this tokenizer puts nothing before them."""
+    pairs = [("the cat runs", "and, very"), ("house two", "the ice")]
+    place = tmp_path / "nyu-mll__blimp/adjunct_island"
+    place.mkdir(parents=True)
+    rows = [{"sentence_good": good, "sentence_bad": bad} for good, bad in pairs]
+    pq.write_table(pa.Table.from_pylist(rows), place / "train.parquet")
+    made = prepared("opencompass-ppl", tmp_path, tokenizer, tmp_path / "p", "blimp_adjunct_island")
+    encode = open_tokenizer(tokenizer).encode
+    found = [head + rest for _, _, head, rest in requests(made)]
+    assert found == [encode(f" {sentence}") for pair in pairs for sentence in pair]
+    assert len({tokens[0] for tokens in found}) > 1
 
 
 def test_the_mode_is_part_of_the_pack_and_of_its_hash(benchmarks, tokenizer, tmp_path):

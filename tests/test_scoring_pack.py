@@ -101,6 +101,21 @@ def test_the_hash_depends_on_what_is_asked_and_not_on_how_it_is_filed(benchmarks
     assert len({made("piqa"), made("piqa@1"), made("piqa", bos="never"), made("piqa", limit=3)}) == 4
 
 
+def test_the_tokenizer_of_a_pack_has_as_many_ids_as_its_added_tokens_need(benchmarks, tokenizers, tmp_path):
+    size = open_tokenizer(tokenizers["bos"]).vocab_size
+    larger = open_tokenizer(tokenizers["bos"])
+    larger.add_tokens(["<mask>", "<pad>"])
+    larger.save_pretrained(tmp_path / "larger")
+    made = pack.prepare("piqa", tmp_path / "larger", tmp_path / "p", benchmarks=benchmarks, limit=1)
+    assert made.manifest["tokenizer"]["size"] == size + 2
+
+
+def test_a_part_of_a_column_of_lists_begins_at_nought():
+    column = pa.chunked_array([pa.array([[1], [2, 3], [], [4]], pa.large_list(pa.int32()))])
+    found = pack.ragged(column.slice(1, 2))
+    assert (found.values.tolist(), found.offsets.tolist()) == ([2, 3], [0, 2, 2])
+
+
 def test_nothing_but_a_pack_is_replaced(benchmarks, tokenizers, tmp_path):
     (tmp_path / "thesis.txt").write_text("x")
     with pytest.raises(UserError, match="not a request pack"):

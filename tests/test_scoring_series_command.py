@@ -107,6 +107,9 @@ def test_without_an_option_everything_is_scored_in_float32(place, model, tmp_pat
     assert capsys.readouterr().out.endswith(
         f"1 checkpoint scored; see `fineline export-scores {tmp_path / 'single'}`\n"
     ), "without a place in the training there is no curve"
+    requests = ("--pack", str(tmp_path / "single/pack"), "--out", str(tmp_path / "both"))
+    assert main(["score", str(single), str(place / "run@step1"), *requests]) == 0
+    assert f"see `fineline analyze {tmp_path / 'both'}`" in capsys.readouterr().out, "of one of the two there is"
 
 
 def test_options_of_the_pack_reach_it(place, model, tmp_path):
@@ -130,7 +133,8 @@ def test_tokenizers_that_differ_in_bos_alone_are_the_same_where_the_policy_says_
     run = str(place / "run@step1")
     assert run_command(place, run, tmp_path / "auto", *other) == 2
     assert "does not add BOS by default, that of the pack does" in capsys.readouterr().err
-    assert run_command(place, run, tmp_path / "never", *other, "--bos", "never") == 0
+    for bos in ("never", "always"):
+        assert run_command(place, run, tmp_path / bos, *other, "--bos", bos) == 0
 
 
 def test_every_option_of_a_suite_reaches_its_pack(place, tmp_path, monkeypatch):

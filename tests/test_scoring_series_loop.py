@@ -92,7 +92,7 @@ class Model:
         for _ in range(count):
             options.get("advance", lambda amount: None)(1)
         found = -np.arange(1, count + 1) * abs(float(np.asarray(params["embed"], np.float32)[0, 0])) / 3
-        found[: self.wrong] = np.nan
+        found[: self.wrong] = np.resize([np.nan, -np.inf], self.wrong)
         return found, np.arange(count) % 3 == 0
 
     def bar(self, name: str, total: int, unit: str, done: int = 0) -> Any:
@@ -286,7 +286,7 @@ def test_log_likelihoods_that_are_no_numbers_are_told_and_kept(run, model, tmp_p
     model.wrong = 3
     [path] = score(f"{run}@{NAMES[0]}", tmp_path / "out")
     assert f"run/{NAMES[0]}: 3 log-likelihoods are no numbers; see its weights" in caplog.text
-    assert np.isnan(scores.read(path).loglikelihood).tolist() == [True, True, True, False]
+    assert np.isfinite(scores.read(path).loglikelihood).tolist() == [False, False, False, True]
     caplog.clear()
     model.wrong = 0
     score(f"{run}@{NAMES[1]}", tmp_path / "out")

@@ -62,7 +62,7 @@ def build(
     encoder = Encoder(open_tokenizer(tokenizer, bos), bos)
     source = _source(benchmarks, tfds)
     columns = {name: {field: [] for field in schema.names} for name, schema in SCHEMAS.items()}
-    contexts: dict[str, int] = {}
+    contexts: dict[tuple[str, int], int] = {}
     with without_bars() if source else contextlib.nullcontext():  # downloads show theirs
         tasks, groups = load_tasks(opened, source)
         for task in tasks:
@@ -113,7 +113,7 @@ def _add_task(
     mode: str,
     encoder: Encoder,
     columns: dict[str, dict[str, list]],
-    contexts: dict[str, int],
+    contexts: dict[tuple[str, int], int],
     limit: int | None,
 ) -> dict[str, Any]:
     """Append the task's rows; returns its entry in the manifest."""
@@ -143,9 +143,10 @@ def _encode(encoder: Encoder, mode: str, pairs: Sequence[tuple[str, str]]) -> li
     return {"lm-eval": encoder.pairs, "olmes": encoder.apart, "opencompass-ppl": encoder.joined}[mode](pairs)
 
 
-def _context_row(columns: dict[str, list], contexts: dict[str, int], text: str, tokens: Tokens) -> int:
-    # an empty context is the prefix token, or what the continuation gave up for it: the same token
-    row = contexts.setdefault(text, len(contexts))
+def _context_row(columns: dict[str, list], contexts: dict[tuple[str, int], int], text: str, tokens: Tokens) -> int:
+    # An empty context is the prefix token, or what the continuation gave up for it: the same token. In mode
+    # opencompass-ppl it is the first token of prompt and choice, which after an empty prompt is the choice's.
+    row = contexts.setdefault((text, int(tokens[0])), len(contexts))
     if row == len(columns["context"]):
         _append(columns, {"context": row, "text": text, "tokens": tokens})
     return row

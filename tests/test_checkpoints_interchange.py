@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -351,6 +352,18 @@ def test_what_does_not_fit_a_run_is_refused_and_the_run_stays_as_it_was(
     assert contents(tmp_path) == before and not (tmp_path / "new").exists() and not any((tmp_path / "empty").iterdir())
 
 
+def test_a_run_keeps_its_tokenizer_with_its_settings_whatever_is_imported_into_it(
+    released: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(released, tmp_path / "other")
+    (tmp_path / "other" / "tokenizer_config.json").write_text("{}")
+    run = tmp_path / "run"
+    interchange.import_checkpoint(released, run, one_device())
+    before = contents(run / "tokenizer")
+    interchange.import_checkpoint(tmp_path / "other", run, one_device(), step=77)
+    assert contents(run / "tokenizer") == before and (run / "checkpoints" / "77").is_dir()
+
+
 def test_one_file_of_weights_is_imported_with_a_model_a_dtype_and_further_state(released: Path, tmp_path: Path) -> None:
     """Without a tokenizer; step 0 and unknown tokens, since its name says none."""
     recipe = dataclasses.replace(interchange._without_data("mine", CONFIG, None), name="goes on", tokens=640)
@@ -373,7 +386,10 @@ def test_one_file_of_weights_is_imported_with_a_model_a_dtype_and_further_state(
     assert np.array_equal(np.asarray(weights["head"]).T, tensors(released)["lm_head.weight"].astype(np.float32))
     target = {"opt_state": {"mu": jax.ShapeDtypeStruct((16,), jnp.float32, sharding=weights["norm"].sharding)}}
     assert np.array_equal(load_items(place, target)["opt_state"]["mu"], np.asarray(weights["norm"]) * 2)
-    interchange.import_checkpoint(released, tmp_path / "run", one_device(), step=1, tokens=64)
+    another = dataclasses.replace(recipe, name="another", tokens=1280)
+    options: dict[str, Any] = {"step": 1, "tokens": 64, "recipe": another, "more_state": more}
+    place = interchange.import_checkpoint(released, tmp_path / "run", one_device(), **options)
+    assert given[1][0] == recipe and (read_record(place) or {})["recipe"] == "goes on", "that of the run stays"
     assert {path.name for path in (tmp_path / "run" / "tokenizer").iterdir()} == {
         "tokenizer.json",
         "tokenizer_config.json",

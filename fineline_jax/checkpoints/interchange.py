@@ -70,13 +70,13 @@ def import_checkpoint(
         )
     config, params = load_hf(weights, mesh, dtype, config)
     source = tokenizer or (weights.parent if weights.is_file() else weights)
-    brings_one = tokenizer is not None or any((source / name).is_file() for name in VOCABULARY)
+    brings_one = tokenizer is not None or _holds_tokenizer(source)
     if brings_one:
         read_tokenizer(source, config.vocab_size)
         _check_same_tokenizer(source, run / "tokenizer")
     with _or_as_it_was(run):
         _claim(run, recipe or _without_data(run.name, config, tokens), config)
-        if brings_one:
+        if brings_one and not _holds_tokenizer(run / "tokenizer"):  # it keeps its own, settings and all
             (run / "tokenizer").mkdir(exist_ok=True)
             copy_tokenizer(source, run / "tokenizer")
         recipe = from_json(run / "recipe.json")
@@ -137,6 +137,10 @@ def _or_as_it_was(run: Path) -> Iterator[None]:
         for path in set(run.iterdir()) - before if before is not None else ():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         raise
+
+
+def _holds_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in VOCABULARY)
 
 
 def _check_same_tokenizer(source: Path, ours: Path) -> None:

@@ -467,6 +467,28 @@ def test_chunks_are_kept_when_only_the_tokenizer_beside_them_is_another(tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "t.jsonl"]
 
 
+def test_chunks_of_another_format_are_converted_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that an older version of the program left."""
+    source, out, read = amber(tmp_path / "t.jsonl", [[1, 2, 3]]), tmp_path / "out", []
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(corpora, "merge_parts", None)
+        with pytest.raises(TypeError):
+            prepare_amber([source], out, sequence_length=2)
+    convert = parts._amber_window
+    monkeypatch.setattr(parts, "_amber_window", lambda *arguments: read.append(arguments[1]) or convert(*arguments))
+    monkeypatch.setattr(corpora, "FORMAT", corpora.FORMAT + 1)
+    prepare_amber([source], out, sequence_length=2)
+    assert read == [f"{source}:1"]
+    np.testing.assert_array_equal(stored(out, "chunk_000"), [[1, 2, 3]])
+
+
+def test_the_same_files_in_another_order_are_another_data_set(tmp_path: Path) -> None:
+    files, out = [amber(tmp_path / f"{name}.jsonl", [[1, 2, 3]]) for name in ("t", "other")], tmp_path / "out"
+    prepare_amber(files, out, sequence_length=2)
+    with pytest.raises(UserError, match="of another input"):
+        prepare_amber(files[::-1], out, sequence_length=2)
+
+
 def test_what_killed_workers_left_is_removed_at_the_next_start(tmp_path: Path) -> None:
     source = amber(tmp_path / "t.jsonl", [[1, 2]])
     work = tmp_path / ".out.incomplete" / "parts"

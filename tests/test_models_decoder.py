@@ -147,6 +147,35 @@ def test_remat_and_unrolling_change_nothing(options):
     close(found, of_small(1, 4, 2), 1e-5)
 
 
+STREAM, QUERIES, KEYS = (3, 8, 24, 32), (3, 8, 24, 4, 8), (3, 8, 24, 2, 8)
+
+
+@pytest.mark.parametrize(
+    ("remat", "memory", "saved"),
+    [
+        ("full", "", [STREAM]),
+        ("context", "", [STREAM, QUERIES]),
+        ("qkv_context", "", [STREAM, QUERIES, QUERIES, KEYS, KEYS]),
+        ("offload", "<host>", [STREAM, QUERIES, QUERIES, KEYS, KEYS]),
+    ],
+)
+def test_the_backward_pass_finds_saved_what_the_policy_says(remat, memory, saved):
+    """Layer inputs, of each layer; queries, keys and values; and the context, which has the queries' shape."""
+    mesh, tokens = make_mesh(Mesh(fsdp=1), jax.devices()[:1]), jnp.zeros((8, 24), jnp.int32)
+
+    def loss(params):
+        states = decoder.hidden_states(SMALL, params, tokens, tokens, attend, remat=remat)
+        return jnp.sum(states)
+
+    with jax.set_mesh(mesh):
+        attend = attention.on_each_device(attention.reference)
+        program = jax.make_jaxpr(jax.grad(loss))(decoder.abstract_params(SMALL, mesh)).jaxpr
+    forward = next(equation for equation in program.eqns if equation.primitive.name == "scan")
+    found = [var.aval for var in forward.outvars[forward.params["num_carry"] :]]
+    assert sorted(aval.shape for aval in found) == sorted(saved)
+    assert all(str(aval).startswith(f"float32{memory}[") for aval in found)
+
+
 def test_a_later_token_does_not_change_earlier_states():
     mesh, tokens = make_mesh(Mesh(fsdp=1), jax.devices()[:1]), tokens_of(SMALL)
     changed = tokens.copy()

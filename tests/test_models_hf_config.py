@@ -1,6 +1,7 @@
 """What a config.json says and leaves unsaid: every key, every default as transformers has it, every refusal; no JAX."""
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -303,3 +304,20 @@ def test_a_model_is_written_in_the_first_layout_that_transformers_opens_by_itsel
     assert chosen == {name: foreign.get(name, name) for name in chosen}
     assert families.of_config(MAMBA_OURS).name == "mamba"
     assert len(chosen) + 1 == len({family.name for family in families.FAMILIES}) == 15
+
+
+@pytest.mark.parametrize(
+    ("names", "tensors"),
+    [
+        (("llama", "yi", "baichuan", "baichuan2"), ["model.layers.11.self_attn.rotary_emb.inv_freq"]),
+        (("gpt_neox",), [f"gpt_neox.layers.11.attention.{n}" for n in ("bias", "masked_bias", "rotary_emb.inv_freq")]),
+    ],
+)
+def test_what_old_files_hold_of_what_is_computed_is_passed_over(names: tuple, tensors: list) -> None:
+    """The causal mask and the rotary frequencies; never a weight."""
+    chosen = [family for family in families.FAMILIES if family.name in names]
+    assert len(chosen) == len(names)
+    for family in chosen:
+        passed_over = lambda tensor, family=family: any(re.fullmatch(p, tensor) for p in family.ignored)
+        assert all(map(passed_over, tensors))
+        assert not any(passed_over(weight.hf.format(layer=11)) for weight in family.weights)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fineline_jax.models import attention, tree_attention, tree_attention_gpu, tree_attention_tpu
+from fineline_jax.models import attention, decoder, tree_attention, tree_attention_gpu, tree_attention_tpu
 from fineline_jax.scoring.trie import subtree_ends
 
 
@@ -81,6 +81,25 @@ def test_cudnn_is_asked_for_causal_attention(monkeypatch: pytest.MonkeyPatch) ->
         attention._cudnn(query, key, value), exact(query, key, value, np.tri(20, dtype=bool)), atol=1e-5
     )
     assert asked == ["cudnn"]
+
+
+def test_where_all_values_are_equal_no_query_has_a_gradient() -> None:
+    """In bfloat16 too: what is subtracted from the slopes of the weights, their mean, is made in float32."""
+    _, key, value = drawn(1, 20, 2, 1, 16, jnp.bfloat16)
+    query, equal = jnp.zeros((1, 20, 2, 16), jnp.bfloat16), jnp.broadcast_to(value[:, :1], value.shape)
+    upstream = jnp.cos(jnp.arange(query.size, dtype=jnp.float32)).reshape(query.shape).astype(jnp.bfloat16)
+    slope = jax.jit(lambda *qkv: jax.vjp(attention.blockwise, *qkv)[1](upstream)[0])(query, key, equal)
+    assert np.abs(np.asarray(slope, np.float32)).max() < 1e-5
+
+
+def test_products_that_stand_for_sums_and_copies_are_of_whole_float32_numbers() -> None:
+    """TPU and GPU would round their operands: the rotary angles' table, and the sum over features of a gradient."""
+    table = jax.make_jaxpr(lambda places: decoder.rotary_factors(places, 6, 500.0, jnp.float32))(jnp.zeros((1, 3)))
+    products = [line for line in str(table).splitlines() if "precision=" in line]
+    assert len(products) == 2 and all("(Precision.HIGHEST, Precision.HIGHEST)" in line for line in products)
+    arrays = drawn(1, 20, 2, 1, 16)
+    backward = jax.make_jaxpr(lambda *qkv: jax.vjp(attention.blockwise, *qkv)[1](qkv[0]))(*arrays)
+    assert "(Precision.HIGHEST, Precision.HIGHEST)" in str(backward)
 
 
 # Attention over prefix-tree rows

@@ -131,7 +131,7 @@ def test_the_gradients_of_the_scan_are_those_of_the_recurrence_on_any_mesh() -> 
 # Experts
 
 
-@pytest.mark.parametrize("sizes", [[127, 0, 129], [128, 128, 1], [0, 257, 0], [1, 2, 126]])
+@pytest.mark.parametrize("sizes", [[127, 0, 129], [128, 128, 1], [0, 257, 0], [1, 129, 2]])
 def test_groups_that_end_before_at_and_behind_a_block_are_multiplied(sizes: list[int]) -> None:
     rows, weights, slope = drawn(sum(sizes), 6), drawn(3, 6, 4, seed=1), drawn(sum(sizes), 4, seed=2)
     found, pull = jax.vjp(lambda *x: moe.blocked_dot(*x, jnp.asarray(sizes)), rows, weights)
@@ -157,6 +157,40 @@ def test_the_likeliest_experts_are_chosen_from_a_softmax_over_all_in_float32() -
         largest = np.take_along_axis(probability, order, axis=-1)
         expected = largest / largest.sum(-1, keepdims=True) if normalise else largest
         np.testing.assert_allclose(weights, expected, atol=1e-5)
+
+
+def test_the_parts_of_a_mixture_are_summed_in_float32() -> None:
+    """Two experts of equal weight; 128.5 on one device, which bfloat16 has not, and -128 on the other."""
+    into, out = jax.P(None, None, "tensor"), jax.P(None, "tensor", None)
+    gate, up, down = jnp.full((2, 1, 2), 16), jnp.ones((2, 1, 2)), jnp.array([[[16], [-16]], [[1 / 16], [0]]])
+    arrays = jnp.ones((1, 1, 1)), jnp.zeros((1, 2)), gate, up, down
+    mesh = make_mesh(Mesh(1, 1, 2), jax.devices()[:2])
+    with jax.set_mesh(mesh):
+        placed = [
+            jax.device_put(jnp.asarray(x, jnp.bfloat16), jax.NamedSharding(mesh, spec))
+            for x, spec in zip(arrays, (jax.P(BATCH, None, None), jax.P(), into, into, out), strict=True)
+        ]
+        mixed, _ = jax.jit(lambda *x: moe.mixture(*x, per_token=2, normalise=True))(*placed)
+    assert (mixed.dtype, mixed.item()) == (jnp.bfloat16, 0.5)
+
+
+def test_what_skips_the_state_of_mamba_is_weighted_in_float32() -> None:
+    """A skip of 1 + 2^-8, which bfloat16 has not, is one, and not the 1 that it would be rounded to."""
+    config, mesh = dataclasses.replace(MAMBA, layers=1), make_mesh(Mesh(fsdp=1), jax.devices()[:1])
+    stream = drawn(2, 40, 16, dtype=jnp.bfloat16)
+
+    @jax.jit
+    def added(skip: jax.Array) -> jax.Array:
+        block = decoder.MambaBlock(config, jax.random.key(0))
+        block.select[...] = jnp.zeros_like(block.select[...])  # the state stays zero
+        block.skip[...] = jnp.full_like(block.skip[...], skip)
+        block.x[...], block.z[...], block.out[...] = (100 * w[...] for w in (block.x, block.z, block.out))
+        return block(jnp.zeros_like(stream) + stream, None, None)[0] - stream
+
+    with jax.set_mesh(mesh):
+        stream = jax.device_put(stream, jax.NamedSharding(mesh, jax.P(BATCH, None, None)))
+        one, more = f64(added(jnp.float32(1))), f64(added(jnp.float32(1 + 2**-8)))
+    assert 2**-9 < (one * (more - one)).sum() / (one * one).sum() < 2**-7
 
 
 def test_the_losses_of_a_router_are_those_of_their_papers() -> None:
@@ -230,6 +264,7 @@ def test_the_defaults_of_a_model_are_those_of_llama() -> None:
     assert (plain.kv_heads, plain.head_dim, plain.rotary_dim) == (3, 4, 4)
     assert (plain.context, plain.rope_theta, plain.norm_eps, plain.init_std) == (2048, 1e4, 1e-6, 0.02)
     assert dataclasses.replace(plain, head_dim=10, rotary_fraction=0.4).rotary_dim == 4
+    assert dataclasses.replace(plain, head_dim=11, rotary_fraction=0.25).rotary_dim == 2  # of 2.75, as transformers
 
 
 def test_sizes_at_their_bounds_are_taken_and_beyond_refused() -> None:
@@ -286,6 +321,13 @@ def test_the_axis_left_open_takes_what_the_others_leave() -> None:
             make_mesh(Mesh(*asked))
     with pytest.raises(UserError, match=r"does not divide the 8 device"):
         make_mesh(Mesh(1, 4, 1), jax.devices())
+
+
+def test_several_processes_use_all_of_their_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first half would be those of some of the processes."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match=r"does not divide the 8 device"):
+        make_mesh(Mesh(1, 4, 1))
 
 
 def test_every_size_that_is_split_must_be_a_multiple_of_its_axis() -> None:

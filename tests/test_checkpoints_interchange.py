@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from scoring_examples import write_tokenizer
+from sentencepiece import SentencePieceTrainer
 from tokenizers import Tokenizer
 
 from fineline_jax.checkpoints import hub, interchange, series
@@ -182,7 +183,12 @@ def test_a_tokenizer_may_have_as_many_ids_as_the_embedding_rows_and_not_one_more
     count = own.get_vocab_size()
     own.add_tokens(["<one>", "<two>"])
     own.save(str(tmp_path / "tokenizer.json"))
-    for folder, ids in ((released, count), (tmp_path, count + 2)):
+    (tmp_path / "pieces").mkdir()
+    text, place = iter(["the cat sat on the mat"] * 20), str(tmp_path / "pieces" / "tokenizer")
+    options = {"vocab_size": 20, "hard_vocab_limit": False, "minloglevel": 2}
+    SentencePieceTrainer.train(sentence_iterator=text, model_prefix=place, **options)  # pyright: ignore
+    pieces = len((tmp_path / "pieces" / "tokenizer.vocab").read_text().splitlines())
+    for folder, ids in ((released, count), (tmp_path, count + 2), (tmp_path / "pieces", pieces)):
         hub.read_tokenizer(folder, ids)
         with pytest.raises(UserError, match=rf"has {ids} ids, the embedding {ids - 1} rows"):
             hub.read_tokenizer(folder, ids - 1)

@@ -158,6 +158,8 @@ class _Files(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         headers, body = self.there.get(self.path, ({}, b""))
+        if self.command == "HEAD" and self.headers["Accept-Encoding"] != "identity":
+            headers = {"Content-Length": "1", **headers}  # of a compressed answer
         self.send_response(200 if self.path in self.there else 404)
         for key, value in ({"Content-Length": str(len(body))} | headers).items():
             self.send_header(key, value)

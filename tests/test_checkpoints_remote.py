@@ -276,6 +276,10 @@ def test_a_tokenizer_elsewhere_may_be_a_folder_or_one_file(served: Hub, tmp_path
     assert remote.tokenizer(of(tmp_path, tokenizer="hf://org/words")) == whole
     with pytest.raises(FetchError, match="not downloaded"):
         remote.tokenizer(of(tmp_path, tokenizer="hf://org/others"))
+    record = json.loads((whole / "fetched.json").read_bytes())
+    (whole / "fetched.json").write_text(json.dumps(record | {"complete": False}))  # interrupted
+    with pytest.raises(FetchError, match="not downloaded"):
+        remote.tokenizer(of(tmp_path, tokenizer="hf://org/words"))
 
 
 # What lies where

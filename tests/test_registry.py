@@ -369,10 +369,13 @@ def test_listed_checkpoints_are_matched_and_ordered_by_tokens(monkeypatch, tmp_p
         assert [(one.step, one.tokens) for one in found.checkpoints] == [(0, 0), (1250, 1250 * 32 * 2048)]
 
 
-def test_offline_the_known_names_stand_for_the_listing(monkeypatch, caplog) -> None:
+def test_offline_the_known_names_stand_for_the_listing(monkeypatch, caplog, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert len(open_series("open_llama_7b").checkpoints) == 9
     assert "offline, so only the 9 known checkpoints" in caplog.text
+    (tmp_path / "ck_1").mkdir()
+    (tmp_path / "own.yaml").write_text(f"location: file://{tmp_path}/ck_{{name}}\nlisting: true\nnames: 1 2\n")
+    assert [c.name for c in open_series(str(tmp_path / "own.yaml")).checkpoints] == ["1"], "the hub alone is not asked"
 
 
 def test_listing_imports_nothing_heavy() -> None:

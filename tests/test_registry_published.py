@@ -243,6 +243,10 @@ def test_the_first_rule_whose_numbers_are_known_is_used_and_a_value_stands_for_a
     )
     [one] = entries(tmp_path / "m.yaml")
     assert one.name == "m" and one.title == "" and not one.listing
+    both = dataclasses.replace(one, numbers={"k": 10, "x": 3}, names=("a5", "b6"))
+    assert [(c.step, c.tokens) for c in registry.checkpoints(both)] == [(6, 50), (4, 30)], (
+        "the name's before the variant's"
+    )
     whole = dataclasses.replace(one, tokens=("y * 1.001 * 1e9",), step=("0.29 * 100 * y",), names=("b1",))
     assert [(c.step, c.tokens) for c in registry.checkpoints(whole)] == [(29, 1_001_000_000)]  # not 28.999…
     found = [(c.name, c.step, c.tokens) for c in registry.checkpoints(one)]

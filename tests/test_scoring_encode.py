@@ -422,7 +422,7 @@ def test_a_tokenizer_is_the_same_by_what_it_makes_of_texts_and_not_by_its_files(
 
     def of(where: str, value: Any) -> Any:
         copy = tmp_path / where
-        copy.mkdir()
+        copy.mkdir(exist_ok=True)
         state = json.loads((folder / "tokenizer.json").read_text())
         put(state, where, value)
         state = dict(reversed(state.items()))
@@ -431,6 +431,7 @@ def test_a_tokenizer_is_the_same_by_what_it_makes_of_texts_and_not_by_its_files(
         return identity(PreTrainedTokenizerFast(tokenizer_file=str(copy / "tokenizer.json"), bos_token="<s>"))
 
     assert of("truncation", {"direction": "Right", "max_length": 9, "strategy": "LongestFirst", "stride": 0}) == first
+    assert of("added_tokens.1", EXTRA | {"id": 1, "content": "</s>", "special": False}) == first
     assert of("post_processor", None) == dataclasses.replace(first, adds_bos=False)
     merges = json.loads((folder / "tokenizer.json").read_text())["model"]["merges"]
     others = [("model.merges", merges[:-1]), ("normalizer", {"type": "NFC"}), ("pre_tokenizer.add_prefix_space", True)]

@@ -448,6 +448,14 @@ def test_the_exported_file_says_how_it_was_made(place):
     assert place.exported.parent.parent == place.folder / "out"
 
 
+@pytest.mark.parametrize(("tokens", "told"), [(5000, {"tokens": 5000}), (0, {"tokens": 0}), (None, {})])
+def test_tokens_are_told_where_they_are_known_the_none_before_training_too(tokens, told):
+    header = scores.Header("run", "step0", 0, tokens, 64, scores.Key("", "", "float32", "auto", ""))
+    made = pack.Pack({"limit": None}, *[pa.table({})] * 3)
+    config = lm_eval_export._config(made, scores.Scores(header, np.zeros(0), np.zeros(0, bool)))
+    assert config["model_args"] == {"pretrained": "run/step0", "revision": "step0", "dtype": "float32"} | told
+
+
 def test_the_export_resamples_as_often_as_it_says(place, tmp_path, monkeypatch):
     monkeypatch.setattr(tasks, "_own_tasks", lambda: place.folder / "tasks")
     process, counts = lm_eval_export._process_results, []

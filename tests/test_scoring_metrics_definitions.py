@@ -389,6 +389,7 @@ def test_documents_without_a_value_do_not_count_in_a_group():
 
 
 HELPERS = """
+import numpy
 from sklearn.metrics import f1_score
 
 def macro(items):
@@ -402,6 +403,7 @@ def results(doc, results):
     found = {
         "plain": doc["number"] * results[0][0], "acc_all": (results[0][1], doc), "ppl": results[-1][0],
         "largest": results[0][0], "unlisted": float(results[0][1]),
+        "compared": numpy.less(results[0][0], results[-1][0]),
     }
     return found if doc["number"] % 2 else found | {"sometimes": 1.0}
 """
@@ -534,6 +536,11 @@ def test_a_task_with_its_own_code_is_aggregated_as_it_says(definitions):
     found = each(made, ll, greedy)
     assert [found["own", i].get("plain") for i in range(10)] == pytest.approx(plain.tolist())
     assert "acc_all" not in found["own", 0] and found["own", 1]["ppl"] == last[1]
+    assert [found["own", i]["compared"] for i in range(10)] == (first < last).tolist()
+    single = packed([(task("own", own_metrics=True), asked[:1])])
+    assert math.isnan(metrics.of_tasks(single, *answers(single))["own"]["ppl"].stderr)
+    continued = packed([(task("own", "loglikelihood", own_metrics=True), asked)])
+    assert set(metrics.of_tasks(continued, *answers(continued))["own"]) == set(values), "only what its code gives"
 
 
 # The table of a folder

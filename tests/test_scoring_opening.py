@@ -242,6 +242,18 @@ def test_a_checkpoint_that_cannot_be_hashed_is_passed_over(monkeypatch, broken):
     assert isinstance(found[1], Failed) and found[1].reason == "OSError"
 
 
+def test_what_does_not_reach_the_devices_is_passed_over(monkeypatch):
+    """JAX tells of a copy that failed where it is waited for."""
+    disk = Disk(monkeypatch)
+
+    def arrive(params: Any) -> None:
+        if disk.told[-1][0] == "b":
+            raise RuntimeError("RESOURCE_EXHAUSTED")
+
+    monkeypatch.setattr(jax, "block_until_ready", arrive)
+    assert [isinstance(one, Failed) for one in opened(checkpoints("a", "b", "c"))] == [False, True, False]
+
+
 @pytest.mark.parametrize("times", [1, 2])
 def test_a_full_disk_is_tried_again_once_the_one_before_is_gone(monkeypatch, times):
     disk, tries = Disk(monkeypatch), []

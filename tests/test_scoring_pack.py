@@ -120,6 +120,8 @@ def test_nothing_but_a_pack_is_replaced(benchmarks, tokenizers, tmp_path):
     (tmp_path / "thesis.txt").write_text("x")
     with pytest.raises(UserError, match="not a request pack"):
         pack.prepare("piqa", tokenizers["bos"], tmp_path, benchmarks=benchmarks)
+    with pytest.raises(UserError, match="not a request pack"):
+        pack.save(packed([(task_row("t"), docs(1))]), tmp_path)
     assert (tmp_path / "thesis.txt").exists()
 
 

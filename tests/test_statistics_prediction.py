@@ -137,6 +137,23 @@ def test_a_verdict_is_declined_with_its_reason():
         assert one.verdict == "declined" and one.reason.startswith("it takes two domains")
 
 
+def test_a_correlation_that_two_jumps_make_is_said_to_come_from_them():
+    steps = np.random.default_rng(0).normal(0, 0.01, (20, 4))
+    calm = verdicts(table_of(steps.cumsum(axis=0), list("aaaa"))).iloc[0]
+    steps[3] += 0.3
+    steps[7] += 0.2
+    values = steps.cumsum(axis=0)
+    found = verdicts(table_of(values, list("aaaa"))).iloc[0]
+    differences = np.diff(values, axis=0)
+    upper = np.triu_indices(4, 1)
+    assert found.inside == pytest.approx(np.corrcoef(differences.T)[upper].mean())
+    rest = np.delete(differences, [2, 6], axis=0)
+    assert found.inside_without_jumps == pytest.approx(np.corrcoef(rest.T)[upper].mean())
+    assert found.inside > 0.9 > 0.4 > found.inside_without_jumps
+    assert f"comes from the 2 largest jumps, without them {found.inside_without_jumps:.2f}" in found.reason
+    assert "jumps" not in calm.reason
+
+
 def test_a_task_that_never_changes_counts_for_nothing():
     values, labels = curves(np.random.default_rng(4), 30)
     stuck = np.column_stack([values, np.full(30, 0.25)])
@@ -144,6 +161,56 @@ def test_a_task_that_never_changes_counts_for_nothing():
     without = verdicts(table_of(values, labels)).iloc[0]
     assert with_it.drop("checkpoints").equals(without.drop("checkpoints"))
     assert with_it.tasks == 8
+
+
+def test_the_numbers_of_a_verdict_are_correlations_of_its_series_differences():
+    drawn = {name: curves(np.random.default_rng(seed), 30, domain=0.2) for seed, name in enumerate(("one", "two"))}
+    units = 10.0 ** np.arange(8)  # of scores in other units the correlations are the same
+    table = pd.concat([table_of(values * units, labels, name) for name, (values, labels) in drawn.items()])
+    found = verdicts(table).set_index("series")
+    for name, (values, labels) in drawn.items():
+        same = np.equal.outer(labels, labels)
+        pairs = np.triu(np.ones((8, 8), bool), 1)
+        mean = lambda steps, which: np.corrcoef(steps.T)[pairs & which].mean()
+        steps = np.diff(values, axis=0)
+        row = found.loc[name]
+        assert row.inside == pytest.approx(mean(steps, same))
+        assert row.gap == pytest.approx(mean(steps, same) - mean(steps, ~same))
+        assert row.gap_of_levels == pytest.approx(mean(values, same) - mean(values, ~same))
+        jumps = np.abs(steps / steps.std(axis=0)).sum(axis=1)  # in each curve's own units
+        assert row.inside_without_jumps == pytest.approx(mean(steps[np.sort(np.argsort(jumps)[:-2])], same))
+        assert (row.checkpoints, row.tasks, row.domains) == (30, 8, 2)
+
+
+def test_level_and_seed_are_those_asked_for():
+    values, labels = curves(np.random.default_rng(4), 30, tasks=17)
+    table = table_of(values, labels)
+    p = {seed: verdicts(table, seed=seed).iloc[0].p for seed in (0, 1)}
+    assert p[0] == verdicts(table).iloc[0].p and p[0] != p[1]
+    assert all(5000 * one == pytest.approx(round(5000 * one)) for one in p.values())  # the observed one and 4999
+    for level, verdict in ((p[0], "yes"), (p[0] - 1e-9, "no"), (1e-6, "declined")):
+        assert verdicts(table, level=level).iloc[0].verdict == verdict
+
+
+def test_errors_of_predictions_are_given_for_each_task_of_each_series():
+    drawn = {name: curves(np.random.default_rng(seed), 12, tasks=5) for seed, name in enumerate(("one", "two"))}
+    table = pd.concat([table_of(values, labels, name) for name, (values, labels) in drawn.items()])
+    short = table_of(np.ones((3, 2)), ["0", "1"], "of three checkpoints")
+    alone = table_of(np.ones((12, 1)), ["0"], "of one task")
+    found = prediction.effects(pd.concat([table.sample(frac=1, random_state=0), short, alone]))
+    found = found.set_index(["series", "task"]).sort_index()
+    assert len(found) == 10
+    for name, (values, labels) in drawn.items():
+        errors = holdout_errors(values, labels, np.arange(1.0, 13.0))
+        for column, error in errors.items():
+            assert list(found.loc[name, column]) == pytest.approx(list(error))
+        assert list(found.loc[name, "domain"]) == list(labels)
+
+
+def test_of_two_checkpoints_at_one_token_count_the_last_one_counts():
+    values, labels = curves(np.random.default_rng(4), 30)
+    again = pd.concat([table_of(values + np.sin(np.arange(30.0))[:, None], labels), table_of(values, labels)])
+    assert verdicts(again).equals(verdicts(table_of(values, labels)))
 
 
 def test_only_checkpoints_that_every_task_has_count():

@@ -44,6 +44,12 @@ def test_every_bfloat16_there_is_arrives(wanted: np.dtype) -> None:
     assert target.tobytes() == source.astype(wanted).tobytes()
 
 
+def test_a_number_beyond_float16_becomes_infinite_without_a_word(recwarn: pytest.WarningsRecorder) -> None:
+    target = new_array([3], np.dtype(np.float16))
+    copy(target, np.array([1e6, -1e6, np.nan], np.float32))
+    assert target[:2].tolist() == [np.inf, -np.inf] and np.isnan(target[2]) and not recwarn.list
+
+
 @pytest.mark.parametrize("size", [10, copying.LARGE // 4, copying.PIECE + 3])
 def test_new_arrays_are_zeros_that_jax_can_take(size: int) -> None:
     arrays = [new_array([size], np.dtype(np.float32)) for _ in range(20)]  # not all where the system begins at 64

@@ -482,6 +482,27 @@ def test_the_newest_is_that_of_the_highest_number(tmp_path: Path) -> None:
     target = {"params": {"w": jax.ShapeDtypeStruct((3,), jnp.bfloat16, sharding=jnp.zeros(3).sharding)}}
     step, state = open_store(tmp_path).restore(target)
     assert step == 10 and state["params"]["w"].dtype == "bfloat16" and state["params"]["w"].tolist() == [1, 1, 1]
+    next(path for path in (tmp_path / "10" / "params").rglob("*") if path.is_file()).unlink()
+    assert open_store(tmp_path).latest_intact() == 9, "10 is looked at before 9"
+
+
+def test_a_step_that_is_still_being_saved_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = store_module.write_record
+    monkeypatch.setattr(store_module, "write_record", lambda *given: (time.sleep(0.5), write(*given)))
+    state = {"params": {"w": jnp.ones(3)}}
+    with open_store(tmp_path, kept=(1,)) as store:
+        store.maybe_save(1, state)
+        target = {"params": {"w": jax.ShapeDtypeStruct((3,), jnp.float32, sharding=state["params"]["w"].sharding)}}
+        assert store.restore(target, 1)[1]["params"]["w"].tolist() == [1, 1, 1]
+
+
+def test_what_an_earlier_recipe_kept_stays_and_its_rolling_latest_does_not(tmp_path: Path) -> None:
+    state = {"params": {"w": jnp.zeros(3)}}
+    for kept, saved in (((1,), (1, 2)), ((), (3,))):
+        with open_store(tmp_path, kept=kept, latest_every=1) as store:
+            for step in saved:
+                store.maybe_save(step, state)
+    assert names(tmp_path) == ["1", "3"]
 
 
 def test_a_save_is_marked_as_one_until_its_record_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

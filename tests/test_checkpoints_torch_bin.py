@@ -545,6 +545,24 @@ def test_a_tensor_may_end_at_the_last_element_of_its_storage_and_not_behind_it(t
             read_one(**how)
 
 
+def test_a_tensor_of_a_dtype_of_its_own_counts_the_bytes_of_its_storage(tmp_path: Path) -> None:
+    """Whether or not its Python attributes are written behind its dtype."""
+
+    def read_one(elements: int, more: tuple = ()) -> list[int]:
+        storage = ("persistent", "storage", Global("torch.storage.UntypedStorage"), "0", "cpu", 8)
+        place = storage, 0, (elements,), (1,), False, Call(Global("collections.OrderedDict"))
+        made = Call(Global("torch._utils._rebuild_tensor_v3"), *place, Global("torch.uint16"), *more)
+        return (
+            read(tmp_path, zipped(pickled({"w": made}), {"0": np.arange(9, dtype="<u2").tobytes()}))["w"]
+            .whole()
+            .tolist()
+        )
+
+    assert read_one(4) == [0, 1, 2, 3] == read_one(4, ({},))
+    with pytest.raises(UserError, match="reaches element 4 of 4"):
+        read_one(5)
+
+
 def test_a_sharded_checkpoint_whose_index_or_files_disagree_is_refused_by_name(tmp_path: Path, torch: Any) -> None:
     files = {"a": "pytorch_model-00001-of-00002.bin", "b": "pytorch_model-00002-of-00002.bin"}
     for name, file in files.items():

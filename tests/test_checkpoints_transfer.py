@@ -332,6 +332,15 @@ def test_what_is_too_long_already_is_begun_again(server: Server, tmp_path: Path)
     assert (tmp_path / "f").read_bytes() == CONTENT and server.header("Range") == ["bytes=1004-", None]
 
 
+def test_of_a_file_sent_whole_nothing_that_lay_there_stays(server: Server, tmp_path: Path) -> None:
+    """Also where the server says neither size nor hash, so that nobody would notice."""
+    file = file_at(server, size=None, sha256=None)
+    (tmp_path / f".f.{file.fingerprint}.partial").write_bytes(CONTENT + b"more")
+    server.answers = [(200, {}, CONTENT)]
+    transfer.download(file, tmp_path / "f")
+    assert (tmp_path / "f").read_bytes() == CONTENT
+
+
 def test_an_interrupted_download_keeps_what_came(server: Server, waits: Waits, tmp_path: Path) -> None:
     waits.stopped = True
     file = file_at(server)

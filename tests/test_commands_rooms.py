@@ -146,9 +146,11 @@ def test_the_world_is_prepared_as_the_demo_reads_it(small_world, tmp_path, capsy
     for left in (True, False):  # also after an interruption between the windows and the benchmarks
         if not left:
             shutil.rmtree(copied)
+            (out / ".benchmarks.x.partial").mkdir()
         assert main(["data", "prepare", "world", "--out", str(out), "--seed", "3"]) == 0
         assert "already prepared" in capsys.readouterr().out
         assert all((copied / f).read_bytes() == (made / f).read_bytes() for f in files)
+        assert not (out / ".benchmarks.x.partial").exists()
     seen = Called(corpora.Prepared(Path("d"), {}, False))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "prepare_world", seen)
@@ -254,7 +256,7 @@ def test_the_checkpoints_of_a_series_are_a_table(tmp_path, capsys):
         assert main(["series", str(run), *options]) == 0
         names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
         assert names == [table[1 + i].split()[0] for i in kept], options
-    for options in (["--every", "2"], ["--tokens", "1:"]):
+    for options in (["--every", "2"], ["--every", "0"], ["--tokens", "1:"]):
         assert main(["series", *options]) == 2
         assert "name a series first" in capsys.readouterr().err
 
@@ -412,7 +414,17 @@ def test_the_command_reads_its_own_arguments_and_sets_the_stage_once(monkeypatch
     monkeypatch.setattr("fineline_jax.checkpoints.series_text.overview", lambda: "all series")
     monkeypatch.setattr(sys, "argv", ["fineline", "series"])
     assert main() == 0 and capsys.readouterr().out == "all series\n"
-    assert logging.getLogger("fineline_jax").level == logging.INFO
+    before = logging.root.level
+    try:
+        monkeypatch.setattr(logging.root, "handlers", [])
+        logging.getLogger("fineline_jax").setLevel(logging.NOTSET)
+        assert main(["series"]) == 0
+        assert (logging.root.level, logging.getLogger("fineline_jax").level) == (logging.ERROR, logging.INFO)
+        logging.getLogger("another").warning("not for the user")
+        logging.getLogger("fineline_jax.x").info("for the user")
+        assert capsys.readouterr().err == "for the user\n"
+    finally:
+        logging.root.setLevel(before)
 
 
 def test_what_orbax_logs_and_raises_too_is_said_once():

@@ -482,12 +482,14 @@ def test_a_tokenizer_is_opened_by_its_own_class_with_the_policy_and_without_fore
     for name in ("tokenizer_config.json", "tokenizer.json"):
         (tmp_path / name).write_text("{}")
     before = tokenizers.logging.get_verbosity()
+    tokenizers.logging.set_verbosity_info()
     assert open_tokenizer(tmp_path) is open_tokenizer(tmp_path, "always") is open_tokenizer(tmp_path, "never")
     plain = {"trust_remote_code": False, "model_max_length": 1 << 40}
     assert asked == [plain, plain | {"add_bos_token": True}, plain | {"add_bos_token": False}]
     with pytest.raises(UserError, match="object has no tokenizers backend, which is needed"):
         open_tokenizer(tmp_path)
-    assert tokenizers.logging.get_verbosity() == before
+    assert tokenizers.logging.get_verbosity() == tokenizers.logging.INFO
+    tokenizers.logging.set_verbosity(before)
     with pytest.raises(UserError, match="no tokenizer found; expected"):
         open_tokenizer(tmp_path / "nowhere")
     (tmp_path / "tokenizer_config.json").unlink()

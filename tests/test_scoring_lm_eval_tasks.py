@@ -219,13 +219,33 @@ def test_the_index_is_kept_and_read_again_for_the_same_version_and_place(tmp_pat
     monkeypatch.setattr(TaskIndex, "build", build)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     file.write_text("[[")  # cut off
+    opened = tmp_path / "opened"
+    opened.hardlink_to(file)
     tasks._lm_eval_index()
     assert len(built) == 3 and json.loads(file.read_text())
+    assert opened.read_text() == "[[", "who reads the file meanwhile sees all of the old one or all of the new"
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")  # a home that cannot be written
     assert set(tasks._lm_eval_index()) == {"t", "g"}
 
 
 # Documents
+
+
+def test_a_solved_example_is_rendered_once_by_each_rule():
+    document, asked = {"label": 1}, []
+
+    def render(doc: Any, own: Any = None) -> str:
+        asked.append((doc["label"], own))
+        return f"{doc['label']} {own}"
+
+    made = SimpleNamespace(
+        sampler=SimpleNamespace(df=[document]), doc_to_text=render, doc_to_target=render, doc_to_choice=render
+    )
+    tasks._remember_shots(made)
+    for _ in range(2):
+        assert [made.doc_to_text(document, own) for own in (None, "shown")] == ["1 None", "1 shown"]
+        assert made.doc_to_text({"label": 2}) == "2 None"
+    assert asked == [(1, None), (1, "shown"), (2, None), (2, None)]
 
 
 def definition(**values: Any) -> Any:

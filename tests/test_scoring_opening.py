@@ -15,7 +15,7 @@ from series_examples import one_device
 
 from fineline_jax.checkpoints import series
 from fineline_jax.checkpoints.series import Checkpoint
-from fineline_jax.checkpoints.transfer import DiskFullError, FetchError
+from fineline_jax.checkpoints.transfer import STOP, DiskFullError, FetchError
 from fineline_jax.errors import UserError
 from fineline_jax.mesh import make_mesh
 from fineline_jax.recipe import Mesh
@@ -284,6 +284,23 @@ def test_what_is_left_when_the_series_is_given_up_is_not_opened(monkeypatch):
     next(each)
     each.close()
     assert [name for name, *_ in disk.told] in (["a"], ["a", "b"])
+
+
+def test_a_download_ends_when_the_series_is_given_up(monkeypatch):
+    disk, ended = Disk(monkeypatch), []
+
+    def load(checkpoint: Checkpoint, *arguments: Any) -> Any:
+        found = disk.load(checkpoint, *arguments)
+        if checkpoint.name == "b":
+            ended.append(STOP.wait(5))
+        return found
+
+    monkeypatch.setattr(series, "load", load)
+    each = opened(checkpoints("a", "b", "c"))
+    next(each)
+    assert until(disk.tried, "b")
+    each.close()
+    assert ended == [True] and not STOP.is_set(), "the next series may download"
 
 
 def test_no_checkpoints_give_nothing(monkeypatch):

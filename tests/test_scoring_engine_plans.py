@@ -163,6 +163,15 @@ def test_like_pieces_are_in_one_step_and_the_fullest_is_first_in_every_other(sha
     assert sorted(pieces.ravel().tolist()) == sorted(map(sum, expected))
 
 
+def test_the_options_of_a_packs_plan_reach_it(monkeypatch):
+    asked = []
+    monkeypatch.setattr(prefix_tree, "plan", lambda *arguments, **options: asked.append((arguments[4], options)))
+    monkeypatch.setattr(prefix_tree, "request_sources", lambda pack: (None,) * 4)
+    options = {"row_length": 40, "multiple": 4, "group": 6, "shards": 2}
+    prefix_tree.plan_pack(types.SimpleNamespace(continuation_tokens=None), 16, **options)
+    assert asked == [(16, options)]
+
+
 # Steps and rounds
 
 

@@ -228,6 +228,14 @@ def test_the_index_is_kept_and_read_again_for_the_same_version_and_place(tmp_pat
     assert set(tasks._lm_eval_index()) == {"t", "g"}
 
 
+def test_the_hash_of_a_definition_is_the_same_in_every_process_and_place():
+    def of(function: str, source: str = "here") -> str:
+        config = {"doc_to_text": f"functools.partial(<function {function}>, 1)", "metadata": {"config_source": source}}
+        return tasks.config_hash(tasks.Task("t", TaskSpec("t"), SimpleNamespace(dump_config=lambda: config)))
+
+    assert of("f at 0x7f01ab") == of("f at 0x5502cd", "there") != of("g at 0x7f01ab")
+
+
 # Documents
 
 

@@ -482,6 +482,18 @@ def test_chunks_of_another_format_are_converted_again(tmp_path: Path, monkeypatc
     np.testing.assert_array_equal(stored(out, "chunk_000"), [[1, 2, 3]])
 
 
+def test_the_plan_of_a_merge_is_on_the_disk_before_anything_is_moved(tmp_path: Path, monkeypatch) -> None:
+    """A machine that stops meanwhile leaves no plan, and half a plan could not be read."""
+    source, out = amber(tmp_path / "t.jsonl", [[1, 2, 3]]), tmp_path / "out"
+    with monkeypatch.context() as stopping:
+        stopping.delattr(os, "fsync")
+        with pytest.raises(AttributeError):
+            prepare_amber([source], out, sequence_length=2)
+    assert [path.name for path in (tmp_path / ".out.incomplete").iterdir()] == ["parts"]
+    prepare_amber([source], out, sequence_length=2)
+    np.testing.assert_array_equal(stored(out, "chunk_000"), [[1, 2, 3]])
+
+
 def test_the_same_files_in_another_order_are_another_data_set(tmp_path: Path) -> None:
     files, out = [amber(tmp_path / f"{name}.jsonl", [[1, 2, 3]]) for name in ("t", "other")], tmp_path / "out"
     prepare_amber(files, out, sequence_length=2)

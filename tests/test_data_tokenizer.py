@@ -19,7 +19,7 @@ def unigrams(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["the cat sat on the mat", "a dog ate the cat"] * 20),
         model_prefix=str(folder / "tokenizer"),
-        vocab_size=30, bos_id=5, eos_id=-1, minloglevel=2, hard_vocab_limit=False,
+        vocab_size=30, bos_id=0, unk_id=5, eos_id=-1, minloglevel=2, hard_vocab_limit=False,
     )  # fmt: skip
     return folder
 
@@ -84,7 +84,7 @@ def test_a_bare_sentencepiece_model_has_its_ids_in_the_order_of_the_texts(unigra
     oracle = sentencepiece.SentencePieceProcessor(str(unigrams / "tokenizer.model"))
     texts = ["the cat", "", "a dög", *(f"mat {number}" for number in range(20))]
     assert opened.encode(texts) == [oracle.encode(text) for text in texts]
-    assert (opened.vocab_size, opened.bos_id, opened.eos_id) == (len(oracle), 5, None)
+    assert (opened.vocab_size, opened.bos_id, opened.eos_id) == (len(oracle), 0, None)
     assert opened.sha256 == hashlib.sha256((unigrams / "tokenizer.model").read_bytes()).hexdigest()
 
 
@@ -94,7 +94,7 @@ def test_which_file_is_the_tokenizer(tmp_path: Path, unigrams: Path) -> None:
     letters_tokenizer(both)
     (both / "tokenizer.model").write_bytes((unigrams / "tokenizer.model").read_bytes())
     assert load_tokenizer(both).path.name == "tokenizer.json"
-    assert load_tokenizer(both / "tokenizer.model").bos_id == 5
+    assert load_tokenizer(both / "tokenizer.model").bos_id == 0
     (both / "notes.txt").touch()
     for nothing in (tmp_path / "nowhere", tmp_path, both / "notes.txt"):
         with pytest.raises(UserError, match="no tokenizer; give a folder"):

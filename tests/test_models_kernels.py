@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 
 from fineline_jax.models import attention, decoder, tree_attention, tree_attention_gpu, tree_attention_tpu
 from fineline_jax.scoring.trie import subtree_ends
@@ -28,6 +29,11 @@ def exact(query: Any, key: Any, value: Any, seen: np.ndarray) -> np.ndarray:
 def drawn(batch: int, length: int, heads: int, kv_heads: int, head_dim: int, dtype: Any = jnp.float32) -> list:
     random = np.random.default_rng(length + heads)
     return [jnp.asarray(random.normal(size=(batch, length, n, head_dim)), dtype) for n in (heads, kv_heads, kv_heads)]
+
+
+def over_a_path(attend: Any) -> Any:
+    """Attention over prefix-tree rows of one sequence each."""
+    return lambda *qkv: attend(*qkv, jnp.full(qkv[0].shape[:2], qkv[0].shape[1], jnp.int32))
 
 
 # Causal attention in training
@@ -81,6 +87,21 @@ def test_cudnn_is_asked_for_causal_attention(monkeypatch: pytest.MonkeyPatch) ->
         attention._cudnn(query, key, value), exact(query, key, value, np.tri(20, dtype=bool)), atol=1e-5
     )
     assert asked == ["cudnn"]
+
+
+@pytest.mark.parametrize(
+    "attend",
+    [attention.reference, attention.blockwise, over_a_path(tree_attention.reference)],
+    ids=["reference", "blockwise", "tree"],
+)
+def test_scores_of_bfloat16_are_float32(attend: Any) -> None:
+    """257 and 256 are told apart, which bfloat16 does not."""
+    query = jnp.zeros((1, 2, 1, 16), jnp.bfloat16).at[..., 0].set(64).at[..., 1].set(4)
+    key = jnp.zeros_like(query).at[..., 0].set(16).at[0, 0, 0, 1].set(1)
+    value = jnp.zeros_like(query).at[0, 0].set(1)
+    np.testing.assert_allclose(
+        np.asarray(attend(query, key, value), np.float32)[0, 1], scipy.special.expit(1), rtol=2e-2
+    )
 
 
 def test_where_all_values_are_equal_no_query_has_a_gradient() -> None:
@@ -172,6 +193,12 @@ def test_products_of_float32_are_exact_and_sums_are_float32(name: str) -> None:
         text = str(jax.make_jaxpr(KERNELS[name])(shape, shape, shape, end))
         assert text.count("preferred_element_type=float32") == 2
         assert ("Precision.HIGHEST" in text) == precise
+
+
+def test_blocks_of_bfloat16_are_summed_in_float32() -> None:
+    shape = jax.ShapeDtypeStruct((1, 128, 1, 16), jnp.bfloat16)
+    text = str(jax.make_jaxpr(tree_attention.blockwise)(shape, shape, shape, jax.ShapeDtypeStruct((1, 128), jnp.int32)))
+    assert text.count("dot_general[") == text.count("preferred_element_type=float32") == 2
 
 
 @pytest.mark.parametrize("name", KERNELS)

@@ -174,22 +174,25 @@ def test_the_parts_of_a_mixture_are_summed_in_float32() -> None:
     assert (mixed.dtype, mixed.item()) == (jnp.bfloat16, 0.5)
 
 
-def test_what_skips_the_state_of_mamba_is_weighted_in_float32() -> None:
-    """A skip of 1 + 2^-8, which bfloat16 has not, is one, and not the 1 that it would be rounded to."""
+def test_decay_rates_and_skips_of_mamba_are_float32_in_bfloat16_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rates of 1, 2 and 3, whose logarithms bfloat16 has not; a skip of 1 + 2^-8 is one, and not rounded to 1."""
     config, mesh = dataclasses.replace(MAMBA, layers=1), make_mesh(Mesh(fsdp=1), jax.devices()[:1])
-    stream = drawn(2, 40, 16, dtype=jnp.bfloat16)
+    rates = []
+    monkeypatch.setattr(mamba, "selective_scan", lambda x, step, a, b, c: rates.append(a) or jnp.zeros_like(step))
 
     @jax.jit
-    def added(skip: jax.Array) -> jax.Array:
+    def added(stream: jax.Array, skip: jax.Array) -> tuple[jax.Array, jax.Array]:
         block = decoder.MambaBlock(config, jax.random.key(0))
-        block.select[...] = jnp.zeros_like(block.select[...])  # the state stays zero
         block.skip[...] = jnp.full_like(block.skip[...], skip)
         block.x[...], block.z[...], block.out[...] = (100 * w[...] for w in (block.x, block.z, block.out))
-        return block(jnp.zeros_like(stream) + stream, None, None)[0] - stream
+        return block(stream, None, None)[0] - stream, rates[-1]
 
     with jax.set_mesh(mesh):
-        stream = jax.device_put(stream, jax.NamedSharding(mesh, jax.P(BATCH, None, None)))
-        one, more = f64(added(jnp.float32(1))), f64(added(jnp.float32(1 + 2**-8)))
+        place = jax.NamedSharding(mesh, jax.P(BATCH, None, None))
+        stream = jax.device_put(drawn(2, 40, 16, dtype=jnp.bfloat16), place)
+        (one, found), (more, _) = (added(stream, jnp.float32(skip)) for skip in (1, 1 + 2**-8))
+    np.testing.assert_allclose(found, np.broadcast_to([-1, -2, -3], (24, 3)), rtol=1e-6)
+    one, more = f64(one), f64(more)
     assert 2**-9 < (one * (more - one)).sum() / (one * one).sum() < 2**-7
 
 

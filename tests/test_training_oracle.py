@@ -182,11 +182,11 @@ def test_a_step_that_is_skipped_changes_nothing_and_is_counted_until_the_end():
     mesh = mesh_of(1, 1, 1)
     with jax.set_mesh(mesh):
         state, step = state_of(SKIPPING, mesh), compiled(SKIPPING, (1, 1, 1))
-        state, metrics = step(state, placed(windows_of(0), mesh), np.int32(1))
-        assert metrics["skipped"] == 0 < metrics["update_norm"]
+        state, metrics = step(state, placed(windows_of(1), mesh), np.int32(1))
+        assert metrics["skipped"] == 0 < metrics["update_norm"] and metrics["gradient_norm"] > OPTIMIZER.clip_norm
         seen = state["opt_state"]
         assert (seen.losses[0], seen.norms[0]) == (metrics["loss"], metrics["gradient_norm"]), "what spikes are seen in"
-        good = windows_of(1)
+        good = windows_of(0)
         good[good == 7] = 8
         bad = good.copy()
         bad[3, 5] = 7

@@ -436,6 +436,13 @@ def test_a_recipe_of_which_nothing_is_saved_yet_may_be_changed(corpus, tmp_path)
     assert json.loads((tmp_path / "run" / "recipe.json").read_text())["seed"] == 5
 
 
+def test_what_a_killed_start_left_in_the_folder_is_removed(corpus, tmp_path):
+    for name in ("recipe", "data"):
+        (tmp_path / f".{name}.json.1234.partial").touch()
+    loop.claim_folder(recipe_of(corpus), tmp_path, {}, accept_changes=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.json", "recipe.json"]
+
+
 def test_an_imported_run_without_a_record_of_its_data_may_be_trained_on(corpus, tmp_path):
     loop.claim_folder(recipe_of(corpus), tmp_path, {}, accept_changes=False)
     (tmp_path / "checkpoints" / "4").mkdir(parents=True)
@@ -468,6 +475,24 @@ def test_the_run_takes_the_tokenizer_of_its_first_source_once(tmp_path):
     (tmp_path / "run" / "tokenizer" / "owner").write_text("mine")
     loop.pretrain(recipe, tmp_path / "run")
     assert (tmp_path / "run" / "tokenizer" / "owner").read_text() == "mine"
+
+
+def test_a_run_has_its_tokenizer_whole_or_not_at_all(tmp_path, monkeypatch):
+    (tmp_path / "data" / "tokenizer").mkdir(parents=True)
+    (tmp_path / "data" / "tokenizer" / "tokenizer.json").touch()
+    recipe = recipe_of(tmp_path, data=Data((Source(str(tmp_path / "data")),), sequence_length=LENGTH), tokens=TOKENS)
+
+    def stops(source, target, **options):
+        (Path(target) / "half").parent.mkdir(exist_ok=True)
+        (Path(target) / "half").touch()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as stopping:
+        stopping.setattr(shutil, "copytree", stops)
+        with pytest.raises(KeyboardInterrupt):
+            loop.claim_folder(recipe, tmp_path / "run", {}, accept_changes=False)
+    loop.claim_folder(recipe, tmp_path / "run", {}, accept_changes=False)
+    assert [path.name for path in (tmp_path / "run" / "tokenizer").iterdir()] == ["tokenizer.json"]
 
 
 def test_other_data_at_the_same_path_are_refused_unless_accepted(tmp_path):

@@ -209,6 +209,19 @@ def test_lines_behind_the_checkpoint_and_a_line_cut_short_are_removed(tmp_path):
     assert path.read_text() == '{"step": 1}\n'
 
 
+def test_lines_are_cut_in_a_file_of_their_own_that_is_on_the_disk_first(tmp_path, monkeypatch):
+    """A machine that stops meanwhile leaves all lines, or those before the checkpoint."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n')
+    with monkeypatch.context() as stopping:
+        stopping.delattr(os, "fsync")
+        with pytest.raises(AttributeError):
+            cut_behind(path, 1)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+    cut_behind(path, 1)
+    assert path.read_text() == '{"step": 1}\n'
+
+
 def test_lines_that_are_none_are_removed_on_resume_and_named_by_readers(tmp_path):
     path = tmp_path / "metrics.jsonl"
     assert read_metrics(tmp_path) == []

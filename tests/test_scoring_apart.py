@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from scoring_examples import write_benchmarks, write_tokenizer
 from series_examples import make_series, one_device
@@ -11,7 +12,7 @@ from series_examples import make_series, one_device
 from fineline_jax.checkpoints.series import Checkpoint, Series, open_series
 from fineline_jax.cli import main
 from fineline_jax.errors import UserError
-from fineline_jax.scoring import pack, scorer, scores
+from fineline_jax.scoring import apart, pack, scorer, scores
 from fineline_jax.scoring.parts import Part
 
 
@@ -80,6 +81,18 @@ def test_a_link_is_the_folder_it_names(place, tmp_path):
     (tmp_path / "run").symlink_to(place / "b" / "run")
     with pytest.raises(UserError, match="is another series of that name"):
         score(place, tmp_path / "out", tmp_path / "run")
+
+
+def test_a_series_that_was_scored_in_several_places_is_known_in_each(place, tmp_path):
+    made = pack.load(place / "pack")
+    key = scores.Key("w", made.hash, "float32", "auto", scorer.ENGINE)
+    for name, location in (("step1", "/one/run"), ("step2", "/two/run")):
+        header = scores.Header("run", name, None, None, 8, key, location=location)
+        scores.write(tmp_path, scores.Scores(header, np.zeros(1), np.zeros(1, bool)))
+    for location in ("/one/run", "/two/run"):
+        apart.check_out([Series("run", (), location=location)], made, tmp_path)
+    with pytest.raises(UserError, match="/three/run is another series of that name"):
+        apart.check_out([Series("run", (), location="/three/run")], made, tmp_path)
 
 
 def test_scores_of_before_locations_were_noted_are_no_reason_to_refuse(place, tmp_path):

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from fineline_jax.trajectories.statistics.comparison import COMPARISON, compare, one_sample
+from fineline_jax.trajectories.statistics.comparison import COMPARISON, compare, one_sample, paired
 from fineline_jax.trajectories.statistics.similarity import SIMILARITY, similarity
 
 SUBJECTS = ("stem", "humanities", "social_sciences", "other")
@@ -66,6 +66,23 @@ def test_checkpoints_are_paired_by_tokens_and_not_by_position(two):
     row = compare(table, "a", "b").set_index("window").loc["all"]
     assert row.checkpoints == 7
     assert row.difference == pytest.approx((two["a"][2:] - two["b"][:7]).mean())
+
+
+def test_of_two_checkpoints_at_one_token_count_the_last_one_counts(two):
+    table = table_of(two, range(1, 10))
+    again = pd.concat([table.assign(value=table.value**2), table])
+    assert compare(again, "a", "b").equals(compare(table, "a", "b"))
+    assert similarity(again).equals(similarity(table))
+
+
+def test_errors_of_the_two_runs_add_in_squares(two):
+    table = table_of(two, range(1, 10))
+    table["stderr"] = np.where(table.series == "a", 0.03, 0.04)
+    pairs = paired(table, "a", "b")
+    assert list(pairs.columns) == ["metric", "task", "tokens", "difference", "stderr"] and len(pairs) == 54
+    assert pairs.stderr.to_numpy() == pytest.approx(np.full(54, 0.05))
+    at = pairs.set_index(["task", "tokens"]).difference
+    assert at["task 2", 4] == pytest.approx(two["a"][3, 2] - two["b"][3, 2])
 
 
 def test_what_cannot_be_tested_is_declined(two):

@@ -281,6 +281,9 @@ def test_noise_is_that_of_the_second_half_and_of_nothing_at_zero_tokens() -> Non
     assert math.isnan(checkpoint_noise(values[:5], tokens[:5])) and not math.isnan(
         checkpoint_noise(values[:6], tokens[:6])
     )
+    rough = np.random.default_rng(0).normal(0, 1, 13)
+    for count in range(6, 14):  # even and odd: half of the inner points is rounded down
+        assert checkpoint_noise(rough[:count], tokens[:count]) == checkpoint_noise(rough[1:count], tokens[1:count])
 
 
 def test_intervals_are_those_of_the_propagated_errors() -> None:

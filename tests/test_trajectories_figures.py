@@ -205,3 +205,18 @@ def test_the_simulated_world_has_a_figure_per_domain_at_its_resolution(tmp_path:
     assert [path.name for path in paths] == ["overview.png", "facts.png"]
     width, height = struct.unpack(">II", paths[1].read_bytes()[16:24])
     assert (width, height) == (6.4 * 160, 4.0 * 160)
+
+
+def test_pictures_are_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = normalise(rows({"a": 0.5}))
+    draw = lambda: draw_figures(table, summarise(table), domain_curves(table), tmp_path, metric="acc", title="t")
+
+    def torn(canvas, path) -> None:
+        Path(path).write_bytes(b"half of a")
+        raise OSError("no space left")
+
+    old = {path: path.read_bytes() for path in draw()}
+    monkeypatch.setattr(figures.FigureCanvasAgg, "print_png", torn)
+    with pytest.raises(OSError, match="no space left"):
+        draw()
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == old

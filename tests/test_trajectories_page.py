@@ -39,7 +39,13 @@ def scores() -> pd.DataFrame:
                 middle, steepness, end = SHAPES[task]
                 low = 0.1 if math.isnan(chance) else chance
                 acc = low + (end - low) / (1 + (middle / max(at, 1)) ** steepness) + 0.002 * rng.standard_normal()
-                key = {"series": series, "checkpoint": f"c{i}", "step": i * 7, "tokens": round(at), "task": task}
+                key = {
+                    "series": series,
+                    "checkpoint": f"c{i}",
+                    "step": i * 1_234_567,
+                    "tokens": round(at),
+                    "task": task,
+                }
                 key |= {"domain": DOMAIN[task], "n": 2000 + i}
                 rows.append(key | {"metric": "acc", "value": acc, "stderr": 0.0123456, "chance": chance})
                 rows.append(key | {"metric": "alpha", "value": 3 * acc, "stderr": NAN, "chance": NAN})
@@ -119,17 +125,22 @@ def test_every_curve_of_the_page_is_the_one_of_its_table(kind: str, data: dict, 
     assert sum(v is None for c in data[kind] for v in c["value"]) == {"curves": 2, "domain_curves": 1}[kind]
 
 
-def test_the_first_metric_is_the_one_that_most_tasks_have_a_chance_level_for(tmp_path: Path) -> None:
+def test_the_first_metric_is_the_one_that_most_tasks_have_a_chance_level_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def first(*rows: tuple[str, str, float]) -> str:
         frame = pd.DataFrame(rows, columns=["task", "metric", "chance"])
         page = write_report(frame.assign(series="s", tokens=1e6, value=0.5), tmp_path)
         data = page_of(page)[1]
         return data["metrics"][data["default_metric"]]["name"]
 
+    drawn = []
+    monkeypatch.setattr(report, "draw_figures", lambda *tables, metric, title: drawn.append(metric) or [])
     many = [(f"t{i}", "bits_per_byte", NAN) for i in range(4)]
     assert first(*many, ("t0", "acc", 0.5), ("t1", "acc_norm", 0.5), ("t2", "acc_norm", 0.5)) == "acc_norm"
     assert first(*many, ("t1", "acc_norm", 0.5), ("t2", "acc", 0.5)) == "acc"  # the order of known metrics
     assert first(*many, ("t0", "exact_match", NAN)) == "bits_per_byte"
+    assert drawn == ["acc_norm", "acc", "bits_per_byte"]  # the pictures show it too
     assert list(METRICS)[:2] == ["acc", "acc_norm"]
 
 
@@ -171,12 +182,12 @@ def losses_of(log: pd.DataFrame, folder: Path) -> list[dict]:
 
 def test_losses_are_smoothed_over_a_twentieth_of_the_steps_before(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    step = np.arange(10, 2510, 10)
-    log = pd.DataFrame({"step": step, "tokens": step * 4096, "loss": 3 + rng.normal(0, 1, 250)})
+    step = np.arange(1_000_001, 1_002_501, 10)
+    log = pd.DataFrame({"step": step, "tokens": step * 100, "loss": 3 + rng.normal(0, 1, 250)})
     log["learning_rate"] = 1e-3 / step
     [run] = losses_of(log.sample(frac=1, random_state=1), tmp_path)
     assert run.keys() == {"series", "tokens", "step", "loss", "raw_loss", "learning_rate"} and run["series"] == ""
-    assert run["step"] == list(step) and run["tokens"] == list(step * 4096)
+    assert run["step"] == list(step) and run["tokens"] == list(step * 100)
     assert run["raw_loss"] == [short(v, 5) for v in log["loss"]]
     assert run["learning_rate"] == [short(v, 5) for v in log["learning_rate"]]
     assert run["loss"] == pytest.approx(smoothed(log["loss"].to_numpy()), rel=1e-4)
@@ -505,3 +516,96 @@ def test_what_has_no_t50_is_in_the_order_of_its_onset(run_page, tmp_path: Path) 
     made = write_report(frame.assign(series="s", metric="acc", stderr=0.01, chance=0.5, n=1000), tmp_path)
     ticks = run_page(made, "drawn.timeline.layout.yaxis.ticktext")
     assert [text.split(" <span")[0] for text in ticks] == ["early", "late"]
+
+
+# ---- what the reader clicks, points at and compares
+
+
+def test_a_line_is_hidden_in_its_own_panel_alone(run_page, made: Path) -> None:
+    chip = "nodes.panels.children[1].children[0].children[2].children[0]"  # `small` in the panel of the second task
+    run = f"(look(), state.view = 'task', drawPanels(), look(), [{chip}.click(), look(), drawPanels(), look()])"
+    _, [clicked], _, panels = run_page(made, run)
+    hidden = [["legendonly"] * 2 + [True] * 2 if i == 1 else [True] * 4 for i in range(4)]
+    assert [trace["visible"] for trace in clicked["traces"]] == hidden[1]
+    assert [[trace["visible"] for trace in panel["traces"]] for panel in panels] == hidden
+    again = run.replace("click(), look()", "click(), void look()").replace(
+        "drawPanels(), look()])", f"{chip}.click(), look()])"
+    )
+    assert [trace["visible"] for trace in run_page(made, again)[-1][0]["traces"]] == [True] * 4
+
+
+def test_controls_choose_metric_axis_and_series(run_page, made: Path, table: pd.DataFrame) -> None:
+    pick = "(({{children: [, s]}}) => {{ s.value = '{1}'; s.change(); }})(nodes.controls.children[{0}])"
+    press = "(({{children: [, b]}}) => b.children[{1}].click({{currentTarget: b.children[{1}]}}))({0}.children[{2}])"
+    names = "drawn.timeline.layout.yaxis.ticktext.map((t) => t.split(' <span')[0])"
+    chosen, state, first = run_page(
+        made, f"[(void {pick.format(0, 1)}, {names}), state, drawn.timeline.traces[0].text[0][0]]"
+    )
+    assert sorted(chosen) == ["facts", "sums"] and state["metric"] == 1  # those with bits per byte
+    assert "bits per byte" in first
+    edges = run_page(made, f"(void {pick.format(2, 1)}, drawn.timeline.traces[0].x)")
+    assert len(edges) == 8  # of `big`
+    buttons = "nodes.controls.children[1].children[1].children.map((b) => b.attributes['aria-pressed'])"
+    axis, pressed, right = run_page(
+        made,
+        f"(void {press.format('nodes.controls', 1, 1)}, [state.axis, {buttons}, drawn.timeline.traces[0].x.at(-1)])",
+    )
+    assert (axis, pressed) == ("linear", ["false", "true"]) and right > 1e9
+    shade = run_page(made, f"(void {press.format('nodes[`timeline-controls`]', 1, 1)}, drawn.timeline.traces[0].zmax)")
+    assert shade == 1
+
+
+@pytest.fixture(scope="module")
+def sparse(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two series at the same tokens; of the second one only some checkpoints have an accuracy, of `once` only one."""
+    rows = [
+        {"series": series, "tokens": at, "step": k, "task": task, "metric": metric, "value": 0.5 + k / 10}
+        | {"stderr": 0.02, "chance": 0.25 if metric == "acc" else NAN, "n": 500, "domain": "d"}
+        for series in ("a", "b")
+        for k, at in enumerate((1e6, 1e7, 1e8, 1e9))
+        for task in ("often", "once")
+        for metric in ("acc", "bits_per_byte")
+        if metric != "acc" or (k == 3 if task == "once" else series == "a" or k % 2)
+    ]
+    return write_report(pd.DataFrame(rows), tmp_path_factory.mktemp("sparse"))
+
+
+def test_texts_of_the_timeline_are_those_of_its_cells(run_page, sparse: Path) -> None:
+    heat = run_page(sparse, "(state.series = 1, drawTimeline(), drawn.timeline.traces[0])")
+    assert len(heat["x"]) == 3 and [len(row) for row in heat["z"]] == [2, 2]  # two checkpoints have a score
+    assert [[text.split("<br>")[1].split(" ·")[0] for text in row] for row in heat["text"]] == [
+        ["10\u202fM tokens", "1\u202fB tokens"]
+    ] * 2
+    scores = {row[1].split("</b>")[0][3:]: [text.split("<br>")[2] for text in row] for row in heat["text"]}
+    assert scores == {
+        "often": [f"accuracy {v}\u202f±\u202f0.020" for v in ("0.600", "0.800")],
+        "once": ["accuracy –", "accuracy 0.800\u202f±\u202f0.020"],
+    }
+
+
+def test_checkpoints_of_every_series_count(run_page, sparse: Path) -> None:
+    overview = run_page(sparse, "nodes.overview.innerHTML")
+    assert re.findall("<dd>(.*?)</dd>", overview) == ["2", "8", "2", "1", "1\u202fM – 1\u202fB"]
+
+
+def test_one_checkpoint_is_a_point_with_a_bar_of_95_percent(run_page, sparse: Path) -> None:
+    panels = run_page(sparse, "(look(), state.view = 'task', drawPanels(), look())")
+    once = panels[1]["traces"]
+    assert [trace["x"] for trace in once] == [[9], [9]] and [trace["y"] for trace in once] == [[0.8], [0.8]]
+    assert [trace["error_y"]["array"] for trace in once] == [[pytest.approx(1.96 * 0.02)]] * 2
+    assert "error_y" not in panels[0]["traces"][1]
+
+
+def test_an_interval_of_t50_without_an_end_goes_on_to_the_last_checkpoint(run_page, made: Path) -> None:
+    times = "{t50: 1e7, t50_low: 2e6, t50_high: c.task ? null : 5e7}"
+    change = f"data.curves.forEach((c) => Object.assign(c.summary, {times}))"
+    drawn = run_page(made, f"({change}, drawTimeline(), drawn.timeline)")
+    names = [text.split(" <span")[0] for text in drawn["layout"]["yaxis"]["ticktext"]]
+    halo, bars = drawn["traces"][1:3]
+    ends = [5e7 if name == "order" else 1e9 for name in names]
+    assert (
+        bars["x"]
+        == halo["x"]
+        == [pytest.approx(v, abs=1e-9) if v else None for end in ends for v in (math.log10(2e6), math.log10(end), None)]
+    )
+    assert bars["y"] == [v for i in range(4) for v in (i, i, None)]

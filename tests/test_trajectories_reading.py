@@ -186,10 +186,12 @@ def test_contradictions_are_refused() -> None:
 
 @pytest.mark.parametrize("name", ["t.csv", "t.csv.gz", "T.CSV", "t.parquet"])
 def test_names_of_digits_stay_as_they_are(name: str, tmp_path: Path) -> None:
-    frame = rows(checkpoint=["001", "002"], task="007", series="1.0")
-    frame.to_parquet(tmp_path / name) if "parquet" in name else frame.to_csv(tmp_path / name, index=False)
-    table = read_table(tmp_path / name)
-    assert list(table.checkpoint) == ["001", "002"] and set(table.task) == {"007"} and set(table.series) == {"1.0"}
+    named = rows(checkpoint=["001", "002"], task="007", series="1.50")
+    for frame in (named, named.rename(columns={"series": "model"})):
+        frame.to_parquet(tmp_path / name) if "parquet" in name else frame.to_csv(tmp_path / name, index=False)
+        table = read_table(tmp_path / name)
+        assert list(table.checkpoint) == ["001", "002"] and set(table.task) == {"007"}
+        assert set(table.series) == {"1.50"}
     assert list(table.tokens) == [1e6, 2e6]
 
 
@@ -293,8 +295,8 @@ def test_every_score_of_a_result_file_is_a_row(tmp_path: Path) -> None:
     }  # fmt: skip
     path = result(
         tmp_path / "results_1.json", scores, **model("m", "tokens1B"),
-        group_subtasks={"group": ["piqa"], "group2": ["absent"]},
-        **{"n-samples": {"piqa": {"original": 9, "effective": 4}}, "n-shot": {"piqa": 0, "old": 5}},
+        group_subtasks={"group": ["absent", "piqa"], "group2": ["absent"]},
+        **{"n-samples": {"piqa": {"original": 9, "effective": 4}}, "n-shot": {"group2": 3, "piqa": 0, "old": 5}},
     )  # fmt: skip
     found = {(row.task, row.metric): (row.value, row.stderr, row.n) for row in read_table(path).itertuples()}
     assert {key: pytest.approx(value, nan_ok=True) for key, value in found.items()} == {

@@ -139,6 +139,7 @@ def test_text_of_users_cannot_break_the_page(tmp_path: Path) -> None:
     assert evil in [t["name"] for t in data["tasks"]]
     text = report.read_text(encoding="utf-8")
     assert evil not in text and "<i>" not in text and "<u>" not in text
+    assert "<h1>&lt;i&gt;{{data}}&lt;/i&gt;</h1>" in text and "<dd>{{js}}</dd>" in text  # not filled in a second time
     assert sum(tag == "script" for tag, _ in page.elements) == 3
 
 

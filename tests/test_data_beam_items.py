@@ -157,6 +157,16 @@ def test_a_worker_that_sees_other_folders_says_so(beam, tmp_path) -> None:
     assert beam._outcome(part, report) == written
 
 
+def test_every_run_has_its_own_folder_of_reports(beam, tmp_path, monkeypatch) -> None:
+    """An item of a run that was killed may still write its report, which is none of the next run's."""
+    folders, counting = [], beam._counting
+    monkeypatch.setattr(beam, "_counting", lambda folder, done: folders.append(folder.name) or counting(folder, done))
+    for name in "ab":
+        source = amber(tmp_path / f"{name}.jsonl", [[1, 2, 3]])
+        prepare_amber([source], tmp_path / name, sequence_length=2, beam_options="")
+    assert len(set(folders)) == 2
+
+
 def test_done_files_are_counted_while_others_are_written(beam, tmp_path, monkeypatch) -> None:
     counted: list[int] = []
     (tmp_path / "x.incomplete").touch()

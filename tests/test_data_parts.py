@@ -497,6 +497,7 @@ def test_the_plan_of_a_merge_is_on_the_disk_before_anything_is_moved(tmp_path: P
 def test_the_same_files_in_another_order_are_another_data_set(tmp_path: Path) -> None:
     files, out = [amber(tmp_path / f"{name}.jsonl", [[1, 2, 3]]) for name in ("t", "other")], tmp_path / "out"
     prepare_amber(files, out, sequence_length=2)
+    assert tfds.builder_from_directory(out).info.disable_shuffling  # so that TFDS itself reads them in their order
     with pytest.raises(UserError, match="of another input"):
         prepare_amber(files[::-1], out, sequence_length=2)
 

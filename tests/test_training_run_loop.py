@@ -582,6 +582,18 @@ def test_a_profile_holds_the_steps_of_its_window_and_is_closed_with_the_run(corp
     assert taken(0, 0) == [0, 1, 2, 3, 4, 5]
 
 
+def test_the_last_step_of_a_profile_is_waited_for(corpus, tmp_path, monkeypatch):
+    events: list = []
+    monkeypatch.setattr(jax, "block_until_ready", events.append)
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: events.append("stop"))
+    logging = Logging(profile_start_step=1, profile_steps=2)
+    profiler = loop.Profiler(recipe_of(corpus, tokens=6 * TOKENS, logging=logging), tmp_path)
+    profiler.running = True
+    profiler.after(1, {"loss": 1})
+    profiler.after(2, {"loss": 2})
+    assert events == [{"loss": 2}, "stop"]
+
+
 def test_a_resumed_run_profiles_what_is_left_of_the_window(corpus, tmp_path):
     profiler = loop.Profiler(recipe_of(corpus, logging=Logging(profile_start_step=2, profile_steps=3)), tmp_path)
     profiler.before(5)

@@ -637,7 +637,7 @@ def test_the_first_checkpoint_is_waited_for(monkeypatch, tmp_path, comes, timeou
 
 def test_a_kept_checkpoint_is_scored_in_the_dtype_asked_and_its_file_is_that_of_the_series(tmp_path, monkeypatch):
     """Written when called again, since it is being saved meanwhile; not at all where it is scored already."""
-    played = Model()
+    played, made = Model(), packed(max_context=50)
     monkeypatch.setattr(kept, "score_params", played.score)
     monkeypatch.setattr(kept, "time", types.SimpleNamespace(perf_counter=iter([10.0, 12.25, 20.0, 21.0]).__next__))
     checkpoint = Checkpoint("run", "step4", 4, 400, tmp_path / "run/checkpoints/4", "orbax")
@@ -655,7 +655,7 @@ def test_a_kept_checkpoint_is_scored_in_the_dtype_asked_and_its_file_is_that_of_
     params = {"embed": jax.device_put(np.ones((4, 2), np.float32), jax.NamedSharding(one_device(), jax.P(None, None)))}
     for number, dtype in enumerate(("float32", "bfloat16")):
         out, there = tmp_path / dtype, False
-        hook = kept.ScoreKept(tmp_path / "run", CONFIG, packed(), out, dtype)
+        hook = kept.ScoreKept(tmp_path / "run", CONFIG, made, out, dtype)
         write = hook(4, params)
         assert write is not None and not out.exists()
         there = True
@@ -667,15 +667,18 @@ def test_a_kept_checkpoint_is_scored_in_the_dtype_asked_and_its_file_is_that_of_
         told = played.asked[-1]
         assert (told["dtype"], told["stored"], told["mesh"], told["config"]) == (dtype, dtype, one_device(), CONFIG)
         found = scores.read(out / "run/step4.parquet")
-        key = scores.Key("w", packed().hash, dtype, "auto", scorer.ENGINE)
-        assert found.header == scores.Header("run", "step4", 4, 400, 96, key, "v", "tree", "", "here")
-        expected = played.score(packed(), CONFIG, params, None)[0]
+        key = scores.Key("w", made.hash, dtype, "auto", scorer.ENGINE)
+        assert found.header == scores.Header("run", "step4", 4, 400, 50, key, "v", "tree", "", "here")
+        expected = played.score(made, CONFIG, params, None)[0]
         assert found.loglikelihood.tobytes() == expected.tobytes()
         [line] = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
         assert line == {"series": "run", "checkpoint": "step4", "requests": 4, "model_seconds": (2.25, 1.0)[number]}
-        assert pack.load(out / "pack").hash == packed().hash
+        assert pack.load(out / "pack").hash == made.hash
         assert hook(4, params) is None, "it is scored"
-        assert kept.ScoreKept(tmp_path / "run", CONFIG, packed(bos="never"), out, dtype)._is_scored(4) is False
+        assert (
+            kept.ScoreKept(tmp_path / "run", CONFIG, packed(max_context=50, bos="never"), out, dtype)._is_scored(4)
+            is False
+        )
     assert set(opened) == {str(tmp_path / "run/checkpoints/4")}
 
 

@@ -17,7 +17,7 @@ from fineline_jax.checkpoints.series import open_series
 from fineline_jax.cli import main
 from fineline_jax.commands import score as command
 from fineline_jax.errors import UserError
-from fineline_jax.scoring import build, pack, scorer, scores, watching
+from fineline_jax.scoring import build, pack, placement, scorer, scores, watching
 from fineline_jax.scoring.parts import Part
 
 STEPS = (1, 2, 3, 4)
@@ -89,7 +89,7 @@ def model(monkeypatch) -> Model:
     return played
 
 
-def test_without_an_option_everything_is_scored_in_float32(place, model, tmp_path, capsys):
+def test_without_an_option_everything_is_scored_in_float32(place, model, tmp_path, monkeypatch, capsys):
     assert run_command(place, str(place / "run"), tmp_path / "out") == 0
     told = {"dtype": "float32", "stored": "float32", "batch_tokens": None, "config": CONFIG}
     assert [{k: v for k, v in one.items() if k != "mesh"} for one in model.asked] == [told] * 4
@@ -108,7 +108,10 @@ def test_without_an_option_everything_is_scored_in_float32(place, model, tmp_pat
         f"1 checkpoint scored; see `fineline export-scores {tmp_path / 'single'}`\n"
     ), "without a place in the training there is no curve"
     requests = ("--pack", str(tmp_path / "single/pack"), "--out", str(tmp_path / "both"))
+    asked, original = [], placement.scoring_mesh
+    monkeypatch.setattr(placement, "scoring_mesh", lambda mesh, opened: asked.append(opened) or original(mesh, opened))
     assert main(["score", str(single), str(place / "run@step1"), *requests]) == 0
+    assert [[one.name for one in opened] for opened in asked] == [["model", "run"]], "the largest decides"
     assert f"see `fineline analyze {tmp_path / 'both'}`" in capsys.readouterr().out, "of one of the two there is"
 
 

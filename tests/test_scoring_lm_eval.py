@@ -346,6 +346,7 @@ def test_requests_of_lm_eval_reach_the_engine_once_and_in_order(place, asked):
     [call] = asked
     made = call["pack"]
     assert (call["dtype"], call["batch_tokens"], call["config"].context) == ("bfloat16", 256, 96)
+    assert model.params["embed"].dtype == "bfloat16", "half the memory"
     assert made.manifest == {"hash": made.hash, "prefix_token": bos, "max_context": 40, "mode": "lm-eval"}
     assert made.requests["task"].to_pylist() == ["a", "a", "b", "b"]
     assert made.request_context.tolist() == [0, 1, 0, 2]

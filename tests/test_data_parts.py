@@ -494,12 +494,13 @@ def test_the_plan_of_a_merge_is_on_the_disk_before_anything_is_moved(tmp_path: P
     np.testing.assert_array_equal(stored(out, "chunk_000"), [[1, 2, 3]])
 
 
-def test_the_same_files_in_another_order_are_another_data_set(tmp_path: Path) -> None:
-    files, out = [amber(tmp_path / f"{name}.jsonl", [[1, 2, 3]]) for name in ("t", "other")], tmp_path / "out"
-    prepare_amber(files, out, sequence_length=2)
+def test_the_same_files_in_another_order_are_another_data_set(tmp_path: Path, tokenizer) -> None:
+    files, out = [jsonl(tmp_path / f"{name}.jsonl", [name * 9]) for name in "ab"], tmp_path / "out"
+    prepare = lambda files: prepare_text(files, out, tokenizer=tokenizer, sequence_length=2)
+    assert not prepare(files).already_done and prepare(files).already_done
     assert tfds.builder_from_directory(out).info.disable_shuffling  # so that TFDS itself reads them in their order
     with pytest.raises(UserError, match="of another input"):
-        prepare_amber(files[::-1], out, sequence_length=2)
+        prepare(files[::-1])
 
 
 def test_what_killed_workers_left_is_removed_at_the_next_start(tmp_path: Path) -> None:

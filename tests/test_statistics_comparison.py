@@ -93,6 +93,8 @@ def test_what_cannot_be_tested_is_declined(two):
     }
     same = compare(table_of({"a": two["a"], "b": two["a"]}, range(9)), "a", "b")
     assert set(same.reason) == {"the runs are equal on every task"}
+    apart = compare(table_of({"a": np.full((9, 6), 0.53125), "b": np.full((9, 6), 0.5)}, range(9)), "a", "b")
+    assert set(apart.reason) == {"every task differs by the same"} and set(apart.difference) == {0.03125}
     assert compare(table, "a", "nowhere").empty
 
 

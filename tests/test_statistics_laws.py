@@ -88,6 +88,15 @@ def test_every_form_extrapolates_what_it_describes_to_the_next_size(form):
     assert predict(form, runs, parameters, tokens, flops) == pytest.approx(score, abs=0.005)
 
 
+def test_the_direct_form_has_no_floor():
+    flops = np.geomspace(1e18, 1e20, 8)
+    ends = 0.5 * (flops / 1e18) ** -0.2 + 0.002  # so little that a line of logarithms is inside Huber's square
+    runs = [Run("s", 1.0, c, np.ones(1), np.ones(1), np.exp(-y)[None]) for c, y in zip(flops, ends)]
+    line = np.polyfit(np.log(flops), np.log(ends), 1)
+    far = np.exp(np.polyval(line, np.log(1e26)))
+    assert -np.log(predict("direct", runs, 1.0, 1.0, 1e26)) == pytest.approx(far, rel=0.01)
+
+
 def test_the_end_of_a_run_is_the_mean_of_its_last_five_at_its_last_tokens():
     at = np.arange(1.0, 11.0)
     run = Run("s", 7.0, 100.0, at, at / 10, at / 20)

@@ -124,6 +124,18 @@ def test_a_task_alone_in_its_domain_is_not_predicted_from_it():
     assert np.isfinite(errors["out_of_domain"]).all()
 
 
+def test_a_first_half_that_stands_still_or_begins_at_no_tokens_predicts_its_mean_or_its_trend():
+    values = np.random.default_rng(0).standard_normal((10, 4)).cumsum(axis=0)
+    values[:5, 0] = 0.25
+    tokens = np.array([0.0, *2.0 ** np.arange(9)])
+    errors = holdout_errors(values, np.array(list("aabb")), tokens)
+    assert errors["in_domain"][0] == pytest.approx(errors["last"][0])
+    assert errors["in_domain"][1] == pytest.approx(np.abs(values[:5, 1].mean() - values[5:, 1]).mean())
+    log = np.log([0.5, *tokens[1:]])  # 0 tokens are put at half of the first
+    line = np.polyfit(log[:5], values[:5, 2], 1)
+    assert errors["log_tokens"][2] == pytest.approx(np.abs(np.polyval(line, log[5:]) - values[5:, 2]).mean())
+
+
 def test_a_verdict_is_declined_with_its_reason():
     rng = np.random.default_rng(0)
     walk = lambda *shape: rng.standard_normal(shape).cumsum(axis=0)

@@ -213,7 +213,7 @@ def test_pictures_are_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     def torn(canvas, path) -> None:
         Path(path).write_bytes(b"half of a")
-        raise OSError("no space left")
+        raise OSError(28, "no space left")
 
     old = {path: path.read_bytes() for path in draw()}
     monkeypatch.setattr(figures.FigureCanvasAgg, "print_png", torn)

@@ -433,6 +433,7 @@ def test_the_run_is_drawn_with_its_loss_and_validation(run_page, tmp_path: Path)
     raw, smooth, validation, rate = traces
     assert hidden is False and raw["y"] == [7, 5, 4] and smooth["y"] == [7, 5.3333, 4] and rate["y"] == [1e-3] * 3
     assert validation["y"] == [4.25] and validation["x"] == pytest.approx([math.log10(3e6)], abs=1e-6)
+    assert validation["text"] == ["validation loss 4.25<br>3\u202fM tokens"]
     assert smooth["x"] == pytest.approx([None, math.log10(2e6), math.log10(3e6)], abs=1e-6)
 
 
@@ -609,3 +610,28 @@ def test_an_interval_of_t50_without_an_end_goes_on_to_the_last_checkpoint(run_pa
         == [pytest.approx(v, abs=1e-9) if v else None for end in ends for v in (math.log10(2e6), math.log10(end), None)]
     )
     assert bars["y"] == [v for i in range(4) for v in (i, i, None)]
+
+
+def test_a_small_curve_has_a_point_for_each_score(run_page, sparse: Path) -> None:
+    drawn = run_page(sparse, "data.curves.filter((c) => c.metric === 0).map(sparkline)")
+    points = [[len(line.split()) for line in re.findall('points="(.*?)"', svg)] for svg in drawn]
+    assert points == [[2, 4], [2], [2, 2], [2]]  # the line of chance, then the scores: of one score a circle
+    assert ["<circle" in svg for svg in drawn] == [False, True, False, True]
+
+
+def test_of_tasks_learned_at_once_the_clearest_is_first_and_what_never_rose_has_no_gain(run_page, made: Path) -> None:
+    change = "Object.assign(c.summary, {t50: 1e7, onset: 1e6, snr: c.task === 3 ? null : 5 + c.task})"
+    refuse = "c.summary.verdict = c.task === 1 ? 'no clear change' : 'settled'"
+    drawn = run_page(
+        made,
+        f"(data.curves.forEach((c) => {{ {change}; {refuse}; }}), state.shade = 'share', drawTimeline(), "
+        "drawn.timeline)",
+    )
+    names = [html.unescape(text.split(" <span")[0]) for text in drawn["layout"]["yaxis"]["ticktext"]]
+    assert names == ["sums", "<i>odd</i>", "order", "facts"]
+    assert [set(row) == {None} for row in drawn["traces"][0]["z"]] == [False, True, False, False]
+
+
+def test_a_dark_page_has_lighter_colours(run_page, made: Path) -> None:
+    light, dark = run_page(made, "[colour(0), (dark.matches = true, colour(0))]")
+    assert (light, dark) == ("#0072b2", "#56b4e9")

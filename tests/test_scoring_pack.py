@@ -110,12 +110,6 @@ def test_the_tokenizer_of_a_pack_has_as_many_ids_as_its_added_tokens_need(benchm
     assert made.manifest["tokenizer"]["size"] == size + 2
 
 
-def test_a_part_of_a_column_of_lists_begins_at_nought():
-    column = pa.chunked_array([pa.array([[1], [2, 3], [], [4]], pa.large_list(pa.int32()))])
-    found = pack.ragged(column.slice(1, 2))
-    assert (found.values.tolist(), found.offsets.tolist()) == ([2, 3], [0, 2, 2])
-
-
 def test_nothing_but_a_pack_is_replaced(benchmarks, tokenizers, tmp_path):
     (tmp_path / "thesis.txt").write_text("x")
     with pytest.raises(UserError, match="not a request pack"):

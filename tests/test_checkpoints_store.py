@@ -569,6 +569,15 @@ def test_of_two_errors_the_first_is_told_and_the_other_logged(tmp_path: Path, ca
     assert caplog.text.count("disk on fire") == 1
 
 
+def test_a_save_that_failed_is_told_once(tmp_path: Path) -> None:
+    with open_store(tmp_path, kept=(1,)) as store:
+        store._pending = store._worker.submit(store._finish, 2, Failing(), {})
+        with pytest.raises(UserError):
+            store.wait()
+        store.wait()
+        assert store._steps == []
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [

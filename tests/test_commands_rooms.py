@@ -340,6 +340,9 @@ def test_an_import_with_a_recipe_is_of_float32_and_has_a_new_optimizer_state(mon
     assert (3,) in sizes and not any(np.any(leaf) for leaf in jax.tree.leaves(state["opt_state"]))
     assert main(["import", "w", "r", "--recipe", str(tmp_path / "own.json"), "--dtype", "float16"]) == 0
     assert made.last[1]["dtype"] == "float16"
+    arguments = ["--recipe", str(tmp_path / "own.json"), "--config", "llama_60m", "--dtype", "bfloat16"]
+    assert main(["import", "w", "r", *arguments]) == 0
+    assert made.last[1]["dtype"] == "bfloat16"
 
 
 def test_an_import_is_a_checkpoint_of_the_run_with_the_step_and_tokens_given(run, tmp_path, capsys):

@@ -71,7 +71,8 @@ def test_every_option_in_a_page_is_one_of_a_command(name: str) -> None:
     known = {option for command in COMMANDS for option in options(command)} | OF_BEAM | OF_LM_EVAL | OF_OTHERS
     for found in set(OPTION.findall(page(name))) - known:
         # The benchmarks' own, XLA's, pip's and those of the machine's tools stand with their program.
-        theirs = re.findall(rf"(?:benchmarks/\S+|XLA_FLAGS=|MUTANTS=|`…|xla_|sbatch|gcloud)[^`]*{re.escape(found)}", page(name))
+        programs = r"(?:benchmarks/\S+|XLA_FLAGS=|MUTANTS=|`…|xla_|sbatch|gcloud)"
+        theirs = re.findall(rf"{programs}[^`]*{re.escape(found)}", page(name))
         assert theirs or found.startswith("--xla_"), f"{name}: {found} is an option of no command"
 
 

@@ -501,6 +501,19 @@ def test_a_choice_keeps_the_order_and_holds_nothing_else(tokens: list[int | None
     assert list(found) == chosen[::every]
 
 
+def test_every_nth_is_of_what_the_grid_of_tokens_has_left() -> None:
+    series = series_of([step * B for step in range(7)])
+    assert [one.name for one in select(series, tokens="0:6B:2B", every=2).checkpoints] == ["c0", "c4"]
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_whether_downloads_are_kept_reaches_every_checkpoint_of_a_registered_series(tmp_path: Path, keep: bool) -> None:
+    series = open_series("amber", downloads=tmp_path, keep=keep)
+    assert len(series.checkpoints) == 360
+    for one in series.checkpoints:
+        assert one.remote is not None and (one.remote.keep, one.remote.downloads) == (keep, tmp_path)
+
+
 def test_a_choice_of_nothing_is_an_error() -> None:
     with pytest.raises(UserError, match="they run from c0 to c1"):
         select(series_of([1, 2]), "d*")

@@ -102,6 +102,30 @@ def test_a_foreign_model_can_be_written_for_transformers_alone(tmp_path: Path, n
     assert np.array_equal(their_logits(reread, TOKENS), their_logits(model, TOKENS))
 
 
+@pytest.mark.parametrize(
+    ("model_type", "copy"),
+    [("gpt_neox", "embed_out.weight"), ("llama", "lm_head.weight")],
+)
+def test_the_copy_of_a_tied_head_that_some_files_hold_is_passed_over(
+    tmp_path: Path, model_type: str, copy: str
+) -> None:
+    config = ModelConfig(vocab_size=32, width=16, layers=1, heads=2, mlp_width=32, context=32, tied_embeddings=True)
+    if model_type == "gpt_neox":
+        config = dataclasses.replace(config, norm="layer", mlp="gelu", attention_bias=True, mlp_bias=True)
+    mesh, folder = mesh_of(1, 1, 1), tmp_path / "hf"
+    with jax.set_mesh(mesh):
+        params = jax.jit(lambda: decoder.init_params(config, jax.random.key(0)))()
+        hub.export_hf(config, params, folder, family=model_type)
+    tensors = load_file(folder / "model.safetensors")
+    embedding = next(value for name, value in tensors.items() if "embed" in name)
+    save_file(tensors | {copy: embedding}, folder / "model.safetensors")
+    _, opened = hub.load_hf(folder, mesh)
+    jax.tree.map(np.testing.assert_array_equal, opened, params)
+    save_file(tensors | {"another.weight": embedding}, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"another\.weight"):
+        hub.load_hf(folder, mesh)
+
+
 def test_parameters_are_counted_as_they_are(example: tuple[str, Path, Any]) -> None:
     _, folder, model = example
     config = hub.config_from_hf(folder / "config.json")

@@ -49,7 +49,7 @@ class Worker:
     def pytest(self, tests: list[str], timeout: float) -> int | None:
         """pytest's exit status; None: it ran out of time. Its output is in `self.log`."""
         assert self.process.stdin and self.process.stdout
-        arguments = ["-x", "--assert=plain", "-m", "", *(f"tests/{test}" for test in tests)]
+        arguments = ["-x", "--assert=plain", "-m", "not slow", *(f"tests/{test}" for test in tests)]
         self.process.stdin.write(json.dumps([arguments, timeout, str(self.log)]) + "\n")
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())

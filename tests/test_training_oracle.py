@@ -5,12 +5,14 @@ import functools
 
 import jax
 import numpy as np
+import optax
 import pytest
 from torch_steps import Peer, Step, differing, learning_rate
 
 from fineline_jax.mesh import make_mesh
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.recipe import Batch, Compute, Data, Loss, Mesh, Optimizer, Recipe, Schedule, Source
+from fineline_jax.training import step as training_step
 from fineline_jax.training.step import BATCH_SPEC, abstract_state, make_train_step, make_validation_step
 
 BOS = 1
@@ -116,6 +118,19 @@ def with_(recipe: Recipe = RECIPE, *, accumulation: int = 1, dtype="float32", **
 
 
 SKIPPING = with_(accumulation=2, decay="matrices", skip_nonfinite=True)
+
+
+def test_steps_of_plain_gradient_descent_are_those_of_torch(tmp_path, monkeypatch):
+    """Which forgive no scale of the gradient at all."""
+    recipe = dataclasses.replace(with_(accumulation=2), name="plain")
+    descent = optax.with_extra_args_support(optax.clip_by_global_norm(OPTIMIZER.clip_norm))
+    monkeypatch.setattr(training_step, "make_optimizer", lambda optimizer: descent)
+    peer = Peer(recipe, start_of(recipe.model), tmp_path / "peer", plain=True)
+    for index, (metrics, params) in enumerate(trained(recipe, (1, 8, 1), 3)):
+        theirs = peer.step(windows_of(index), index)
+        for name in ("loss", "gradient_norm", "update_norm", "learning_rate", "trained_tokens"):
+            assert metrics[name] == pytest.approx(getattr(theirs, name), rel=1e-5), name
+        assert not differing(params, theirs.params, 1e-5)
 
 
 @pytest.mark.parametrize(

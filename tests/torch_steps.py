@@ -70,7 +70,7 @@ class Peer:
     params: ours, to start from. family: of the exported files; default: the first that holds the model. router_losses:
     from the output of transformers' forward pass (with `output_router_logits`) of one micro-batch to a scalar, weighted
     as the recipe says. decayed: whether a torch parameter of this name decays under decay='matrices'; default: those
-    with two axes and more, other than Mamba's A_log.
+    with two axes and more, other than Mamba's A_log. plain: gradient descent in place of AdamW.
     """
 
     def __init__(
@@ -81,6 +81,7 @@ class Peer:
         family: str | None = None,
         router_losses: RouterLosses | None = None,
         decayed: Callable[[str, Any], bool] = lambda name, p: p.ndim > 1 and not name.endswith("A_log"),
+        plain: bool = False,
     ):
         torch = self.torch = pytest.importorskip("torch", reason="pip install -e '.[test]'")
         import transformers
@@ -99,6 +100,8 @@ class Peer:
             betas=(optimizer.beta1, optimizer.beta2),
             eps=optimizer.eps,
         )
+        if plain:
+            self.optimizer = torch.optim.SGD(list(named.values()))
 
     def sums(self, windows: np.ndarray) -> tuple[Any, Any, Any]:
         """Over the trained targets of `windows`: the sums of cross-entropy + z_loss * log-normaliser^2 and of plain

@@ -23,6 +23,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 from mutants import FOLDER, ROOT, Mutant, NotApplicable, read
 
+from fineline_jax.text_table import text_table
+
 KILLED, SURVIVED, NOT_APPLICABLE, BROKEN = "killed", "survived", "not applicable", "broken"
 ASSERTED, PASSED = 1, 0  # exit statuses of pytest; others mean that no test could be run
 
@@ -186,8 +188,7 @@ def table(mutants: list[Mutant], verdicts: dict[str, str]) -> str:
     rooms = {**dict(sorted(rooms.items())), "all": sum(rooms.values(), Counter())}
     head = ["room", "slips", *kinds]
     rows = [[room, str(counts.total()), *(str(counts[kind]) for kind in kinds)] for room, counts in rooms.items()]
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)) for row in [head, *rows])
+    return text_table([head, *rows])
 
 
 if __name__ == "__main__":

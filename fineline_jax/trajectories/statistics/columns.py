@@ -37,10 +37,10 @@ class Statistic:
         return pd.DataFrame(rows, columns=names)
 
 
-def wide(table: pd.DataFrame) -> pd.DataFrame:
-    """Of the rows of one series and metric: tokens x tasks, only where every task was scored, in order of tokens.
+def wide(table: pd.DataFrame, by: str) -> pd.DataFrame:
+    """Curves side by side: tokens x `by` (tasks of one series and metric, or series of one task and metric).
 
-    Where a task has several checkpoints at one token count, the last one counts.
+    Only tokens at which all were scored, ascending. Of several checkpoints at one token count the last one counts.
     """
-    last = table.drop_duplicates(["task", "tokens"], keep="last")
-    return last.pivot(index="tokens", columns="task", values="value").dropna().sort_index()
+    last = table.drop_duplicates([by, "tokens"], keep="last")
+    return last.pivot(index="tokens", columns=by, values="value").dropna().sort_index()

@@ -89,8 +89,7 @@ def exchanges(domains: np.ndarray, seed: int = 0, draws: int = DRAWS) -> tuple[n
     count = math.factorial(len(labels)) // math.prod(math.factorial(int(size)) for size in sizes) // same
     if count <= draws:
         others = _divisions(len(labels), sorted(sizes.tolist(), reverse=True))
-        observed = _canonical(labels[None])[0]
-        rows = [row for row in others if not np.array_equal(_canonical(row[None])[0], observed)]
+        rows = [row for row in others if _canonical(row) != _canonical(labels)]
         return np.stack([labels, *rows]), 1 / count
     rng = np.random.default_rng(seed)
     return np.stack([labels, *(rng.permutation(labels) for _ in range(draws))]), 1 / count
@@ -117,13 +116,10 @@ def _divisions(tasks: int, sizes: list[int]) -> list[np.ndarray]:
     return found
 
 
-def _canonical(labels: np.ndarray) -> np.ndarray:
-    """Labels renumbered by first appearance, so that equal divisions are equal arrays."""
-    renumbered = []
-    for row in labels:
-        order = dict.fromkeys(row.tolist())
-        renumbered.append([list(order).index(label) for label in row.tolist()])
-    return np.array(renumbered)
+def _canonical(labels: np.ndarray) -> list[int]:
+    """Labels renumbered by first appearance, so that equal divisions are equal lists."""
+    order = list(dict.fromkeys(labels.tolist()))
+    return [order.index(label) for label in labels.tolist()]
 
 
 def exchange_test(correlations: np.ndarray, domains: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
@@ -175,7 +171,7 @@ def _verdict(
 
 def _matrix(part: pd.DataFrame) -> tuple[np.ndarray, list[str], np.ndarray, np.ndarray]:
     """(tokens [T], tasks, their domains, values [T, tasks]) of one series and metric."""
-    curves = wide(part)
+    curves = wide(part, by="task")
     domain = part.drop_duplicates("task").set_index("task")["domain"]
     tasks = [str(task) for task in curves.columns]
     return curves.index.to_numpy(float), tasks, domain[tasks].to_numpy(str), curves.to_numpy(float)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .columns import Column, Statistic
+from .columns import Column, Statistic, wide
 
 FEWEST = 5
 
@@ -22,8 +22,7 @@ def similarity(table: pd.DataFrame, series: list[str] | None = None) -> pd.DataF
     chosen = table if series is None else table[table["series"].isin(series)]
     rows = []
     for (metric, task), part in chosen.groupby(["metric", "task"], sort=False, observed=True):
-        last = part.drop_duplicates(["series", "tokens"], keep="last")
-        curves = last.pivot(index="tokens", columns="series", values="value").dropna().sort_index()
+        curves = wide(part, by="series")
         row = {"metric": metric, "task": task, "series": curves.shape[1], "checkpoints": len(curves)}
         if curves.shape[1] < 2 or len(curves) < FEWEST:
             rows.append(row | {"reason": f"fewer than two series, or than {FEWEST} checkpoints that all have"})

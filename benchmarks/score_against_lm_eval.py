@@ -125,11 +125,11 @@ def ours(arguments: argparse.Namespace) -> dict:
     import numpy as np
 
     from fineline_jax.checkpoints import series
-    from fineline_jax.recipe import Mesh
+    from fineline_jax.recipe import MeshShape
     from fineline_jax.scoring import metrics, pack, placement, scorer
 
     made = Path(tempfile.mkdtemp())
-    mesh = placement.scoring_mesh(Mesh(), [series.open_series(str(arguments.model))])
+    mesh = placement.scoring_mesh(MeshShape(), [series.open_series(str(arguments.model))])
     jax.block_until_ready(jax.numpy.zeros(1))
 
     def prepare(out: Path, limit: int | None) -> pack.Pack:

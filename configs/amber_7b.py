@@ -11,7 +11,7 @@ from fineline_jax.recipe import (
     Compute,
     Data,
     Every,
-    Mesh,
+    MeshShape,
     Optimizer,
     Recipe,
     Schedule,
@@ -62,7 +62,7 @@ def recipe() -> Recipe:
             every=(Every(STEPS_PER_CHUNK * TOKENS_PER_STEP),),  # one per chunk: ckpt_000 ... ckpt_359
             latest_every_tokens=100 * TOKENS_PER_STEP,
         ),
-        mesh=Mesh(fsdp=-1),
+        mesh=MeshShape(fsdp=-1),
         compute=Compute(dtype="bfloat16", remat="full"),  # bf16-mixed, activation checkpointing on every layer
         seed=11_111,  # amber-train seeds with 11111 + index of the last checkpoint + 1
     )

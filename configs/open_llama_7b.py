@@ -13,7 +13,7 @@ from fineline_jax.recipe import (
     Data,
     Every,
     Loss,
-    Mesh,
+    MeshShape,
     Optimizer,
     Recipe,
     Schedule,
@@ -74,7 +74,7 @@ def open_llama(
             every=(Every(steps // 100 * tokens_per_step),),  # --save_milestone_freq=2500 of 250,000
             latest_every_tokens=100 * tokens_per_step,
         ),
-        mesh=Mesh(replica=-1, fsdp=64),  # --mesh_dim='-1,64,1'
+        mesh=MeshShape(replica=-1, fsdp=64),  # --mesh_dim='-1,64,1'
         # --dtype fp32 is what the script says; on TPU its products are bfloat16 passes at default precision.
         compute=Compute(dtype="float32", remat="full"),
         seed=42,  # EasyLM llama_train.py

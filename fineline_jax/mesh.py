@@ -11,14 +11,14 @@ import jax
 
 from fineline_jax.errors import UserError
 from fineline_jax.models.config import ModelConfig
-from fineline_jax.recipe import Mesh
+from fineline_jax.recipe import MeshShape
 
 AXES = ("replica", "fsdp", "tensor")
 BATCH = ("replica", "fsdp")
 """The axes over which rows of a batch are spread."""
 
 
-def make_mesh(mesh: Mesh = Mesh(), devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
+def make_mesh(mesh: MeshShape = MeshShape(), devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
     """The mesh over `devices` (default: all of all processes); an axis of -1 takes what the others leave.
 
     Without an accelerator, where devices are only the cores of one machine, a mesh of a half or a quarter of them takes

@@ -128,7 +128,7 @@ class Checkpoints:
 
 
 @dataclasses.dataclass(frozen=True)
-class Mesh:
+class MeshShape:
     """Devices per axis. One of them may be -1: what is left."""
 
     replica: int = 1
@@ -185,7 +185,7 @@ class Recipe:
     """Trained positions in all; rounded down to whole steps."""
     checkpoints: Checkpoints = Checkpoints()
     loss: Loss = Loss()
-    mesh: Mesh = Mesh()
+    mesh: MeshShape = MeshShape()
     compute: Compute = Compute()
     logging: Logging = Logging()
     seed: int = 0

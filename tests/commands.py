@@ -13,7 +13,7 @@ import numpy as np
 from fineline_jax.checkpoints.series import open_series
 from fineline_jax.checkpoints.store import load_items
 from fineline_jax.mesh import make_mesh
-from fineline_jax.recipe import Mesh, Recipe
+from fineline_jax.recipe import MeshShape, Recipe
 from fineline_jax.training.metrics import TIMINGS, read_metrics
 from fineline_jax.training.step import abstract_state
 
@@ -25,7 +25,7 @@ def lines_of(run: Path) -> list[dict]:
 
 def states_of(run: Path, recipe: Recipe) -> list[list[bytes]]:
     """Every bit of every kept state, parameters and moments."""
-    target = abstract_state(recipe, make_mesh(Mesh(fsdp=1), jax.devices()[:1]))
+    target = abstract_state(recipe, make_mesh(MeshShape(fsdp=1), jax.devices()[:1]))
     folders = [checkpoint.location for checkpoint in open_series(str(run)).checkpoints]
     return [[np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(load_items(f, target))] for f in folders]
 

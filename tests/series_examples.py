@@ -8,7 +8,7 @@ from fineline_jax.checkpoints.hub import export_hf
 from fineline_jax.mesh import make_mesh
 from fineline_jax.models import decoder
 from fineline_jax.models.config import ModelConfig
-from fineline_jax.recipe import Mesh
+from fineline_jax.recipe import MeshShape
 
 CONFIG = ModelConfig(vocab_size=512, width=32, layers=2, heads=4, mlp_width=64, context=96)
 
@@ -16,7 +16,7 @@ fresh_params = jax.jit(lambda seed: decoder.init_params(CONFIG, jax.random.key(s
 
 
 def one_device() -> jax.sharding.Mesh:
-    return make_mesh(Mesh(), jax.devices()[:1])
+    return make_mesh(MeshShape(), jax.devices()[:1])
 
 
 def make_series(folder: Path, tokenizer: Path, steps: tuple[int, ...]) -> Path:

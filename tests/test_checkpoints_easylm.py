@@ -209,10 +209,10 @@ def test_rotary_rows_of_grouped_queries_are_put_in_the_decoders_order(tmp_path: 
 
     import jax
 
-    from fineline_jax.recipe import Mesh
+    from fineline_jax.recipe import MeshShape
 
-    expected_config, expected = hub.load_hf(tmp_path / "hf", make_mesh(Mesh(), jax.devices()[:1]))
-    for mesh in (Mesh(), Mesh(2, 2, 2)):
+    expected_config, expected = hub.load_hf(tmp_path / "hf", make_mesh(MeshShape(), jax.devices()[:1]))
+    for mesh in (MeshShape(), MeshShape(2, 2, 2)):
         found_config, found = hub.load_hf(tmp_path / "easylm", make_mesh(mesh))
         assert found_config == expected_config
         assert jax.tree.structure(found) == jax.tree.structure(expected)

@@ -21,14 +21,14 @@ from fineline_jax.mesh import make_mesh
 from fineline_jax.models import attention, decoder
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.models.families.llama import LLAMA
-from fineline_jax.recipe import Mesh
+from fineline_jax.recipe import MeshShape
 from fineline_jax.scoring.tokenizer import open_tokenizer
 
 SMALL = ModelConfig(vocab_size=48, width=32, layers=3, heads=4, kv_heads=2, head_dim=8, mlp_width=40, context=64)
 
 
 def mesh_of(replica: int, fsdp: int, tensor: int) -> jax.sharding.Mesh:
-    return make_mesh(Mesh(replica, fsdp, tensor), jax.devices()[: replica * fsdp * tensor])
+    return make_mesh(MeshShape(replica, fsdp, tensor), jax.devices()[: replica * fsdp * tensor])
 
 
 def logits(config: ModelConfig, params: Any, tokens: np.ndarray, mesh: jax.sharding.Mesh) -> np.ndarray:

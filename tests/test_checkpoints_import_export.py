@@ -25,7 +25,7 @@ from fineline_jax.cli import main
 from fineline_jax.errors import UserError
 from fineline_jax.mesh import make_mesh
 from fineline_jax.models.config import ModelConfig
-from fineline_jax.recipe import Mesh, from_json
+from fineline_jax.recipe import MeshShape, from_json
 from fineline_jax.scoring import scores
 
 
@@ -74,7 +74,7 @@ def test_a_released_model_has_its_golden_log_likelihoods_in_every_format(
 ) -> None:
     source, items = golden
     [checkpoint] = series.open_series(str(in_format(source, tmp_path / "model", form))).checkpoints
-    mesh = make_mesh(Mesh(1, 4, 2))
+    mesh = make_mesh(MeshShape(1, 4, 2))
     config, params = series.load(checkpoint, mesh)
     longest = max(len(item["ids"]) for item in items)
     tokens = np.zeros((-(-len(items) // 4) * 4, longest), np.int32)
@@ -326,7 +326,7 @@ def test_a_device_reads_only_the_ranges_of_its_shard(released: Path, monkeypatch
         return part
 
     monkeypatch.setattr(StoredTensor, "__getitem__", counting)
-    mesh = make_mesh(Mesh(1, 8, 1))
+    mesh = make_mesh(MeshShape(1, 8, 1))
     hub.load_hf(released, mesh)
     for name, tensor in open_weights(released).tensors.items():
         read = sum(size for touching, size in touched if touching == name)
@@ -356,7 +356,7 @@ def test_loading_takes_the_parameters_and_little_more(tmp_path: Path) -> None:
     """Beside the parameters, less than 1.3 times the largest tensor of the files is in memory."""
     warm = dataclasses.replace(SMALL, vocab_size=64)
     config = ModelConfig(vocab_size=40_000, width=512, layers=12, heads=8, mlp_width=1536, context=64)
-    one = make_mesh(Mesh(), jax.devices()[:1])
+    one = make_mesh(MeshShape(), jax.devices()[:1])
     for name, model in (("warm", warm), ("large", config)):
         params = jax.tree.map(
             lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype)), hub.decoder.abstract_params(model, one)
@@ -380,8 +380,8 @@ import jax.numpy as jnp
 from fineline_jax.checkpoints import hub
 from fineline_jax.checkpoints.stored import StoredTensor
 from fineline_jax.mesh import make_mesh
-from fineline_jax.recipe import Mesh
-mesh = make_mesh(Mesh(1, 2, 1))
+from fineline_jax.recipe import MeshShape
+mesh = make_mesh(MeshShape(1, 2, 1))
 hub.load_hf(Path(sys.argv[3]), mesh)
 read, original = {}, StoredTensor.__getitem__
 def counting(self, index):
@@ -405,7 +405,7 @@ def test_each_of_two_processes_reads_and_holds_its_own_half(tmp_path: Path) -> N
     """No process reads what only the other one needs; beside its shards, less than 1.3 of the largest tensor."""
     warm = dataclasses.replace(SMALL, vocab_size=64)
     config = ModelConfig(vocab_size=40_000, width=512, layers=4, heads=8, mlp_width=1536, context=64)
-    one = make_mesh(Mesh(), jax.devices()[:1])
+    one = make_mesh(MeshShape(), jax.devices()[:1])
     for name, model in (("warm", warm), ("large", config)):
         params = jax.tree.map(
             lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype)), hub.decoder.abstract_params(model, one)

@@ -26,14 +26,14 @@ from fineline_jax.errors import UserError
 from fineline_jax.mesh import make_mesh
 from fineline_jax.models import decoder
 from fineline_jax.models.config import ModelConfig
-from fineline_jax.recipe import Mesh, from_json
+from fineline_jax.recipe import MeshShape, from_json
 
 CONFIG = ModelConfig(vocab_size=512, width=16, layers=3, heads=2, mlp_width=24, context=32)
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 def one_device() -> jax.sharding.Mesh:
-    return make_mesh(Mesh(), jax.devices()[:1])
+    return make_mesh(MeshShape(), jax.devices()[:1])
 
 
 def params(seed: int, norms: Any = np.float32, others: Any = np.float32) -> Any:

@@ -27,7 +27,7 @@ from fineline_jax.errors import UserError
 from fineline_jax.mesh import make_mesh
 from fineline_jax.models import decoder
 from fineline_jax.models.config import ModelConfig
-from fineline_jax.recipe import Mesh
+from fineline_jax.recipe import MeshShape
 
 CONFIG = ModelConfig(vocab_size=64, width=32, layers=2, heads=4, kv_heads=2, mlp_width=48, context=32)
 OPTIMIZER = optax.adamw(1e-3)
@@ -104,8 +104,8 @@ def test_a_restored_state_is_bitwise_the_saved_one_although_its_buffers_were_don
     assert jax.tree.structure(state) == jax.tree.structure(target)
 
 
-@pytest.mark.parametrize("shape", [Mesh(1, 4, 1), Mesh(2, 2, 2), Mesh(1, 1, 1)])
-def test_a_state_moves_to_another_mesh_with_equal_bits(tmp_path: Path, shape: Mesh) -> None:
+@pytest.mark.parametrize("shape", [MeshShape(1, 4, 1), MeshShape(2, 2, 2), MeshShape(1, 1, 1)])
+def test_a_state_moves_to_another_mesh_with_equal_bits(tmp_path: Path, shape: MeshShape) -> None:
     history = trained(tmp_path, 0, kept=(0,), latest_every=0)
     mesh = make_mesh(shape, jax.devices()[: shape.replica * shape.fsdp * shape.tensor])
     target = abstract_state(mesh)

@@ -30,7 +30,8 @@ def recipe():
     model = ModelConfig(vocab_size=512, width=16, layers=1, heads=2, mlp_width=16, context=96)
     data, optimizer = Data((Source("data"),), sequence_length=8), Optimizer(Schedule())
     compute, logging = Compute(dtype="float32", remat="none"), Logging(tensorboard=False)
-    return Recipe("mini", model, data, Batch(4), optimizer, 128, mesh=Mesh(fsdp=1), compute=compute, logging=logging)
+    mesh = MeshShape(fsdp=1)
+    return Recipe("mini", model, data, Batch(4), optimizer, 128, mesh=mesh, compute=compute, logging=logging)
 """
 Spoil = Callable[[Path], object]
 SIZE = "--sequence-length 8"

@@ -322,7 +322,7 @@ def test_the_options_of_export_and_import_reach_them(run, tmp_path, monkeypatch)
 def test_an_import_with_a_recipe_is_of_float32_and_has_a_new_optimizer_state(monkeypatch, capsys, tmp_path):
     made = Called(Path("r/checkpoints/3"))
     monkeypatch.setattr(interchange, "import_checkpoint", made)
-    own = dataclasses.replace(load_recipe("demo"), mesh=recipe.Mesh(replica=2, fsdp=4))
+    own = dataclasses.replace(load_recipe("demo"), mesh=recipe.MeshShape(replica=2, fsdp=4))
     (tmp_path / "own.json").write_text(recipe.to_json(own))
     assert main(["import", "w", "r", "--recipe", str(tmp_path / "own.json"), "--config", "llama_60m"]) == 0
     assert capsys.readouterr().out == "r/checkpoints/3: w imported\n"

@@ -11,7 +11,7 @@ import pytest
 from fineline_jax import cpu
 from fineline_jax.errors import UserError
 from fineline_jax.mesh import make_mesh
-from fineline_jax.recipe import Mesh
+from fineline_jax.recipe import MeshShape
 
 SHOW = """
 from fineline_jax.cpu import prepare_cpu
@@ -124,7 +124,7 @@ def test_nothing_is_set_where_an_accelerator_will_be_used(plugin, platforms, pre
 
 
 def test_a_smaller_mesh_takes_the_first_cores_and_one_that_does_not_divide_them_is_refused():
-    assert make_mesh(Mesh(1, 2, 1)).devices.flatten().tolist() == jax.devices()[:2]
-    assert make_mesh(Mesh(1, 1, 1)).size == 1
+    assert make_mesh(MeshShape(1, 2, 1)).devices.flatten().tolist() == jax.devices()[:2]
+    assert make_mesh(MeshShape(1, 1, 1)).size == 1
     with pytest.raises(UserError, match=r"mesh\.fsdp=3"):
-        make_mesh(Mesh(1, 3, 1))
+        make_mesh(MeshShape(1, 3, 1))

@@ -17,7 +17,7 @@ from fineline_jax.errors import UserError
 from fineline_jax.mesh import BATCH, make_mesh
 from fineline_jax.models import attention, decoder, products
 from fineline_jax.models.config import ModelConfig
-from fineline_jax.recipe import Mesh
+from fineline_jax.recipe import MeshShape
 
 SMALL = ModelConfig(
     vocab_size=96, width=32, layers=3, heads=4, kv_heads=2, mlp_width=64, context=32, attention_bias=True, mlp_bias=True
@@ -80,7 +80,7 @@ MAMBA = ModelConfig(
     ],
 )
 def test_activations_at_some_places_are_those_of_all_places(config, axes):
-    mesh = make_mesh(Mesh(*axes), jax.devices()[: np.prod(axes)])
+    mesh = make_mesh(MeshShape(*axes), jax.devices()[: np.prod(axes)])
     shards = axes[0] * axes[1]
     tokens = tokens_of(config)
     places = np.random.default_rng(2).integers(0, 8 * 24 // shards, (shards, 11), dtype=np.int32)
@@ -95,7 +95,7 @@ def test_activations_at_some_places_are_those_of_all_places(config, axes):
 def test_amber_7b_has_exactly_its_published_number_of_parameters():
     amber = ModelConfig(vocab_size=32_000, width=4096, layers=32, heads=32, mlp_width=11_008)
     assert amber.parameters == 6_738_415_616
-    mesh = make_mesh(Mesh(fsdp=1), jax.devices()[:1])
+    mesh = make_mesh(MeshShape(fsdp=1), jax.devices()[:1])
     shapes = decoder.abstract_params(amber, mesh)
     assert sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes)) == amber.parameters
 
@@ -122,13 +122,13 @@ def test_parameter_count_is_that_of_the_arrays(heads, groups, tied, attention_bi
         attention_bias=attention_bias,
         mlp_bias=mlp_bias,
     )
-    shapes = decoder.abstract_params(config, make_mesh(Mesh(fsdp=1), jax.devices()[:1]))
+    shapes = decoder.abstract_params(config, make_mesh(MeshShape(fsdp=1), jax.devices()[:1]))
     assert sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes)) == config.parameters
 
 
 @functools.cache
 def of_small(*axes):
-    return hidden(SMALL, make_mesh(Mesh(*axes), jax.devices()[: np.prod(axes)]), tokens_of(SMALL))
+    return hidden(SMALL, make_mesh(MeshShape(*axes), jax.devices()[: np.prod(axes)]), tokens_of(SMALL))
 
 
 @pytest.mark.parametrize("axes", [(1, 8, 1), (1, 4, 2), (2, 2, 2)])
@@ -143,7 +143,7 @@ def test_any_mesh_gives_the_same_activations_and_gradients(axes):
     ids=str,
 )
 def test_remat_and_unrolling_change_nothing(options):
-    found = hidden(SMALL, make_mesh(Mesh(fsdp=4, tensor=2)), tokens_of(SMALL), **options)
+    found = hidden(SMALL, make_mesh(MeshShape(fsdp=4, tensor=2)), tokens_of(SMALL), **options)
     close(found, of_small(1, 4, 2), 1e-5)
 
 
@@ -161,7 +161,7 @@ STREAM, QUERIES, KEYS = (3, 8, 24, 32), (3, 8, 24, 4, 8), (3, 8, 24, 2, 8)
 )
 def test_the_backward_pass_finds_saved_what_the_policy_says(remat, memory, saved):
     """Layer inputs, of each layer; queries, keys and values; and the context, which has the queries' shape."""
-    mesh, tokens = make_mesh(Mesh(fsdp=1), jax.devices()[:1]), jnp.zeros((8, 24), jnp.int32)
+    mesh, tokens = make_mesh(MeshShape(fsdp=1), jax.devices()[:1]), jnp.zeros((8, 24), jnp.int32)
 
     def loss(params):
         states = decoder.hidden_states(SMALL, params, tokens, tokens, attend, remat=remat)
@@ -177,7 +177,7 @@ def test_the_backward_pass_finds_saved_what_the_policy_says(remat, memory, saved
 
 
 def test_a_later_token_does_not_change_earlier_states():
-    mesh, tokens = make_mesh(Mesh(fsdp=1), jax.devices()[:1]), tokens_of(SMALL)
+    mesh, tokens = make_mesh(MeshShape(fsdp=1), jax.devices()[:1]), tokens_of(SMALL)
     changed = tokens.copy()
     changed[:, 12] = (changed[:, 12] + 1) % SMALL.vocab_size
     before, after = (hidden(SMALL, mesh, some, gradients=False)[0] for some in (tokens, changed))
@@ -240,12 +240,12 @@ def test_a_forced_kernel_on_the_wrong_device_is_refused_by_name():
 
 def test_a_model_that_does_not_split_is_refused_by_name():
     with pytest.raises(UserError, match=r"model\.kv_heads=2 is not a multiple of mesh\.tensor=4"):
-        decoder.abstract_params(SMALL, make_mesh(Mesh(fsdp=2, tensor=4)))
+        decoder.abstract_params(SMALL, make_mesh(MeshShape(fsdp=2, tensor=4)))
 
 
 def test_a_mesh_that_does_not_use_all_devices_is_refused():
     with pytest.raises(UserError, match=r"mesh\.fsdp=3"):
-        make_mesh(Mesh(fsdp=3))
+        make_mesh(MeshShape(fsdp=3))
 
 
 def test_llama_logits_equal_transformers():
@@ -287,7 +287,7 @@ def test_llama_logits_equal_transformers():
         "norm": weights["model.norm.weight"],
         "head": weights["lm_head.weight"].T,
     }
-    mesh = make_mesh(Mesh(fsdp=1), jax.devices()[:1])
+    mesh = make_mesh(MeshShape(fsdp=1), jax.devices()[:1])
     tokens = tokens_of(config, rows=4, length=32)
     with jax.set_mesh(mesh):
         shapes = decoder.abstract_params(config, mesh)

@@ -21,13 +21,13 @@ from fineline_jax.models import decoder, families
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.models.families.hf_config import HfConfig
 from fineline_jax.models.families.name_map import cut, parse_axes, read_part, write_part
-from fineline_jax.recipe import Mesh
+from fineline_jax.recipe import MeshShape
 
 TOKENS = np.random.default_rng(1).integers(0, VOCABULARY, (4, 20), dtype=np.int32)
 
 
 def mesh_of(replica: int, fsdp: int, tensor: int) -> jax.sharding.Mesh:
-    return make_mesh(Mesh(replica, fsdp, tensor), jax.devices()[: replica * fsdp * tensor])
+    return make_mesh(MeshShape(replica, fsdp, tensor), jax.devices()[: replica * fsdp * tensor])
 
 
 @pytest.fixture(scope="module", params=EXAMPLES, ids=lambda name: name.replace(" ", "_"))

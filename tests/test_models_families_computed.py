@@ -15,7 +15,7 @@ from fineline_jax.errors import UserError
 from fineline_jax.mesh import BATCH, make_mesh
 from fineline_jax.models import decoder, mamba, moe
 from fineline_jax.models.config import ModelConfig
-from fineline_jax.recipe import Batch, Compute, Data, Loss, Mesh, Optimizer, Recipe, Schedule, Source
+from fineline_jax.recipe import Batch, Compute, Data, Loss, MeshShape, Optimizer, Recipe, Schedule, Source
 from fineline_jax.scoring import pack, scorer
 from fineline_jax.training.step import BATCH_SPEC, initial_state, make_train_step
 
@@ -37,7 +37,7 @@ MODELS = {"gpt_neox": NEOX, "olmoe": OLMOE, "olmo2": OLMO2, "qwen_moe": QWEN_MOE
 
 
 def mesh_of(replica: int, fsdp: int, tensor: int) -> jax.sharding.Mesh:
-    return make_mesh(Mesh(replica, fsdp, tensor), jax.devices()[: replica * fsdp * tensor])
+    return make_mesh(MeshShape(replica, fsdp, tensor), jax.devices()[: replica * fsdp * tensor])
 
 
 # Experts

@@ -14,7 +14,7 @@ import scipy.stats
 from fineline_jax.mesh import make_mesh
 from fineline_jax.models import decoder
 from fineline_jax.models.config import ModelConfig
-from fineline_jax.recipe import Mesh
+from fineline_jax.recipe import MeshShape
 
 STD = 0.03
 DENSE = ModelConfig(
@@ -50,7 +50,7 @@ ONES = {
 @functools.cache
 def drawn(config: ModelConfig, seed: int = 0, axes: tuple[int, int, int] = (1, 1, 1)) -> dict[str, np.ndarray]:
     """Every parameter by its last name."""
-    mesh = make_mesh(Mesh(*axes), jax.devices()[: int(np.prod(axes))])
+    mesh = make_mesh(MeshShape(*axes), jax.devices()[: int(np.prod(axes))])
     with jax.set_mesh(mesh):
         params = jax.jit(decoder.init_params, static_argnums=0)(config, jax.random.key(seed))
     return {str(path[-1].key): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
@@ -110,7 +110,7 @@ def test_the_seed_alone_decides_the_weights_whatever_the_mesh() -> None:
     for matrix in MATRICES["dense"].split():
         np.testing.assert_array_equal(first[matrix], again[matrix])
         assert not np.intersect1d(first[matrix].ravel()[:50], other[matrix]).size > 5
-    tied, mesh = dataclasses.replace(DENSE, tied_embeddings=True), make_mesh(Mesh(), jax.devices()[:1])
+    tied, mesh = dataclasses.replace(DENSE, tied_embeddings=True), make_mesh(MeshShape(), jax.devices()[:1])
     assert "head" not in decoder.abstract_params(tied, mesh)
     for dtype in (jnp.float32, jnp.bfloat16):
         assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(decoder.abstract_params(tied, mesh, dtype)))

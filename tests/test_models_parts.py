@@ -13,7 +13,7 @@ from fineline_jax.errors import UserError
 from fineline_jax.mesh import AXES, BATCH, abstract, batch_shards, check_fits, make_mesh
 from fineline_jax.models import decoder, mamba, moe, products
 from fineline_jax.models.config import ModelConfig
-from fineline_jax.recipe import Mesh
+from fineline_jax.recipe import MeshShape
 
 PLAIN = ModelConfig(vocab_size=40, width=16, layers=3, heads=4, mlp_width=24, kv_heads=2)
 MAMBA = ModelConfig(
@@ -118,7 +118,7 @@ def test_the_gradients_of_the_scan_are_those_of_the_recurrence_on_any_mesh() -> 
 
     gradients = lambda scan: jax.grad(lambda *arrays: jnp.sum(jnp.sin(3 * scan(*arrays))), argnums=range(5))
     expected = jax.jit(gradients(plain))(x, step, a, b, c)
-    mesh = make_mesh(Mesh(1, 2, 2), jax.devices()[:4])
+    mesh = make_mesh(MeshShape(1, 2, 2), jax.devices()[:4])
     features, states = jax.P(BATCH, None, "tensor"), jax.P(BATCH, None, None)
     specs = features, features, jax.P("tensor", None), states, states
     with jax.set_mesh(mesh):
@@ -164,7 +164,7 @@ def test_the_parts_of_a_mixture_are_summed_in_float32() -> None:
     into, out = jax.P(None, None, "tensor"), jax.P(None, "tensor", None)
     gate, up, down = jnp.full((2, 1, 2), 16), jnp.ones((2, 1, 2)), jnp.array([[[16], [-16]], [[1 / 16], [0]]])
     arrays = jnp.ones((1, 1, 1)), jnp.zeros((1, 2)), gate, up, down
-    mesh = make_mesh(Mesh(1, 1, 2), jax.devices()[:2])
+    mesh = make_mesh(MeshShape(1, 1, 2), jax.devices()[:2])
     with jax.set_mesh(mesh):
         placed = [
             jax.device_put(jnp.asarray(x, jnp.bfloat16), jax.NamedSharding(mesh, spec))
@@ -176,7 +176,7 @@ def test_the_parts_of_a_mixture_are_summed_in_float32() -> None:
 
 def test_decay_rates_and_skips_of_mamba_are_float32_in_bfloat16_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rates of 1, 2 and 3, whose logarithms bfloat16 has not; a skip of 1 + 2^-8 is one, and not rounded to 1."""
-    config, mesh = dataclasses.replace(MAMBA, layers=1), make_mesh(Mesh(fsdp=1), jax.devices()[:1])
+    config, mesh = dataclasses.replace(MAMBA, layers=1), make_mesh(MeshShape(fsdp=1), jax.devices()[:1])
     rates = []
     monkeypatch.setattr(mamba, "selective_scan", lambda x, step, a, b, c: rates.append(a) or jnp.zeros_like(step))
 
@@ -213,7 +213,7 @@ def test_the_losses_of_a_router_are_those_of_their_papers() -> None:
 
 
 def counted(config: ModelConfig) -> int:
-    shapes = decoder.abstract_params(config, make_mesh(Mesh(), jax.devices()[:1]))
+    shapes = decoder.abstract_params(config, make_mesh(MeshShape(), jax.devices()[:1]))
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
@@ -308,7 +308,7 @@ def test_sizes_at_their_bounds_are_taken_and_beyond_refused() -> None:
 def test_the_axis_left_open_takes_what_the_others_leave() -> None:
     shapes = {(1, -1, 1): (1, 8, 1), (2, -1, 2): (2, 2, 2), (-1, 2, 1): (4, 2, 1), (1, 2, -1): (1, 2, 4)}
     for asked, expected in shapes.items():
-        mesh = make_mesh(Mesh(*asked))
+        mesh = make_mesh(MeshShape(*asked))
         assert mesh.axis_names == AXES == ("replica", "fsdp", "tensor")
         assert tuple(mesh.shape.values()) == expected
         assert batch_shards(mesh) == expected[0] * expected[1]
@@ -316,21 +316,21 @@ def test_the_axis_left_open_takes_what_the_others_leave() -> None:
     last = make_mesh(devices=jax.devices()[5:])
     assert (tuple(last.shape.values()), list(last.devices.flat)) == ((1, 3, 1), jax.devices()[5:])
     # Cores of one machine, of which half or a quarter may be enough.
-    assert list(make_mesh(Mesh(1, 2, 2)).devices.flat) == jax.devices()[:4]
+    assert list(make_mesh(MeshShape(1, 2, 2)).devices.flat) == jax.devices()[:4]
     for asked in ((1, 3, 1), (1, 16, 1), (3, -1, 1), (1, 0, 1)):
         with pytest.raises(
             UserError, match=r"mesh\.replica=\d+, mesh\.fsdp=-?\d+, mesh\.tensor=1 does not divide the 8"
         ):
-            make_mesh(Mesh(*asked))
+            make_mesh(MeshShape(*asked))
     with pytest.raises(UserError, match=r"does not divide the 8 device"):
-        make_mesh(Mesh(1, 4, 1), jax.devices())
+        make_mesh(MeshShape(1, 4, 1), jax.devices())
 
 
 def test_several_processes_use_all_of_their_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first half would be those of some of the processes."""
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(UserError, match=r"does not divide the 8 device"):
-        make_mesh(Mesh(1, 4, 1))
+        make_mesh(MeshShape(1, 4, 1))
 
 
 def test_every_size_that_is_split_must_be_a_multiple_of_its_axis() -> None:
@@ -342,20 +342,20 @@ def test_every_size_that_is_split_must_be_a_multiple_of_its_axis() -> None:
         ("mlp_width", 26, (1, 1, 4)), ("shared_expert_width", 6, (1, 1, 4)), ("vocab_size", 46, (1, 1, 4)),
     ]  # fmt: skip
     for axes in ((1, 4, 1), (1, 1, 4), (4, 1, 1)):
-        check_fits(divided, make_mesh(Mesh(*axes)))
+        check_fits(divided, make_mesh(MeshShape(*axes)))
     for name, size, axes in cases:
         kv_heads = {"heads": {6: 6}}.get(name, {}).get(size, 4)
         changed = dataclasses.replace(divided, **({"kv_heads": kv_heads} | {name: size}))
         if axes is None:
-            check_fits(changed, make_mesh(Mesh(1, 1, 4)))
+            check_fits(changed, make_mesh(MeshShape(1, 1, 4)))
             continue
         axis = "fsdp" if axes[1] > 1 else "tensor"
         with pytest.raises(UserError, match=rf"model\.{name}={size} is not a multiple of mesh\.{axis}=4"):
-            check_fits(changed, make_mesh(Mesh(*axes)))
+            check_fits(changed, make_mesh(MeshShape(*axes)))
 
 
 def test_what_is_not_computed_yet_has_its_place_on_the_mesh() -> None:
-    mesh = make_mesh(Mesh(1, 4, 2))
+    mesh = make_mesh(MeshShape(1, 4, 2))
     found = abstract(lambda: jnp.zeros((8, 6), jnp.bfloat16, out_sharding=jax.P("fsdp", "tensor")), mesh)
     assert (found.shape, found.dtype, found.sharding) == (
         (8, 6), jnp.bfloat16, jax.NamedSharding(mesh, jax.P("fsdp", "tensor")),

@@ -10,7 +10,7 @@ import pytest
 from fineline_jax.mesh import make_mesh
 from fineline_jax.models import decoder
 from fineline_jax.models.config import ModelConfig
-from fineline_jax.recipe import Batch, Compute, Data, Loss, Mesh, Optimizer, Recipe, Schedule, Source
+from fineline_jax.recipe import Batch, Compute, Data, Loss, MeshShape, Optimizer, Recipe, Schedule, Source
 from fineline_jax.training.optimizer import make_optimizer
 from fineline_jax.training.step import BATCH_SPEC, make_train_step
 
@@ -64,7 +64,7 @@ def test_three_steps_change_every_weight_as_torch_does(name: str, tmp_path) -> N
     model = MODELS[name]
     of_router = dict(load_balance=0.3, router_z_loss=0.05) if model.experts else {}
     recipe = recipe_of(model, Loss(z_loss=1e-2, chunk_tokens=16, **of_router))
-    mesh, random = make_mesh(Mesh(), jax.devices()[:1]), np.random.default_rng(5)
+    mesh, random = make_mesh(MeshShape(), jax.devices()[:1]), np.random.default_rng(5)
     with jax.set_mesh(mesh):
         # All of the same size: ones and zeros would hide a mistake, and routers near even be decided by rounding.
         draw = lambda leaf: jax.device_put(np.float32(0.35 * random.normal(size=leaf.shape)), leaf.sharding)

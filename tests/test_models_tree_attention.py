@@ -17,7 +17,7 @@ from program_sizes import largest_array
 from fineline_jax.mesh import BATCH, make_mesh
 from fineline_jax.models import attention, decoder, tree_attention, tree_attention_gpu, tree_attention_tpu
 from fineline_jax.models.config import ModelConfig
-from fineline_jax.recipe import Mesh
+from fineline_jax.recipe import MeshShape
 from fineline_jax.scoring.pack import Ragged
 from fineline_jax.scoring.prefix_tree import Plan, plan
 from fineline_jax.scoring.trie import subtree_ends
@@ -232,10 +232,10 @@ def outputs(
 
 
 @pytest.mark.parametrize(("mesh", "how"), [
-    (Mesh(1, 1, 1), "reference"), (Mesh(1, 1, 1), "blockwise"), (Mesh(2, 2, 1), "blockwise"),
-    (Mesh(1, 4, 2), "blockwise"),
+    (MeshShape(1, 1, 1), "reference"), (MeshShape(1, 1, 1), "blockwise"), (MeshShape(2, 2, 1), "blockwise"),
+    (MeshShape(1, 4, 2), "blockwise"),
 ])  # fmt: skip
-def test_the_decoder_sees_a_request_in_a_row_as_it_sees_it_alone(mesh: Mesh, how: tree_attention.Implementation):
+def test_the_decoder_sees_a_request_in_a_row_as_it_sees_it_alone(mesh: MeshShape, how: tree_attention.Implementation):
     made, strings = requests()
     devices = jax.devices()[: mesh.replica * mesh.fsdp * mesh.tensor]
     in_rows = outputs(make_mesh(mesh, devices), made.tokens, made.depth, made.end, how)
@@ -246,7 +246,7 @@ def test_the_decoder_sees_a_request_in_a_row_as_it_sees_it_alone(mesh: Mesh, how
         alone[i, : len(string)] = string
     places = np.broadcast_to(np.arange(longest, dtype=np.int32), alone.shape)
     causal = np.full(alone.shape, longest, np.int32)
-    one = make_mesh(Mesh(1, 1, 1), jax.devices()[:1])
+    one = make_mesh(MeshShape(1, 1, 1), jax.devices()[:1])
     expected = outputs(one, alone, places, causal, "reference")
 
     pair_row = np.repeat(np.arange(len(made.used)), np.diff(made.pair_offsets))

@@ -17,7 +17,7 @@ from fineline_jax.recipe import (
     Data,
     Every,
     Logging,
-    Mesh,
+    MeshShape,
     Optimizer,
     Recipe,
     Schedule,
@@ -71,7 +71,7 @@ def test_five_sigkills_on_real_text_leave_no_trace_and_the_series_is_scored(shar
         optimizer=Optimizer(Schedule(peak=1e-3, final=1e-4, warmup_tokens=5 * tokens_per_step)),
         tokens=STEPS * tokens_per_step,
         checkpoints=Checkpoints(every=(Every(5 * tokens_per_step),), latest_every_tokens=3 * tokens_per_step),
-        mesh=Mesh(fsdp=1),
+        mesh=MeshShape(fsdp=1),
         compute=Compute(dtype="float32", remat="none", scan_layers=False),
         logging=Logging(tensorboard=False, validation_sequences=8),
     )

@@ -12,7 +12,7 @@ from series_examples import one_device
 from fineline_jax.mesh import make_mesh
 from fineline_jax.models import decoder
 from fineline_jax.models.config import ModelConfig
-from fineline_jax.recipe import Mesh
+from fineline_jax.recipe import MeshShape
 from fineline_jax.scoring import forward, lm_eval_backend, scorer, tree_engine
 from fineline_jax.scoring.pack import Pack
 
@@ -151,7 +151,7 @@ def small_shapes(monkeypatch):
     forward.pair_step.cache_clear()
 
 
-EIGHT = Mesh(replica=4, fsdp=2)
+EIGHT = MeshShape(replica=4, fsdp=2)
 
 
 @pytest.mark.parametrize("mesh", [None, EIGHT], ids=["one device", "eight devices"])

@@ -22,7 +22,7 @@ from test_scoring_prefix_tree import Requests, few_and_many_parents, few_shot, r
 
 from fineline_jax.mesh import make_mesh
 from fineline_jax.models import tree_attention, tree_attention_gpu, tree_attention_tpu
-from fineline_jax.recipe import Mesh
+from fineline_jax.recipe import MeshShape
 from fineline_jax.scoring import plan_table, prefix_tree, row_engine, rows, tree_engine, tree_packing
 from fineline_jax.scoring.pack import Pack, Ragged
 from fineline_jax.scoring.trie import Tree, build_tree
@@ -380,7 +380,7 @@ def test_a_plan_is_kept_for_the_next_checkpoint_and_not_for_other_arguments(chan
 
 
 def test_rows_are_kept_for_the_next_checkpoint_and_not_for_other_arguments():
-    eight = make_mesh(Mesh(replica=8, fsdp=1))
+    eight = make_mesh(MeshShape(replica=8, fsdp=1))
     chips = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform="gpu")] * 2), shape=eight.shape)
     arguments = [(some_pack(), 24, 256, one_device()), (some_pack(), 9, 256, one_device())]
     arguments += [(some_pack(), 24, 64, one_device()), (some_pack(), 24, 256, eight)]
@@ -419,7 +419,7 @@ def test_a_step_has_so_many_tokens_over_all_devices(monkeypatch, batch_tokens, r
     monkeypatch.setattr(tree_engine, "_steps", steps)
     with pytest.raises(Enough):
         tree_engine.score_tree(
-            some_pack(), None, {}, 24, make_mesh(Mesh(4, 2, 1)), "float32", batch_tokens=batch_tokens  # type: ignore[arg-type]
+            some_pack(), None, {}, 24, make_mesh(MeshShape(4, 2, 1)), "float32", batch_tokens=batch_tokens  # type: ignore[arg-type]
         )  # fmt: skip
     assert asked == [(some_pack(), 24, row_length, group, 8, SHAPE)]
 

@@ -12,7 +12,7 @@ import torch
 from series_examples import one_device
 
 from fineline_jax.mesh import make_mesh
-from fineline_jax.recipe import Mesh
+from fineline_jax.recipe import MeshShape
 from fineline_jax.scoring import forward
 
 P = jax.P
@@ -24,7 +24,7 @@ SHARE = 3 * BLOCK + 1
 @functools.cache
 def program(devices: int):
     """`log_probabilities` with the vocabulary over so many devices."""
-    mesh = one_device() if devices == 1 else make_mesh(Mesh(replica=1, fsdp=1, tensor=devices))
+    mesh = one_device() if devices == 1 else make_mesh(MeshShape(replica=1, fsdp=1, tensor=devices))
     local = functools.partial(forward.log_probabilities)  # a function of its own, so that nothing older is taken
     specs = (P(), P(), P(), P(), P(None, "tensor"))
     compiled = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=False))

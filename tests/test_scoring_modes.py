@@ -274,13 +274,13 @@ def test_a_trained_model_scores_as_plain_torch_code_does(mode, shared_data, tmp_
 
     from fineline_jax.checkpoints import series
     from fineline_jax.mesh import make_mesh
-    from fineline_jax.recipe import Mesh
+    from fineline_jax.recipe import MeshShape
     from fineline_jax.scoring import scorer
 
     folder = shared_data / "models/tinystories-260k"
     options = {"limit": 3, "max_context": 1024}
     made = prepared(mode, shared_data / "benchmarks", folder, tmp_path / "p", "arc_easy", **options)
-    mesh = make_mesh(Mesh(), jax.devices()[:1])
+    mesh = make_mesh(MeshShape(), jax.devices()[:1])
     config, params = series.load(series.open_series(str(folder)).checkpoints[0], mesh)
     loglikelihood, _ = scorer.score_params(made, config, params, mesh)
     model = LlamaForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval()

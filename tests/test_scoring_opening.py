@@ -18,7 +18,7 @@ from fineline_jax.checkpoints.series import Checkpoint
 from fineline_jax.checkpoints.transfer import STOP, DiskFullError, FetchError
 from fineline_jax.errors import UserError
 from fineline_jax.mesh import make_mesh
-from fineline_jax.recipe import Mesh
+from fineline_jax.recipe import MeshShape
 from fineline_jax.scoring import agreement, opening
 from fineline_jax.scoring.opening import Failed, Opened, open_each
 from fineline_jax.scoring.tokenizer import UnreadableTokenizer
@@ -129,7 +129,7 @@ def test_room_for_two_is_counted_for_both_and_on_one_device(monkeypatch):
     ]
     assert at(40.0) and not at(39.9) and at(0.0), "where nothing is known there is room"
     assert opening._room_for_two(None)
-    place = jax.NamedSharding(make_mesh(Mesh(replica=1, fsdp=8)), jax.P("fsdp"))
+    place = jax.NamedSharding(make_mesh(MeshShape(replica=1, fsdp=8)), jax.P("fsdp"))
     params = {"a": jax.device_put(jnp.zeros(24), place)}
     assert at(40.0) and not at(39.9)
 

@@ -10,7 +10,7 @@ import pytest
 
 from fineline_jax.checkpoints import series
 from fineline_jax.mesh import make_mesh
-from fineline_jax.recipe import Mesh
+from fineline_jax.recipe import MeshShape
 from fineline_jax.scoring import forward, metrics, pack, scorer, suite, tasks
 
 SUITE = "piqa,arc_easy,lambada_openai"
@@ -19,7 +19,7 @@ CONTEXT = 1024
 
 
 def ours(made: pack.Pack, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    mesh = make_mesh(Mesh(), jax.devices()[:1])
+    mesh = make_mesh(MeshShape(), jax.devices()[:1])
     config, params = series.load(series.open_series(str(folder)).checkpoints[0], mesh)
     return scorer.score_params(made, config, params, mesh)
 
@@ -96,7 +96,7 @@ def test_the_float64_reference_of_whole_texts_is_reproduced(shared_data):
     """golden.json: log p of every token of 13 texts, from a numpy forward pass in float64."""
     folder = shared_data / "models/tinystories-260k"
     texts = json.loads((folder / "golden.json").read_text())["items"]
-    mesh = make_mesh(Mesh(), jax.devices()[:1])
+    mesh = make_mesh(MeshShape(), jax.devices()[:1])
     config, params = series.load(series.open_series(str(folder)).checkpoints[0], mesh)
     step = forward.score_step(config, mesh, "float32", "reference")
     longest = max(len(text["ids"]) for text in texts) - 1

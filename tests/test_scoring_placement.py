@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from fineline_jax.checkpoints.series import Checkpoint, Series
-from fineline_jax.recipe import Mesh
+from fineline_jax.recipe import MeshShape
 from fineline_jax.scoring import placement
 
 
@@ -21,16 +21,16 @@ def series(tmp_path) -> Series:
 @pytest.mark.parametrize(("memory", "shape"), [(8000, (8, 1, 1)), (7999, (1, 8, 1))])
 def test_every_device_has_a_copy_if_that_fits_easily(series, monkeypatch, memory, shape):
     monkeypatch.setattr(placement, "memory_of_device", lambda: memory)
-    assert tuple(placement.scoring_mesh(Mesh(), [series]).shape.values()) == shape
+    assert tuple(placement.scoring_mesh(MeshShape(), [series]).shape.values()) == shape
 
 
 def test_the_mesh_asked_for_is_taken(series):
-    assert placement.scoring_mesh(Mesh(2, 2, 2), [series]).shape["tensor"] == 2
+    assert placement.scoring_mesh(MeshShape(2, 2, 2), [series]).shape["tensor"] == 2
 
 
 def test_weights_of_unknown_size_are_sharded(series):
     there = dataclasses.replace(series.checkpoints[0], remote=types.SimpleNamespace())
-    assert placement.scoring_mesh(Mesh(), [Series("s", (there,))]).shape["fsdp"] == 8
+    assert placement.scoring_mesh(MeshShape(), [Series("s", (there,))]).shape["fsdp"] == 8
 
 
 def test_the_largest_of_several_series_decides(series, tmp_path, monkeypatch):
@@ -39,8 +39,8 @@ def test_the_largest_of_several_series_decides(series, tmp_path, monkeypatch):
     (tmp_path / "large/model.safetensors").write_bytes(b"x" * 1001)
     large = Series("l", (Checkpoint("l", "a", None, None, tmp_path / "large", "hf"), *series.checkpoints))
     for opened in ([series, large], [large, series]):
-        assert placement.scoring_mesh(Mesh(), opened).shape["fsdp"] == 8
-    assert placement.scoring_mesh(Mesh(), [series, series]).shape["replica"] == 8
+        assert placement.scoring_mesh(MeshShape(), opened).shape["fsdp"] == 8
+    assert placement.scoring_mesh(MeshShape(), [series, series]).shape["replica"] == 8
 
 
 def test_weights_are_all_files_of_the_first_checkpoint(tmp_path):

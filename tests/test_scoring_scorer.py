@@ -23,7 +23,7 @@ from fineline_jax.errors import UserError
 from fineline_jax.mesh import BATCH, make_mesh
 from fineline_jax.models import attention, decoder
 from fineline_jax.models.config import ModelConfig
-from fineline_jax.recipe import Mesh
+from fineline_jax.recipe import MeshShape
 from fineline_jax.scoring import forward, lm_eval_backend, pack, rows, scorer, scores, tree_engine
 
 CONFIG = ModelConfig(vocab_size=512, width=32, layers=2, heads=4, mlp_width=64, context=48)
@@ -38,7 +38,7 @@ def params_on(mesh: jax.sharding.Mesh, seed: int = 0) -> dict:
 
 
 def one_device() -> jax.sharding.Mesh:
-    return make_mesh(Mesh(), jax.devices()[:1])
+    return make_mesh(MeshShape(), jax.devices()[:1])
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def _whole(made: pack.Pack, params: dict, mesh: jax.sharding.Mesh) -> tuple[np.n
 
 def test_the_mesh_does_not_matter(made, monkeypatch):
     expected = _whole(made, params_on(one_device()), one_device())
-    mesh = make_mesh(Mesh(2, 2, 2))
+    mesh = make_mesh(MeshShape(2, 2, 2))
     monkeypatch.setattr(forward, "PARENTS", (24, 7))  # several times round each loop, and blocks that overlap
     monkeypatch.setattr(forward, "CPU_BLOCK", 48)
     forward.pair_step.cache_clear()
@@ -150,7 +150,7 @@ def tokens_of_requests(draw: st.DrawFn) -> list[tuple[np.ndarray, np.ndarray]]:
 )
 def test_random_requests_on_any_mesh_and_rows_score_as_one_at_a_time(asked, row, axes, order):
     order.shuffle(asked)
-    mesh = make_mesh(Mesh(*axes), jax.devices()[: int(np.prod(axes))])
+    mesh = make_mesh(MeshShape(*axes), jax.devices()[: int(np.prod(axes))])
     packed = lm_eval_backend._pack(asked, [""] * len(asked), 0, None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(tree_engine.SHAPES, "cpu", dataclasses.replace(tree_engine.SHAPES["cpu"], row=row, multiple=16))

@@ -47,7 +47,7 @@ def score(folder: Path, out: Path, moment: str, scored: Path) -> None:
 
     from fineline_jax.checkpoints.series import open_series
     from fineline_jax.mesh import make_mesh
-    from fineline_jax.recipe import Mesh
+    from fineline_jax.recipe import MeshShape
     from fineline_jax.scoring import pack, scorer, scores
 
     def die(*arguments: Any, **options: Any) -> Any:
@@ -86,7 +86,7 @@ def score(folder: Path, out: Path, moment: str, scored: Path) -> None:
         scores.note = die
     elif moment.startswith("the log"):
         scores.note = note
-    scorer.score_series(open_series(str(folder / "run")), pack.load(folder / "pack"), out, make_mesh(Mesh()))
+    scorer.score_series(open_series(str(folder / "run")), pack.load(folder / "pack"), out, make_mesh(MeshShape()))
 
 
 def state(out: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from fineline_jax.recipe import (
     Data,
     Every,
     Logging,
-    Mesh,
+    MeshShape,
     Optimizer,
     Recipe,
     Schedule,
@@ -61,7 +61,7 @@ def recipe_of(place: Path) -> Recipe:
         optimizer=Optimizer(Schedule(peak=1e-2, warmup_tokens=2 * step)),
         tokens=STEPS * step,
         checkpoints=Checkpoints(every=(Every(2 * step),), latest_every_tokens=step),
-        mesh=Mesh(fsdp=1),
+        mesh=MeshShape(fsdp=1),
         compute=Compute(dtype="float32", remat="none"),
         logging=Logging(tensorboard=False, validation_sequences=0),
     )

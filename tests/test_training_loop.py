@@ -32,7 +32,7 @@ from fineline_jax.recipe import (
     Every,
     Logging,
     Loss,
-    Mesh,
+    MeshShape,
     Optimizer,
     Recipe,
     Schedule,
@@ -44,7 +44,7 @@ from fineline_jax.training.metrics import read_metrics
 
 STEPS, SEQUENCES, LENGTH = 24, 4, 8
 IGNORED = 5
-ONE_DEVICE = Mesh(fsdp=1)
+ONE_DEVICE = MeshShape(fsdp=1)
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ def test_the_validation_loss_is_the_mean_over_the_targets_of_all_validation_wind
 def test_on_another_mesh_and_from_one_to_another_the_data_are_the_same_and_the_losses_to_rounding(
     corpus, uninterrupted, tmp_path
 ):
-    eight = Mesh(replica=2, fsdp=2, tensor=2)
+    eight = MeshShape(replica=2, fsdp=2, tensor=2)
     for mesh, until in ((eight, 10), (ONE_DEVICE, 17), (eight, STEPS)):
 
         def stop(step, until=until):
@@ -234,7 +234,7 @@ assert os.wait()[1] == 0
 
 
 def test_two_processes_train_like_one(corpus, uninterrupted, tmp_path):
-    (tmp_path / "recipe.json").write_text(to_json(recipe_of(corpus, mesh=Mesh(fsdp=2))))
+    (tmp_path / "recipe.json").write_text(to_json(recipe_of(corpus, mesh=MeshShape(fsdp=2))))
     address = f"127.0.0.1:{free_port()}"
     done = in_a_process(TWO_PROCESSES, str(tmp_path / "recipe.json"), str(tmp_path / "run"), address)
     assert done.returncode == 0, done.stderr
@@ -304,7 +304,7 @@ def test_five_sigkills_at_random_moments_leave_no_trace(corpus, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("begun", [False, True], ids=["from the start", "resumed from one process"])
 def test_two_processes_of_two_devices_train_like_one_device(begun, corpus, uninterrupted, tmp_path):
-    with_mesh = recipe_of(corpus, mesh=Mesh(fsdp=4))
+    with_mesh = recipe_of(corpus, mesh=MeshShape(fsdp=4))
     (tmp_path / "recipe.json").write_text(to_json(with_mesh))
     program = (
         "import sys, jax; jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]));"

@@ -11,7 +11,7 @@ from torch_steps import Peer, Step, differing, learning_rate
 
 from fineline_jax.mesh import make_mesh
 from fineline_jax.models.config import ModelConfig
-from fineline_jax.recipe import Batch, Compute, Data, Loss, Mesh, Optimizer, Recipe, Schedule, Source
+from fineline_jax.recipe import Batch, Compute, Data, Loss, MeshShape, Optimizer, Recipe, Schedule, Source
 from fineline_jax.training import step as training_step
 from fineline_jax.training.step import BATCH_SPEC, abstract_state, make_train_step, make_validation_step
 
@@ -37,7 +37,7 @@ RECIPE = Recipe(
 
 
 def mesh_of(replica: int, fsdp: int, tensor: int) -> jax.sharding.Mesh:
-    return make_mesh(Mesh(replica, fsdp, tensor), jax.devices()[: replica * fsdp * tensor])
+    return make_mesh(MeshShape(replica, fsdp, tensor), jax.devices()[: replica * fsdp * tensor])
 
 
 @functools.cache

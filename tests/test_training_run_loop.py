@@ -38,7 +38,7 @@ from fineline_jax.recipe import (
     Every,
     Logging,
     Loss,
-    Mesh,
+    MeshShape,
     Optimizer,
     Recipe,
     Schedule,
@@ -77,7 +77,7 @@ def recipe_of(corpus: Path, **changes) -> Recipe:
         "tokens": STEPS * TOKENS + 5,
         "checkpoints": Checkpoints(every=(Every(9 * TOKENS),), latest_every_tokens=4 * TOKENS),
         "loss": Loss(ignore_token=IGNORED),
-        "mesh": Mesh(fsdp=1),
+        "mesh": MeshShape(fsdp=1),
         "logging": Logging(tensorboard=False, validation_sequences=10),
         "seed": 3,
     }
@@ -120,13 +120,13 @@ def checksums(monkeypatch):
 
         return step
 
-    made = make_mesh(Mesh(fsdp=1), jax.devices()[:1])
+    made = make_mesh(MeshShape(fsdp=1), jax.devices()[:1])
     for name, fake in (
         ("initial_state", initial_state),
         ("abstract_state", abstract_state),
         ("make_train_step", make_train_step),
         ("make_validation_step", make_validation_step),
-        ("make_mesh", lambda mesh: {Mesh(fsdp=1): made}[mesh]),
+        ("make_mesh", lambda mesh: {MeshShape(fsdp=1): made}[mesh]),
     ):
         monkeypatch.setattr(loop, name, fake)
 
@@ -142,7 +142,7 @@ def totals(recipe: Recipe) -> list[int]:
 
 def stored_totals(run: Path) -> dict[int, tuple[int, int]]:
     """step -> (checksum, steps counted) of the kept checkpoints."""
-    target = loop.abstract_state(None, make_mesh(Mesh(fsdp=1), jax.devices()[:1]))  # pyright: ignore
+    target = loop.abstract_state(None, make_mesh(MeshShape(fsdp=1), jax.devices()[:1]))  # pyright: ignore
     found = {}
     for checkpoint in open_series(str(run)).checkpoints:
         items = load_items(Path(checkpoint.location), target)
@@ -408,7 +408,7 @@ def test_a_changed_recipe_is_refused_with_its_fields_unless_accepted(corpus, tmp
 @pytest.mark.parametrize(
     ("change", "refused"),
     [
-        ({"mesh": Mesh(replica=2)}, None),
+        ({"mesh": MeshShape(replica=2)}, None),
         ({"name": "other"}, None),
         ({"logging": Logging(every_steps=7, tensorboard=False)}, None),
         ({"batch": Batch(SEQUENCES, accumulation=1)}, "batch.accumulation: 2 -> 1"),

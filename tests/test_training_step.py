@@ -18,7 +18,7 @@ from fineline_jax.errors import UserError
 from fineline_jax.mesh import BATCH, make_mesh
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.models.decoder import abstract_params
-from fineline_jax.recipe import Batch, Compute, Data, Loss, Mesh, Optimizer, Recipe, Schedule, Source
+from fineline_jax.recipe import Batch, Compute, Data, Loss, MeshShape, Optimizer, Recipe, Schedule, Source
 from fineline_jax.training.loss import cross_entropy, reference_cross_entropy
 from fineline_jax.training.optimizer import SPIKE_WINDOW, SkipState, learning_rate, make_optimizer
 from fineline_jax.training.step import (
@@ -44,7 +44,7 @@ RECIPE = Recipe(
 
 
 def mesh_of(replica: int, fsdp: int, tensor: int) -> jax.sharding.Mesh:
-    return make_mesh(Mesh(replica, fsdp, tensor), jax.devices()[: replica * fsdp * tensor])
+    return make_mesh(MeshShape(replica, fsdp, tensor), jax.devices()[: replica * fsdp * tensor])
 
 
 # The loss

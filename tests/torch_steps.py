@@ -20,7 +20,7 @@ import pytest
 
 from fineline_jax.checkpoints import hub
 from fineline_jax.mesh import make_mesh
-from fineline_jax.recipe import Mesh, Recipe
+from fineline_jax.recipe import MeshShape, Recipe
 
 Params = dict[str, Any]
 RouterLosses = Callable[[Any], Any]
@@ -160,7 +160,7 @@ class Peer:
             p.data = value
         with tempfile.TemporaryDirectory() as folder:
             self.model.save_pretrained(folder)
-            _, params = hub.load_hf(Path(folder), make_mesh(Mesh(), jax.devices()[:1]), config=self.recipe.model)
+            _, params = hub.load_hf(Path(folder), make_mesh(MeshShape(), jax.devices()[:1]), config=self.recipe.model)
         for p, data in zip(parameters, kept, strict=True):
             p.data = data
         return jax.tree.map(np.array, params)

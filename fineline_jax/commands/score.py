@@ -10,7 +10,7 @@ from tyro.conf import Positional, arg
 
 from fineline_jax.commands.processes import join_processes
 from fineline_jax.errors import UserError
-from fineline_jax.recipe import Mesh
+from fineline_jax.recipe import MeshShape
 
 
 def score(
@@ -31,7 +31,7 @@ def score(
     keep_downloads: Literal["yes", "no"] = "yes",
     dtype: Literal["float32", "bfloat16"] = "float32",
     batch_tokens: int | None = None,
-    mesh: Mesh = Mesh(),
+    mesh: MeshShape = MeshShape(),
     part: str | None = None,
     watch: bool = False,
     watch_timeout: float | None = None,

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from fineline_jax.errors import UserError
-from fineline_jax.recipe import Mesh, Recipe
+from fineline_jax.recipe import MeshShape, Recipe
 
 
 def list_series(
@@ -88,7 +88,7 @@ def import_weights(
     made = import_checkpoint(
         weights,
         run,
-        make_mesh(goes_on.mesh if goes_on else Mesh()),
+        make_mesh(goes_on.mesh if goes_on else MeshShape()),
         config=model,
         recipe=goes_on,
         dtype=dtype or ("float32" if goes_on else None),

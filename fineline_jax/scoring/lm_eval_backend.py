@@ -22,7 +22,7 @@ from lm_eval.api.registry import register_model
 from fineline_jax import progress
 from fineline_jax.checkpoints.series import Checkpoint, Series, load, open_series, tokenizer_folder
 from fineline_jax.errors import UserError
-from fineline_jax.recipe import Mesh
+from fineline_jax.recipe import MeshShape
 from fineline_jax.scoring.encode import Encoder, Tokens
 from fineline_jax.scoring.pack import Pack
 from fineline_jax.scoring.placement import scoring_mesh
@@ -81,7 +81,7 @@ class FinelineLM(TemplateLM):
         bos: Bos = "auto" if add_bos_token is None else "always" if add_bos_token else "never"
         self.encoder = Encoder(open_tokenizer(folder, bos), bos)
         self.tokenizer = self.encoder.tokenizer
-        self.mesh = scoring_mesh(Mesh(replica, fsdp, tensor), [Series(checkpoint.series, (checkpoint,))])
+        self.mesh = scoring_mesh(MeshShape(replica, fsdp, tensor), [Series(checkpoint.series, (checkpoint,))])
         self.config, self.params = load(checkpoint, self.mesh, dtype)
         self.checkpoint, self.dtype, self.batch_tokens = checkpoint, dtype, batch_tokens
         self._max_length = max_length

@@ -8,22 +8,22 @@ import jax
 from fineline_jax.checkpoints.series import Series, weight_files
 from fineline_jax.errors import UserError
 from fineline_jax.mesh import make_mesh
-from fineline_jax.recipe import Mesh
+from fineline_jax.recipe import MeshShape
 
 SHARE_OF_MEMORY = 0.25
 """Of a device's memory, for one whole copy of the weights in float32: a second is read while one is scored."""
 
 
-def scoring_mesh(asked: Mesh, opened: Sequence[Series]) -> jax.sharding.Mesh:
+def scoring_mesh(asked: MeshShape, opened: Sequence[Series]) -> jax.sharding.Mesh:
     """`asked`, unless it is the default: then every device holds a whole copy of the weights if that fits easily.
 
     Devices with whole copies never wait for each other. Larger weights, and those whose size is not known before they
     are fetched, are sharded over all devices.
     """
-    if asked == Mesh():
+    if asked == MeshShape():
         largest = max(weight_bytes(series) for series in opened)
         if 2 * largest <= SHARE_OF_MEMORY * memory_of_device():  # 2: stored in two bytes, computed with in four
-            return make_mesh(Mesh(replica=-1, fsdp=1))
+            return make_mesh(MeshShape(replica=-1, fsdp=1))
     return make_mesh(asked)
 
 

@@ -38,7 +38,7 @@ lint: $(VENV)/.installed-test
 # test: with torch, the oracle of the parity tests; check: without it, and they skip.
 EXTRA ?= test
 
-$(VENV)/.installed: setup.py requirements.lock
+$(VENV)/.installed: setup.py pyproject.toml requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=") if sys.version_info < (3, 11) else None'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e .
@@ -49,9 +49,9 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	touch $@
 
 # The pins for every supported Python, with markers; names no host.
-lock: setup.py
+lock: pyproject.toml
 	$(PYTHON) -m pip install --quiet uv
-	$(PYTHON) -m uv pip compile setup.py --extra test --extra plan --universal --python-version 3.11 \
+	$(PYTHON) -m uv pip compile pyproject.toml --extra test --extra plan --universal --python-version 3.11 \
 	  --no-header --no-annotate --no-emit-index-url --output-file requirements.lock
 
 clean:

@@ -1,18 +1,15 @@
 """What is installed: every file that a run needs, every library that is imported, one version, the commands of make."""
 
 import ast
-import contextlib
 import importlib
 import importlib.metadata
 import re
-import runpy
 import shutil
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 from docs_pages import page
@@ -26,11 +23,17 @@ SOURCES = ("fineline_jax", "configs")
 
 
 @pytest.fixture(scope="module")
-def setup() -> dict[str, Any]:
-    """What setup.py declares."""
-    with mock.patch("setuptools.setup") as called, contextlib.chdir(CHECKOUT):
-        runpy.run_path(str(CHECKOUT / "setup.py"))
-    return called.call_args.kwargs
+def project() -> dict[str, Any]:
+    """What pyproject.toml declares; an extra that names extras of ours stands for what they list."""
+    declared = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+    extras = declared["optional-dependencies"]
+
+    def expanded(texts: list[str]) -> list[str]:
+        ours = [one for text in texts if text.startswith("fineline_jax[") for one in Requirement(text).extras]
+        own = [text for text in texts if not text.startswith("fineline_jax[")]
+        return own + [text for one in sorted(ours) for text in expanded(extras[one])]
+
+    return {**declared, "optional-dependencies": {name: expanded(texts) for name, texts in extras.items()}}
 
 
 def files_below(folder: Path) -> set[str]:
@@ -42,7 +45,7 @@ def test_every_file_of_the_package_is_installed(tmp_path: Path) -> None:
     for name in SOURCES:
         skipped = shutil.ignore_patterns("__pycache__", "configs" if name == "fineline_jax" else "")
         shutil.copytree(CHECKOUT / name, tmp_path / name, ignore=skipped)
-    for name in ("setup.py", "README.md"):
+    for name in ("setup.py", "pyproject.toml", "README.md"):
         shutil.copy(CHECKOUT / name, tmp_path)
     command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", "built"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -51,9 +54,11 @@ def test_every_file_of_the_package_is_installed(tmp_path: Path) -> None:
     assert files_below(tmp_path / "built/fineline_jax/configs") == files_below(CHECKOUT / "configs")
 
 
-def test_every_library_that_is_imported_is_required(setup) -> None:
-    wanted = {canonicalize_name(Requirement(text).name) for text in setup["install_requires"]}
-    optional = {canonicalize_name(Requirement(text).name) for one in setup["extras_require"].values() for text in one}
+def test_every_library_that_is_imported_is_required(project) -> None:
+    wanted = {canonicalize_name(Requirement(text).name) for text in project["dependencies"]}
+    optional = {
+        canonicalize_name(Requirement(text).name) for one in project["optional-dependencies"].values() for text in one
+    }
     of_module = importlib.metadata.packages_distributions()
     missing = set()
     for path in (CHECKOUT / "fineline_jax").rglob("*.py"):
@@ -67,13 +72,17 @@ def test_every_library_that_is_imported_is_required(setup) -> None:
     assert not missing
 
 
-def test_the_lock_pins_every_requirement_to_one_version_that_fits(setup) -> None:
+def test_the_lock_pins_every_requirement_to_one_version_that_fits(project) -> None:
     pins: dict[str, list[Requirement]] = {}
     for line in (CHECKOUT / "requirements.lock").read_text().splitlines():
         pin = Requirement(line)
         assert re.fullmatch(r"==[\w.]+", str(pin.specifier)) and pin.url is None, line
         pins.setdefault(canonicalize_name(pin.name), []).append(pin)
-    texts = [*setup["install_requires"], *setup["extras_require"]["test"], *setup["extras_require"]["plan"]]
+    texts = [
+        *project["dependencies"],
+        *project["optional-dependencies"]["test"],
+        *project["optional-dependencies"]["plan"],
+    ]
     for requirement in map(Requirement, texts):
         found = pins[canonicalize_name(requirement.name)]
         assert all(next(iter(pin.specifier)).version in requirement.specifier for pin in found), requirement
@@ -84,7 +93,7 @@ def test_the_lock_pins_every_requirement_to_one_version_that_fits(setup) -> None
             assert len(fitting) <= 1, f"{name} has two versions for Python {version}"
 
 
-def test_what_is_installed_here_is_what_the_lock_says(setup) -> None:
+def test_what_is_installed_here_is_what_the_lock_says(project) -> None:
     """An oracle of another version is another oracle."""
     pinned = [Requirement(line) for line in (CHECKOUT / "requirements.lock").read_text().splitlines()]
     here = {
@@ -95,10 +104,12 @@ def test_what_is_installed_here_is_what_the_lock_says(setup) -> None:
             assert importlib.metadata.version(name) in SpecifierSet(here[name]), name
 
 
-def test_extras_are_those_that_are_needed(setup) -> None:
-    extras = setup["extras_require"]
+def test_extras_are_those_that_are_needed(project) -> None:
+    extras = project["optional-dependencies"]
     named = {name: {Requirement(text).name for text in texts} for name, texts in extras.items()}
-    assert named["check"] < named["test"] and named["test"] >= named["s3"] | named["gs"] | named["wandb"] | {
+    assert named["check"] < named["test"] and named["test"] >= named["docs"] | named["s3"] | named["gs"] | named[
+        "wandb"
+    ] | {
         "torch",
         "accelerate",
     }
@@ -107,32 +118,31 @@ def test_extras_are_those_that_are_needed(setup) -> None:
         assert (jax.name, jax.extras, str(jax.specifier)) == ("jax", {accelerator}, "")
     needed = {"beam": {"apache-beam"}, "wandb": {"wandb"}, "s3": {"s3fs"}, "gs": {"gcsfs"}, "plan": {"libtpu"}}
     assert {name: named[name] for name in needed} == needed
-    assert set(extras) == {*needed, "tpu", "cuda12", "cuda13", "check", "test"}
+    assert set(extras) == {*needed, "tpu", "cuda12", "cuda13", "check", "docs", "test"}
     provided = importlib.metadata.metadata("jax").get_all("Provides-Extra") or []
     assert {"tpu", "cuda12", "cuda13"} <= set(provided)
     torch = next(text for text in extras["test"] if text.startswith("torch"))
     assert torch in (CHECKOUT / "requirements.lock").read_text().split("\n")
 
 
-def test_the_version_is_written_once(setup) -> None:
+def test_the_version_is_written_once(project) -> None:
     import fineline_jax
 
-    assert importlib.metadata.version("fineline_jax") == setup["version"] == fineline_jax.__version__
-    assert (
-        re.fullmatch(r"\d+\.\d+\.\d+", setup["version"]) and setup["version"] not in (CHECKOUT / "setup.py").read_text()
-    )
+    assert importlib.metadata.version("fineline_jax") == fineline_jax.__version__
+    assert re.fullmatch(r"\d+\.\d+\.\d+", fineline_jax.__version__) and project["dynamic"] == ["version"]
+    for name in ("setup.py", "pyproject.toml", "README.md"):
+        assert f'"{fineline_jax.__version__}"' not in (CHECKOUT / name).read_text()
 
 
-def test_the_oldest_python_is_the_same_everywhere(setup) -> None:
-    assert setup["python_requires"] == ">=3.11" and "With Python 3.11 or newer" in page("README.md")
+def test_the_oldest_python_is_the_same_everywhere(project) -> None:
+    assert project["requires-python"] == ">=3.11" and "With Python 3.11 or newer" in page("README.md")
     tools = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["tool"]
     assert (tools["ruff"]["target-version"], tools["pyright"]["pythonVersion"]) == ("py311", "3.11")
     assert "sys.version_info < (3, 11)" in (CHECKOUT / "Makefile").read_text()
 
 
-def test_the_command_is_the_function_that_python_m_runs(setup) -> None:
-    [script] = setup["entry_points"]["console_scripts"]
-    name, _, target = script.replace(" ", "").partition("=")
+def test_the_command_is_the_function_that_python_m_runs(project) -> None:
+    [(name, target)] = project["scripts"].items()
     module, _, function = target.partition(":")
     assert name == "fineline" and callable(getattr(importlib.import_module(module), function))
     [installed] = importlib.metadata.entry_points(group="console_scripts", name="fineline")
@@ -147,7 +157,7 @@ def test_the_command_is_the_function_that_python_m_runs(setup) -> None:
         ("test", [r"-c requirements\.lock -e '\.\[test\]'\n", r'bin/python -m pytest -m "not slow"']),
         ("test-all", [r"\.\[test\]", r"bin/python -m pytest(?! -m)"]),
         ("test-newest", [r"PYTHON=python9 EXTRA=check", r"-c requirements\.lock -e '\.\[check\]'"]),
-        ("lock", [r"pip compile setup\.py --extra test --extra plan --universal --python-version 3\.11 "]),
+        ("lock", [r"pip compile pyproject\.toml --extra test --extra plan --universal --python-version 3\.11 "]),
         ("lint", ["ruff check \\.\n", "ruff format --check \\.\n", "pyright "]),
     ],
 )

@@ -259,17 +259,17 @@ def test_the_verdicts_and_columns_of_the_analyze_page_are_those_of_the_code() ->
 
 def test_the_jobs_of_part_auto_are_told_apart_by_the_variables_of_the_table() -> None:
     from fineline_jax.errors import UserError
-    from fineline_jax.scoring.parts import Part, part_of
+    from fineline_jax.scoring.parts import JobShard, job_shard
 
     for row in table("docs/score_series.md", "index"):
         for index in ticked(row["index"]):
             [count, *others] = ticked(row["number"])
             of = "a,b,c,d,e" if count.endswith("HOSTNAMES") else "5"
-            assert part_of("auto", {index: "2", count: of}) == Part(2, 5), index
+            assert job_shard("auto", {index: "2", count: of}) == JobShard(2, 5), index
             for other in others:
-                assert part_of(other.removeprefix("--part ").replace("N", "5"), {index: "2"}) == Part(2, 5)
+                assert job_shard(other.removeprefix("--part ").replace("N", "5"), {index: "2"}) == JobShard(2, 5)
     with pytest.raises(UserError):
-        part_of("auto", {})
+        job_shard("auto", {})
 
 
 def test_the_keys_of_a_series_file_are_those_of_the_table() -> None:

@@ -13,7 +13,7 @@ import yaml
 
 from fineline_jax import cli
 from fineline_jax.commands.score import score
-from fineline_jax.scoring.parts import Part, part_of
+from fineline_jax.scoring.parts import JobShard, job_shard
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 PROGRAMS = {
@@ -122,8 +122,8 @@ def test_the_tasks_of_a_slurm_array_share_the_checkpoints_among_them():
         variables = {"SLURM_ARRAY_TASK_ID": task, "SLURM_ARRAY_TASK_MIN": first, "SLURM_ARRAY_TASK_COUNT": count}
         # The variables of the single task are there too, and are not asked.
         variables |= {"SLURM_ARRAY_TASK_STEP": 1, "SLURM_PROCID": 0, "SLURM_NTASKS": 1}
-        parts.append(part_of("auto", {name: str(value) for name, value in variables.items()}))
-    assert parts == [Part(index, 16) for index in range(16)]
+        parts.append(job_shard("auto", {name: str(value) for name, value in variables.items()}))
+    assert parts == [JobShard(index, 16) for index in range(16)]
 
 
 def test_the_pods_of_the_kubernetes_job_share_the_checkpoints_among_them():
@@ -133,8 +133,8 @@ def test_the_pods_of_the_kubernetes_job_share_the_checkpoints_among_them():
     command = container["command"]
     assert (job["apiVersion"], job["kind"], spec["completionMode"]) == ("batch/v1", "Job", "Indexed")
     assert spec["completions"] == spec["parallelism"] == int(command[-1].removeprefix("auto/"))
-    parts = [part_of(command[-1], {"JOB_COMPLETION_INDEX": str(index)}) for index in range(spec["completions"])]
-    assert parts == [Part(index, 8) for index in range(8)]
+    parts = [job_shard(command[-1], {"JOB_COMPLETION_INDEX": str(index)}) for index in range(spec["completions"])]
+    assert parts == [JobShard(index, 8) for index in range(8)]
     # A pod that fails is made anew by its index, which Kubernetes allows only where pods are not restarted in place.
     assert spec["template"]["spec"]["restartPolicy"] == "Never" and spec["backoffLimitPerIndex"] > 0
     [volume], [mount] = spec["template"]["spec"]["volumes"], container["volumeMounts"]

@@ -13,7 +13,7 @@ from fineline_jax.checkpoints.series import Checkpoint, Series, open_series
 from fineline_jax.cli import main
 from fineline_jax.errors import UserError
 from fineline_jax.scoring import apart, pack, scorer, scores
-from fineline_jax.scoring.parts import Part
+from fineline_jax.scoring.parts import JobShard
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
-def score(place: Path, out: Path, spec: Path | str, part: Part = Part(0, 1)) -> list[Path]:
+def score(place: Path, out: Path, spec: Path | str, part: JobShard = JobShard(0, 1)) -> list[Path]:
     return scorer.score_parts([open_series(str(spec))], pack.load(place / "pack"), out, one_device(), part=part)
 
 
@@ -54,9 +54,9 @@ def test_a_model_of_the_same_name_is_refused_and_the_scores_stay(place, tmp_path
 def test_a_series_that_has_moved_goes_on(place, tmp_path, monkeypatch):
     """Also on a machine that sees it under another path, and scores other checkpoints of it."""
     out, moved = tmp_path / "out", tmp_path / "elsewhere" / "run"
-    score(place, out, place / "a/run", Part(0, 2))
+    score(place, out, place / "a/run", JobShard(0, 2))
     shutil.copytree(place / "a" / "run", moved)
-    assert [path.stem for path in score(place, out, moved, Part(1, 2))] == ["step2"]
+    assert [path.stem for path in score(place, out, moved, JobShard(1, 2))] == ["step2"]
     located = {header.checkpoint: header.location for header in scores.headers_of(out, "run")}
     assert located == {"step1": str(place / "a/run"), "step2": str(moved), "step3": str(place / "a/run")}
     monkeypatch.setattr(scorer, "score_params", lambda *_, **__: pytest.fail("scored again"))

@@ -20,7 +20,7 @@ from series_examples import CONFIG, make_series, one_device
 from fineline_jax.checkpoints import series
 from fineline_jax.errors import UserError
 from fineline_jax.scoring import forward, pack, scorer, scores
-from fineline_jax.scoring.parts import Part, part_of
+from fineline_jax.scoring.parts import JobShard, job_shard
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +174,7 @@ def test_a_file_appears_whole_or_not_at_all(released, made, tmp_path, monkeypatc
 @given(items=st.lists(st.integers()), count=st.integers(1, 12), shift=st.integers(0, 5))
 def test_parts_are_disjoint_complete_and_even(items, count, shift):
     named = list(enumerate(items))
-    parts = [Part(index, count).of(named, shift) for index in range(count)]
+    parts = [JobShard(index, count).of(named, shift) for index in range(count)]
     assert sorted(item for part in parts for item in part) == named
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
@@ -182,8 +182,8 @@ def test_parts_are_disjoint_complete_and_even(items, count, shift):
 @given(items=st.lists(st.integers(), min_size=1), more=st.lists(st.integers()), count=st.integers(1, 5))
 def test_a_part_keeps_its_items_when_the_series_grows(items, more, count):
     for index in range(count):
-        before = Part(index, count).of(list(enumerate(items)))
-        assert Part(index, count).of(list(enumerate(items + more)))[: len(before)] == before
+        before = JobShard(index, count).of(list(enumerate(items)))
+        assert JobShard(index, count).of(list(enumerate(items + more)))[: len(before)] == before
 
 
 ARRAY = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "4"}
@@ -193,19 +193,19 @@ POD = {"TPU_WORKER_ID": "2", "TPU_WORKER_HOSTNAMES": "a,b,c,d"}
 @pytest.mark.parametrize(
     ("text", "environment", "part"),
     [
-        (None, ARRAY, Part(0, 1)),
-        ("2/8", {}, Part(1, 8)),
-        ("auto", ARRAY | {"SLURM_ARRAY_TASK_STEP": "2"}, Part(3, 4)),
-        ("auto", {"JOB_COMPLETION_INDEX": "0", "JOB_COMPLETIONS": "3"}, Part(0, 3)),
-        ("auto/3", {"JOB_COMPLETION_INDEX": "2"}, Part(2, 3)),
-        ("auto", {"BATCH_TASK_INDEX": "1", "BATCH_TASK_COUNT": "2"}, Part(1, 2)),
-        ("auto", POD, Part(2, 4)),
-        ("auto/4", {"CLOUD_TPU_TASK_ID": "3"}, Part(3, 4)),
-        ("auto", {"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, Part(1, 2)),
+        (None, ARRAY, JobShard(0, 1)),
+        ("2/8", {}, JobShard(1, 8)),
+        ("auto", ARRAY | {"SLURM_ARRAY_TASK_STEP": "2"}, JobShard(3, 4)),
+        ("auto", {"JOB_COMPLETION_INDEX": "0", "JOB_COMPLETIONS": "3"}, JobShard(0, 3)),
+        ("auto/3", {"JOB_COMPLETION_INDEX": "2"}, JobShard(2, 3)),
+        ("auto", {"BATCH_TASK_INDEX": "1", "BATCH_TASK_COUNT": "2"}, JobShard(1, 2)),
+        ("auto", POD, JobShard(2, 4)),
+        ("auto/4", {"CLOUD_TPU_TASK_ID": "3"}, JobShard(3, 4)),
+        ("auto", {"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, JobShard(1, 2)),
     ],
 )
 def test_a_part_is_read_from_the_flag_or_the_job(text, environment, part):
-    assert part_of(text, environment) == part
+    assert job_shard(text, environment) == part
 
 
 @pytest.mark.parametrize(
@@ -223,19 +223,19 @@ def test_a_part_is_read_from_the_flag_or_the_job(text, environment, part):
 )
 def test_a_part_that_cannot_be_told_is_refused(text, environment, message):
     with pytest.raises(UserError, match=message):
-        part_of(text, environment)
+        job_shard(text, environment)
 
 
 def test_workers_of_one_distributed_job_are_no_parts():
     with pytest.raises(UserError, match="no job index"):
-        part_of("auto", POD, distributed=True)
-    assert part_of("auto", ARRAY | POD | {"SLURM_ARRAY_TASK_ID": "2"}, distributed=True) == Part(1, 4)
+        job_shard("auto", POD, distributed=True)
+    assert job_shard("auto", ARRAY | POD | {"SLURM_ARRAY_TASK_ID": "2"}, distributed=True) == JobShard(1, 4)
 
 
 def test_the_parts_together_are_the_series(released, made, tmp_path):
     opened = series.open_series(str(released))
     for index in range(2):
-        scorer.score_parts([opened], made, tmp_path / "parts", one_device(), part=Part(index, 2))
+        scorer.score_parts([opened], made, tmp_path / "parts", one_device(), part=JobShard(index, 2))
     whole = score(released, made, tmp_path / "whole")
     assert [(tmp_path / "parts/run" / path.name).read_bytes() for path in whole] == [p.read_bytes() for p in whole]
 

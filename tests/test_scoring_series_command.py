@@ -18,7 +18,7 @@ from fineline_jax.cli import main
 from fineline_jax.commands import score as command
 from fineline_jax.errors import UserError
 from fineline_jax.scoring import build, pack, placement, scorer, scores, watching
-from fineline_jax.scoring.parts import Part
+from fineline_jax.scoring.parts import JobShard
 
 STEPS = (1, 2, 3, 4)
 ENTRY = """
@@ -248,7 +248,7 @@ def test_a_watch_has_its_timeout_and_part_and_takes_one_run_alone(place, tmp_pat
     asked: list[tuple] = []
     monkeypatch.setattr(watching, "wait_for_first", lambda *arguments: asked.append(arguments))
 
-    def watch_run(run: Path, start: object, part: Part, timeout: float | None) -> int:
+    def watch_run(run: Path, start: object, part: JobShard, timeout: float | None) -> int:
         asked.append((run, part, timeout))
         return 7
 
@@ -259,11 +259,11 @@ def test_a_watch_has_its_timeout_and_part_and_takes_one_run_alone(place, tmp_pat
     assert run_command(place, str(run), tmp_path / "o", "--watch") == 0
     assert asked == [
         (run, 12.5),
-        (run, Part(1, 3), 12.5),
+        (run, JobShard(1, 3), 12.5),
         (run, 0.0),
-        (run, Part(0, 1), 0.0),
+        (run, JobShard(0, 1), 0.0),
         (run, None),
-        (run, Part(0, 1), None),
+        (run, JobShard(0, 1), None),
     ]
     assert capsys.readouterr().out.count(": 7 checkpoints scored; ") == 3
     for wrong in (["--watch", "--tokens", "1B"], ["--watch", "--every", "2"], ["--watch-timeout", "-1"],

@@ -31,7 +31,7 @@ from fineline_jax.errors import UserError
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.scoring import kept, pack, scorer, scores, watching
 from fineline_jax.scoring.pack import Pack
-from fineline_jax.scoring.parts import WHOLE, Part, part_of
+from fineline_jax.scoring.parts import WHOLE, JobShard, job_shard
 
 NAMES = ("step1-tokens2B", "step2-tokens4B", "step3-tokens6B")
 LENGTHS = [CONFIG.context + n for n in (-2, -1, 0, 1)]
@@ -368,7 +368,7 @@ def test_over_all_parts_every_checkpoint_of_every_series_is_scored_once(run, mod
     found = [open_series(str(folder)) for folder in (run, other)]
     files: list[set[str]] = []
     for index in range(count):
-        scored = scorer.score_parts(found, packed(), tmp_path / "out", one_device(), part=Part(index, count))
+        scored = scorer.score_parts(found, packed(), tmp_path / "out", one_device(), part=JobShard(index, count))
         files.append({path.relative_to(tmp_path / "out").as_posix() for path in scored})
     everyone = [f"run/{name}.parquet" for name in NAMES] + [f"other/{name}.parquet" for name in NAMES[:2]]
     assert sorted(name for part in files for name in part) == sorted(everyone) and len(model.asked) == 5
@@ -410,17 +410,17 @@ def test_what_a_killed_run_left_of_finished_checkpoints_is_removed(run, model, t
 
 
 @pytest.mark.parametrize("variables, expected", [
-    ({"CLOUD_RUN_TASK_INDEX": "0", "CLOUD_RUN_TASK_COUNT": "2"}, Part(0, 2)),
-    ({"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "4"}, Part(3, 4)),
-    ({"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_MIN": "3", "SLURM_ARRAY_TASK_COUNT": "1"}, Part(0, 1)),
+    ({"CLOUD_RUN_TASK_INDEX": "0", "CLOUD_RUN_TASK_COUNT": "2"}, JobShard(0, 2)),
+    ({"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "4"}, JobShard(3, 4)),
+    ({"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_MIN": "3", "SLURM_ARRAY_TASK_COUNT": "1"}, JobShard(0, 1)),
     ({"JOB_COMPLETION_INDEX": "1", "JOB_COMPLETIONS": "2", "BATCH_TASK_INDEX": "0", "BATCH_TASK_COUNT": "9"},
-     Part(1, 2)),
-    ({"TPU_WORKER_ID": "1", "TPU_WORKER_HOSTNAMES": "a,b,", "SLURM_PROCID": "0", "SLURM_NTASKS": "9"}, Part(1, 2)),
-    ({"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_COUNT": "2", "SLURM_PROCID": "0", "SLURM_NTASKS": "9"}, Part(1, 2)),
+     JobShard(1, 2)),
+    ({"TPU_WORKER_ID": "1", "TPU_WORKER_HOSTNAMES": "a,b,", "SLURM_PROCID": "0", "SLURM_NTASKS": "9"}, JobShard(1, 2)),
+    ({"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_COUNT": "2", "SLURM_PROCID": "0", "SLURM_NTASKS": "9"}, JobShard(1, 2)),
 ])  # fmt: skip
 def test_the_first_index_that_the_job_has_is_taken(variables, expected):
-    assert part_of("auto", variables) == expected == part_of(f"auto/{expected.count}", variables)
-    assert part_of(f"{expected.index + 1}/{expected.count}", {}) == expected
+    assert job_shard("auto", variables) == expected == job_shard(f"auto/{expected.count}", variables)
+    assert job_shard(f"{expected.index + 1}/{expected.count}", {}) == expected
 
 
 @pytest.mark.parametrize("text, variables", [
@@ -430,7 +430,7 @@ def test_the_first_index_that_the_job_has_is_taken(variables, expected):
 ])  # fmt: skip
 def test_a_part_beyond_the_last_is_refused(text, variables):
     with pytest.raises(UserError, match="--part"):
-        part_of(text, variables)
+        job_shard(text, variables)
 
 
 # The store
@@ -563,7 +563,7 @@ class Run:
         there = [name for name, at in self.comes.items() if at <= self.now]
         return Series("run", tuple(Checkpoint("run", name, None, None, run / name, "orbax") for name in there))
 
-    def score(self, found: list[Series], part: Part) -> list[Path]:
+    def score(self, found: list[Series], part: JobShard) -> list[Path]:
         self.now += self.seconds
         self.scored.append([checkpoint.name for checkpoint in found[0].checkpoints])
         return [Path(name) for name in part.of(self.scored[-1])]
@@ -593,7 +593,7 @@ def test_a_watch_ends_at_its_timeout(monkeypatch, tmp_path, timeout, end):
 
 def test_a_watch_of_no_timeout_goes_on_until_all_that_the_recipe_keeps_is_scored(monkeypatch, tmp_path, caplog):
     run = Run(monkeypatch, {"step0": 0, "step1": 5, "step4": 100_000}, frozenset({0, 4}))
-    assert watching.watch_run(tmp_path, run.score, Part(1, 2)) == 1, "one of three is of this part"
+    assert watching.watch_run(tmp_path, run.score, JobShard(1, 2)) == 1, "one of three is of this part"
     assert run.now == 101_000 and "no new checkpoint" not in caplog.text
     run = Run(monkeypatch, {"step0": 0, "step4": 0}, None)
     watching.watch_run(tmp_path, run.score, WHOLE, 50)
@@ -604,7 +604,7 @@ def test_what_could_not_be_opened_is_tried_again_with_each_new_one(monkeypatch, 
     run = Run(monkeypatch, {"step0": 0, "step2": 30}, frozenset({0, 2}))
     failed = types.SimpleNamespace(checkpoint=Checkpoint("run", "step0", 0, 0, tmp_path, "orbax"), reason="damaged")
 
-    def score(found: list[Series], part: Part) -> list[Path]:
+    def score(found: list[Series], part: JobShard) -> list[Path]:
         run.score(found, part)
         if len(run.scored) == 1 or always:
             raise scorer.NotAllScored([failed])  # type: ignore[list-item]

@@ -31,7 +31,7 @@ from fineline_jax.recipe import (
     to_json,
 )
 from fineline_jax.scoring import kept, pack, scorer, scores, watching
-from fineline_jax.scoring.parts import WHOLE, Part
+from fineline_jax.scoring.parts import WHOLE, JobShard
 from fineline_jax.training import loop
 
 STEPS, SEQUENCES, LENGTH = 6, 4, 8
@@ -178,7 +178,7 @@ def test_checkpoints_are_scored_as_they_become_complete_until_the_last(trained, 
     records = unfinished(trained, tmp_path / "run")
     seen: list[list[str]] = []
 
-    def score(series: list[Series], part: Part) -> list[Path]:
+    def score(series: list[Series], part: JobShard) -> list[Path]:
         assert part == WHOLE
         seen.append([checkpoint.name for checkpoint in series[0].checkpoints])
         if len(seen) < len(records):
@@ -230,7 +230,7 @@ def test_a_checkpoint_that_cannot_be_opened_does_not_end_the_watch(place, traine
     damaged.write_bytes(damaged.read_bytes()[:-1])
     made = pack.load(place / "pack")
 
-    def score(series: list[Series], part: Part) -> list[Path]:
+    def score(series: list[Series], part: JobShard) -> list[Path]:
         return scorer.score_parts(series, made, tmp_path / "out", one_device(), part=part)
 
     with pytest.raises(scorer.NotAllScored, match="1 checkpoint could not be opened: run/step2"):

@@ -91,12 +91,12 @@ def score(
     from fineline_jax.checkpoints.series import first_tokenizer, open_series, scoring_policy
     from fineline_jax.progress import counted
     from fineline_jax.scoring.pack import load
-    from fineline_jax.scoring.parts import part_of
+    from fineline_jax.scoring.parts import job_shard
     from fineline_jax.scoring.placement import scoring_mesh
     from fineline_jax.scoring.scorer import score_parts
     from fineline_jax.scoring.watching import wait_for_first, watch_run
 
-    chosen = part_of(part, os.environ, distributed=distributed)
+    chosen = job_shard(part, os.environ, distributed=distributed)
     if watch:
         wait_for_first(Path(series[0]), watch_timeout)
     keep = keep_downloads == "yes"

@@ -9,7 +9,7 @@ from fineline_jax.errors import UserError
 T = TypeVar("T")
 
 
-class Part(NamedTuple):
+class JobShard(NamedTuple):
     """Part `index` (from 0) of `count`."""
 
     index: int
@@ -21,31 +21,31 @@ class Part(NamedTuple):
         shift: the position of the series on the command line, so that many short series are spread too. Over all
         parts, every item is in exactly one of them.
         """
-        return [item for place, item in enumerate(items) if (place + shift) % self.count == self.index]
+        return [item for position, item in enumerate(items) if (position + shift) % self.count == self.index]
 
 
-WHOLE = Part(0, 1)
+WHOLE = JobShard(0, 1)
 
 
-def part_of(text: str | None, environment: Mapping[str, str], *, distributed: bool = False) -> Part:
+def job_shard(text: str | None, environment: Mapping[str, str], *, distributed: bool = False) -> JobShard:
     """The part that `--part` names: "2/8" is the second of eight; "auto" and "auto/8" take it from the job.
 
     auto reads, in this order: SLURM_ARRAY_TASK_*, JOB_COMPLETION_INDEX (Kubernetes; the number from JOB_COMPLETIONS or
     auto/N), BATCH_TASK_* (Google Batch), CLOUD_RUN_TASK_*; and where the processes of one job work alone (not
     distributed): TPU_WORKER_ID or CLOUD_TPU_TASK_ID of TPU_WORKER_HOSTNAMES, SLURM_PROCID of SLURM_NTASKS.
-    Raises UserError if the part cannot be told.
+    Raises UserError if the part cannot be determined.
     """
     if text is None:
         return WHOLE
-    if found := re.fullmatch(r"(\d+)/(\d+)", text):
-        index, count = int(found[1]) - 1, int(found[2])
+    if match := re.fullmatch(r"(\d+)/(\d+)", text):
+        index, count = int(match[1]) - 1, int(match[2])
         if not 0 <= index < count:
             raise UserError(f"--part {text}: the first number must be from 1 to the second")
-        return Part(index, count)
-    found = re.fullmatch(r"auto(?:/(\d+))?", text)
-    if found is None:
+        return JobShard(index, count)
+    match = re.fullmatch(r"auto(?:/(\d+))?", text)
+    if match is None:
         raise UserError(f"--part {text}: give I/N such as 2/8, or auto, or auto/N")
-    asked = int(found[1]) if found[1] else None
+    asked = int(match[1]) if match[1] else None
     name, index, count = _from_job(environment, distributed)
     if asked is not None and count is not None and asked != count:
         raise UserError(f"--part {text}: {name} says that there are {count} parts; give --part auto")
@@ -54,7 +54,7 @@ def part_of(text: str | None, environment: Mapping[str, str], *, distributed: bo
         raise UserError(f"--part auto: {name} does not say of how many; give --part auto/N or set JOB_COMPLETIONS")
     if not 0 <= index < count:
         raise UserError(f"--part {text}: {name} gives part {index + 1} of {count}; give --part I/N")
-    return Part(index, count)
+    return JobShard(index, count)
 
 
 def _from_job(environment: Mapping[str, str], distributed: bool) -> tuple[str, int, int | None]:
@@ -66,11 +66,11 @@ def _from_job(environment: Mapping[str, str], distributed: bool) -> tuple[str, i
 
     if (task := number("SLURM_ARRAY_TASK_ID")) is not None:
         first, step = number("SLURM_ARRAY_TASK_MIN") or 0, number("SLURM_ARRAY_TASK_STEP") or 1
-        place, rest = divmod(task - first, step)
+        index, rest = divmod(task - first, step)
         count = number("SLURM_ARRAY_TASK_COUNT")
-        if rest or (count is not None and place >= count):
+        if rest or (count is not None and index >= count):
             raise UserError("--part auto: the SLURM array has gaps; submit it as --array=1-N, or give --part I/N")
-        return "SLURM_ARRAY_TASK_ID", place, count
+        return "SLURM_ARRAY_TASK_ID", index, count
     for name, of in (
         ("JOB_COMPLETION_INDEX", "JOB_COMPLETIONS"),
         ("BATCH_TASK_INDEX", "BATCH_TASK_COUNT"),

@@ -23,7 +23,7 @@ from fineline_jax.scoring.agreement import from_first
 from fineline_jax.scoring.apart import check_out, require_names_apart
 from fineline_jax.scoring.opening import Failed, open_each
 from fineline_jax.scoring.pack import Pack
-from fineline_jax.scoring.parts import WHOLE, Part
+from fineline_jax.scoring.parts import WHOLE, JobShard
 from fineline_jax.scoring.row_engine import score_rows
 from fineline_jax.scoring.rows import truncated
 from fineline_jax.scoring.tokenizer import identity, open_tokenizer
@@ -98,7 +98,7 @@ def score_parts(
     mesh: jax.sharding.Mesh,
     dtype: str = "float32",
     *,
-    part: Part = WHOLE,
+    part: JobShard = WHOLE,
     batch_tokens: int | None = None,
 ) -> list[Path]:
     """Score every checkpoint of this part of each series that `out` has no scores of with the same key; returns all

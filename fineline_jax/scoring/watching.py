@@ -11,7 +11,7 @@ from fineline_jax.checkpoints.series import Series, open_series
 from fineline_jax.errors import UserError
 from fineline_jax.recipe import from_json
 from fineline_jax.scoring.agreement import from_first
-from fineline_jax.scoring.parts import WHOLE, Part
+from fineline_jax.scoring.parts import WHOLE, JobShard
 from fineline_jax.scoring.scorer import NotAllScored
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def wait_for_first(run: Path, timeout: float | None, *, poll_seconds: float = PO
 def watch_run(
     run: Path,
     score: Callable[..., list[Path]],
-    part: Part = WHOLE,
+    part: JobShard = WHOLE,
     timeout: float | None = None,
     *,
     poll_seconds: float = POLL_SECONDS,

@@ -124,17 +124,19 @@ def ours(arguments: argparse.Namespace) -> dict:
     import jax
     import numpy as np
 
-    from fineline_jax.checkpoints import series
+    from fineline_jax import prepare_pack
+    from fineline_jax.checkpoints import load
+    from fineline_jax.checkpoints.open import open_series
     from fineline_jax.recipe import MeshShape
     from fineline_jax.scoring import metrics, pack, placement, scorer
 
     made = Path(tempfile.mkdtemp())
-    mesh = placement.scoring_mesh(MeshShape(), [series.open_series(str(arguments.model))])
+    mesh = placement.scoring_mesh(MeshShape(), [open_series(str(arguments.model))])
     jax.block_until_ready(jax.numpy.zeros(1))
 
     def prepare(out: Path, limit: int | None) -> pack.Pack:
         benchmarks = arguments.benchmarks
-        return pack.prepare(
+        return prepare_pack(
             CASES[arguments.case], arguments.model, out, benchmarks=benchmarks, max_context=CONTEXT, limit=limit
         )
 
@@ -145,7 +147,7 @@ def ours(arguments: argparse.Namespace) -> dict:
     times = []
     for _ in range(3):
         start = time.perf_counter()
-        config, params = series.load(series.open_series(str(arguments.model)).checkpoints[0], mesh)
+        config, params = load.load(open_series(str(arguments.model)).checkpoints[0], mesh)
         loglikelihood, greedy = scorer.score_params(prepared, config, params, mesh)
         found = metrics.of_tasks(prepared, loglikelihood, greedy, resample=False)  # nor does the peer
         times.append(time.perf_counter() - start)

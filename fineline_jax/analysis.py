@@ -78,7 +78,7 @@ def _losses(runs: Sequence[Path]) -> "pandas.DataFrame":
     """The logs of the runs, each under the name of its series; of two runs of one name, under their paths."""
     import pandas
 
-    from fineline_jax.checkpoints.series import open_series
+    from fineline_jax.checkpoints.open import open_series
 
     logs = [_log(run) for run in runs]
     names = [open_series(str(run)).name for run in runs]

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from fineline_jax.checkpoints.series import open_series
+from fineline_jax.checkpoints.open import open_series
 from fineline_jax.checkpoints.store import load_items
 from fineline_jax.mesh import make_mesh
 from fineline_jax.recipe import MeshShape, Recipe

@@ -18,7 +18,8 @@ from safetensors.numpy import load_file, save_file
 from test_checkpoints_easylm import to_easylm, write_stream
 from test_checkpoints_hub import SMALL, logits, random_params
 
-from fineline_jax.checkpoints import hub, interchange, series
+from fineline_jax.checkpoints import hub, interchange, load
+from fineline_jax.checkpoints.open import open_series
 from fineline_jax.checkpoints.stored import StoredTensor
 from fineline_jax.checkpoints.weight_files import open_weights
 from fineline_jax.cli import main
@@ -73,9 +74,9 @@ def test_a_released_model_has_its_golden_log_likelihoods_in_every_format(
     golden: tuple[Path, list[dict[str, Any]]], tmp_path: Path, form: str
 ) -> None:
     source, items = golden
-    [checkpoint] = series.open_series(str(in_format(source, tmp_path / "model", form))).checkpoints
+    [checkpoint] = open_series(str(in_format(source, tmp_path / "model", form))).checkpoints
     mesh = make_mesh(MeshShape(1, 4, 2))
-    config, params = series.load(checkpoint, mesh)
+    config, params = load.load(checkpoint, mesh)
     longest = max(len(item["ids"]) for item in items)
     tokens = np.zeros((-(-len(items) // 4) * 4, longest), np.int32)
     for row, item in enumerate(items):
@@ -89,7 +90,7 @@ def test_a_released_model_has_its_golden_log_likelihoods_in_every_format(
     assert [np.asarray(x).tobytes() for x in jax.tree.leaves(params)] == [
         np.asarray(x).tobytes() for x in jax.tree.leaves(reference)
     ]
-    assert len(series.identity(checkpoint)) == 64 and series.tokenizer_folder(checkpoint) is not None
+    assert len(load.weights_hash(checkpoint)) == 64 and load.tokenizer_folder(checkpoint) is not None
 
 
 def test_a_released_model_is_scored_alike_in_every_format(
@@ -147,12 +148,12 @@ def test_an_imported_run_is_a_series_whose_tokens_come_from_the_name(released: P
     run = tmp_path / "run"
     interchange.import_checkpoint(released, run, make_mesh())
     interchange.import_checkpoint(released, run, make_mesh(), step=50, tokens=4_000_000_000)
-    found = series.open_series(str(run))
+    found = open_series(str(run))
     assert [(c.name, c.step, c.tokens) for c in found.checkpoints] == [
         ("step40", 40, 3_000_000_000),
         ("step50", 50, 4_000_000_000),
     ]
-    assert series.tokenizer_folder(found.checkpoints[0]) == run / "tokenizer"
+    assert load.tokenizer_folder(found.checkpoints[0]) == run / "tokenizer"
     with pytest.raises(UserError, match=r"holds step 50 already; .*--step"):
         interchange.import_checkpoint(released, run, make_mesh(), step=50)
 
@@ -160,7 +161,7 @@ def test_an_imported_run_is_a_series_whose_tokens_come_from_the_name(released: P
 def test_tokens_that_nobody_knows_stay_unknown(released: Path, tmp_path: Path) -> None:
     (tmp_path / "model").symlink_to(released)
     interchange.import_checkpoint(tmp_path / "model", tmp_path / "run", make_mesh())
-    [checkpoint] = series.open_series(str(tmp_path / "run")).checkpoints
+    [checkpoint] = open_series(str(tmp_path / "run")).checkpoints
     assert (checkpoint.step, checkpoint.tokens) == (0, None)
 
 
@@ -180,7 +181,7 @@ def test_what_does_not_fit_the_run_is_refused(released: Path, tmp_path: Path) ->
         interchange.import_checkpoint(released, tmp_path / "folder", make_mesh())
     assert not (tmp_path / "new").exists()
     with pytest.raises(UserError, match="exists already"):
-        interchange.export_checkpoint(series.open_series(str(run)).checkpoints[0], tmp_path / "other", make_mesh())
+        interchange.export_checkpoint(open_series(str(run)).checkpoints[0], tmp_path / "other", make_mesh())
 
 
 def test_one_file_is_imported_with_the_model_of_a_recipe(tmp_path: Path, released: Path) -> None:
@@ -191,9 +192,7 @@ def test_one_file_is_imported_with_the_model_of_a_recipe(tmp_path: Path, release
     command = ["import", str(tmp_path / "streaming_params_40"), str(tmp_path / "run"), "--step", "40"]
     assert main([*command, "--config", str(run / "recipe.json")]) == 2  # no config.json of Hugging Face
     assert main([*command, "--config", str(run)]) == 0
-    both = [
-        series.load(series.open_series(str(path)).checkpoints[0], make_mesh())[1] for path in (run, tmp_path / "run")
-    ]
+    both = [load.load(open_series(str(path)).checkpoints[0], make_mesh())[1] for path in (run, tmp_path / "run")]
     for one, other in zip(*map(jax.tree.leaves, both)):
         assert np.array_equal(np.asarray(one), np.asarray(other))
 
@@ -203,13 +202,13 @@ def test_an_exported_run_has_equal_logits_in_transformers(released: Path, tmp_pa
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     interchange.import_checkpoint(released, tmp_path / "run", make_mesh(), dtype="float32")
-    [checkpoint] = series.open_series(str(tmp_path / "run")).checkpoints
+    [checkpoint] = open_series(str(tmp_path / "run")).checkpoints
     interchange.export_checkpoint(checkpoint, tmp_path / "out", make_mesh())
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
     tokens = np.random.default_rng(1).integers(0, 512, (8, 20), dtype=np.int32)
     with torch.no_grad():
         expected = model(torch.asarray(tokens, dtype=torch.long)).logits.numpy()
-    config, params = series.load(checkpoint, make_mesh())
+    config, params = load.load(checkpoint, make_mesh())
     assert np.abs(logits(config, params, tokens, make_mesh()) - expected).max() < 1e-4 * np.abs(expected).max()
     assert AutoTokenizer.from_pretrained(tmp_path / "out").bos_token_id == 1
 
@@ -474,8 +473,8 @@ def test_training_goes_on_from_imported_weights(tmp_path: Path) -> None:
     command = ["import", str(tmp_path / "hf"), str(run), "--step", "2", "--tokens", "128"]
     assert main([*command, "--recipe", str(tmp_path / "recipe.json")]) == 0
     assert main(["pretrain", str(run), "--run", str(run)]) == 0
-    assert [(c.step, c.tokens) for c in series.open_series(str(run)).checkpoints] == [(2, 128), (4, 256)]
+    assert [(c.step, c.tokens) for c in open_series(str(run)).checkpoints] == [(2, 128), (4, 256)]
     assert [line["step"] for line in read_metrics(run) if "loss" in line] == [3, 4]
-    before, after = (series.load(c, make_mesh())[1] for c in series.open_series(str(run)).checkpoints)
+    before, after = (load.load(c, make_mesh())[1] for c in open_series(str(run)).checkpoints)
     for one, other in zip(jax.tree.leaves(before), jax.tree.leaves(after)):
         assert np.abs(np.asarray(one) - np.asarray(other)).max() < 1e-6

@@ -18,7 +18,8 @@ from scoring_examples import write_tokenizer
 from sentencepiece import SentencePieceTrainer
 from tokenizers import Tokenizer
 
-from fineline_jax.checkpoints import hub, interchange, series
+from fineline_jax.checkpoints import hub, interchange, load
+from fineline_jax.checkpoints.open import open_series
 from fineline_jax.checkpoints.record import read_record
 from fineline_jax.checkpoints.store import CheckpointStore, load_items
 from fineline_jax.cli import main
@@ -281,7 +282,7 @@ def test_step_and_tokens_are_those_of_the_options_else_of_the_name(
         assert not (tmp_path / "run").exists()
         return
     assert imported() == tmp_path / "run" / "checkpoints" / str(step)
-    [found] = series.open_series(str(tmp_path / "run")).checkpoints
+    [found] = open_series(str(tmp_path / "run")).checkpoints
     assert (found.step, found.tokens) == (step, tokens)
     recipe = from_json(tmp_path / "run" / "recipe.json")
     assert (recipe.name, recipe.model, recipe.tokens) == ("run", CONFIG, max(tokens or 0, CONFIG.context))
@@ -303,7 +304,7 @@ def test_a_damaged_checkpoint_is_not_exported(released: Path, tmp_path: Path) ->
     interchange.import_checkpoint(released, tmp_path / "run", one_device())
     file = max((tmp_path / "run" / "checkpoints" / "40" / "params").rglob("*"), key=lambda path: path.stat().st_size)
     file.write_bytes(file.read_bytes()[:-1] + b"?")
-    [checkpoint] = series.open_series(str(tmp_path / "run")).checkpoints
+    [checkpoint] = open_series(str(tmp_path / "run")).checkpoints
     with pytest.raises(UserError, match="the checkpoint is damaged"):
         interchange.export_checkpoint(checkpoint, tmp_path / "out", one_device())
     assert not (tmp_path / "out").exists()
@@ -387,8 +388,8 @@ def test_one_file_of_weights_is_imported_with_a_model_a_dtype_and_further_state(
     record = read_record(place) or {}
     assert [record[key] for key in ("step", "tokens", "kept", "recipe")] == [0, None, True, "goes on"]
     assert from_json(tmp_path / "run" / "recipe.json") == recipe
-    [checkpoint] = series.open_series(str(tmp_path / "run")).checkpoints
-    weights = series.load(checkpoint, one_device())[1]
+    [checkpoint] = open_series(str(tmp_path / "run")).checkpoints
+    weights = load.load(checkpoint, one_device())[1]
     assert np.array_equal(np.asarray(weights["head"]).T, tensors(released)["lm_head.weight"].astype(np.float32))
     target = {"opt_state": {"mu": jax.ShapeDtypeStruct((16,), jnp.float32, sharding=weights["norm"].sharding)}}
     assert np.array_equal(load_items(place, target)["opt_state"]["mu"], np.asarray(weights["norm"]) * 2)
@@ -403,7 +404,7 @@ def test_one_file_of_weights_is_imported_with_a_model_a_dtype_and_further_state(
 
 
 def test_the_layout_of_an_export_can_be_named_and_must_hold_the_model(run: Path, tmp_path: Path) -> None:
-    checkpoint = series.open_series(str(run / "checkpoints" / "9")).checkpoints[0]
+    checkpoint = open_series(str(run / "checkpoints" / "9")).checkpoints[0]
     interchange.export_checkpoint(checkpoint, tmp_path / "m", one_device(), family="yi", dtype="bfloat16")
     said = json.loads((tmp_path / "m" / "config.json").read_text())
     assert (said["architectures"], said["torch_dtype"]) == (["YiForCausalLM"], "bfloat16")
@@ -413,6 +414,6 @@ def test_the_layout_of_an_export_can_be_named_and_must_hold_the_model(run: Path,
     with pytest.raises(UserError, match="exists already"):
         interchange.export_checkpoint(checkpoint, tmp_path / "m", one_device())
     # a Hugging Face folder again, in another dtype
-    [folder] = series.open_series(str(tmp_path / "m")).checkpoints
+    [folder] = open_series(str(tmp_path / "m")).checkpoints
     interchange.export_checkpoint(folder, tmp_path / "again", one_device(), dtype="float32")
     assert {array.dtype for array in tensors(tmp_path / "again").values()} == {np.dtype(np.float32)}

@@ -15,8 +15,8 @@ from remote_examples import Fault, Hub, commit_of, files_of, hub, serving
 
 from fineline_jax.checkpoints import locations, remote, transfer
 from fineline_jax.checkpoints.locations import HubAddress, list_files, list_names, parse_hub
-from fineline_jax.checkpoints.remote import Remote
-from fineline_jax.checkpoints.series import open_series
+from fineline_jax.checkpoints.open import open_series
+from fineline_jax.checkpoints.series import Remote
 from fineline_jax.checkpoints.transfer import FetchError
 from fineline_jax.errors import UserError
 
@@ -312,7 +312,7 @@ def test_each_file_is_noted_when_it_is_there_and_offline_only_the_whole_is_used(
     assert set(record["have"]) <= {"config.json", "tokenizer.json"} and len(record["files"]) == 3
     with monkeypatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
-        for ask in (remote.fetch, remote.identity):
+        for ask in (remote.fetch, remote.weights_hash):
             with pytest.raises(FetchError, match="not downloaded, and HF_HUB_OFFLINE is set"):
                 ask(of(tmp_path))
     served.asked.clear()
@@ -330,7 +330,7 @@ def test_the_identity_is_that_of_names_sizes_and_hashes_of_the_weights(served: H
     }
     named = ["remote", ["model.safetensors", 5000, hashlib.sha256(weights).hexdigest()]]
     expected = hashlib.sha256(json.dumps(named).encode()).hexdigest()
-    assert remote.identity(of(tmp_path)) == expected == remote.identity(of(tmp_path, "hf://o/n@s"))
+    assert remote.weights_hash(of(tmp_path)) == expected == remote.weights_hash(of(tmp_path, "hf://o/n@s"))
     assert os.listdir(tmp_path) == [], "nothing is fetched for it"
 
 
@@ -343,7 +343,7 @@ def test_a_bucket_is_listed_once_for_each_of_its_options(monkeypatch, tmp_path: 
 
     monkeypatch.setattr(remote, "list_files", listing)
     mine, theirs = (("profile", "mine"),), (("profile", "theirs"),)
-    found = {remote.identity(of(tmp_path, "s3://b/run", options=options)) for options in (mine, theirs, mine)}
+    found = {remote.weights_hash(of(tmp_path, "s3://b/run", options=options)) for options in (mine, theirs, mine)}
     assert len(found) == 2 and asked == [("s3://b/run", mine), ("s3://b/run", theirs)]
 
 

@@ -14,8 +14,8 @@ import pytest
 from remote_examples import Fault, Hub, commit_of, files_of, hub, serving
 
 from fineline_jax.checkpoints import locations, remote, transfer
-from fineline_jax.checkpoints.remote import Remote
-from fineline_jax.checkpoints.series import open_series
+from fineline_jax.checkpoints.open import open_series
+from fineline_jax.checkpoints.series import Remote
 from fineline_jax.checkpoints.transfer import DiskFullError, FetchError, RemoteFile
 from fineline_jax.errors import UserError
 
@@ -144,17 +144,17 @@ def test_a_gated_repository_says_what_to_do(served: Hub, tmp_path, monkeypatch):
 
 def test_a_pushed_revision_is_another_identity_and_only_its_files_are_fetched(served: Hub, tmp_path):
     remote.fetch(of(tmp_path))
-    first = remote.identity(of(tmp_path))
+    first = remote.weights_hash(of(tmp_path))
     files = served.repositories["org/model"]["step1"]
     files["model.safetensors"] = WEIGHTS[::-1]
     remote._listed.cache_clear()
     before = len(served.downloads())
-    assert remote.identity(of(tmp_path)) != first
+    assert remote.weights_hash(of(tmp_path)) != first
     assert here(remote.fetch(of(tmp_path)))["model.safetensors"] == WEIGHTS[::-1]
     assert [path.rpartition("/")[2] for path, _ in served.downloads()[before:]] == ["model.safetensors"]
     files["README.md"] = b"new"
     remote._listed.cache_clear()
-    assert remote.identity(of(tmp_path)) == remote.identity(of(tmp_path, "hf://org/model@step1"))
+    assert remote.weights_hash(of(tmp_path)) == remote.weights_hash(of(tmp_path, "hf://org/model@step1"))
 
 
 def test_files_of_an_older_version_do_not_stay(served: Hub, tmp_path):
@@ -205,12 +205,12 @@ def test_a_full_disk_is_said_before_and_while_it_happens(served: Hub, tmp_path, 
 
 def test_offline_what_is_fetched_can_be_used_and_nothing_is_asked(served: Hub, tmp_path, monkeypatch):
     remote.fetch(of(tmp_path))
-    identity = remote.identity(of(tmp_path))
+    identity = remote.weights_hash(of(tmp_path))
     remote._listed.cache_clear()
     asked = len(served.asked)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert here(remote.fetch(of(tmp_path))) == NEEDED
-    assert remote.identity(of(tmp_path)) == identity
+    assert remote.weights_hash(of(tmp_path)) == identity
     with pytest.raises(FetchError, match="main: not downloaded, and HF_HUB_OFFLINE is set"):
         remote.fetch(of(tmp_path, "hf://org/model@main"))
     assert len(served.asked) == asked

@@ -14,8 +14,11 @@ import numpy as np
 import pytest
 
 from fineline_jax import recipe as recipes
-from fineline_jax.checkpoints import hub, series
+from fineline_jax.checkpoints import hub, load
+from fineline_jax.checkpoints import open as opening
+from fineline_jax.checkpoints.open import open_series
 from fineline_jax.checkpoints.record import RECORD
+from fineline_jax.checkpoints.registry import Named
 from fineline_jax.checkpoints.step_names import parse_name
 from fineline_jax.checkpoints.store import CheckpointStore
 from fineline_jax.errors import UserError
@@ -68,7 +71,7 @@ def copy(made: Path, tmp_path: Path) -> Path:
 
 
 def test_a_run_is_its_kept_checkpoints_in_order(made: Path) -> None:
-    found = series.open_series(str(made / "run-a"))
+    found = open_series(str(made / "run-a"))
     assert found.name == "run-a"
     assert [(c.name, c.step, c.tokens) for c in found.checkpoints] == [
         ("step0", 0, 0),
@@ -76,31 +79,31 @@ def test_a_run_is_its_kept_checkpoints_in_order(made: Path) -> None:
         ("step10", 10, 640),
     ]
     for checkpoint in found.checkpoints:
-        config, weights = series.load(checkpoint, make_mesh())
+        config, weights = load.load(checkpoint, make_mesh())
         assert config == CONFIG
         assert bits(weights) == bits(params(checkpoint.step or 0))
-        assert series.tokenizer_folder(checkpoint) == made / "run-a" / "tokenizer"
+        assert load.tokenizer_folder(checkpoint) == made / "run-a" / "tokenizer"
 
 
 def test_one_checkpoint_of_a_run_can_be_named_even_the_rolling_latest(made: Path) -> None:
-    found = series.open_series(str(made / "run-a" / "checkpoints" / "11"))
+    found = open_series(str(made / "run-a" / "checkpoints" / "11"))
     assert [(c.series, c.name, c.tokens) for c in found.checkpoints] == [("run-a", "step11", 704)]
 
 
 def test_a_folder_of_hugging_face_folders_is_ordered_by_tokens(made: Path) -> None:
-    found = series.open_series(str(made / "released"))
+    found = open_series(str(made / "released"))
     assert [(c.name, c.tokens) for c in found.checkpoints] == [
         ("Tiny-8.39B", 8_390_000_000),
         ("Tiny-20.97B", 20_970_000_000),
         ("Tiny-100.66B", 100_660_000_000),
     ]
-    config, weights = series.load(found.checkpoints[0], make_mesh(), "bfloat16")
+    config, weights = load.load(found.checkpoints[0], make_mesh(), "bfloat16")
     assert config == CONFIG and weights["embed"].dtype == "bfloat16"
-    assert series.tokenizer_folder(found.checkpoints[0]) is None
+    assert load.tokenizer_folder(found.checkpoints[0]) is None
 
 
 def test_one_hugging_face_folder_is_a_series_of_one(made: Path) -> None:
-    found = series.open_series(str(made / "released" / "Tiny-8.39B"))
+    found = open_series(str(made / "released" / "Tiny-8.39B"))
     assert [(c.series, c.name, c.kind) for c in found.checkpoints] == [("Tiny-8.39B", "main", "hf")]
 
 
@@ -128,41 +131,41 @@ def test_steps_and_tokens_are_read_from_released_names(name: str, step: int | No
 def test_folders_whose_names_say_no_tokens_are_in_the_order_of_their_numbers(copy: Path) -> None:
     for old, new in (("Tiny-8.39B", "ckpt_9"), ("Tiny-20.97B", "ckpt_10"), ("Tiny-100.66B", "ckpt_100")):
         (copy / "released" / old).rename(copy / "released" / new)
-    found = series.open_series(str(copy / "released"))
+    found = open_series(str(copy / "released"))
     assert [c.name for c in found.checkpoints] == ["ckpt_9", "ckpt_10", "ckpt_100"]
     assert {c.tokens for c in found.checkpoints} == {None}
 
 
 @pytest.mark.parametrize("kind", ["run-a", "released"])
 def test_identity_follows_the_weights_and_nothing_else(made: Path, copy: Path, kind: str) -> None:
-    original, copied = (series.open_series(str(folder / kind)) for folder in (made, copy))
-    before = [series.identity(checkpoint) for checkpoint in original.checkpoints]
+    original, copied = (open_series(str(folder / kind)) for folder in (made, copy))
+    before = [load.weights_hash(checkpoint) for checkpoint in original.checkpoints]
     assert len(set(before)) == 3
-    assert [series.identity(checkpoint) for checkpoint in copied.checkpoints] == before
+    assert [load.weights_hash(checkpoint) for checkpoint in copied.checkpoints] == before
     changed = copied.checkpoints[1]
     root = changed.location / "params" if changed.kind == "orbax" else changed.location
     weights = max((path for path in root.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    after = [series.identity(checkpoint) for checkpoint in copied.checkpoints]
+    after = [load.weights_hash(checkpoint) for checkpoint in copied.checkpoints]
     assert [a == b for a, b in zip(after, before)] == [True, False, True]
 
 
 def test_the_optimizer_state_is_not_part_of_the_identity(copy: Path) -> None:
-    checkpoint = series.open_series(str(copy / "run-a")).checkpoints[0]
-    before = series.identity(checkpoint)
+    checkpoint = open_series(str(copy / "run-a")).checkpoints[0]
+    before = load.weights_hash(checkpoint)
     shutil.rmtree(checkpoint.location / "opt_state")
-    assert series.identity(checkpoint) == before
-    series.load(checkpoint, make_mesh())
+    assert load.weights_hash(checkpoint) == before
+    load.load(checkpoint, make_mesh())
 
 
 def test_a_damaged_checkpoint_is_named_when_it_is_loaded(copy: Path) -> None:
-    checkpoint = series.open_series(str(copy / "run-a")).checkpoints[1]
+    checkpoint = open_series(str(copy / "run-a")).checkpoints[1]
     weights = next((checkpoint.location / "params").glob("ocdbt.process_0/d/*"))
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(UserError, match=f"{checkpoint.location}: the checkpoint is damaged .*{weights.name}"):
-        series.load(checkpoint, make_mesh())
+        load.load(checkpoint, make_mesh())
 
 
 @pytest.mark.parametrize("change", [{"files": {"params/x": "y"}}, {"files": [1]}, {"step": -5}, {"tokens": "many"}])
@@ -171,32 +174,32 @@ def test_a_checkpoint_whose_record_is_damaged_is_named(copy: Path, change: dict[
     record = json.loads((place / RECORD).read_text()) | change
     (place / RECORD).write_text(json.dumps(record))
     with pytest.raises(UserError, match=r"the checkpoint is damaged \(complete.json is missing or unreadable\)"):
-        series.open_series(str(place))
-    assert [c.step for c in series.open_series(str(copy / "run-a")).checkpoints] == [0, 10]
+        open_series(str(place))
+    assert [c.step for c in open_series(str(copy / "run-a")).checkpoints] == [0, 10]
 
 
 def test_nothing_found_is_said_with_what_was_looked_for(copy: Path) -> None:
     empty = copy / "empty"
     empty.mkdir()
     with pytest.raises(UserError, match="no such folder and no registered series"):
-        series.open_series(str(copy / "absent"))
+        open_series(str(copy / "absent"))
     with pytest.raises(UserError, match=r"looked for recipe.json .* config.json with weights"):
-        series.open_series(str(empty))
+        open_series(str(empty))
     shutil.rmtree(copy / "run-a" / "checkpoints")
     with pytest.raises(UserError, match="no kept checkpoint"):
-        series.open_series(str(copy / "run-a"))
+        open_series(str(copy / "run-a"))
 
 
 def test_an_incomplete_checkpoint_is_not_part_of_the_series(copy: Path) -> None:
     (copy / "run-a" / "checkpoints" / "2" / RECORD).unlink()
-    assert [c.step for c in series.open_series(str(copy / "run-a")).checkpoints] == [0, 10]
+    assert [c.step for c in open_series(str(copy / "run-a")).checkpoints] == [0, 10]
     with pytest.raises(UserError, match="the checkpoint is damaged"):
-        series.open_series(str(copy / "run-a" / "checkpoints" / "2"))
+        open_series(str(copy / "run-a" / "checkpoints" / "2"))
 
 
 def test_a_series_can_be_listed_without_jax(made: Path) -> None:
     code = (
-        "import sys; from fineline_jax.checkpoints.series import open_series;"
+        "import sys; from fineline_jax.checkpoints.open import open_series;"
         f"assert len(open_series({str(made / 'run-a')!r}).checkpoints) == 3;"
         "assert not {'jax', 'orbax', 'transformers'} & set(sys.modules)"
     )
@@ -205,58 +208,56 @@ def test_a_series_can_be_listed_without_jax(made: Path) -> None:
 
 def test_the_identity_of_files_here_is_that_of_their_names_sizes_and_hashes(made: Path) -> None:
     """Scores know their checkpoint by it: it must be the same in every version of this program."""
-    [checkpoint] = series.open_series(str(made / "released" / "Tiny-8.39B")).checkpoints
+    [checkpoint] = open_series(str(made / "released" / "Tiny-8.39B")).checkpoints
     content = (checkpoint.location / "model.safetensors").read_bytes()
     digest = hashlib.sha256(hashlib.sha256(content).digest()).hexdigest()  # of one block
     named = json.dumps([["model.safetensors", len(content), digest]])
-    assert series.identity(checkpoint) == hashlib.sha256(named.encode()).hexdigest()
-    of_run = series.open_series(str(made / "run-a")).checkpoints[0]
-    names = series.weight_files(of_run)
+    assert load.weights_hash(checkpoint) == hashlib.sha256(named.encode()).hexdigest()
+    of_run = open_series(str(made / "run-a")).checkpoints[0]
+    names = load.weight_files(of_run)
     assert names == sorted(names) and all(name.startswith("params/") for name in names) and len(names) > 3
 
 
 def test_the_version_of_a_checkpoint_changes_with_name_size_or_time_and_reads_nothing(copy: Path) -> None:
-    [checkpoint] = series.open_series(str(copy / "released" / "Tiny-8.39B")).checkpoints
+    [checkpoint] = open_series(str(copy / "released" / "Tiny-8.39B")).checkpoints
     file = checkpoint.location / "model.safetensors"
-    seen = [series.version(checkpoint)]
+    seen = [load.stat_signature(checkpoint)]
     content, time = file.read_bytes(), file.stat().st_mtime_ns
     for changed, at in ((content[::-1], time + 1), (content + b"x", time + 1)):
         file.write_bytes(changed)
         os.utime(file, ns=(at, at))
-        seen.append(series.version(checkpoint))
+        seen.append(load.stat_signature(checkpoint))
     assert len(set(seen)) == 3
     file.write_bytes(content)
     os.utime(file, ns=(time, time))
-    assert series.version(checkpoint) == seen[0]
+    assert load.stat_signature(checkpoint) == seen[0]
 
 
 def test_a_tokenizer_is_looked_for_in_the_folder_below_it_and_beside_it(copy: Path) -> None:
     """In that order; of a run only its own."""
-    [checkpoint] = series.open_series(str(copy / "released" / "Tiny-8.39B")).checkpoints
+    [checkpoint] = open_series(str(copy / "released" / "Tiny-8.39B")).checkpoints
     folder = checkpoint.location
     for place in (folder.parent / "tokenizer", folder / "tokenizer", folder):
         place.mkdir(exist_ok=True)
         (place / "merges.txt").write_text("no vocabulary")
-        before = series.tokenizer_folder(checkpoint)
+        before = load.tokenizer_folder(checkpoint)
         (place / "tokenizer.model").write_bytes(b"x")
-        assert series.tokenizer_folder(checkpoint) == place != before
-    of_run = series.open_series(str(copy / "run-a")).checkpoints[0]
+        assert load.tokenizer_folder(checkpoint) == place != before
+    of_run = open_series(str(copy / "run-a")).checkpoints[0]
     shutil.rmtree(copy / "run-a" / "tokenizer")
-    assert series.tokenizer_folder(of_run) is None
+    assert load.tokenizer_folder(of_run) is None
 
 
 def test_names_of_checkpoints_are_fit_for_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    found = series._remote_series(
-        "s", "hf://o/n@{name}", [series.Named("a/b/c", 1, 2, "hf://o/n@a%2Fb%2Fc")], tmp_path, True
-    )
+    found = opening._remote_series("s", "hf://o/n@{name}", [Named("a/b/c", 1, 2, "hf://o/n@a%2Fb%2Fc")], tmp_path, True)
     [one] = found.checkpoints
     assert (one.name, one.step, one.tokens, found.location) == ("a-b-c", 1, 2, "hf://o/n@{name}")
     assert one.remote is not None and one.location == one.remote.folder and one.remote.url == "hf://o/n@a%2Fb%2Fc"
 
 
 def test_a_checkpoint_is_loaded_in_float32_unless_another_dtype_is_named(made: Path) -> None:
-    [checkpoint] = series.open_series(str(made / "run-a" / "checkpoints" / "2")).checkpoints
+    [checkpoint] = open_series(str(made / "run-a" / "checkpoints" / "2")).checkpoints
     for dtype, expected in ((None, "float32"), ("bfloat16", "bfloat16")):
-        _, weights = series.load(checkpoint, make_mesh(), dtype)
+        _, weights = load.load(checkpoint, make_mesh(), dtype)
         assert {leaf.dtype.name for leaf in jax.tree.leaves(weights)} == {expected}
     assert bits(weights) == bits(jax.tree.map(lambda x: x.astype("bfloat16"), params(2)))

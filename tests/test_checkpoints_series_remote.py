@@ -16,7 +16,8 @@ from scoring_examples import write_benchmarks, write_tokenizer
 from series_examples import CONFIG, make_series, one_device
 
 from fineline_jax.checkpoints import remote, transfer
-from fineline_jax.checkpoints.series import fetch, open_series
+from fineline_jax.checkpoints.load import fetch
+from fineline_jax.checkpoints.open import open_series
 from fineline_jax.cli import main
 from fineline_jax.errors import UserError
 from fineline_jax.models.config import ModelConfig

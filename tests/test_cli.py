@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fineline_jax.catalogue import load_recipe
-from fineline_jax.checkpoints.series import open_series
+from fineline_jax.checkpoints.open import open_series
 from fineline_jax.cli import main
 from fineline_jax.commands import data, pretrain, tasks
 from fineline_jax.data import corpora

@@ -25,8 +25,8 @@ from series_examples import CONFIG, fresh_params, make_series, one_device
 from fineline_jax import cli, demo, recipe
 from fineline_jax.catalogue import load_recipe
 from fineline_jax.checkpoints import interchange
+from fineline_jax.checkpoints.open import open_series
 from fineline_jax.checkpoints.record import write_record
-from fineline_jax.checkpoints.series import open_series
 from fineline_jax.checkpoints.store import CheckpointStore
 from fineline_jax.cli import main
 from fineline_jax.commands import usage
@@ -169,7 +169,7 @@ def steps(monkeypatch) -> dict[str, Called]:
         "fineline_jax.demo.prepare_world": Called(),
         "fineline_jax.training.loop.pretrain": Called(outcome),
         "fineline_jax.scoring.build.build": Called("pack"),
-        "fineline_jax.checkpoints.series.open_series": Called("series"),
+        "fineline_jax.checkpoints.open.open_series": Called("series"),
         "fineline_jax.scoring.placement.scoring_mesh": Called("mesh"),
         "fineline_jax.scoring.scorer.score_series": Called(),
         "fineline_jax.analysis.analyze_scores": Called(Path("page.html")),

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from fineline_jax.checkpoints import hub, interchange, series
+from fineline_jax.checkpoints import hub, interchange
+from fineline_jax.checkpoints.open import open_series
 from fineline_jax.errors import UserError
 from fineline_jax.mesh import make_mesh
 from fineline_jax.models import decoder, families
@@ -82,7 +83,7 @@ def test_a_model_goes_through_a_run_and_back_bit_for_bit(example: tuple[str, Pat
     before = {name: tensor.astype(np.float16) for name, tensor in load_file(folder / "model.safetensors").items()}
     save_file(before, half / "model.safetensors")
     interchange.import_checkpoint(half, run, mesh_of(1, 4, 2), step=7)
-    [checkpoint] = series.open_series(str(run)).checkpoints
+    [checkpoint] = open_series(str(run)).checkpoints
     interchange.export_checkpoint(checkpoint, out, mesh_of(2, 2, 2), family=name.split()[0])
     after = load_file(out / "model.safetensors")
     assert {name: tensor.tobytes() for name, tensor in before.items() if not name.endswith("inv_freq")} == {

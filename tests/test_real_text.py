@@ -8,7 +8,7 @@ import pytest
 import tokenizers
 from commands import assert_same_run, start, wait_for_step
 
-from fineline_jax.checkpoints.series import open_series
+from fineline_jax.checkpoints.open import open_series
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.recipe import (
     Batch,

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from remote_examples import hub
 
 from fineline_jax.checkpoints import registry, transfer
+from fineline_jax.checkpoints.open import open_series, series_of_entry
 from fineline_jax.checkpoints.registry import checkpoints, entries, find, series_files
 from fineline_jax.checkpoints.selection import TokenGrid, nearest, parse_amount, parse_grid, select
-from fineline_jax.checkpoints.series import Checkpoint, Series, of_entry, open_series
+from fineline_jax.checkpoints.series import Checkpoint, Series
 from fineline_jax.checkpoints.series_rules import bind, evaluate, expand
 from fineline_jax.cli import main
 from fineline_jax.errors import UserError
@@ -170,7 +171,7 @@ def test_locations_follow_the_four_layouts(tmp_path: Path) -> None:
 
 
 def test_openllamas_policy_is_recorded() -> None:
-    one = of_entry(entry("open_llama_7b"), Path("x"), ask=False)
+    one = series_of_entry(entry("open_llama_7b"), Path("x"), ask=False)
     assert one.scoring.bos == "always" and any("spaces" in note for note in one.scoring.notes)
     assert one.checkpoints[0].remote is not None
     assert one.checkpoints[0].remote.tokenizer == "hf://openlm-research/open_llama_7b/tokenizer.model"

@@ -9,13 +9,15 @@ import pytest
 
 from fineline_jax import catalogue
 from fineline_jax.catalogue import config_folders, config_names, find_config, load_recipe
-from fineline_jax.checkpoints import registry, series
+from fineline_jax.checkpoints import load, registry
+from fineline_jax.checkpoints.open import series_of_entry, split_spec
 from fineline_jax.checkpoints.registry import Named, entries, find, in_order, series_files
 from fineline_jax.checkpoints.selection import TokenGrid, nearest, parse_amount, parse_grid, select
-from fineline_jax.checkpoints.series import Checkpoint, Series, of_entry, scoring_policy, split_spec
+from fineline_jax.checkpoints.series import Checkpoint, Series, scoring_policy
 from fineline_jax.checkpoints.series_rules import bind, evaluate, expand
 from fineline_jax.checkpoints.series_text import details, overview
 from fineline_jax.checkpoints.step_names import common_start, natural, parse_name
+from fineline_jax.checkpoints.transfer import FetchError
 from fineline_jax.errors import UserError
 from fineline_jax.recipe import to_json
 
@@ -146,7 +148,7 @@ def test_where_a_series_lies_and_how_it_is_to_be_scored(every: dict[str, registr
     found = {stem: (len(all), all[0].location, all[0].tokenizer, all[0].scoring.bos) for stem, all in files.items()}
     assert found == WHERE
     assert {one.options for all in files.values() for one in all} == {(), (("requester_pays", True),)}
-    opened = of_entry(every["open_llama_13b"], Path("/d"), keep=False, ask=False)
+    opened = series_of_entry(every["open_llama_13b"], Path("/d"), keep=False, ask=False)
     remote = opened.checkpoints[0].remote
     assert remote is not None and not remote.keep and remote.downloads == Path("/d")
     assert remote.tokenizer == OPEN_LLAMA + "13b/tokenizer.model" and remote.url == OPEN_LLAMA + "13b_step_5000"
@@ -324,16 +326,16 @@ def test_the_first_ten_checkpoints_are_asked_for_a_tokenizer(monkeypatch: pytest
     def folder(checkpoint: Checkpoint, able: int) -> Path:
         asked.append(checkpoint.step)
         if checkpoint.step != able:
-            raise series.FetchError(f"no {checkpoint.step}")
+            raise FetchError(f"no {checkpoint.step}")
         return checkpoint.location
 
     for able, found in ((0, 1), (9, 10)):
-        monkeypatch.setattr(series, "tokenizer_folder", lambda checkpoint, able=able: folder(checkpoint, able))
-        assert series.first_tokenizer(made) == Path(str(able)) and len(asked) == found
+        monkeypatch.setattr(load, "tokenizer_folder", lambda checkpoint, able=able: folder(checkpoint, able))
+        assert load.first_tokenizer(made) == Path(str(able)) and len(asked) == found
         asked.clear()
-    monkeypatch.setattr(series, "tokenizer_folder", lambda checkpoint: folder(checkpoint, 10))
-    with pytest.raises(series.FetchError, match="no 0"):
-        series.first_tokenizer(made)
+    monkeypatch.setattr(load, "tokenizer_folder", lambda checkpoint: folder(checkpoint, 10))
+    with pytest.raises(FetchError, match="no 0"):
+        load.first_tokenizer(made)
 
 
 # What is printed

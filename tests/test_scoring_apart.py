@@ -9,7 +9,9 @@ import pytest
 from scoring_examples import write_benchmarks, write_tokenizer
 from series_examples import make_series, one_device
 
-from fineline_jax.checkpoints.series import Checkpoint, Series, open_series
+from fineline_jax import prepare_pack
+from fineline_jax.checkpoints.open import open_series
+from fineline_jax.checkpoints.series import Checkpoint, Series
 from fineline_jax.cli import main
 from fineline_jax.errors import UserError
 from fineline_jax.scoring import apart, pack, scorer, scores
@@ -22,7 +24,7 @@ def place(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("apart")
     tokenizer = write_tokenizer(folder / "tokenizer", adds_bos=True)
     benchmarks = write_benchmarks(folder / "benchmarks", documents=3)
-    pack.prepare("piqa", tokenizer, folder / "pack", benchmarks=benchmarks)
+    prepare_pack("piqa", tokenizer, folder / "pack", benchmarks=benchmarks)
     make_series(folder / "a" / "run", tokenizer, (1, 2, 3))
     make_series(folder / "b" / "run", tokenizer, (9,))
     shutil.copytree(folder / "b" / "run" / "step9", folder / "b" / "run" / "step2")

@@ -19,8 +19,9 @@ from scoring_examples import sentence, write_benchmarks, write_tokenizer
 from series_examples import CONFIG, fresh_params, make_series, one_device
 from transformers import AutoTokenizer
 
-from fineline_jax.checkpoints import series
+from fineline_jax import prepare_pack
 from fineline_jax.checkpoints.hub import export_hf
+from fineline_jax.checkpoints.open import open_series
 from fineline_jax.errors import UserError
 from fineline_jax.models import attention, decoder
 from fineline_jax.scoring import lm_eval_backend, lm_eval_export, metrics, pack, scorer, scores, suite, tasks
@@ -72,7 +73,7 @@ def place(tmp_path_factory) -> Path:
     params = trained(tokenizer)
     with jax.set_mesh(one_device()):
         export_hf(CONFIG, params, place / "run/step2", tokenizer)
-    pack.prepare(SUITE, tokenizer, place / "pack", benchmarks=benchmarks)
+    prepare_pack(SUITE, tokenizer, place / "pack", benchmarks=benchmarks)
     return place
 
 
@@ -80,7 +81,7 @@ def place(tmp_path_factory) -> Path:
 def exported(place) -> dict[str, Path]:
     """The results file of each checkpoint."""
     made = pack.load(place / "pack")
-    scorer.score_series(series.open_series(str(place / "run")), made, place / "scores", one_device())
+    scorer.score_series(open_series(str(place / "run")), made, place / "scores", one_device())
     found = lm_eval_export.export(place / "scores", place / "exported", made)
     return {json.loads(path.read_text())["config"]["model_revision"]: path for path in found}
 
@@ -255,7 +256,7 @@ def test_groups_and_their_weights_are_those_of_lm_eval(shared_data, place, tmp_p
     import lm_eval
 
     benchmarks = shared_data / "benchmarks"
-    made = pack.prepare("mmlu@1,piqa", place / "tokenizer", tmp_path / "pack", benchmarks=benchmarks, limit=3)
+    made = prepare_pack("mmlu@1,piqa", place / "tokenizer", tmp_path / "pack", benchmarks=benchmarks, limit=3)
     contexts = made.contexts["text"].to_pylist()
     texts = made.requests["text"].to_pylist()
     answers = [answer(contexts[row], text) for row, text in zip(made.request_context, texts, strict=True)]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from series_examples import one_device
 
-from fineline_jax.checkpoints import series
+from fineline_jax.checkpoints import load as checkpoint_load
 from fineline_jax.checkpoints.series import Checkpoint
 from fineline_jax.checkpoints.transfer import STOP, DiskFullError, FetchError
 from fineline_jax.errors import UserError
@@ -35,11 +35,11 @@ def events(monkeypatch) -> list[str]:
             raise UserError("cut short")
         return "config", {"embed": jnp.zeros(3)}
 
-    monkeypatch.setattr(series, "load", load)
-    monkeypatch.setattr(series, "fetch", lambda checkpoint: found.append(f"fetch {checkpoint.name}"))
-    monkeypatch.setattr(series, "version", lambda checkpoint: "v")
-    monkeypatch.setattr(series, "identity", lambda checkpoint: f"hash of {checkpoint.name}")
-    monkeypatch.setattr(series, "discard", lambda checkpoint: None)
+    monkeypatch.setattr(checkpoint_load, "load", load)
+    monkeypatch.setattr(checkpoint_load, "fetch", lambda checkpoint: found.append(f"fetch {checkpoint.name}"))
+    monkeypatch.setattr(checkpoint_load, "stat_signature", lambda checkpoint: "v")
+    monkeypatch.setattr(checkpoint_load, "weights_hash", lambda checkpoint: f"hash of {checkpoint.name}")
+    monkeypatch.setattr(checkpoint_load, "discard", lambda checkpoint: None)
     return found
 
 
@@ -143,9 +143,9 @@ class Disk:
         self.told: list[tuple] = []
         self.tried: list[str] = []
         for name in ("fetch", "load", "discard"):
-            monkeypatch.setattr(series, name, getattr(self, name))
-        monkeypatch.setattr(series, "version", lambda checkpoint: f"version of {checkpoint.name}")
-        monkeypatch.setattr(series, "identity", lambda checkpoint: f"hash of {checkpoint.name}")
+            monkeypatch.setattr(checkpoint_load, name, getattr(self, name))
+        monkeypatch.setattr(checkpoint_load, "stat_signature", lambda checkpoint: f"version of {checkpoint.name}")
+        monkeypatch.setattr(checkpoint_load, "weights_hash", lambda checkpoint: f"hash of {checkpoint.name}")
 
     def fetch(self, checkpoint: Checkpoint) -> None:
         if not checkpoint.name.startswith("absent"):
@@ -227,7 +227,7 @@ def test_a_wrong_tokenizer_ends_it(monkeypatch):
         next(each)
 
 
-@pytest.mark.parametrize("broken", ["version", "identity"])
+@pytest.mark.parametrize("broken", ["stat_signature", "weights_hash"])
 def test_a_checkpoint_that_cannot_be_hashed_is_passed_over(monkeypatch, broken):
     Disk(monkeypatch)
 
@@ -236,7 +236,7 @@ def test_a_checkpoint_that_cannot_be_hashed_is_passed_over(monkeypatch, broken):
             raise OSError()
         return "x"
 
-    monkeypatch.setattr(series, broken, fail)
+    monkeypatch.setattr(checkpoint_load, broken, fail)
     found = list(opened(checkpoints("a", "b", "c")))
     assert [isinstance(one, Failed) for one in found] == [False, True, False]
     assert isinstance(found[1], Failed) and found[1].reason == "OSError"
@@ -266,7 +266,7 @@ def test_a_full_disk_is_tried_again_once_the_one_before_is_gone(monkeypatch, tim
                 raise DiskFullError("the disk is full")
         return Disk.load(disk, checkpoint, *arguments)
 
-    monkeypatch.setattr(series, "load", load)
+    monkeypatch.setattr(checkpoint_load, "load", load)
     each = opened(checkpoints("a", "b", "c"))
     assert isinstance(next(each), Opened) and until(disk.tried, "b")
     if times == 2:
@@ -295,7 +295,7 @@ def test_a_download_ends_when_the_series_is_given_up(monkeypatch):
             ended.append(STOP.wait(5))
         return found
 
-    monkeypatch.setattr(series, "load", load)
+    monkeypatch.setattr(checkpoint_load, "load", load)
     each = opened(checkpoints("a", "b", "c"))
     next(each)
     assert until(disk.tried, "b")

@@ -8,7 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from fineline_jax.checkpoints import series
+from fineline_jax import prepare_pack
+from fineline_jax.checkpoints import load
+from fineline_jax.checkpoints.open import open_series
 from fineline_jax.mesh import make_mesh
 from fineline_jax.recipe import MeshShape
 from fineline_jax.scoring import forward, metrics, pack, scorer, suite, tasks
@@ -20,7 +22,7 @@ CONTEXT = 1024
 
 def ours(made: pack.Pack, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     mesh = make_mesh(MeshShape(), jax.devices()[:1])
-    config, params = series.load(series.open_series(str(folder)).checkpoints[0], mesh)
+    config, params = load.load(open_series(str(folder)).checkpoints[0], mesh)
     return scorer.score_params(made, config, params, mesh)
 
 
@@ -44,7 +46,7 @@ def compare(
     from lm_eval.models.huggingface import HFLM
 
     model, benchmarks = shared_data / "models/tinystories-260k", shared_data / "benchmarks"
-    made = pack.prepare(names, model, out, benchmarks=benchmarks, max_context=CONTEXT, limit=limit, bos=bos)
+    made = prepare_pack(names, model, out, benchmarks=benchmarks, max_context=CONTEXT, limit=limit, bos=bos)
     loglikelihood, is_greedy = ours(made, model)
     found = metrics.of_tasks(made, loglikelihood, is_greedy)
 
@@ -97,7 +99,7 @@ def test_the_float64_reference_of_whole_texts_is_reproduced(shared_data):
     folder = shared_data / "models/tinystories-260k"
     texts = json.loads((folder / "golden.json").read_text())["items"]
     mesh = make_mesh(MeshShape(), jax.devices()[:1])
-    config, params = series.load(series.open_series(str(folder)).checkpoints[0], mesh)
+    config, params = load.load(open_series(str(folder)).checkpoints[0], mesh)
     step = forward.score_step(config, mesh, "float32", "reference")
     longest = max(len(text["ids"]) for text in texts) - 1
     tokens = np.zeros((len(texts), longest), np.int32)

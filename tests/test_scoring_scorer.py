@@ -17,8 +17,9 @@ from profiles import COMPILES
 from program_sizes import largest_array
 from scoring_examples import write_benchmarks, write_tokenizer
 
-from fineline_jax.checkpoints import series
+from fineline_jax import prepare_pack
 from fineline_jax.checkpoints.hub import export_hf
+from fineline_jax.checkpoints.open import open_series
 from fineline_jax.errors import UserError
 from fineline_jax.mesh import BATCH, make_mesh
 from fineline_jax.models import attention, decoder
@@ -50,7 +51,7 @@ def tokenizer(tmp_path_factory) -> Path:
 def made(tokenizer, tmp_path_factory) -> pack.Pack:
     folder = tmp_path_factory.mktemp("pack")
     benchmarks = write_benchmarks(folder / "benchmarks", documents=6)
-    return pack.prepare("piqa@1,arc_easy,lambada_openai,wikitext", tokenizer, folder / "p", benchmarks=benchmarks)
+    return prepare_pack("piqa@1,arc_easy,lambada_openai,wikitext", tokenizer, folder / "p", benchmarks=benchmarks)
 
 
 def plain_loglikelihood(config: ModelConfig, params: dict, stream: np.ndarray, first: int) -> tuple[float, bool]:
@@ -252,7 +253,7 @@ def test_a_series_is_scored_once_and_again_only_where_weights_changed(made, toke
     monkeypatch.setattr(scorer, "score_params", counted)
 
     def score() -> list[Path]:
-        return scorer.score_series(series.open_series(str(tmp_path / "run")), made, tmp_path / "out", one_device())
+        return scorer.score_series(open_series(str(tmp_path / "run")), made, tmp_path / "out", one_device())
 
     files = score()
     assert len(files) == 2 and len(calls) == 2
@@ -274,7 +275,7 @@ def test_a_series_is_scored_once_and_again_only_where_weights_changed(made, toke
 def test_a_pack_of_another_tokenizer_or_other_scores_are_refused(made, tmp_path):
     other = write_tokenizer(tmp_path / "other", adds_bos=False)
     make_series(tmp_path / "run", other, (1,))
-    opened = series.open_series(str(tmp_path / "run"))
+    opened = open_series(str(tmp_path / "run"))
     with pytest.raises(UserError, match=r"does not add BOS by default.*--bos"):
         scorer.score_series(opened, made, tmp_path / "out", one_device())
     state = json.loads((tmp_path / "run/step1/tokenizer.json").read_text())

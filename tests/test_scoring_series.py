@@ -17,7 +17,10 @@ from hypothesis import strategies as st
 from scoring_examples import write_benchmarks, write_tokenizer
 from series_examples import CONFIG, make_series, one_device
 
-from fineline_jax.checkpoints import series
+from fineline_jax import prepare_pack
+from fineline_jax.checkpoints import load as checkpoint_load
+from fineline_jax.checkpoints.open import open_series
+from fineline_jax.checkpoints.series import Series
 from fineline_jax.errors import UserError
 from fineline_jax.scoring import forward, pack, scorer, scores
 from fineline_jax.scoring.parts import JobShard, job_shard
@@ -32,7 +35,7 @@ def tokenizer(tmp_path_factory) -> Path:
 def made(tokenizer, tmp_path_factory) -> pack.Pack:
     folder = tmp_path_factory.mktemp("pack")
     benchmarks = write_benchmarks(folder / "benchmarks", documents=6)
-    return pack.prepare("piqa,arc_easy", tokenizer, folder / "p", benchmarks=benchmarks)
+    return prepare_pack("piqa,arc_easy", tokenizer, folder / "p", benchmarks=benchmarks)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +56,7 @@ def run(released, tmp_path) -> Path:
 
 
 def score(run: Path, made: pack.Pack, out: Path) -> list[Path]:
-    return scorer.score_series(series.open_series(str(run)), made, out, one_device())
+    return scorer.score_series(open_series(str(run)), made, out, one_device())
 
 
 def count_calls(monkeypatch, owner, name: str) -> list[str]:
@@ -92,7 +95,7 @@ def test_a_checkpoint_whose_config_is_damaged_is_passed_over_too(run, made, tmp_
 
 def test_two_checkpoints_of_one_name_are_not_written_into_one_file(run, made, tmp_path):
     again = make_series(tmp_path / "elsewhere" / "run", run / "step1", (1,))
-    found = [series.open_series(str(folder)) for folder in (run, again)]
+    found = [open_series(str(folder)) for folder in (run, again)]
     with pytest.raises(UserError, match=r"are both called run/step1, and their scores would be one file; rename"):
         scorer.score_parts(found, made, tmp_path / "scores", one_device())
     assert not (tmp_path / "scores").exists()
@@ -101,7 +104,9 @@ def test_two_checkpoints_of_one_name_are_not_written_into_one_file(run, made, tm
 
 def test_unchanged_weights_are_not_even_read(run, made, tmp_path, monkeypatch):
     files = score(run, made, tmp_path / "out")
-    read, scored = (count_calls(monkeypatch, *where) for where in ((series, "identity"), (scorer, "score_params")))
+    read, scored = (
+        count_calls(monkeypatch, *where) for where in ((checkpoint_load, "weights_hash"), (scorer, "score_params"))
+    )
     before = [path.read_bytes() for path in files]
     score(run, made, tmp_path / "out")
     assert read == []
@@ -117,7 +122,7 @@ def test_the_next_checkpoint_is_opened_while_one_is_scored_and_two_are_the_most(
     alive: list[tuple[str, jax.Array]] = []
     most: list[int] = []
     loading = {name: threading.Event() for name in ("step1", "step2", "step3")}
-    load, score_params = series.load, scorer.score_params
+    load, score_params = checkpoint_load.load, scorer.score_params
 
     def watched_load(checkpoint, *arguments):
         config, params = load(checkpoint, *arguments)
@@ -133,7 +138,7 @@ def test_the_next_checkpoint_is_opened_while_one_is_scored_and_two_are_the_most(
             assert loading[following].wait(60), f"{following} is not read while {name} is scored"
         return score_params(*arguments, **options)
 
-    monkeypatch.setattr(series, "load", watched_load)
+    monkeypatch.setattr(checkpoint_load, "load", watched_load)
     monkeypatch.setattr(scorer, "score_params", watched_score)
     score(released, made, tmp_path / "out")
     assert max(most) == 2
@@ -141,8 +146,8 @@ def test_the_next_checkpoint_is_opened_while_one_is_scored_and_two_are_the_most(
 
 def test_one_program_is_compiled_for_all_checkpoints(released, made, tmp_path):
     mesh = one_device()
-    opened = series.open_series(str(released))
-    scorer.score_series(series.Series("run", opened.checkpoints[:1]), made, tmp_path / "out", mesh)
+    opened = open_series(str(released))
+    scorer.score_series(Series("run", opened.checkpoints[:1]), made, tmp_path / "out", mesh)
     step = forward.tree_step(CONFIG, mesh, "float32", "blockwise")
     compiled = step._cache_size()
     scorer.score_series(opened, made, tmp_path / "out", mesh)
@@ -233,7 +238,7 @@ def test_workers_of_one_distributed_job_are_no_parts():
 
 
 def test_the_parts_together_are_the_series(released, made, tmp_path):
-    opened = series.open_series(str(released))
+    opened = open_series(str(released))
     for index in range(2):
         scorer.score_parts([opened], made, tmp_path / "parts", one_device(), part=JobShard(index, 2))
     whole = score(released, made, tmp_path / "whole")
@@ -250,7 +255,7 @@ def command(run: Path, packed: Path, out: Path) -> list[str]:
 @pytest.mark.slow
 def test_sigkill_at_random_moments_leaves_whole_files_only(tokenizer, tmp_path):
     benchmarks = write_benchmarks(tmp_path / "benchmarks", documents=40)
-    pack.prepare("piqa,arc_easy,winogrande", tokenizer, tmp_path / "p", benchmarks=benchmarks)
+    prepare_pack("piqa,arc_easy,winogrande", tokenizer, tmp_path / "p", benchmarks=benchmarks)
     run = make_series(tmp_path / "run", tokenizer, tuple(range(1, 21)))
     # Commands on both sides: they divide the work over other devices than this process would, and bytes are compared.
     environment = os.environ | {"XLA_FLAGS": ""}

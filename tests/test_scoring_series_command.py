@@ -11,9 +11,9 @@ from series_examples import CONFIG, make_series, one_device
 from test_scoring_engine_numbers import logits_of
 from test_scoring_series_loop import Model
 
-from fineline_jax import progress
-from fineline_jax.checkpoints import series as checkpoint_series
-from fineline_jax.checkpoints.series import open_series
+from fineline_jax import prepare_pack, progress
+from fineline_jax.checkpoints import load
+from fineline_jax.checkpoints.open import open_series
 from fineline_jax.cli import main
 from fineline_jax.commands import score as command
 from fineline_jax.errors import UserError
@@ -62,7 +62,7 @@ def test_the_registered_bos_policy_shows_in_the_log_likelihoods(place, tmp_path,
     made = pack.load(tmp_path / "out/pack")
     assert made.manifest["bos"] == (given[1] if given else "always")
     [checkpoint] = open_series(str(place / "run@step2")).checkpoints
-    params = checkpoint_series.load(checkpoint, one_device())[1]
+    params = load.load(checkpoint, one_device())[1]
     found = scores.read(tmp_path / "out/mine/step2.parquet")
     assert (found.header.step, found.header.tokens, found.header.location) == (
         2,
@@ -166,7 +166,7 @@ def test_every_option_of_a_suite_reaches_its_pack(place, tmp_path, monkeypatch):
 
 def test_a_pack_is_taken_as_it_is_and_refuses_what_would_change_it(place, model, tmp_path, capsys):
     tokenizer, benchmarks = place / "tokenizer", place / "benchmarks"
-    made = pack.prepare("piqa", tokenizer, tmp_path / "p", benchmarks=benchmarks, limit=3, bos="always")
+    made = prepare_pack("piqa", tokenizer, tmp_path / "p", benchmarks=benchmarks, limit=3, bos="always")
     given = ["--pack", str(tmp_path / "p")]
     assert run_command(place, str(place / "run@step3"), tmp_path / "out", *given) == 0
     assert pack.load(tmp_path / "out/pack").manifest == made.manifest

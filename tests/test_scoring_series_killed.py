@@ -45,7 +45,7 @@ def score(folder: Path, out: Path, moment: str, scored: Path) -> None:
     """Score the run in `folder`, and die at the moment."""
     from test_scoring_series_loop import Model
 
-    from fineline_jax.checkpoints.series import open_series
+    from fineline_jax.checkpoints.open import open_series
     from fineline_jax.mesh import make_mesh
     from fineline_jax.recipe import MeshShape
     from fineline_jax.scoring import pack, scorer, scores

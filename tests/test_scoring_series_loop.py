@@ -22,11 +22,10 @@ import pytest
 from series_examples import CONFIG, fresh_params, one_device
 
 from fineline_jax import progress
-from fineline_jax.checkpoints import series as checkpoint_series
+from fineline_jax.checkpoints import load
 from fineline_jax.checkpoints.hub import export_hf
-from fineline_jax.checkpoints.registry import Scoring
-from fineline_jax.checkpoints.remote import Remote
-from fineline_jax.checkpoints.series import Checkpoint, Series, open_series
+from fineline_jax.checkpoints.open import open_series
+from fineline_jax.checkpoints.series import Checkpoint, Remote, Scoring, Series
 from fineline_jax.errors import UserError
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.scoring import kept, pack, scorer, scores, watching
@@ -133,18 +132,18 @@ def test_a_file_says_what_was_scored_and_how(run, model, tmp_path):
     checkpoints = open_series(str(run)).checkpoints
     for number, (path, checkpoint) in enumerate(zip(files, checkpoints, strict=True), start=1):
         found = scores.read(path)
-        weights = checkpoint_series.identity(checkpoint)
+        weights = load.weights_hash(checkpoint)
         assert found.header == scores.Header(
             series="run", checkpoint=NAMES[number - 1], step=number, tokens=2_000_000_000 * number, context=96,
             key=scores.Key(weights, packed().hash, "float32", "auto", "tree-5"),
-            version=checkpoint_series.version(checkpoint), engine="tree", engine_reason="", location=str(run),
+            version=load.stat_signature(checkpoint), engine="tree", engine_reason="", location=str(run),
         )  # fmt: skip
         table = pq.read_table(path)
         assert [(field.name, str(field.type)) for field in table.schema] == [
             ("request", "int32"), ("loglikelihood", "double"), ("is_greedy", "bool"),
         ]  # fmt: skip
         assert table["request"].to_pylist() == [0, 1, 2, 3] and found.is_greedy.tolist() == [True, False, False, True]
-        loaded, _ = model.score(packed(), CONFIG, checkpoint_series.load(checkpoint, one_device())[1], None)
+        loaded, _ = model.score(packed(), CONFIG, load.load(checkpoint, one_device())[1], None)
         assert found.loglikelihood.tolist() == loaded.tolist(), "every bit of float64"
     assert len({path.read_bytes() for path in files}) == 3
 
@@ -224,7 +223,7 @@ def test_the_same_weights_with_another_time_keep_their_scores_and_get_a_new_vers
             before[f"{checkpoint.name}.parquet"],
             scores.read(scores.path_of(tmp_path / "out", "run", checkpoint.name)),
         )
-        version = checkpoint_series.version(checkpoint)
+        version = load.stat_signature(checkpoint)
         assert new.header == dataclasses.replace(old.header, version=version, location=str(moved))
         assert new.loglikelihood.tobytes() == old.loglikelihood.tobytes()
 
@@ -402,7 +401,7 @@ def test_of_many_that_failed_eight_have_their_reasons():
 
 def test_what_a_killed_run_left_of_finished_checkpoints_is_removed(run, model, tmp_path, monkeypatch):
     discarded: list[str] = []
-    monkeypatch.setattr(checkpoint_series, "discard", lambda checkpoint: discarded.append(checkpoint.name))
+    monkeypatch.setattr(load, "discard", lambda checkpoint: discarded.append(checkpoint.name))
     score(f"{run}@{NAMES[1]}", tmp_path / "out")
     assert discarded == [NAMES[1]]
     score(run, tmp_path / "out")
@@ -650,8 +649,8 @@ def test_a_kept_checkpoint_is_scored_in_the_dtype_asked_and_its_file_is_that_of_
         return Series("run", (checkpoint,), location="here")
 
     there = False
-    for name, value in (("open_series", open_one), ("identity", lambda _: "w"), ("version", lambda _: "v")):
-        monkeypatch.setattr(checkpoint_series, name, value)
+    for name, value in (("open_series", open_one), ("weights_hash", lambda _: "w"), ("stat_signature", lambda _: "v")):
+        monkeypatch.setattr(kept, name, value)
     params = {"embed": jax.device_put(np.ones((4, 2), np.float32), jax.NamedSharding(one_device(), jax.P(None, None)))}
     for number, dtype in enumerate(("float32", "bfloat16")):
         out, there = tmp_path / dtype, False

@@ -12,7 +12,9 @@ import pytest
 from scoring_examples import write_benchmarks, write_tokenizer
 from series_examples import CONFIG, one_device
 
-from fineline_jax.checkpoints.series import Series, open_series
+from fineline_jax import prepare_pack
+from fineline_jax.checkpoints.open import open_series
+from fineline_jax.checkpoints.series import Series
 from fineline_jax.cli import main
 from fineline_jax.data.corpora import prepare_amber
 from fineline_jax.errors import UserError
@@ -47,7 +49,7 @@ def place(tmp_path_factory) -> Path:
     lines.write_text("".join(json.dumps({"token_ids": row, "source": "x"}) + "\n" for row in windows))
     prepare_amber([lines], place / "data", vocab_size=512, sequence_length=LENGTH, tokenizer=tokenizer)
     benchmarks = write_benchmarks(place / "benchmarks", documents=5)
-    pack.prepare("piqa,arc_easy", tokenizer, place / "pack", benchmarks=benchmarks)
+    prepare_pack("piqa,arc_easy", tokenizer, place / "pack", benchmarks=benchmarks)
     return place
 
 
@@ -142,7 +144,7 @@ def test_a_run_killed_beside_a_kept_checkpoint_scores_it_when_it_resumes_and_no_
 
 def test_a_pack_of_another_tokenizer_is_refused_before_anything_is_scored(place, trained, tmp_path):
     other = write_tokenizer(tmp_path / "other", adds_bos=False)
-    packed = pack.prepare("piqa", other, tmp_path / "p", benchmarks=place / "benchmarks")
+    packed = prepare_pack("piqa", other, tmp_path / "p", benchmarks=place / "benchmarks")
     with pytest.raises(UserError, match=r"does not add|adds BOS"):
         kept.ScoreKept(trained, CONFIG, packed, tmp_path / "out")(2, {})
 

@@ -19,7 +19,9 @@ import tensorflow_datasets as tfds
 from commands import assert_same_run, free_port, in_a_process, lines_of, start, wait_for_step
 from data_examples import amber
 
-from fineline_jax.checkpoints.series import Checkpoint, load, open_series
+from fineline_jax.checkpoints.load import load
+from fineline_jax.checkpoints.open import open_series
+from fineline_jax.checkpoints.series import Checkpoint
 from fineline_jax.data.corpora import prepare_amber
 from fineline_jax.mesh import make_mesh
 from fineline_jax.models import attention, decoder

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from profiles import COMPILES
 
 from fineline_jax import progress
-from fineline_jax.checkpoints.series import open_series
+from fineline_jax.checkpoints.open import open_series
 from fineline_jax.checkpoints.store import CheckpointStore, load_items
 from fineline_jax.data.corpora import prepare_amber, prepare_text
 from fineline_jax.data.loader import open_batches

@@ -18,7 +18,7 @@ from fineline_jax.checkpoints.easylm import EASYLM_LLAMA
 from fineline_jax.checkpoints.locations import TOKENIZER, VOCABULARY
 from fineline_jax.checkpoints.safetensors_files import write_safetensors
 from fineline_jax.checkpoints.stored import BFLOAT16, StoredTensor
-from fineline_jax.checkpoints.weight_files import SAFETENSORS, SAFETENSORS_INDEX, Weights, open_weights
+from fineline_jax.checkpoints.weight_files import SAFETENSORS, Weights, open_weights
 from fineline_jax.errors import UserError
 from fineline_jax.models import decoder, families
 from fineline_jax.models.config import ModelConfig
@@ -135,7 +135,9 @@ def _lines(weights: Weights, family: Family) -> tuple[Weight, ...]:
     if weights.names == "hf":
         return family.weights
     if family is not families.LLAMA:
-        raise UserError(f"{weights.place}: an EasyLM stream holds a Llama, config.json means {family.name}; check it")
+        raise UserError(
+            f"{weights.location}: an EasyLM stream holds a Llama, config.json means {family.name}; check it"
+        )
     return EASYLM_LLAMA
 
 
@@ -184,7 +186,7 @@ def _check_tensors(
         count = math.prod(leaves[weight.ours].shape[: weight.stacked])
         if count > len(weights.tensors):
             raise UserError(
-                f"{weights.place}: holds {len(weights.tensors)} tensors, config.json means {count} like {weight.hf};"
+                f"{weights.location}: holds {len(weights.tensors)} tensors, config.json means {count} like {weight.hf};"
                 " check config.json"
             )
     expected = all_tensors(lines, _shapes(leaves))
@@ -198,7 +200,7 @@ def _check_tensors(
         if missing:
             first, more = min(missing), len(missing) - 1
             others = f" (and {more} more)" if more else ""
-            raise UserError(f"{weights.place}: tensor {first}{others} {verb}; {remedy}")
+            raise UserError(f"{weights.location}: tensor {first}{others} {verb}; {remedy}")
     for name, [(weight, _), *_] in expected.items():
         tensor = weights.tensors[name]
         shape = parse_axes(weight.axes).file_shape(leaves[weight.ours].shape[weight.stacked :])
@@ -232,13 +234,13 @@ def _write_weights(
     weight_map = {}
     for number, entries in enumerate(files, start=1):
         single = len(files) == 1
-        file = SAFETENSORS if single else f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        file = SAFETENSORS.single if single else f"model-{number:05d}-of-{len(files):05d}.safetensors"
         read = lambda name, dtype, shape: _to_file(leaves, name, tensors[name], dtype, shape)
         write_safetensors(folder / file, entries, read, {"format": "pt"})
         weight_map |= {name: file for name, *_ in entries}
     if len(files) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / SAFETENSORS_INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        (folder / SAFETENSORS.index).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _to_file(

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from fineline_jax.checkpoints import series
+from fineline_jax.checkpoints import load
 from fineline_jax.checkpoints.hub import copy_tokenizer, export_hf, load_hf, read_tokenizer
 from fineline_jax.checkpoints.locations import VOCABULARY
 from fineline_jax.checkpoints.record import read_record, write_record
 from fineline_jax.checkpoints.series import Checkpoint
+from fineline_jax.checkpoints.step_names import parse_name
 from fineline_jax.checkpoints.store import CheckpointStore, check_intact, load_items
 from fineline_jax.errors import UserError
 from fineline_jax.models.config import ModelConfig
@@ -51,7 +52,7 @@ def import_checkpoint(
     What fails leaves `run` as it was. Raises UserError if the run has that step already, another model or another
     tokenizer, or if the tokenizer has ids beyond the embedding.
     """
-    named_step, named_tokens = series.parse_name(weights.name)
+    named_step, named_tokens = parse_name(weights.name)
     step = named_step or 0 if step is None else step
     tokens = named_tokens if tokens is None else tokens
     for option, value, most in (("--step", step, LARGEST_STEP), ("--tokens", tokens, LARGEST_TOKENS)):
@@ -105,12 +106,12 @@ def export_checkpoint(
     """
     if out.exists():
         raise UserError(f"{out}: exists already; give a new folder")
-    series.fetch(checkpoint)
+    load.fetch(checkpoint)
     if checkpoint.kind == "hf":
         config, params = load_hf(checkpoint.location, mesh, dtype)
     else:
         config, params = _load_as_stored(checkpoint, mesh)
-    export_hf(config, params, out, series.tokenizer_folder(checkpoint), dtype, family=family)
+    export_hf(config, params, out, load.tokenizer_folder(checkpoint), dtype, family=family)
 
 
 def _load_as_stored(checkpoint: Checkpoint, mesh: jax.sharding.Mesh) -> tuple[ModelConfig, dict[str, Any]]:

@@ -16,6 +16,7 @@ from urllib.parse import quote, unquote, urljoin
 
 import requests
 
+from fineline_jax.checkpoints.series import Options
 from fineline_jax.checkpoints.transfer import (
     FetchError,
     NotThereError,
@@ -28,23 +29,16 @@ from fineline_jax.checkpoints.transfer import (
     hub_headers,
     offline,
 )
+from fineline_jax.checkpoints.weight_files import FIXED_NAMES
 from fineline_jax.errors import UserError
 
 PLACE = "{name}"
-Options = tuple[tuple[str, Any], ...]
 LISTING_ATTEMPTS = 3
 """Fewer than for a file: somebody waits for the answer."""
 VOCABULARY = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """A folder with one of these holds a tokenizer."""
 TOKENIZER = (*VOCABULARY, "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-WELL_KNOWN = (
-    "config.json",
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-    *TOKENIZER,
-)
+WELL_KNOWN = ("config.json", *FIXED_NAMES, *TOKENIZER)
 """Asked for by name where a server lists nothing."""
 
 
@@ -190,7 +184,7 @@ def _http_files(url: str) -> list[RemoteFile]:
     if "config.json" not in names:
         names = list(WELL_KNOWN)
     found = {file.name: file for name in names if (file := _http_head(url, name)) is not None}
-    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+    for index in (name for name in FIXED_NAMES if name.endswith(".json")):
         if index in found and names == list(WELL_KNOWN):
             parts = _json(get(found[index].url)).get("weight_map", {}).values()
             for name in sorted({str(part) for part in parts}):

@@ -16,13 +16,13 @@ from typing import Any, Literal
 import yaml
 
 from fineline_jax.catalogue import config_folders
-from fineline_jax.checkpoints.locations import PLACE, Options, list_names
+from fineline_jax.checkpoints.locations import PLACE, list_names
+from fineline_jax.checkpoints.series import Options, Scoring
 from fineline_jax.checkpoints.series_rules import bind, compiled, evaluate, expand, names_in
 from fineline_jax.checkpoints.step_names import natural, parse_name
 from fineline_jax.checkpoints.transfer import FetchError, offline
 from fineline_jax.errors import UserError
 
-Bos = Literal["auto", "always", "never"]
 SUFFIXES = (".yaml", ".yml")
 MOST_SERIES = 10_000
 """Of one file; more are a mistake."""
@@ -31,19 +31,6 @@ _KEYS = {
     "name", "title", "location", "names", "pattern", "listing", "values", "step", "tokens", "tokenizer", "options",
     "scoring", "variants", "sources", "notes",
 }  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Scoring:
-    """How the checkpoints of a series are to be scored."""
-
-    bos: Bos = "auto"
-    """Used where --bos is not given: auto, always, never."""
-    notes: tuple[str, ...] = ()
-    """What a reader of the numbers must know."""
-
-
-DEFAULT_SCORING = Scoring()
 
 
 @dataclasses.dataclass(frozen=True)

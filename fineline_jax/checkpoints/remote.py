@@ -14,7 +14,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 import threading
 import time
@@ -22,8 +21,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fineline_jax.checkpoints.locations import TOKENIZER, VOCABULARY, Options, list_files
+from fineline_jax.checkpoints.locations import TOKENIZER, VOCABULARY, list_files
+from fineline_jax.checkpoints.series import Options, Remote
 from fineline_jax.checkpoints.transfer import FetchError, RemoteFile, download, offline
+from fineline_jax.checkpoints.weight_files import preferred_names
 from fineline_jax.progress import duration, short
 from fineline_jax.whole import write_whole
 
@@ -32,32 +33,6 @@ FILES_AT_A_TIME = 4
 TOLD_BYTES = 100_000_000
 """Downloads of this size are announced."""
 _LOG = logging.getLogger(__name__)
-WEIGHTS = (
-    r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json",
-    r"pytorch_model(-\d+-of-\d+)?\.bin|pytorch_model\.bin\.index\.json",
-    r"(?!LICENSE|NOTICE|README|Makefile|Dockerfile)[^.]+|.+\.(msgpack|stream)",
-)
-"""Patterns of names, the preferred format first: safetensors, PyTorch, EasyLM's streams."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Remote:
-    """Where a checkpoint comes from, and what becomes of its download."""
-
-    url: str
-    downloads: Path
-    keep: bool = True
-    """False: `discard` removes the download."""
-    options: Options = ()
-    """Of the fsspec file system."""
-    tokenizer: str = ""
-    """Address of the tokenizer's folder or file; "": beside the weights."""
-
-    @property
-    def folder(self) -> Path:
-        """Where it is fetched to."""
-        readable = re.sub(r"[^\w@.+-]+", "--", self.url.replace("://", "--"))[-120:]
-        return self.downloads / f"{readable}-{hashlib.sha256(self.url.encode()).hexdigest()[:8]}"
 
 
 def default_downloads() -> Path:
@@ -84,7 +59,7 @@ def discard(remote: Remote) -> None:
         _lock_of(remote.folder).unlink(missing_ok=True)
 
 
-def identity(remote: Remote) -> str:
+def weights_hash(remote: Remote) -> str:
     """SHA-256 over names, sizes and hashes (ETags, times of change) of the weight files, from the listing alone."""
     weights = [file for file in _wanted(remote) if file.name not in (*TOKENIZER, "config.json")]
     found = [(file.name, file.size, file.version) for file in weights]
@@ -128,11 +103,9 @@ def _wanted(remote: Remote) -> list[RemoteFile]:
     names = {file.name for file in listed}
     if "config.json" not in names:
         raise FetchError(f"{remote.url}: no config.json there; give the folder or revision of one checkpoint")
-    for pattern in WEIGHTS:
-        weights = {name for name in names if re.fullmatch(pattern, name)}
-        if any(not name.endswith(".json") for name in weights):
-            chosen = weights | {"config.json", *TOKENIZER}
-            return [file for file in listed if file.name in chosen]
+    if weights := preferred_names(names):
+        chosen = weights | {"config.json", *TOKENIZER}
+        return [file for file in listed if file.name in chosen]
     raise FetchError(f"{remote.url}: no weights there; looked for safetensors, pytorch_model*.bin, EasyLM streams")
 
 

@@ -4,9 +4,10 @@ import os
 from collections.abc import Sequence
 
 from fineline_jax.checkpoints import registry, remote
+from fineline_jax.checkpoints.open import open_series, series_of_entry, split_spec
 from fineline_jax.checkpoints.registry import Entry
 from fineline_jax.checkpoints.selection import select
-from fineline_jax.checkpoints.series import Series, of_entry, open_series, split_spec
+from fineline_jax.checkpoints.series import Series
 from fineline_jax.checkpoints.transfer import FetchError
 from fineline_jax.progress import short
 from fineline_jax.text_table import text_table
@@ -44,7 +45,7 @@ def details(spec: str, tokens: str = "", every: int = 1) -> str:
         if entry is None or not entry.names:
             raise
         lines = [f"The listing cannot be had ({error}).", f"Known without it, {len(entry.names)} checkpoints:", ""]
-        series = select(of_entry(entry, remote.default_downloads(), ask=False), names, tokens, every)
+        series = select(series_of_entry(entry, remote.default_downloads(), ask=False), names, tokens, every)
     return "\n".join([*_head(entry), *lines, _checkpoints(series)])
 
 

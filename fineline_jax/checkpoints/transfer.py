@@ -17,6 +17,7 @@ from typing import Any
 
 import requests
 
+from fineline_jax.checkpoints.series import Options
 from fineline_jax.errors import UserError
 
 ATTEMPTS = 6
@@ -84,7 +85,7 @@ class RemoteFile:
     sha256: str | None = None
     git_sha1: str | None = None
     """SHA-1 of git's blob: "blob SIZE\\0" and the content."""
-    options: tuple[tuple[str, Any], ...] = ()
+    options: Options = ()
     """Of the fsspec file system."""
 
     @property
@@ -271,7 +272,7 @@ def bucket_errors(url: str) -> Iterator[None]:
         raise TransientError(_short(error)) from error
 
 
-def bucket(url: str, options: tuple[tuple[str, Any], ...] = ()) -> Any:
+def bucket(url: str, options: Options = ()) -> Any:
     """The fsspec file system of `url`. Raises FetchError naming the package that is missing."""
     import fsspec
 

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from fineline_jax.checkpoints.series import Series, identity
+from fineline_jax.checkpoints.load import weights_hash
+from fineline_jax.checkpoints.series import Series
 from fineline_jax.errors import UserError
 from fineline_jax.scoring import scores
 from fineline_jax.scoring.pack import Pack
@@ -61,7 +62,7 @@ def _has_moved(series: Series, headers: Sequence[scores.Header]) -> bool:
     known = (checkpoint for checkpoint in series.checkpoints if checkpoint.name in scored)
     for checkpoint in known:
         try:
-            return identity(checkpoint) == scored[checkpoint.name]
+            return weights_hash(checkpoint) == scored[checkpoint.name]
         except (UserError, OSError):
             continue  # damaged: the next one may tell
     return False

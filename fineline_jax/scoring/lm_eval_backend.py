@@ -20,7 +20,9 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 
 from fineline_jax import progress
-from fineline_jax.checkpoints.series import Checkpoint, Series, load, open_series, tokenizer_folder
+from fineline_jax.checkpoints.load import load, tokenizer_folder
+from fineline_jax.checkpoints.open import open_series
+from fineline_jax.checkpoints.series import Checkpoint, Series
 from fineline_jax.errors import UserError
 from fineline_jax.recipe import MeshShape
 from fineline_jax.scoring.encode import Encoder, Tokens

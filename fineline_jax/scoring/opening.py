@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from fineline_jax.checkpoints import series
+from fineline_jax.checkpoints import load as checkpoint_load
 from fineline_jax.checkpoints.series import Checkpoint
 from fineline_jax.checkpoints.transfer import DiskFullError, FetchError, stopped
 from fineline_jax.errors import UserError
@@ -32,9 +32,9 @@ class Opened:
 
     checkpoint: Checkpoint
     weights: str
-    """`series.identity`"""
+    """`checkpoint_load.weights_hash`"""
     version: str
-    """`series.version`"""
+    """`checkpoint_load.stat_signature`"""
     model: tuple[ModelConfig, dict[str, Any]] | None
     """Config and parameters; None: not wanted, which the identity decided."""
 
@@ -86,7 +86,7 @@ def open_each(
                         raise
                     found = pool.submit(ahead, checkpoint).result()
                 if isinstance(found, Failed):
-                    series.discard(checkpoint)
+                    checkpoint_load.discard(checkpoint)
                 params = found.model[1] if isinstance(found, Opened) and found.model is not None else None
                 following = checkpoints[place + 1] if place + 1 < len(checkpoints) else None
                 at_once = following is not None and (not _loads_alone(following) or _room_for_two(params))
@@ -98,7 +98,7 @@ def open_each(
                 del found
                 if params is not None:
                     _free(params)
-                    series.discard(checkpoint)
+                    checkpoint_load.discard(checkpoint)
                 if following is not None and not at_once:
                     pending = pool.submit(ahead, following)  # after the download, since the pool has one thread
         finally:
@@ -120,8 +120,8 @@ def _hash(
     except (FetchError, UnreadableTokenizer) as error:  # a wrong tokenizer ends it, one that is not to be had does not
         return Failed(checkpoint, _reason(error))
     try:
-        version = series.version(checkpoint)
-        weights = series.identity(checkpoint)
+        version = checkpoint_load.stat_signature(checkpoint)
+        weights = checkpoint_load.weights_hash(checkpoint)
     except Exception as error:
         return Failed(checkpoint, _reason(error))
     return Opened(checkpoint, weights, version, _UNREAD if wanted(checkpoint, weights) else None)
@@ -131,7 +131,7 @@ def _load(found: Opened | Failed, mesh: jax.sharding.Mesh, dtype: str) -> Opened
     if isinstance(found, Failed) or found.model is None:
         return found
     try:
-        model = series.load(found.checkpoint, mesh, dtype)
+        model = checkpoint_load.load(found.checkpoint, mesh, dtype)
         jax.block_until_ready(model[1])
     except DiskFullError as error:
         if jax.process_count() == 1:
@@ -145,7 +145,7 @@ def _load(found: Opened | Failed, mesh: jax.sharding.Mesh, dtype: str) -> Opened
 def _fetch(checkpoint: Checkpoint) -> None:
     """Download it ahead; what goes wrong is told when it is opened."""
     with contextlib.suppress(UserError):
-        series.fetch(checkpoint)
+        checkpoint_load.fetch(checkpoint)
 
 
 def _loads_alone(checkpoint: Checkpoint) -> bool:

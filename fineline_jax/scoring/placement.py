@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import jax
 
-from fineline_jax.checkpoints.series import Series, weight_files
+from fineline_jax.checkpoints.load import weight_files
+from fineline_jax.checkpoints.series import Series
 from fineline_jax.errors import UserError
 from fineline_jax.mesh import make_mesh
 from fineline_jax.recipe import MeshShape

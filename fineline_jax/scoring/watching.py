@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fineline_jax import progress
-from fineline_jax.checkpoints.series import Series, open_series
+from fineline_jax.checkpoints.open import open_series
+from fineline_jax.checkpoints.series import Series
 from fineline_jax.errors import UserError
 from fineline_jax.recipe import from_json
 from fineline_jax.scoring.agreement import from_first

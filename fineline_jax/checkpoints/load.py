@@ -1,0 +1,125 @@
+"""Reading a checkpoint of a series: its parameters, what tells whether its weights are known already, its tokenizer.
+
+JAX is imported only by `load`.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fineline_jax.checkpoints import remote
+from fineline_jax.checkpoints.locations import VOCABULARY
+from fineline_jax.checkpoints.record import digests
+from fineline_jax.checkpoints.series import Checkpoint, Series
+from fineline_jax.checkpoints.transfer import FetchError
+from fineline_jax.checkpoints.weight_files import weight_files as weight_files_of
+from fineline_jax.errors import UserError
+from fineline_jax.models.config import ModelConfig
+from fineline_jax.recipe import from_json
+
+if TYPE_CHECKING:
+    import jax
+
+
+def load(
+    checkpoint: Checkpoint, mesh: "jax.sharding.Mesh", dtype: "jax.typing.DTypeLike | None" = None
+) -> tuple[ModelConfig, dict[str, Any]]:
+    """The config and the parameters in `dtype` (default float32), sharded over `mesh` for the decoder.
+
+    A remote checkpoint is fetched first. Raises UserError naming the file if the checkpoint is damaged or does not fit
+    its config.
+    """
+    import jax.numpy as jnp
+
+    fetch(checkpoint)
+    dtype = jnp.dtype(dtype or "float32")
+    if checkpoint.kind == "hf":
+        from fineline_jax.checkpoints.hub import load_hf
+
+        return load_hf(checkpoint.location, mesh, dtype)
+    from fineline_jax.checkpoints.store import check_intact, load_items
+    from fineline_jax.models.decoder import abstract_params
+
+    config = from_json(_run_folder(checkpoint) / "recipe.json").model
+    check_intact(checkpoint.location, "params")
+    return config, load_items(checkpoint.location, {"params": abstract_params(config, mesh, dtype)})["params"]
+
+
+def fetch(checkpoint: Checkpoint) -> None:
+    """Download a remote checkpoint, if it is not here yet. Raises FetchError."""
+    if checkpoint.remote is not None:
+        remote.fetch(checkpoint.remote)
+
+
+def discard(checkpoint: Checkpoint) -> None:
+    """Remove what was downloaded of it, unless downloads are kept; call it when nothing reads it any more."""
+    if checkpoint.remote is not None:
+        remote.discard(checkpoint.remote)
+
+
+def weights_hash(checkpoint: Checkpoint) -> str:
+    """SHA-256 over names, sizes and contents of the weight files: equal for equal files, wherever they lie.
+
+    Reads all weights (not the optimizer state) unless this process has hashed the same files before. Of a remote
+    checkpoint: over what its server lists (`remote.weights_hash`), so that it need not be fetched to be recognised.
+    """
+    if checkpoint.remote is not None:
+        return remote.weights_hash(checkpoint.remote)
+    found = digests(checkpoint.location, weight_files(checkpoint))
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+
+
+def stat_signature(checkpoint: Checkpoint) -> str:
+    """What tells without reading them that the weight files are still the same: names, sizes and times of change."""
+    if checkpoint.remote is not None:
+        return remote.weights_hash(checkpoint.remote)
+    states = [(name, (checkpoint.location / name).stat()) for name in weight_files(checkpoint)]
+    found = [(name, state.st_size, state.st_mtime_ns) for name, state in states]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+
+
+def weight_files(checkpoint: Checkpoint) -> list[str]:
+    """Names of the files with the weights, relative to the checkpoint's location, sorted.
+
+    Raises UserError if there are none.
+    """
+    folder = checkpoint.location
+    if checkpoint.kind == "orbax":
+        names = sorted(path.relative_to(folder).as_posix() for path in (folder / "params").rglob("*") if path.is_file())
+    else:
+        names = sorted(path.relative_to(folder).as_posix() for path in weight_files_of(folder))
+    if not names:
+        raise UserError(f"{folder}: holds no weight files; fetch the checkpoint again")
+    return names
+
+
+def first_tokenizer(series: Series) -> Path | None:
+    """The tokenizer of the first checkpoint that can be asked; None if that one brings none.
+
+    Raises FetchError if none can be asked.
+    """
+    failure = None
+    for checkpoint in series.checkpoints[:10]:
+        try:
+            return tokenizer_folder(checkpoint)
+        except FetchError as error:
+            failure = failure or error
+    assert failure is not None
+    raise failure
+
+
+def tokenizer_folder(checkpoint: Checkpoint) -> Path | None:
+    """The folder with the checkpoint's own tokenizer, fetched if need be; None if it brings none."""
+    if checkpoint.remote is not None:
+        return remote.tokenizer(checkpoint.remote)
+    if checkpoint.kind == "orbax":
+        candidates = [_run_folder(checkpoint) / "tokenizer"]
+    else:
+        folder = checkpoint.location
+        candidates = [folder, folder / "tokenizer", folder.parent / "tokenizer"]
+    return next((folder for folder in candidates if any((folder / name).is_file() for name in VOCABULARY)), None)
+
+
+def _run_folder(checkpoint: Checkpoint) -> Path:
+    return checkpoint.location.parent.parent

@@ -9,6 +9,8 @@ import rich.console
 
 from fineline_jax.data.corpora import Prepared
 from fineline_jax.errors import UserError
+from fineline_jax.interface import analyze, open_series, pretrain, score
+from fineline_jax.scoring.options import PackOptions
 from fineline_jax.whole import whole_folder
 
 console = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
@@ -62,31 +64,18 @@ def run_demo(out: Path, *, tokens: int = 0) -> Path:
     prepare_world(data)
 
     _say(2, f"train on it: fineline pretrain demo --run {run} --data.sources.0.path {data}")
-    from fineline_jax.training.loop import pretrain
-
-    outcome = pretrain(recipe, run)
-    if outcome.stopped_by:
+    if pretrain(recipe, run).stopped_by:
         raise KeyboardInterrupt
 
-    _say(
-        3,
-        f"score every checkpoint: fineline score {run} --suite demo --benchmarks {data / 'benchmarks'} --out {scores}",
-    )
-    from fineline_jax.checkpoints.series import open_series
+    benchmarks = data / "benchmarks"
+    _say(3, f"score every checkpoint: fineline score {run} --suite demo --benchmarks {benchmarks} --out {scores}")
     from fineline_jax.scoring.build import build
-    from fineline_jax.scoring.placement import scoring_mesh
-    from fineline_jax.scoring.scorer import score_series
 
-    pack = build(
-        "demo", run / "tokenizer", benchmarks=data / "benchmarks", tfds=None, bos="auto", max_context=None, limit=None
-    )
-    series = open_series(str(run))
-    score_series(series, pack, scores, scoring_mesh(recipe.mesh, [series]))
+    pack = build("demo", run / "tokenizer", PackOptions(benchmarks))
+    score(open_series(run), pack, scores, mesh=recipe.mesh)
 
     _say(4, f"read the curves: fineline analyze {scores} --runs {run} --out {report}")
-    from fineline_jax.analysis import analyze_scores
-
-    page = analyze_scores([scores], report, runs=[run], title="What a small language model learns, and when")
+    page = analyze(scores, report, runs=[run], title="What a small language model learns, and when")
     console.print(f"done in {time.monotonic() - start:.0f} s")
     return page
 

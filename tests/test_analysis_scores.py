@@ -9,6 +9,7 @@ import pytest
 from scoring_examples import write_benchmarks, write_tokenizer
 from test_trajectories_report import page_of
 
+from fineline_jax import prepare_pack
 from fineline_jax.checkpoints.record import write_record
 from fineline_jax.cli import main
 from fineline_jax.scoring import pack, scores
@@ -29,7 +30,7 @@ def made(tmp_path_factory) -> pack.Pack:
     """Four tasks of one domain; the first two are the group `both`."""
     place = tmp_path_factory.mktemp("pack")
     tokenizer = write_tokenizer(place / "tokenizer", adds_bos=True)
-    plain = pack.prepare(
+    plain = prepare_pack(
         ",".join(DOCUMENTS), tokenizer, place / "pack", benchmarks=write_benchmarks(place / "b", documents=7)
     )
     chances = {"piqa": 0.5, "arc_easy": 0.25, "winogrande": 0.5, "lambada_openai": 0.0}

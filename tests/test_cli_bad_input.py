@@ -16,11 +16,11 @@ from data_examples import amber, jsonl
 from scoring_examples import write_benchmarks, write_tokenizer
 from series_examples import make_series
 
+from fineline_jax import prepare_pack
 from fineline_jax.catalogue import load_recipe
 from fineline_jax.cli import main
 from fineline_jax.data.corpora import prepare_amber
 from fineline_jax.recipe import Source, to_json
-from fineline_jax.scoring import pack
 
 RECIPE = """
 from fineline_jax.models.config import ModelConfig
@@ -49,8 +49,8 @@ def good(tmp_path_factory) -> Path:
     (other / "tokenizer.json").write_text(json.dumps(state))
     benchmarks = write_benchmarks(folder / "benchmarks", documents=4)
     make_series(folder / "series", tokenizer, (1,))
-    pack.prepare("piqa", tokenizer, folder / "pack", benchmarks=benchmarks)
-    pack.prepare("piqa", other, folder / "other_pack", benchmarks=benchmarks)
+    prepare_pack("piqa", tokenizer, folder / "pack", benchmarks=benchmarks)
+    prepare_pack("piqa", other, folder / "other_pack", benchmarks=benchmarks)
     (folder / "mini.py").write_text(RECIPE)
     windows = [[(7 * i + j) % 400 for j in range(9)] for i in range(70)]
     for name in ("train_0.jsonl", "validation.jsonl"):

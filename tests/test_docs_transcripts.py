@@ -22,13 +22,14 @@ from safetensors.numpy import save_file
 from scoring_examples import write_benchmarks, write_tokenizer
 from series_examples import one_device
 
+from fineline_jax import prepare_pack
 from fineline_jax.catalogue import load_recipe
 from fineline_jax.checkpoints.hub import export_hf
 from fineline_jax.cli import main
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.models.decoder import abstract_params
 from fineline_jax.recipe import to_json
-from fineline_jax.scoring import pack, scorer
+from fineline_jax.scoring import scorer
 from fineline_jax.scoring.pack import Ragged
 from fineline_jax.scoring.prefix_tree import plan
 
@@ -200,7 +201,7 @@ TINY = ModelConfig(vocab_size=512, width=8, layers=1, heads=2, mlp_width=8, cont
 def test_a_series_is_scored_in_one_piece_and_in_two_as_on_the_page(prints, constant, monkeypatch) -> None:
     name, steps = "docs/score_series.md", load_recipe("demo").kept_steps()
     tokenizer = write_tokenizer(Path("tokenizer"), adds_bos=True)
-    pack.prepare("piqa", tokenizer, Path("packs/demo"), benchmarks=write_benchmarks(Path("benchmarks"), documents=3))
+    prepare_pack("piqa", tokenizer, Path("packs/demo"), benchmarks=write_benchmarks(Path("benchmarks"), documents=3))
     for step in steps:
         a_model(Path(f"demo-out/run/step{step}"), TINY, tokenizer)
     a_model(Path("other/run/step0"), TINY, tokenizer, value=1)

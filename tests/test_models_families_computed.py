@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scoring_examples import write_benchmarks, write_tokenizer
 
+from fineline_jax import prepare_pack
 from fineline_jax.errors import UserError
 from fineline_jax.mesh import BATCH, make_mesh
 from fineline_jax.models import decoder, mamba, moe
@@ -158,7 +159,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> pack.Pack:
     folder = tmp_path_factory.mktemp("pack")
     tokenizer = write_tokenizer(folder / "bpe", adds_bos=True)
     benchmarks = write_benchmarks(folder / "benchmarks", documents=4)
-    return pack.prepare("piqa@1,lambada_openai", tokenizer, folder / "p", benchmarks=benchmarks)
+    return prepare_pack("piqa@1,lambada_openai", tokenizer, folder / "p", benchmarks=benchmarks)
 
 
 def random_params(model: ModelConfig, mesh: jax.sharding.Mesh) -> dict:

@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from scoring_examples import write_tokenizer
 
+from fineline_jax import prepare_pack
 from fineline_jax.errors import UserError
-from fineline_jax.scoring import gold, metrics, pack, tasks
+from fineline_jax.scoring import gold, metrics, tasks
 
 MATH = {"problem": "What is $1+1$?", "level": "Level 1", "type": "Algebra", "solution": "It is $\\boxed{2}$."}
 ALIASES = {"value": "Paris", "aliases": ["Paris", "City of Light", "Paris"], "normalized_aliases": ["paris"]}
@@ -77,7 +78,7 @@ EXPECTED = {  # task: (end of the prompt, solutions after it)
 
 @pytest.mark.parametrize("task", EXPECTED)
 def test_the_gold_solution_follows_the_prompt_as_in_solved_examples(task, benchmarks, tokenizer, tmp_path):
-    made = pack.prepare(task, tokenizer, tmp_path / "p", benchmarks=benchmarks)
+    made = prepare_pack(task, tokenizer, tmp_path / "p", benchmarks=benchmarks)
     [row] = made.tasks
     assert (row["output_type"], row["metric"], row["chance"]) == ("generate_until", "bits_per_byte", None)
     end, solutions = EXPECTED[task]
@@ -91,7 +92,7 @@ def test_the_gold_solution_follows_the_prompt_as_in_solved_examples(task, benchm
 
 
 def test_bits_per_byte_of_the_first_and_of_the_best_solution(benchmarks, tokenizer, tmp_path):
-    made = pack.prepare("triviaqa@0", tokenizer, tmp_path / "p", benchmarks=benchmarks)
+    made = prepare_pack("triviaqa@0", tokenizer, tmp_path / "p", benchmarks=benchmarks)
     loglikelihood = np.array([-10.0, -3.0] * 3)
     greedy = np.array([False, True, False, False, False, False])
     values = metrics.of_tasks(made, loglikelihood, greedy)["triviaqa"]
@@ -109,7 +110,7 @@ def test_a_group_with_a_chance_gives_none_to_tasks_that_generate(benchmarks, tok
     (tmp_path / "tasks/both.yaml").write_text("group: both\ntask: [gsm8k, triviaqa]\n")
     monkeypatch.setattr(tasks, "_own_tasks", lambda: tmp_path / "tasks")
     (tmp_path / "s.yaml").write_text("{tasks: [{task: both, shots: 0, metric: acc, chance: 0.25}, {task: nq_open}]}")
-    made = pack.prepare(tmp_path / "s.yaml", tokenizer, tmp_path / "p", benchmarks=benchmarks)
+    made = prepare_pack(tmp_path / "s.yaml", tokenizer, tmp_path / "p", benchmarks=benchmarks)
     assert [(row["task"], row["chance"], row["metric"]) for row in made.tasks] == [
         ("gsm8k", None, "bits_per_byte"), ("triviaqa", None, "bits_per_byte"), ("nq_open", None, "bits_per_byte"),
     ]  # fmt: skip
@@ -119,7 +120,7 @@ def test_a_group_with_a_chance_gives_none_to_tasks_that_generate(benchmarks, tok
 
 def test_code_is_scored_although_its_checker_cannot_be_loaded(benchmarks, tokenizer, tmp_path):
     """humaneval and mbpp load code_eval from the hub, minerva_math wants packages that compare formulas."""
-    made = pack.prepare("humaneval,mbpp", tokenizer, tmp_path / "p", benchmarks=benchmarks)
+    made = prepare_pack("humaneval,mbpp", tokenizer, tmp_path / "p", benchmarks=benchmarks)
     sizes = made.documents["choice_bytes"].to_pylist()
     assert sizes[0] == [len(CODE["canonical_solution"])] and sizes[3] == [len(MBPP["code"]) + len("\n[DONE]")]
 
@@ -127,7 +128,7 @@ def test_code_is_scored_although_its_checker_cannot_be_loaded(benchmarks, tokeni
 def test_a_task_whose_target_is_no_text_is_refused(benchmarks, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(gold, "_SOLUTIONS", {})
     with pytest.raises(UserError, match="'humaneval' names test programs instead of solutions"):
-        pack.prepare("humaneval", tokenizer, tmp_path / "p", benchmarks=benchmarks)
+        prepare_pack("humaneval", tokenizer, tmp_path / "p", benchmarks=benchmarks)
 
 
 def definition(target: Any, choices: Any = None, delimiter: str = ": ", unsafe: bool = False) -> Any:
@@ -191,7 +192,7 @@ def test_checkers_are_held_a_place_only_while_definitions_are_loaded():
 
 
 def test_real_problems_keep_every_byte_of_their_solution(shared_data, tmp_path):
-    made = pack.prepare(
+    made = prepare_pack(
         "gsm8k,humaneval", shared_data / "tokenizers/llama", tmp_path / "p",
         benchmarks=shared_data / "benchmarks", limit=20,
     )  # fmt: skip

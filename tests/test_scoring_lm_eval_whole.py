@@ -20,6 +20,7 @@ from lm_eval.tasks import TaskManager
 from scoring_examples import write_tokenizer
 from transformers import AutoTokenizer
 
+from fineline_jax import prepare_pack
 from fineline_jax.errors import UserError
 from fineline_jax.scoring import bootstrap, lm_eval_export, metrics, pack, scores, tasks
 
@@ -239,7 +240,7 @@ class Place:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tasks, "_own_tasks", lambda: definitions)
             out = folder / "scores" / "pack"
-            self.made = pack.prepare(
+            self.made = prepare_pack(
                 folder / "suite.yaml", self.tokenizer, out, benchmarks=self.benchmarks, limit=limit
             )
             texts = [*self.made.contexts["text"].to_pylist(), ""]
@@ -514,7 +515,7 @@ def as_olmes(place) -> pack.Pack:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tasks, "_own_tasks", lambda: place.folder / "tasks")
         out, suite = place.folder / "olmes", place.folder / "suite.yaml"
-        return pack.prepare(suite, place.tokenizer, out, benchmarks=place.benchmarks, mode="olmes")
+        return prepare_pack(suite, place.tokenizer, out, benchmarks=place.benchmarks, mode="olmes")
 
 
 def test_in_mode_olmes_the_delimiter_counts_and_groups_are_plain_means(place, as_olmes):
@@ -540,7 +541,7 @@ def test_in_mode_olmes_the_delimiter_counts_and_groups_are_plain_means(place, as
 def test_groups_of_tasks_whose_chance_differs_or_is_not_known(place, tmp_path, monkeypatch):
     monkeypatch.setattr(tasks, "_own_tasks", lambda: place.folder / "tasks")
     (tmp_path / "s.yaml").write_text("{name: s, tasks: [{task: outer, metric: acc_norm}]}")
-    made = pack.prepare(tmp_path / "s.yaml", place.tokenizer, tmp_path / "p", benchmarks=place.benchmarks)
+    made = prepare_pack(tmp_path / "s.yaml", place.tokenizer, tmp_path / "p", benchmarks=place.benchmarks)
     chance = {row["task"]: row["chance"] for row in made.tasks}
     given = documents()
     plain = sum(1 / len(row["choices"]) for row in given["choices"]) / 7
@@ -575,7 +576,7 @@ def test_scores_of_two_checkpoints_are_exported_each_with_its_own_perplexity_err
 def prepared(place: Place, folder: Path, entries: str) -> pack.Pack:
     """A pack of other entries and scores of it."""
     (folder / "s.yaml").write_text(f"{{name: s, tasks: [{entries}]}}")
-    made = pack.prepare(folder / "s.yaml", place.tokenizer, folder / "scores/pack", benchmarks=place.benchmarks)
+    made = prepare_pack(folder / "s.yaml", place.tokenizer, folder / "scores/pack", benchmarks=place.benchmarks)
     key = scores.Key("w", made.hash, "float32", "auto", "oracle")
     count = made.requests.num_rows
     header = scores.Header("run", "a", None, None, 32, key)

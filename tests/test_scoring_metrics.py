@@ -15,6 +15,7 @@ from scoring_examples import sentence, write_benchmarks, write_tokenizer
 from test_scoring_metrics_definitions import docs, packed
 from test_scoring_metrics_definitions import task as task_row
 
+from fineline_jax import prepare_pack
 from fineline_jax.analysis import analyze_scores
 from fineline_jax.errors import UserError
 from fineline_jax.scoring import metrics, pack, scores, suite, tasks
@@ -68,7 +69,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(benchmarks: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> pack.Pack:
-    return pack.prepare(SUITE, tokenizer, tmp_path_factory.mktemp("packs") / "p", benchmarks=benchmarks)
+    return prepare_pack(SUITE, tokenizer, tmp_path_factory.mktemp("packs") / "p", benchmarks=benchmarks)
 
 
 def test_every_metric_of_lm_eval_is_reproduced_exactly(made, benchmarks, monkeypatch):
@@ -153,7 +154,7 @@ def custom(tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> 
         folder.mkdir(parents=True)
         pq.write_table(pa.Table.from_pylist(rows), folder / "validation.parquet")
     monkeypatch.setattr(tasks, "_own_tasks", lambda: definitions)
-    made = pack.prepare("custom_two,custom_three", tokenizer, tmp_path / "p", benchmarks=documents)
+    made = prepare_pack("custom_two,custom_three", tokenizer, tmp_path / "p", benchmarks=documents)
     return made, documents
 
 

@@ -8,9 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 from scoring_examples import write_benchmarks, write_tokenizer
 
+from fineline_jax import prepare_pack
 from fineline_jax.errors import UserError
 from fineline_jax.models.config import ModelConfig
-from fineline_jax.scoring import metrics, modes, pack, scorer
+from fineline_jax.scoring import metrics, pack, scorer
+from fineline_jax.scoring.modes import mode as modes
+from fineline_jax.scoring.modes.names import MODES, find_mode
 from fineline_jax.scoring.tokenizer import open_tokenizer
 
 SUITE = "piqa@2,arc_easy@1,winogrande"
@@ -29,7 +32,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prepared(
     mode: str | None, benchmarks: Path, tokenizer: Path, out: Path, suite: str = SUITE, **options
 ) -> pack.Pack:
-    return pack.prepare(suite, tokenizer, out, benchmarks=benchmarks, mode=mode, **options)
+    return prepare_pack(suite, tokenizer, out, benchmarks=benchmarks, mode=mode, **options)
 
 
 def requests(made: pack.Pack) -> list[tuple[str, str, list[int], list[int]]]:
@@ -160,7 +163,7 @@ def test_a_metric_named_for_another_mode_is_read_as_its_counterpart(benchmarks, 
     named = {"piqa": "acc_norm", "arc_easy": "acc_raw", "winogrande": "acc_per_char", "truthfulqa_mc1": "acc_ppl"}
     entries = ", ".join(f"{{task: {name}, metric: {metric}}}" for name, metric in named.items())
     (tmp_path / "s.yaml").write_text(f"{{tasks: [{entries}]}}")
-    made = (prepared(mode, benchmarks, tokenizer, tmp_path / "p", str(tmp_path / "s.yaml")) for mode in modes.MODES)
+    made = (prepared(mode, benchmarks, tokenizer, tmp_path / "p", str(tmp_path / "s.yaml")) for mode in MODES)
     assert [[row["metric"] for row in one.tasks] for one in made] == [
         ["acc_norm", "acc", "acc_norm", "acc"],
         ["acc_per_char", "acc_raw", "acc_per_char", "acc_per_token"],
@@ -176,14 +179,14 @@ def test_bos_follows_the_policy_in_every_mode(benchmarks, tokenizer, tmp_path):
     assert all(always.context_tokens[i].tolist() == [bos] for i in range(len(always.context_tokens)))
 
 
-@pytest.mark.parametrize("mode", modes.MODES)
+@pytest.mark.parametrize("mode", MODES)
 def test_a_suite_may_name_the_metrics_that_are_computed_and_no_others(mode, benchmarks, tokenizer, tmp_path):
     made = prepared(mode, benchmarks, tokenizer, tmp_path / "p")
     computed = metrics.of_tasks(made, *scores(made))
-    assert all(set(modes.CHOICE_METRICS[mode]) == set(values) for values in computed.values())
-    for metric in modes.CHOICE_METRICS[mode]:
-        modes.check_metric(mode, "piqa", "multiple_choice", metric, (), False)
-        assert modes.first_metric(mode, "multiple_choice", metric) == metric
+    assert all(set(find_mode(mode).choice_metrics) == set(values) for values in computed.values())
+    for metric in find_mode(mode).choice_metrics:
+        modes.check_metric(find_mode(mode), "piqa", "multiple_choice", metric, (), False)
+        assert modes.first_metric(find_mode(mode), "multiple_choice", metric) == metric
     file = tmp_path / "s.yaml"
     file.write_text("{tasks: [{task: piqa, metric: pass_at_1}]}")
     with pytest.raises(UserError, match="task 'piqa' has no metric 'pass_at_1'; name one of acc"):
@@ -222,7 +225,8 @@ CHOICE, SINGLE, WHOLE, SOLUTIONS = "multiple_choice", "loglikelihood", "loglikel
     ],
 )
 def test_the_first_metric_of_every_kind_of_task_in_every_mode(kind, wanted, first):
-    assert tuple(modes.first_metric(mode, kind, wanted) for mode in ("lm-eval", "olmes", "opencompass-ppl")) == first
+    named = (find_mode(mode) for mode in ("lm-eval", "olmes", "opencompass-ppl"))
+    assert tuple(modes.first_metric(mode, kind, wanted) for mode in named) == first
 
 
 @pytest.mark.parametrize(
@@ -233,37 +237,38 @@ def test_the_first_metric_of_every_kind_of_task_in_every_mode(kind, wanted, firs
         ("lm-eval", SOLUTIONS, ["exact_match"], False, {"bits_per_byte", "bits_per_byte_best", "greedy_match"}),
         ("lm-eval", CHOICE, ["pct", "acc"], True, {"pct", "acc"}),
         ("lm-eval", CHOICE, ["f1", "mcc", "acc_mutual_info"], False,
-         {*modes.CHOICE_METRICS["lm-eval"], "f1", "mcc", "acc_mutual_info"}),
-        ("olmes", CHOICE, ["f1", "acc_mutual_info"], False, set(modes.CHOICE_METRICS["olmes"])),
+         {*find_mode("lm-eval").choice_metrics, "f1", "mcc", "acc_mutual_info"}),
+        ("olmes", CHOICE, ["f1", "acc_mutual_info"], False, set(find_mode("olmes").choice_metrics)),
     ],
 )  # fmt: skip
 def test_metrics_that_a_suite_may_name(mode, kind, own, brings, known):
-    every = {metric for names in (*modes.CHOICE_METRICS.values(), *modes.TEXT_METRICS.values()) for metric in names}
+    of_choices = [find_mode(name).choice_metrics for name in MODES]
+    every = {metric for names in (*of_choices, *modes.TEXT_METRICS.values()) for metric in names}
     counterparts = (
         {"acc", "acc_norm", "acc_raw", "acc_per_char", "acc_per_token", "acc_ppl"} if kind == CHOICE else set()
     )
     for metric in every | {"f1", "mcc", "acc_mutual_info", "pct", "exact_match"}:
         if metric in known:
-            modes.check_metric(mode, "t", kind, metric, own, brings)
+            modes.check_metric(find_mode(mode), "t", kind, metric, own, brings)
         elif brings or metric not in counterparts:
             with pytest.raises(UserError, match=f"no metric '{metric}'; name one of {', '.join(sorted(known))}"):
-                modes.check_metric(mode, "t", kind, metric, own, brings)
+                modes.check_metric(find_mode(mode), "t", kind, metric, own, brings)
 
 
 def test_what_else_a_mode_decides():
-    given = {mode: [modes.largest_context(mode, n) for n in (None, 512, 2048, 4096)] for mode in modes.MODES}
+    given = {mode: [modes.largest_context(find_mode(mode), n) for n in (None, 512, 2048, 4096)] for mode in MODES}
     plain = [None, 512, 2048, 4096]
     assert given == {"lm-eval": plain, "olmes": [2048, 512, 2048, 2048], "opencompass-ppl": plain}
-    weighted = {mode: modes.weighted_by_size(mode) for mode in modes.MODES}
+    weighted = {mode: find_mode(mode).groups_weighted_by_size for mode in MODES}
     assert weighted == {"lm-eval": True, "olmes": False, "opencompass-ppl": True}
-    for mode in modes.MODES:
+    for mode in MODES:
         for kind in (CHOICE, SINGLE, WHOLE, SOLUTIONS):
             for own in (False, True):
                 if mode == "opencompass-ppl" and (kind != CHOICE or own):
                     with pytest.raises(UserError, match="task 't': mode opencompass-ppl compares the choices"):
-                        modes.check_task(mode, "t", kind, own)
+                        modes.check_task(find_mode(mode), "t", kind, own)
                 else:
-                    modes.check_task(mode, "t", kind, own)
+                    modes.check_task(find_mode(mode), "t", kind, own)
 
 
 @pytest.mark.parametrize("mode", ["olmes", "opencompass-ppl"])
@@ -272,7 +277,8 @@ def test_a_trained_model_scores_as_plain_torch_code_does(mode, shared_data, tmp_
     import jax
     from transformers import LlamaForCausalLM
 
-    from fineline_jax.checkpoints import series
+    from fineline_jax.checkpoints import load
+    from fineline_jax.checkpoints.open import open_series
     from fineline_jax.mesh import make_mesh
     from fineline_jax.recipe import MeshShape
     from fineline_jax.scoring import scorer
@@ -281,7 +287,7 @@ def test_a_trained_model_scores_as_plain_torch_code_does(mode, shared_data, tmp_
     options = {"limit": 3, "max_context": 1024}
     made = prepared(mode, shared_data / "benchmarks", folder, tmp_path / "p", "arc_easy", **options)
     mesh = make_mesh(MeshShape(), jax.devices()[:1])
-    config, params = series.load(series.open_series(str(folder)).checkpoints[0], mesh)
+    config, params = load.load(open_series(str(folder)).checkpoints[0], mesh)
     loglikelihood, _ = scorer.score_params(made, config, params, mesh)
     model = LlamaForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval()
     tokenizer = open_tokenizer(folder)

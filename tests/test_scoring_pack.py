@@ -12,6 +12,7 @@ from scoring_examples import sentence, write_benchmarks, write_tokenizer
 from test_scoring_metrics_definitions import docs, packed
 from test_scoring_metrics_definitions import task as task_row
 
+from fineline_jax import prepare_pack
 from fineline_jax.errors import UserError
 from fineline_jax.scoring import pack, scores, suite, tasks
 from fineline_jax.scoring.encode import Encoder
@@ -33,7 +34,7 @@ def tokenizers(tmp_path_factory) -> dict[str, Path]:
 
 def test_the_same_arguments_give_the_same_bytes(benchmarks, tokenizers, tmp_path):
     for name in ("a", "b"):
-        pack.prepare(SUITE, tokenizers["bos"], tmp_path / name, benchmarks=benchmarks)
+        prepare_pack(SUITE, tokenizers["bos"], tmp_path / name, benchmarks=benchmarks)
     files = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert files == ["contexts.parquet", "documents.parquet", "manifest.json", "requests.parquet"]
     for name in files:
@@ -41,7 +42,7 @@ def test_the_same_arguments_give_the_same_bytes(benchmarks, tokenizers, tmp_path
 
 
 def test_requests_are_those_lm_eval_builds(benchmarks, tokenizers, tmp_path):
-    made = pack.prepare(SUITE, tokenizers["plain"], tmp_path / "p", benchmarks=benchmarks)
+    made = prepare_pack(SUITE, tokenizers["plain"], tmp_path / "p", benchmarks=benchmarks)
     source = tasks.local_folder(benchmarks)
     expected = []
     for task in tasks.load_tasks(suite.open_suite(SUITE), source)[0]:
@@ -56,7 +57,7 @@ def test_requests_are_those_lm_eval_builds(benchmarks, tokenizers, tmp_path):
 
 
 def test_a_pack_survives_the_disk_and_damage_is_noticed(benchmarks, tokenizers, tmp_path):
-    made = pack.prepare("piqa", tokenizers["bos"], tmp_path / "p", benchmarks=benchmarks)
+    made = prepare_pack("piqa", tokenizers["bos"], tmp_path / "p", benchmarks=benchmarks)
     loaded = pack.load(tmp_path / "p")
     assert loaded.manifest == made.manifest
     assert all(getattr(loaded, name).equals(getattr(made, name)) for name in pack.SCHEMAS)
@@ -69,7 +70,7 @@ def test_a_pack_survives_the_disk_and_damage_is_noticed(benchmarks, tokenizers, 
 
 
 def test_a_pack_of_an_older_format_is_refused(benchmarks, tokenizers, tmp_path):
-    pack.prepare("piqa", tokenizers["bos"], tmp_path / "p", benchmarks=benchmarks)
+    prepare_pack("piqa", tokenizers["bos"], tmp_path / "p", benchmarks=benchmarks)
     manifest = json.loads((tmp_path / "p/manifest.json").read_text())
     (tmp_path / "p/manifest.json").write_text(json.dumps({**manifest, "format": pack.FORMAT - 1}))
     with pytest.raises(UserError, match="pack format 1 is not 2; prepare it again"):
@@ -78,7 +79,7 @@ def test_a_pack_of_an_older_format_is_refused(benchmarks, tokenizers, tmp_path):
 
 @pytest.mark.parametrize("manifest", ["[]", "{}", '{"format": 2}', "not JSON", "null"])
 def test_a_damaged_manifest_is_told_in_one_line(manifest, benchmarks, tokenizers, tmp_path):
-    pack.prepare("piqa", tokenizers["bos"], tmp_path / "p", benchmarks=benchmarks)
+    prepare_pack("piqa", tokenizers["bos"], tmp_path / "p", benchmarks=benchmarks)
     (tmp_path / "p/manifest.json").write_text(manifest)
     with pytest.raises(UserError, match=r"p: damaged request pack .*; prepare it again"):
         pack.load(tmp_path / "p")
@@ -93,7 +94,7 @@ def test_a_score_file_of_another_kind_is_told_in_one_line(tmp_path):
 
 def test_the_hash_depends_on_what_is_asked_and_not_on_how_it_is_filed(benchmarks, tokenizers, tmp_path):
     def made(suite_text: str, **options) -> str:
-        return pack.prepare(suite_text, tokenizers["bos"], tmp_path / "p", benchmarks=benchmarks, **options).hash
+        return prepare_pack(suite_text, tokenizers["bos"], tmp_path / "p", benchmarks=benchmarks, **options).hash
 
     file = tmp_path / "s.yaml"
     file.write_text("name: s\ntasks: [{task: piqa, domain: elsewhere, shots: 0, chance: 0.4}]\n")
@@ -106,14 +107,14 @@ def test_the_tokenizer_of_a_pack_has_as_many_ids_as_its_added_tokens_need(benchm
     larger = open_tokenizer(tokenizers["bos"])
     larger.add_tokens(["<mask>", "<pad>"])
     larger.save_pretrained(tmp_path / "larger")
-    made = pack.prepare("piqa", tmp_path / "larger", tmp_path / "p", benchmarks=benchmarks, limit=1)
+    made = prepare_pack("piqa", tmp_path / "larger", tmp_path / "p", benchmarks=benchmarks, limit=1)
     assert made.manifest["tokenizer"]["size"] == size + 2
 
 
 def test_nothing_but_a_pack_is_replaced(benchmarks, tokenizers, tmp_path):
     (tmp_path / "thesis.txt").write_text("x")
     with pytest.raises(UserError, match="not a request pack"):
-        pack.prepare("piqa", tokenizers["bos"], tmp_path, benchmarks=benchmarks)
+        prepare_pack("piqa", tokenizers["bos"], tmp_path, benchmarks=benchmarks)
     with pytest.raises(UserError, match="not a request pack"):
         pack.save(packed([(task_row("t"), docs(1))]), tmp_path)
     assert (tmp_path / "thesis.txt").exists()
@@ -173,7 +174,7 @@ def test_a_tokenizer_is_recognised_again_and_told_apart(tokenizers, tmp_path):
 def test_errors_name_the_task_and_the_remedy(benchmarks, tokenizers, tmp_path):
     def prepare(suite_text: str, **options) -> None:
         options = {"benchmarks": benchmarks, **options}
-        pack.prepare(suite_text, tokenizers["bos"], tmp_path / "p", **options)
+        prepare_pack(suite_text, tokenizers["bos"], tmp_path / "p", **options)
 
     with pytest.raises(UserError, match=r"'piqqa'.*did you mean piqa"):
         prepare("piqqa")
@@ -195,7 +196,7 @@ def test_errors_name_the_task_and_the_remedy(benchmarks, tokenizers, tmp_path):
 
 def test_groups_expand_to_their_leaves(shared_data, tmp_path):
     folder = shared_data / "models/tinystories-260k"
-    made = pack.prepare("mmlu", folder, tmp_path / "p", benchmarks=shared_data / "benchmarks", limit=1)
+    made = prepare_pack("mmlu", folder, tmp_path / "p", benchmarks=shared_data / "benchmarks", limit=1)
     assert len(made.tasks) == 57 and {task["shots"] for task in made.tasks} == {5}
     groups = {group["group"]: group for group in made.manifest["groups"]}
     assert set(groups) == {"mmlu", "mmlu_stem", "mmlu_other", "mmlu_social_sciences", "mmlu_humanities"}
@@ -328,19 +329,19 @@ def test_a_pack_takes_the_place_of_another_whole(tmp_path):
 )
 def test_wrong_options_of_a_pack_are_refused(options, message, benchmarks, tokenizers, tmp_path):
     with pytest.raises(UserError, match=message):
-        pack.prepare("piqa", tokenizers["bos"], tmp_path / "p", benchmarks=benchmarks, **options)
+        prepare_pack("piqa", tokenizers["bos"], tmp_path / "p", benchmarks=benchmarks, **options)
     assert not (tmp_path / "p").exists()
 
 
 def test_options_of_a_pack_are_written_into_it_and_the_smallest_are_taken(benchmarks, tokenizers, tmp_path):
     options = {"bos": "always", "limit": 1, "max_context": 1}
-    made = pack.prepare("piqa@1,wikitext", tokenizers["plain"], tmp_path / "p", benchmarks=benchmarks, **options)
+    made = prepare_pack("piqa@1,wikitext", tokenizers["plain"], tmp_path / "p", benchmarks=benchmarks, **options)
     assert {name: made.manifest[name] for name in options} == options
     assert made.manifest["suite"] == "custom" and made.documents.num_rows == 2
     bos = open_tokenizer(tokenizers["plain"]).bos_token_id
     assert made.context_tokens[0][0] == bos and made.continuation_tokens[2][0] == bos
     assert not made.manifest["tokenizer"]["adds_bos"]  # by default, whatever the policy
-    never = pack.prepare("piqa", tokenizers["bos"], tmp_path / "q", benchmarks=benchmarks, limit=1, bos="never")
+    never = prepare_pack("piqa", tokenizers["bos"], tmp_path / "q", benchmarks=benchmarks, limit=1, bos="never")
     assert never.manifest["tokenizer"]["adds_bos"] and never.context_tokens[0][0] != bos
     assert never.manifest["tokenizer"]["sha256"] == made.manifest["tokenizer"]["sha256"]
 
@@ -349,5 +350,5 @@ def test_a_chance_of_nothing_is_kept(benchmarks, tokenizers, tmp_path):
     file = tmp_path / "s.yaml"
     for given, expected in (("0", 0.0), ("0.4", 0.4), ("1", 1.0)):
         file.write_text(f"tasks: [{{task: piqa, chance: {given}}}]")
-        made = pack.prepare(file, tokenizers["bos"], tmp_path / "p", benchmarks=benchmarks, limit=1)
+        made = prepare_pack(file, tokenizers["bos"], tmp_path / "p", benchmarks=benchmarks, limit=1)
         assert made.tasks[0]["chance"] == expected

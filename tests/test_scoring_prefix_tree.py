@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fineline_jax import prepare_pack
 from fineline_jax.errors import UserError
 from fineline_jax.scoring import pack as packs
 from fineline_jax.scoring.pack import Ragged
@@ -326,7 +327,7 @@ def test_real_tasks_feed_at_most_a_tenth_more_tokens_than_are_unique(
         pack = packs.load(folder)
     else:
         tokenizer, benchmarks = shared_data / "tokenizers/llama", shared_data / "benchmarks"
-        pack = packs.prepare(task, tokenizer, folder, benchmarks=benchmarks)
+        pack = prepare_pack(task, tokenizer, folder, benchmarks=benchmarks)
     made = statistics(plan_pack(pack, context, row_length=row_length))
     print(task, context, made)
     assert made.overhead <= 1.10

@@ -10,7 +10,7 @@ import pytest
 from scoring_examples import sentence, write_tokenizer
 from suite_documents import write_documents
 
-from fineline_jax import cli
+from fineline_jax import cli, prepare_pack
 from fineline_jax.errors import UserError
 from fineline_jax.scoring import pack, plan_table, tfds_source
 from fineline_jax.scoring.tokenizer import open_tokenizer
@@ -111,15 +111,15 @@ def test_tfds_gives_the_requests_of_the_local_folder(tmp_path):
     prepare_tfds(tmp_path / "tfds", benchmarks)
     tokenizer = write_tokenizer(tmp_path / "tokenizer", adds_bos=True)
     suite = "piqa@2,arc_easy@1,arc_challenge,winogrande@1,openbookqa@2,boolq@1"
-    local = pack.prepare(suite, tokenizer, tmp_path / "a", benchmarks=benchmarks)
-    tfds = pack.prepare(suite, tokenizer, tmp_path / "b", tfds=tmp_path / "tfds")
+    local = prepare_pack(suite, tokenizer, tmp_path / "a", benchmarks=benchmarks)
+    tfds = prepare_pack(suite, tokenizer, tmp_path / "b", tfds=tmp_path / "tfds")
     assert {place[0] for place in tfds_source._MAPPED} == {name for name, _, _ in data_sets}
     assert tfds.requests.equals(local.requests) and tfds.contexts.equals(local.contexts)
     assert tfds.documents["gold"].equals(local.documents["gold"])
     with pytest.raises(UserError, match="is not read from TFDS"):
-        pack.prepare("hellaswag", tokenizer, tmp_path / "b", tfds=tmp_path / "tfds")
+        prepare_pack("hellaswag", tokenizer, tmp_path / "b", tfds=tmp_path / "tfds")
     with pytest.raises(UserError, match="winogrande is not prepared there"):
-        pack.prepare("winogrande", tokenizer, tmp_path / "b", tfds=tmp_path / "nowhere")
+        prepare_pack("winogrande", tokenizer, tmp_path / "b", tfds=tmp_path / "nowhere")
 
 
 def test_examples_of_tfds_in_the_columns_of_the_hub():

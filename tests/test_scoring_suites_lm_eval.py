@@ -22,6 +22,7 @@ from scoring_examples import write_tokenizer
 from suite_documents import write_documents
 from test_scoring_suite import leaves
 
+from fineline_jax import prepare_pack
 from fineline_jax.errors import UserError
 from fineline_jax.scoring import gold, metrics, pack, tasks
 from fineline_jax.scoring.suite import TaskSpec, open_suite, shipped_suites
@@ -93,7 +94,7 @@ def test_requests_and_metrics_are_those_of_lm_eval(name, tokenizer, tmp_path, mo
     monkeypatch.setenv("DISABLE_MULTIPROC", "1")
     specs = list(SUITES[name].tasks)
     benchmarks = write_documents(tmp_path / "benchmarks", needed(specs))
-    made = pack.prepare(name, tokenizer, tmp_path / "p", benchmarks=benchmarks, mode="lm-eval")
+    made = prepare_pack(name, tokenizer, tmp_path / "p", benchmarks=benchmarks, mode="lm-eval")
 
     asked = collections.defaultdict(list)
     contexts = made.contexts["text"].to_pylist()
@@ -164,7 +165,7 @@ def test_a_second_pack_is_the_same_to_the_last_byte(tokenizer, tmp_path, capfd):
     first = tasks.load_tasks(open_suite(names), tasks.local_folder(benchmarks))  # keeps its addresses
     capfd.readouterr()
     for out in ("a", "b"):
-        pack.prepare(names, tokenizer, tmp_path / out, benchmarks=benchmarks)
+        prepare_pack(names, tokenizer, tmp_path / out, benchmarks=benchmarks)
     assert first
     for file in sorted((tmp_path / "a").iterdir()):
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes(), file.name
@@ -180,7 +181,7 @@ def test_what_could_not_be_written_is_removed(tokenizer, tmp_path, monkeypatch):
 
     monkeypatch.setattr(pack.pq, "write_table", full)
     with pytest.raises(OSError, match="No space left") as error:
-        pack.prepare("copa", tokenizer, tmp_path / "out" / "p", benchmarks=benchmarks)
+        prepare_pack("copa", tokenizer, tmp_path / "out" / "p", benchmarks=benchmarks)
     assert error.value.filename == str(tmp_path / "out" / "p")
     assert not list((tmp_path / "out").iterdir())
 
@@ -209,7 +210,7 @@ def test_documents_of_another_kind_are_told_in_one_line(task, data, rows, messag
     for split in ("train", "validation", "test"):
         pq.write_table(pa.Table.from_pylist(rows), place / f"{split}.parquet")
     with pytest.raises(UserError, match=f"task '{task.partition('@')[0]}': {message}") as error:
-        pack.prepare(task, tokenizer, tmp_path / "p", benchmarks=tmp_path / "b")
+        prepare_pack(task, tokenizer, tmp_path / "p", benchmarks=tmp_path / "b")
     assert "\n" not in str(error.value)
 
 
@@ -221,5 +222,5 @@ def test_a_data_set_that_cannot_be_fetched_is_told_in_one_line(tokenizer, tmp_pa
         mock.patch.object(datasets, "load_dataset", no_network),
         pytest.raises(UserError, match=r"task 'piqa': .*ConnectionError: Couldn't reach .* --benchmarks") as error,
     ):
-        pack.prepare("piqa", tokenizer, tmp_path / "p")
+        prepare_pack("piqa", tokenizer, tmp_path / "p")
     assert "\n" not in str(error.value)

@@ -6,6 +6,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional, arg
 
+from fineline_jax import interface
 from fineline_jax.commands.processes import join_processes
 from fineline_jax.commands.usage import deferred, parsed
 from fineline_jax.errors import UserError
@@ -97,27 +98,13 @@ def following(model: ModelConfig, arguments: list[str]) -> list[str]:
 def _train(
     recipe: Recipe, run: Path, accept_changes: bool, distributed: bool, score: str | None, benchmarks: Path | None
 ) -> int:
-    if benchmarks is not None and score is None:
-        raise UserError("pretrain: --benchmarks are the documents of --score SUITE; give both, or neither")
     if distributed:
         join_processes()
+    outcome = interface.pretrain(recipe, run, accept_changes=accept_changes, score=score, benchmarks=benchmarks)
     import jax
 
     from fineline_jax.progress import short
-    from fineline_jax.training.loop import pretrain as train
 
-    on_kept = None
-    if score is not None:
-        from fineline_jax.scoring.kept import ScoreKept, open_pack
-        from fineline_jax.scoring.scorer import check_tokenizer_folder, check_vocabulary
-
-        tokenizer = recipe.data.sources[0].tokenizer
-        pack = open_pack(score, tokenizer, benchmarks)
-        if tokenizer.is_dir():  # before the first step, not at the first kept checkpoint
-            check_tokenizer_folder(pack, tokenizer, recipe.data.sources[0].path)
-        check_vocabulary(pack, recipe.model, f"recipe {recipe.name}")
-        on_kept = ScoreKept(run, recipe.model, pack, run / "scores")
-    outcome = train(recipe, run, accept_changes=accept_changes, on_kept=on_kept)
     if jax.process_index() == 0:
         where = f"step {outcome.step} ({short(outcome.tokens)} tokens)"
         if outcome.stopped_by:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from fineline_jax.errors import UserError
+from fineline_jax import interface
 
 
 def analyze(
@@ -24,11 +24,7 @@ def analyze(
         title: Heading of the report.
         tokens_per_step: For checkpoints of which only the step is known: lm-eval's results, folders called by steps.
     """
-    if tokens_per_step is not None and not 0 < tokens_per_step < float("inf"):
-        raise UserError(f"--tokens-per-step {tokens_per_step} must be a positive number")
-    from fineline_jax.analysis import analyze_scores
-
-    print(analyze_scores(scores, out, runs=runs, title=title, tokens_per_step=tokens_per_step))
+    print(interface.analyze(scores, out, runs=runs, title=title, tokens_per_step=tokens_per_step))
 
 
 def export_scores(

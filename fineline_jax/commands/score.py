@@ -1,41 +1,115 @@
 """`fineline score`, and lm-eval's own command with our engine in it."""
 
-import functools
-import os
+import dataclasses
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from fineline_jax import interface
 from fineline_jax.commands.processes import join_processes
 from fineline_jax.errors import UserError
 from fineline_jax.recipe import MeshShape
+from fineline_jax.scoring.options import PackOptions, ScoreOptions
+
+if TYPE_CHECKING:
+    from fineline_jax.checkpoints.series import Series
+    from fineline_jax.scoring.pack import Pack
+
+
+@dataclasses.dataclass(frozen=True)
+class Requests:
+    """What is asked: a pack, or a suite to make one of.
+
+    Args:
+        suite: Name in configs/suites, a YAML file, or lm-eval task names with commas between.
+        pack: Request pack made by `fineline tasks prepare`, instead of a suite.
+        tokenizer: Folder of the tokenizer; default: the one beside the checkpoints.
+    """
+
+    suite: str | None = None
+    pack: Path | None = None
+    tokenizer: Path | None = None
+    options: Annotated[PackOptions, arg(name="")] = dataclasses.field(default_factory=PackOptions)
+
+    def check(self) -> None:
+        if (self.suite is None) == (self.pack is None):
+            raise UserError("score: give either --suite or --pack")
+        made_with = {**vars(self.options), "tokenizer": self.tokenizer}
+        given = [f"--{name.replace('_', '-')}" for name, value in made_with.items() if value is not None]
+        if self.pack is not None and given:
+            raise UserError(
+                f"score: {', '.join(given)} went into --pack when it was prepared; give that with --suite only"
+            )
+
+    def open(self, series: "list[Series]") -> "Pack":
+        """The pack, with the tokenizer and the BOS policy of the series where none is given."""
+        from fineline_jax.checkpoints.load import first_tokenizer
+        from fineline_jax.checkpoints.series import scoring_policy
+        from fineline_jax.scoring.pack import load
+
+        if self.pack is not None:
+            return load(self.pack)
+        from fineline_jax.scoring.build import build
+
+        assert self.suite is not None
+        options = dataclasses.replace(self.options, bos=self.options.bos or scoring_policy(series))
+        tokenizer = self.tokenizer or first_tokenizer(series[0])
+        if tokenizer is None:
+            raise UserError(f"{series[0].location}: no tokenizer beside the checkpoint; give --tokenizer")
+        return build(self.suite, tokenizer, options)
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """Which checkpoints of a series, and what becomes of their downloads.
+
+    Args:
+        tokens: start:stop:spacing, the checkpoints nearest to such a grid of trained tokens: 0:100B:10B, 1T:, ::50B.
+        every: Every n-th of the checkpoints that are left.
+        downloads: Where remote checkpoints are fetched to; default: ~/.cache/fineline_jax.
+        keep_downloads: no removes each download once it is scored; at most two are on disk.
+    """
+
+    tokens: str = ""
+    every: int = 1
+    downloads: Path | None = None
+    keep_downloads: Literal["yes", "no"] = "yes"
+
+    def open(self, name: str) -> "Series":
+        return interface.open_series(name, **{**vars(self), "keep_downloads": self.keep_downloads == "yes"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Watch:
+    """Whether the run still trains.
+
+    Args:
+        watch: Score a run that is still training, until all checkpoints of its recipe are scored.
+        watch_timeout: End the watch after so many seconds without a new checkpoint; default: never.
+    """
+
+    watch: bool = False
+    watch_timeout: float | None = None
+
+    def check(self, series: tuple[str, ...], selection: Selection) -> None:
+        if self.watch and len(series) != 1:
+            raise UserError("score: --watch takes one run; start one command per run")
+        if self.watch and (selection.tokens or selection.every != 1):
+            raise UserError("score: --watch scores every kept checkpoint; leave out --tokens and --every")
+        if self.watch_timeout is not None and not self.watch_timeout >= 0:
+            raise UserError(f"score: --watch-timeout {self.watch_timeout} must not be negative")
 
 
 def score(
     series: Annotated[Positional[tuple[str, ...]], arg(metavar="SERIES …", help_behavior_hint="(at least one)")],
     out: Path,
-    suite: str | None = None,
-    pack: Path | None = None,
-    benchmarks: Path | None = None,
-    tfds: Path | None = None,
-    tokenizer: Path | None = None,
-    bos: Literal["auto", "always", "never"] | None = None,
-    max_context: int | None = None,
-    limit: int | None = None,
-    mode: Literal["lm-eval", "olmes", "opencompass-ppl"] | None = None,
-    tokens: str = "",
-    every: int = 1,
-    downloads: Path | None = None,
-    keep_downloads: Literal["yes", "no"] = "yes",
-    dtype: Literal["float32", "bfloat16"] = "float32",
-    batch_tokens: int | None = None,
+    requests: Annotated[Requests, arg(name="")] = Requests(),
+    selection: Annotated[Selection, arg(name="")] = Selection(),
+    how: Annotated[ScoreOptions, arg(name="")] = ScoreOptions(),
     mesh: MeshShape = MeshShape(),
-    part: str | None = None,
-    watch: bool = False,
-    watch_timeout: float | None = None,
-    distributed: bool = False,
+    watch: Annotated[Watch, arg(name="")] = Watch(),
 ) -> None:
     """Score every checkpoint of one or more series; what is already scored is kept.
 
@@ -45,82 +119,30 @@ def score(
         series: Run folders, checkpoint folders, Hugging Face folders; names of `fineline series`; org/name@revision;
             addresses (hf://, s3://, gs://, http://). @GLOB at the end chooses by name: amber@ckpt_3*.
         out: Folder of the scores, one Parquet file per checkpoint.
-        suite: Name in configs/suites, a YAML file, or lm-eval task names with commas between.
-        pack: Request pack made by `fineline tasks prepare`, instead of a suite.
-        benchmarks: Folder of data sets in Hugging Face layout; default: the hub.
-        tfds: TFDS data folder, for data sets that TFDS has.
-        tokenizer: Folder of the tokenizer; default: the one beside the checkpoints.
-        bos: BOS before each context: as the tokenizer does by default (auto), always, or never; default: as the
-            registered series says, else auto.
-        max_context: Longest row in tokens, instead of the model's context (lm-eval's max_length).
-        limit: Only the first documents of each task.
-        mode: How requests are encoded and compared, instead of the suite's own mode; see docs/suites.md.
-        tokens: start:stop:spacing, the checkpoints nearest to such a grid of trained tokens: 0:100B:10B, 1T:, ::50B.
-        every: Every n-th of the checkpoints that are left.
-        downloads: Where remote checkpoints are fetched to; default: ~/.cache/fineline_jax.
-        keep_downloads: no removes each download once it is scored; at most two are on disk.
-        dtype: Of the matrix products; the softmax is float32 always.
-        batch_tokens: Tokens per step over all devices; default: by the kind of device.
         mesh: Devices per axis; default: a whole copy of the weights on each if that fits easily, else shards.
-        part: I/N: only the I-th of N parts of the checkpoints, for N machines that do not talk to each other; auto or
-            auto/N: from the job's variables (SLURM array, Kubernetes index, Google Batch, TPU worker).
-        watch: Score a run that is still training, until all checkpoints of its recipe are scored.
-        watch_timeout: End the watch after so many seconds without a new checkpoint; default: never.
-        distributed: One of several processes: call jax.distributed.initialize first.
     """
     if not series:
         raise UserError("score: name at least one series, as in `fineline score runs/mine --suite core --out scores`")
-    if (suite is None) == (pack is None):
-        raise UserError("score: give either --suite or --pack")
-    if watch and len(series) != 1:
-        raise UserError("score: --watch takes one run; start one command per run")
-    if watch and (tokens or every != 1):
-        raise UserError("score: --watch scores every kept checkpoint; leave out --tokens and --every")
-    if watch_timeout is not None and not watch_timeout >= 0:
-        raise UserError(f"score: --watch-timeout {watch_timeout} must not be negative")
-    if pack is not None:
-        of_the_pack = {"benchmarks": benchmarks, "tfds": tfds, "tokenizer": tokenizer, "bos": bos, "mode": mode}
-        of_the_pack |= {"max-context": max_context, "limit": limit}
-        given = [f"--{name}" for name, value in of_the_pack.items() if value is not None]
-        if given:
-            raise UserError(
-                f"score: {', '.join(given)} went into --pack when it was prepared; give that with --suite only"
-            )
-    if distributed:
+    requests.check()
+    watch.check(series, selection)
+    if how.distributed:
         join_processes()
-    from fineline_jax.checkpoints.series import first_tokenizer, open_series, scoring_policy
     from fineline_jax.progress import counted
-    from fineline_jax.scoring.pack import load
-    from fineline_jax.scoring.parts import job_shard
-    from fineline_jax.scoring.placement import scoring_mesh
-    from fineline_jax.scoring.scorer import score_parts
     from fineline_jax.scoring.watching import wait_for_first, watch_run
 
-    chosen = job_shard(part, os.environ, distributed=distributed)
-    if watch:
-        wait_for_first(Path(series[0]), watch_timeout)
-    keep = keep_downloads == "yes"
-    opened = [open_series(name, tokens=tokens, every=every, downloads=downloads, keep=keep) for name in series]
-    if pack is not None:
-        requests = load(pack)
-    else:
-        from fineline_jax.scoring.build import build
+    shard = how.shard()
+    if watch.watch:
+        wait_for_first(Path(series[0]), watch.watch_timeout)
+    opened = [selection.open(name) for name in series]
+    pack = requests.open(opened)
 
-        assert suite is not None
-        bos = bos or scoring_policy(opened)
-        folder = tokenizer or first_tokenizer(opened[0])
-        if folder is None:
-            raise UserError(f"{series[0]}: no tokenizer beside the checkpoint; give --tokenizer")
-        requests = build(
-            suite, folder, benchmarks=benchmarks, tfds=tfds, bos=bos, max_context=max_context, limit=limit, mode=mode
-        )
-    start = functools.partial(
-        score_parts, pack=requests, out=out, mesh=scoring_mesh(mesh, opened), dtype=dtype, batch_tokens=batch_tokens
-    )
-    count = watch_run(Path(series[0]), start, chosen, watch_timeout) if watch else len(start(opened, part=chosen))
-    # Without a place in the training there are metrics and no curve; tokens of a step are given to `analyze`.
-    placed = any((one.step, one.tokens) != (None, None) for found in opened for one in found.checkpoints)
-    then = "analyze" if placed else "export-scores"
+    def start(series: "list[Series]", part: object = None) -> list[Path]:
+        return interface.score(series, pack, out, mesh=mesh, **vars(how))
+
+    count = watch_run(Path(series[0]), start, shard, watch.watch_timeout) if watch.watch else len(start(opened))
+    # Without steps or tokens there are metrics and no curve; tokens of a step are given to `analyze`.
+    known = any((one.step, one.tokens) != (None, None) for each in opened for one in each.checkpoints)
+    then = "analyze" if known else "export-scores"
     print(f"{out}: {counted(count, 'checkpoint')} scored; see `fineline {then} {out}`")
 
 

@@ -1,23 +1,20 @@
 """`fineline tasks`: request packs, and what the prefix tree saves on them."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from fineline_jax import interface
 from fineline_jax.errors import UserError
+from fineline_jax.scoring.options import PackOptions
 
 
 def prepare_tasks(
     suite: Annotated[Positional[str], arg(metavar="SUITE")],
     tokenizer: Path,
     out: Path,
-    benchmarks: Path | None = None,
-    tfds: Path | None = None,
-    bos: Literal["auto", "always", "never"] = "auto",
-    max_context: int | None = None,
-    limit: int | None = None,
-    mode: Literal["lm-eval", "olmes", "opencompass-ppl"] | None = None,
+    options: Annotated[PackOptions, arg(name="")] = PackOptions(),
 ) -> None:
     """Build and tokenize every request of a suite once; scoring then needs neither network nor lm-eval.
 
@@ -25,17 +22,8 @@ def prepare_tasks(
         suite: Name in configs/suites, a YAML file, or lm-eval task names with commas between.
         tokenizer: Folder of the tokenizer.
         out: Folder of the request pack to write.
-        benchmarks: Folder of data sets in Hugging Face layout, one parquet file per split; default: the hub.
-        tfds: TFDS data folder, for data sets that TFDS has.
-        bos: BOS before each context: as the tokenizer does by default, always, or never.
-        max_context: Cut requests to their last so many tokens even where the model could take more.
-        limit: Only the first documents of each task.
-        mode: How requests are encoded and compared, instead of the suite's own mode; see docs/suites.md.
     """
-    options = dict(locals())
-    from fineline_jax.scoring.pack import prepare as write
-
-    pack = write(**options)
+    pack = interface.prepare_pack(suite, tokenizer, out, **vars(options))
     print(f"{out}: {pack.requests.num_rows:,} requests of {len(pack.manifest['tasks'])} tasks")
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from fineline_jax import interface
 from fineline_jax.errors import UserError
 from fineline_jax.recipe import MeshShape, Recipe
 
@@ -40,12 +41,8 @@ def export_checkpoint(
         dtype: Of the weights written; default: as they are stored.
         layout: Family of models whose layout is written; default: the first that can hold the model.
     """
-    from fineline_jax.checkpoints.interchange import export_checkpoint as write
-    from fineline_jax.checkpoints.series import open_series
-    from fineline_jax.mesh import make_mesh
-
-    last = open_series(checkpoint).checkpoints[-1]
-    write(last, out, make_mesh(), dtype=dtype, family=layout)
+    last = interface.open_series(checkpoint).checkpoints[-1]
+    interface.export(last, out, dtype=dtype, layout=layout)
     print(f"{out}: {last.series}/{last.name} in Hugging Face layout")
 
 

@@ -13,15 +13,10 @@ from lm_eval.utils import handle_non_serializable, hash_string
 
 from fineline_jax.errors import UserError
 from fineline_jax.scoring.encode import Encoder, Tokens
-from fineline_jax.scoring.modes import (
-    check_metric,
-    check_mode,
-    check_task,
-    first_metric,
-    largest_context,
-    weighted_by_size,
-)
-from fineline_jax.scoring.pack import FORMAT, SCHEMAS, Pack, content_hash
+from fineline_jax.scoring.modes.mode import Mode, check_metric, check_task, first_metric, largest_context
+from fineline_jax.scoring.modes.names import find_mode
+from fineline_jax.scoring.options import PackOptions
+from fineline_jax.scoring.pack import FORMAT, SCHEMAS, Pack, content_hash, refuse_to_replace, save
 from fineline_jax.scoring.suite import open_suite
 from fineline_jax.scoring.tasks import (
     FEWSHOT_SEED,
@@ -36,31 +31,33 @@ from fineline_jax.scoring.tasks import (
     shots,
     without_bars,
 )
-from fineline_jax.scoring.tokenizer import Bos, identity, open_tokenizer
+from fineline_jax.scoring.tokenizer import identity, open_tokenizer
 
 
-def build(
-    suite: str | Path,
-    tokenizer: Path,
-    *,
-    benchmarks: Path | None = None,
-    tfds: Path | None = None,
-    bos: Bos = "auto",
-    max_context: int | None = None,
-    limit: int | None = None,
-    mode: str | None = None,
-) -> Pack:
-    """The pack in memory; arguments as of `pack.prepare`."""
+def prepare(suite: str | Path, tokenizer: Path, out: Path, options: PackOptions = PackOptions()) -> Pack:
+    """`build` a pack and write it to `out`. Raises UserError also if `out` is something else than a pack."""
+    refuse_to_replace(out)
+    pack = build(suite, tokenizer, options)
+    save(pack, out)
+    return pack
+
+
+def build(suite: str | Path, tokenizer: Path, options: PackOptions = PackOptions()) -> Pack:
+    """Every request of `suite`, made by lm-eval's task code and tokenized, in memory.
+
+    suite: YAML file, name of a suite, or task names (see `suite.open_suite`). tokenizer: a folder. The same arguments
+    give the same bytes. Raises UserError for bad input.
+    """
+    bos = options.bos or "auto"
     if bos not in ("auto", "always", "never"):
         raise UserError(f"--bos {bos!r} must be auto, always or never")
-    for name, value in (("max-context", max_context), ("limit", limit)):
+    for name, value in (("max-context", options.max_context), ("limit", options.limit)):
         if value is not None and value < 1:
             raise UserError(f"--{name} {value} must be at least 1")
     opened = open_suite(suite)
-    mode = opened.mode if mode is None else mode
-    check_mode(mode, "--mode")
+    mode = find_mode(opened.mode if options.mode is None else options.mode, "--mode")
     encoder = Encoder(open_tokenizer(tokenizer, bos), bos)
-    source = _source(benchmarks, tfds)
+    source = _source(options)
     columns = {name: {field: [] for field in schema.names} for name, schema in SCHEMAS.items()}
     contexts: dict[tuple[str, int], int] = {}
     with without_bars() if source else contextlib.nullcontext():  # downloads show theirs
@@ -70,21 +67,21 @@ def build(
             check_task(mode, task.name, kind, brings)
             if task.spec.metric is not None and task.spec.task == task.name:  # the tasks of a group may differ
                 check_metric(mode, task.name, kind, task.spec.metric, task.definition.aggregation(), brings)
-        rows = [_add_task(task, mode, encoder, columns, contexts, limit) for task in tasks]
+        rows = [_add_task(task, mode, encoder, columns, contexts, options.limit) for task in tasks]
     tables = {name: _table(name, columns[name]) for name in SCHEMAS}
     default = identity(open_tokenizer(tokenizer))
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "suite": opened.name,
-        "mode": mode,
+        "mode": mode.name,
         "hash": "",
         "tasks": rows,
         "groups": [_group_row(group, rows, mode) for group in groups],
         "tokenizer": {"sha256": default.sha256, "adds_bos": default.adds_bos, "size": len(encoder.tokenizer)},
         "bos": bos,
         "prefix_token": encoder.prefix,
-        "max_context": largest_context(mode, max_context),
-        "limit": limit,
+        "max_context": largest_context(mode, options.max_context),
+        "limit": options.limit,
         "fewshot_seed": FEWSHOT_SEED,
         "lm_eval": lm_eval.__version__,
         "counts": {name: table.num_rows for name, table in tables.items()},
@@ -94,23 +91,23 @@ def build(
     return pack
 
 
-def _source(benchmarks: Path | None, tfds: Path | None) -> LoadDataset | None:
-    if benchmarks is not None and tfds is not None:
+def _source(options: PackOptions) -> LoadDataset | None:
+    if options.benchmarks is not None and options.tfds is not None:
         raise UserError("--benchmarks and --tfds exclude each other; give one")
-    if benchmarks is not None:
-        if not benchmarks.is_dir():
-            raise UserError(f"--benchmarks {benchmarks}: no such folder")
-        return local_folder(benchmarks)
-    if tfds is not None:
+    if options.benchmarks is not None:
+        if not options.benchmarks.is_dir():
+            raise UserError(f"--benchmarks {options.benchmarks}: no such folder")
+        return local_folder(options.benchmarks)
+    if options.tfds is not None:
         from fineline_jax.scoring.tfds_source import from_tfds  # seconds to import
 
-        return from_tfds(tfds)
+        return from_tfds(options.tfds)
     return None
 
 
 def _add_task(
     task: Task,
-    mode: str,
+    mode: Mode,
     encoder: Encoder,
     columns: dict[str, dict[str, list]],
     contexts: dict[tuple[str, int], int],
@@ -121,7 +118,7 @@ def _add_task(
     docs = list(documents(task, limit))
     pairs = [pair for doc in docs for pair in doc.requests]
     try:
-        encoded = _rolling(encoder, pairs) if rolling else _encode(encoder, mode, pairs)
+        encoded = _rolling(encoder, pairs) if rolling else mode.encode(encoder, pairs)
     except UserError as error:
         raise UserError(f"task {task.name!r}: {error}") from None
     first = len(columns["requests"]["request"])
@@ -139,10 +136,6 @@ def _add_task(
     return _task_row(task, mode, docs)
 
 
-def _encode(encoder: Encoder, mode: str, pairs: Sequence[tuple[str, str]]) -> list[tuple[Tokens, Tokens]]:
-    return {"lm-eval": encoder.pairs, "olmes": encoder.apart, "opencompass-ppl": encoder.joined}[mode](pairs)
-
-
 def _context_row(columns: dict[str, list], contexts: dict[tuple[str, int], int], text: str, tokens: Tokens) -> int:
     # An empty context is the prefix token, or what the continuation gave up for it: the same token. In mode
     # opencompass-ppl it is the first token of prompt and choice, which after an empty prompt is the choice's.
@@ -158,10 +151,10 @@ def _rolling(encoder: Encoder, pairs: Sequence[tuple[str, str]]) -> list[tuple[T
 
 
 def _document_row(
-    task: str, mode: str, number: int, first: int, doc: Document, continuations: list[Tokens]
+    task: str, mode: Mode, number: int, first: int, doc: Document, continuations: list[Tokens]
 ) -> dict[str, Any]:
-    # OLMES counts what is scored, its leading space included
-    choices = doc.choices if mode != "olmes" else tuple(text for _, text in doc.requests[: len(doc.choices)])
+    requests = doc.requests[: len(doc.choices)]
+    choices = tuple(text for _, text in requests) if mode.delimiter_counts else doc.choices
     content = json.dumps(doc.doc, default=handle_non_serializable, ensure_ascii=False)
     return {
         "task": task,
@@ -183,7 +176,7 @@ def _document_row(
     }
 
 
-def _task_row(task: Task, mode: str, docs: list[Document]) -> dict[str, Any]:
+def _task_row(task: Task, mode: Mode, docs: list[Document]) -> dict[str, Any]:
     definition, spec = task.definition, task.spec
     output_type = definition.OUTPUT_TYPE
     chance = spec.chance if output_type != "generate_until" else None
@@ -216,7 +209,7 @@ def _own_metrics(definition: Any) -> bool:
     )
 
 
-def _group_row(group: Group, rows: list[dict[str, Any]], mode: str) -> dict[str, Any]:
+def _group_row(group: Group, rows: list[dict[str, Any]], mode: Mode) -> dict[str, Any]:
     leaves = [row for row in rows if row["task"] in group.leaves]
     metric = next((row["metric"] for row in leaves), "acc")
     chance = group.chance
@@ -229,8 +222,8 @@ def _group_row(group: Group, rows: list[dict[str, Any]], mode: str) -> dict[str,
         "metric": metric,
         "chance": chance,
         "tasks": list(group.leaves),
-        "weight_by_size": dict(group.metrics) if weighted_by_size(mode) else {},
-        "weight_others_by_size": weighted_by_size(mode),
+        "weight_by_size": dict(group.metrics) if mode.groups_weighted_by_size else {},
+        "weight_others_by_size": mode.groups_weighted_by_size,
     }
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from fineline_jax.checkpoints import series
+from fineline_jax.checkpoints.load import stat_signature, weights_hash
+from fineline_jax.checkpoints.open import open_series
+from fineline_jax.checkpoints.series import Series
 from fineline_jax.errors import UserError
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.scoring import scores
@@ -60,8 +62,8 @@ class ScoreKept:
                 checkpoint.step,
                 checkpoint.tokens,
                 model_context(self.pack, self.config),
-                self._key(series.identity(checkpoint)),
-                series.version(checkpoint),
+                self._key(weights_hash(checkpoint)),
+                stat_signature(checkpoint),
                 *pick_engine(self.config),
                 opened.location,
             )
@@ -78,9 +80,9 @@ class ScoreKept:
             return False  # being written
         return recognised(scores.header_of(self.out, checkpoint.series, checkpoint.name), checkpoint, self._key)
 
-    def _open(self, step: int) -> series.Series:
+    def _open(self, step: int) -> Series:
         """The series of this one checkpoint."""
-        return series.open_series(str(self.run / "checkpoints" / str(step)))
+        return open_series(str(self.run / "checkpoints" / str(step)))
 
     def _key(self, weights: str) -> scores.Key:
         return scores.Key(weights, self.pack.hash, self.dtype, self.pack.manifest["bos"], ENGINE)
@@ -91,7 +93,8 @@ def open_pack(score: str, tokenizer: Path, benchmarks: Path | None) -> Pack:
     if (Path(score) / "manifest.json").is_file():
         return load(Path(score))
     from fineline_jax.scoring.build import build  # lm-eval takes seconds to import
+    from fineline_jax.scoring.options import PackOptions
 
     if not tokenizer.is_dir():
         raise UserError(f"--score {score}: {tokenizer} is not there; give a pack made by `fineline tasks prepare`")
-    return build(score, tokenizer, benchmarks=benchmarks)
+    return build(score, tokenizer, PackOptions(benchmarks))

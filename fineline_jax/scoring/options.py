@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from fineline_jax.errors import UserError
+from fineline_jax.scoring.modes.names import ModeName
 from fineline_jax.scoring.parts import JobShard, job_shard
 
 
@@ -29,22 +30,25 @@ class PackOptions:
     bos: Literal["auto", "always", "never"] | None = None
     max_context: int | None = None
     limit: int | None = None
-    mode: Literal["lm-eval", "olmes", "opencompass-ppl"] | None = None
+    mode: ModeName | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class ScoreOptions:
-    """How checkpoints are scored, and which of them this machine scores."""
+    """How checkpoints are scored, and which of them this machine scores.
+
+    Args:
+        dtype: Of the matrix products; the softmax is float32 always.
+        batch_tokens: Tokens per step over all devices; default: by the kind of device.
+        part: I/N: only the I-th of N parts of the checkpoints, for N machines that do not talk to each other; auto or
+            auto/N: from the job's variables (SLURM array, Kubernetes index, Google Batch, TPU worker).
+        distributed: One of several processes: call jax.distributed.initialize first.
+    """
 
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the matrix products; the softmax is float32 always."""
     batch_tokens: int | None = None
-    """Tokens per step over all devices; default: by the kind of device."""
     part: str | None = None
-    """I/N: only the I-th of N parts of the checkpoints, for N machines that do not talk to each other; auto or
-    auto/N: from the job's variables (SLURM array, Kubernetes index, Google Batch, TPU worker)."""
     distributed: bool = False
-    """One of several processes: call jax.distributed.initialize first."""
 
     def check(self) -> None:
         """Raise UserError if no step can have so few tokens, or the part cannot be determined."""

@@ -6,8 +6,8 @@
                          tokens (of the continuation)
     documents.parquet    one row per document: gold, lengths of the choices, its requests, the document itself
 
-Tokens are not cut to a model's context: that is done when a model is known. Nothing here needs JAX or lm-eval, except
-`prepare`, which writes a pack.
+Tokens are not cut to a model's context: that is done when a model is known. Nothing here needs JAX or lm-eval;
+`build.prepare` makes a pack.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,9 +24,6 @@ import pyarrow.parquet as pq
 
 from fineline_jax.errors import UserError
 from fineline_jax.whole import whole_folder
-
-if TYPE_CHECKING:
-    from fineline_jax.scoring.tokenizer import Bos
 
 FORMAT = 2
 _NAME = pa.dictionary(pa.int32(), pa.string())
@@ -88,6 +85,35 @@ class Ragged:
 
 
 @dataclasses.dataclass(frozen=True)
+class RequestTokens:
+    """The tokens of all requests: what an engine reads of a pack."""
+
+    contexts: Ragged
+    """int32 tokens of each distinct context; the last row is the prefix token, which a text scored as a whole follows"""
+    continuations: Ragged
+    """int32 tokens of each request; of a text scored as a whole (loglikelihood_rolling) all of them"""
+    context_row: np.ndarray
+    """int [requests]: the row of `contexts`"""
+    task: np.ndarray
+    """int [requests]: requests of different tasks share no prefix"""
+
+    def __len__(self) -> int:
+        return len(self.continuations)
+
+    @property
+    def is_rolling(self) -> np.ndarray:
+        """bool [requests]: texts that are scored as a whole."""
+        return self.context_row == len(self.contexts) - 1
+
+    @property
+    def largest_token(self) -> int:
+        """The largest token that is read or scored; 0 where there is none."""
+        contexts = self.contexts.values if self.is_rolling.any() else self.contexts.values[:-1]
+        tokens = (contexts, self.continuations.values)
+        return max((int(part.max()) for part in tokens if len(part)), default=0)
+
+
+@dataclasses.dataclass(frozen=True)
 class Pack:
     """A pack in memory."""
 
@@ -121,41 +147,20 @@ class Pack:
         return self.requests["context"].to_numpy()
 
     @functools.cached_property
-    def largest_token(self) -> int:
-        tokens = (self.context_tokens.values, self.continuation_tokens.values)
-        return max((int(part.max()) for part in tokens if len(part)), default=0)
+    def request_tasks(self) -> pa.DictionaryArray:
+        """The task of each request; its indices are those of `request_tokens`."""
+        tasks = self.requests["task"].combine_chunks()
+        return tasks if isinstance(tasks, pa.DictionaryArray) else tasks.dictionary_encode()
 
-
-def prepare(
-    suite: str | Path,
-    tokenizer: Path,
-    out: Path,
-    *,
-    benchmarks: Path | None = None,
-    tfds: Path | None = None,
-    bos: "Bos" = "auto",
-    max_context: int | None = None,
-    limit: int | None = None,
-    mode: str | None = None,
-) -> Pack:
-    """Build every request of `suite` with lm-eval's task code, tokenise it and write the pack to `out`.
-
-    suite: YAML file, name of a suite, or task names (see `suite.open_suite`). tokenizer: a folder. benchmarks: local
-    documents (`tasks.local_folder`); tfds: a TFDS data folder (`tfds_source.from_tfds`); neither: the hub.
-    bos: whether BOS is put before each context. max_context: tokens a request is cut to, from the left, instead of the
-    context of each model (lm-eval's max_length). limit: only the first documents of each task, as lm-eval's --limit.
-    mode: how requests are encoded and compared (`modes.MODES`), instead of the suite's own.
-    The same arguments give the same bytes. Raises UserError for bad input or if `out` is something else than a pack.
-    """
-    # Here and not above: whoever reads a pack needs neither lm-eval nor a tokenizer.
-    from fineline_jax.scoring.build import build
-
-    refuse_to_replace(out)
-    pack = build(
-        suite, tokenizer, benchmarks=benchmarks, tfds=tfds, bos=bos, max_context=max_context, limit=limit, mode=mode
-    )
-    save(pack, out)
-    return pack
+    @functools.cached_property
+    def request_tokens(self) -> RequestTokens:
+        """The requests as an engine reads them."""
+        contexts = self.context_tokens
+        values = np.append(contexts.values, np.int32(self.manifest["prefix_token"]))
+        # Texts that are scored as a whole follow the prefix token.
+        context_row = np.where(self.request_context < 0, len(contexts), self.request_context)
+        contexts = Ragged(values, np.append(contexts.offsets, len(values)))
+        return RequestTokens(contexts, self.continuation_tokens, context_row, np.asarray(self.request_tasks.indices))
 
 
 def load(path: Path) -> Pack:

@@ -1,0 +1,168 @@
+"""The Python interface: what the commands do, as functions. They are attributes of `fineline_jax` itself.
+
+Nothing heavy is imported at the top, so that `import fineline_jax` and --help answer at once.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from fineline_jax.errors import UserError
+from fineline_jax.recipe import MeshShape, Recipe
+
+if TYPE_CHECKING:
+    from fineline_jax.checkpoints.series import Checkpoint, Series
+    from fineline_jax.scoring.pack import Pack
+    from fineline_jax.training.loop import Outcome
+
+Location = str | os.PathLike[str]
+
+
+def pretrain(
+    recipe: Recipe | str,
+    run: Location | None = None,
+    *,
+    accept_changes: bool = False,
+    score: str | None = None,
+    benchmarks: Location | None = None,
+) -> "Outcome":
+    """Train a recipe, or resume it where the run folder holds its checkpoints.
+
+    recipe: or the name or file of one. run: folder of the run; None: runs/NAME. accept_changes: resume although the
+    recipe or the data differ from what the folder records. score: suite or request pack, to score each kept checkpoint
+    in memory, into RUN/scores; benchmarks: the documents of that suite, None: the hub.
+    Returns the step and tokens reached, and by which signal it was stopped, if by one. Raises UserError.
+    """
+    from fineline_jax.catalogue import load_recipe
+    from fineline_jax.training.loop import pretrain as train
+
+    if benchmarks is not None and score is None:
+        raise UserError("pretrain: --benchmarks are the documents of --score SUITE; give both, or neither")
+    if isinstance(recipe, str):
+        recipe = load_recipe(recipe)
+    run = Path("runs") / recipe.name if run is None else Path(run)
+    on_kept = None
+    if score is not None:
+        from fineline_jax.scoring.kept import ScoreKept, open_pack
+        from fineline_jax.scoring.scorer import check_tokenizer_folder, check_vocabulary
+
+        tokenizer = recipe.data.sources[0].tokenizer
+        pack = open_pack(score, tokenizer, None if benchmarks is None else Path(benchmarks))
+        if tokenizer.is_dir():  # before the first step, not at the first kept checkpoint
+            check_tokenizer_folder(pack, tokenizer, recipe.data.sources[0].path)
+        check_vocabulary(pack, recipe.model, f"recipe {recipe.name}")
+        on_kept = ScoreKept(run, recipe.model, pack, run / "scores")
+    return train(recipe, run, accept_changes=accept_changes, on_kept=on_kept)
+
+
+def open_series(
+    location: Location,
+    *,
+    tokens: str = "",
+    every: int = 1,
+    downloads: Location | None = None,
+    keep_downloads: bool = True,
+) -> "Series":
+    """The checkpoints of a run, a folder, a registered series, a repository of the hub or a bucket.
+
+    location: what `fineline score` takes as SERIES. tokens: start:stop:spacing, the checkpoints nearest to such a grid
+    of trained tokens. every: every n-th of those. downloads: where remote checkpoints are fetched to when they are
+    read, None: the cache; keep_downloads: whether they stay there. Raises UserError naming what was looked for.
+    """
+    from fineline_jax.checkpoints.open import open_series as find
+
+    folder = None if downloads is None else Path(downloads)
+    return find(os.fspath(location), tokens=tokens, every=every, downloads=folder, keep=keep_downloads)
+
+
+def prepare_pack(suite: Location, tokenizer: Location, out: Location, **options: Any) -> "Pack":
+    """Build and tokenize every request of a suite once, and write them to the folder `out`.
+
+    suite: name in configs/suites, YAML file, or task names with commas between. tokenizer: a folder. options: fields
+    of `scoring.options.PackOptions`, such as benchmarks, limit and mode. Raises UserError for bad input.
+    """
+    from fineline_jax.scoring.build import prepare
+    from fineline_jax.scoring.options import PackOptions
+
+    for name in {"benchmarks", "tfds"} & {name for name, value in options.items() if value is not None}:
+        options[name] = Path(options[name])
+    return prepare(os.fspath(suite), Path(tokenizer), Path(out), PackOptions(**options))
+
+
+def score(
+    series: "Series | Sequence[Series]",
+    pack: "Pack | Location",
+    out: Location,
+    *,
+    mesh: MeshShape = MeshShape(),
+    **options: Any,
+) -> list[Path]:
+    """Score every checkpoint that `out` has no scores of; returns their files, also of those scored before.
+
+    series: of `open_series`. pack: of `prepare_pack`, or its folder. mesh: devices per axis, by default a whole copy
+    of the weights on each if that fits easily. options: fields of `scoring.options.ScoreOptions`, such as dtype.
+    Raises UserError, also at the end, when all others are scored, for checkpoints that cannot be opened.
+    """
+    from fineline_jax.checkpoints.series import Series
+    from fineline_jax.scoring.options import ScoreOptions
+    from fineline_jax.scoring.pack import Pack, load
+    from fineline_jax.scoring.placement import scoring_mesh
+    from fineline_jax.scoring.scorer import score_parts
+
+    chosen = [series] if isinstance(series, Series) else list(series)
+    requests = pack if isinstance(pack, Pack) else load(Path(pack))
+    how = ScoreOptions(**options)
+    return score_parts(
+        chosen,
+        requests,
+        Path(out),
+        scoring_mesh(mesh, chosen),
+        how.dtype,
+        part=how.shard(),
+        batch_tokens=how.batch_tokens,
+    )
+
+
+def analyze(
+    scores: Location | Sequence[Location],
+    out: Location,
+    *,
+    runs: Sequence[Location] = (),
+    title: str = "Learning trajectories",
+    tokens_per_step: float | None = None,
+) -> Path:
+    """Write the report of scores into the folder `out`: tidy.csv, curves, report.html, whose path is returned.
+
+    scores: folders of `score`, lm-eval result trees, tidy CSV files. runs: run folders whose loss is drawn too.
+    tokens_per_step: for checkpoints of which only the step is known. Raises UserError naming what cannot be read.
+    """
+    from fineline_jax.analysis import analyze_scores
+
+    if tokens_per_step is not None and not 0 < tokens_per_step < float("inf"):
+        raise UserError(f"--tokens-per-step {tokens_per_step} must be a positive number")
+    paths = [scores] if isinstance(scores, str | os.PathLike) else scores
+    folders = [Path(run) for run in runs]
+    return analyze_scores(list(map(Path, paths)), Path(out), runs=folders, title=title, tokens_per_step=tokens_per_step)
+
+
+def export(
+    checkpoint: "Location | Checkpoint",
+    out: Location,
+    *,
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    layout: str | None = None,
+) -> Path:
+    """Write a checkpoint into the folder `out` in Hugging Face layout (safetensors, config, tokenizer); returns `out`.
+
+    checkpoint: one of a series; or what `open_series` takes, such as RUN/checkpoints/STEP: the last is written.
+    dtype: of the weights written, None: as they are stored. layout: family whose layout is written, None: the first
+    that can hold the model. Raises UserError.
+    """
+    from fineline_jax.checkpoints.interchange import export_checkpoint
+    from fineline_jax.checkpoints.series import Checkpoint
+    from fineline_jax.mesh import make_mesh
+
+    last = checkpoint if isinstance(checkpoint, Checkpoint) else open_series(checkpoint).checkpoints[-1]
+    export_checkpoint(last, Path(out), make_mesh(), dtype=dtype, family=layout)
+    return Path(out)

@@ -7,13 +7,17 @@ BIN = $(VENV)/bin
 NEWEST ?= $(shell for python in python3.14 python3.13 python3.12 $$HOME/.pyenv/versions/3.1[2-9]*/bin/python3; do \
   $$python -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && { command -v $$python; break; }; done)
 
-.PHONY: demo test test-all test-newest mutants lint lock clean
+.PHONY: demo test test-quick test-all test-newest mutants lint docs lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fineline demo --out demo-out
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m "not slow" -n logical --maxprocesses 8 --dist loadfile --durations 10 $(PYTEST)
+
+# The inner loop: what takes no more than seconds. `make test-quick PYTEST=--lf`: what failed last time, first of all.
+test-quick: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m "not slow and not medium" -n logical --maxprocesses 8 --dist loadfile $(PYTEST)
 
 test-all: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(PYTEST)
@@ -34,6 +38,10 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# The site of docs/, in site/; a warning is an error.
+docs: $(VENV)/.installed-test
+	$(BIN)/mkdocs build --quiet
 
 # test: with torch, the oracle of the parity tests; check: without it, and they skip.
 EXTRA ?= test

@@ -207,8 +207,9 @@ def _bootstrap(values: list[dict[str, Metrics]], resampled: list[dict[tuple[str,
 
 def _pooled(table: Table) -> list[str]:
     """Metrics of predictions taken together."""
-    wanted = table.task["output_type"] == "multiple_choice" and table.mode == "lm-eval"
-    return sorted({"f1", "mcc"} & set(table.task["lm_eval_metrics"])) if wanted else []
+    if table.task["output_type"] != "multiple_choice":
+        return []
+    return sorted({"f1", "mcc"} & set(table.mode.listed_metrics) & set(table.task["lm_eval_metrics"]))
 
 
 def _means(columns: document_metrics.Columns) -> Metrics:

@@ -9,7 +9,7 @@ import yaml
 
 from fineline_jax.catalogue import config_names, find_config
 from fineline_jax.errors import UserError
-from fineline_jax.scoring.modes import check_mode
+from fineline_jax.scoring.modes.names import DEFAULT_MODE, check_mode
 
 _PATTERN = "suites/{}.yaml"
 
@@ -37,7 +37,7 @@ class Suite:
     name: str
     tasks: tuple[TaskSpec, ...]
     mode: str = "lm-eval"
-    """How its requests are encoded and compared (`modes.MODES`)."""
+    """How its requests are encoded and compared (`modes.names`)."""
 
     def __post_init__(self) -> None:
         check_mode(self.mode, f"suite {self.name!r}")
@@ -68,7 +68,7 @@ def open_suite(text: str | Path) -> Suite:
         )
     known: dict[str, TaskSpec] = {}
     for suite in shipped_suites():
-        if suite.mode == "lm-eval":  # the metrics of other modes have other names
+        if suite.mode == DEFAULT_MODE:  # the metrics of other modes have other names
             known = {spec.task: spec for spec in suite.tasks} | known
     return Suite(text if len(names) == 1 else "custom", tuple(_from_name(name, known) for name in names))
 

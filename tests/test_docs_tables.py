@@ -17,7 +17,9 @@ from fineline_jax.checkpoints import registry
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.models.families import FAMILIES
 from fineline_jax.recipe import Checkpoints, Compute, Every, Logging, Loss, Optimizer, to_json
-from fineline_jax.scoring import modes, pack, scores
+from fineline_jax.scoring import pack, scores
+from fineline_jax.scoring.modes import mode as modes
+from fineline_jax.scoring.modes.names import MODES, find_mode
 from fineline_jax.scoring.suite import open_suite
 from fineline_jax.world import catalogue
 
@@ -133,15 +135,15 @@ def test_the_keys_of_a_suite_are_those_of_the_table_with_their_defaults(tmp_path
 
 def test_modes_and_their_metrics_are_those_of_the_table() -> None:
     rows = {row["0"]: row for row in table("docs/suites.md", "`olmes`")}
-    assert [heading.strip("`") for heading in list(rows["scored"])[1:]] == list(modes.MODES)
-    for mode in modes.MODES:
+    assert [heading.strip("`") for heading in list(rows["scored"])[1:]] == list(MODES)
+    for mode in MODES:
         first = rows["metrics of choices"][f"`{mode}`"].removesuffix(", ...").split(", ")
-        assert tuple(first) == modes.CHOICE_METRICS[mode][: len(first)]
-    assert f"at most {modes.largest_context('olmes', None)}" == rows["tokens fed"]["`olmes`"]
-    assert modes.largest_context("lm-eval", None) is None is modes.largest_context("opencompass-ppl", None)
+        assert tuple(first) == find_mode(mode).choice_metrics[: len(first)]
+    assert f"at most {modes.largest_context(find_mode('olmes'), None)}" == rows["tokens fed"]["`olmes`"]
+    assert all(find_mode(mode).context_limit is None for mode in ("lm-eval", "opencompass-ppl"))
     counterparts = "acc and acc_norm are acc_raw and acc_per_char, or both acc_ppl, and the other way round"
     assert counterparts in flat(page("docs/suites.md"))
-    one = lambda mode, wanted: modes.first_metric(mode, "multiple_choice", wanted)
+    one = lambda mode, wanted: modes.first_metric(find_mode(mode), "multiple_choice", wanted)
     assert [one("olmes", "acc"), one("olmes", "acc_norm")] == ["acc_raw", "acc_per_char"]
     assert [one("lm-eval", "acc_raw"), one("lm-eval", "acc_per_char")] == ["acc", "acc_norm"]
     assert {one("opencompass-ppl", wanted) for wanted in ("acc", "acc_norm")} == {"acc_ppl"}
@@ -152,7 +154,7 @@ def test_every_metric_of_choices_texts_and_solutions_is_explained() -> None:
     explained = re.sub(r"(choice_prob), (_per_token), (_per_char)", r"\1, \1\2, \1\3", explained)
     explained = re.sub(r"(bits_per_byte), (_best)", r"\1, \1\2", explained)
     words = set(re.findall(r"\w+", explained))
-    assert {*modes.CHOICE_METRICS["lm-eval"], *modes.SOLUTION_METRICS, "acc_mutual_info", "f1", "mcc"} <= words
+    assert {*find_mode("lm-eval").choice_metrics, *modes.SOLUTION_METRICS, "acc_mutual_info", "f1", "mcc"} <= words
     assert {name for names in modes.TEXT_METRICS.values() for name in names} <= words
     solutions = [row["metric"] for row in table("docs/suites.md", "per document")]
     assert tuple(solutions) == modes.SOLUTION_METRICS
@@ -170,7 +172,7 @@ def test_a_packs_columns_are_those_of_the_pages() -> None:
         )
         assert all(re.search(rf"\b{column}\b", words) for column in schema.names)
     assert numbers("ARCHITECTURE.md", "(`fineline tasks prepare`, format {})") == [pack.FORMAT]
-    assert "mode (lm-eval, olmes, opencompass-ppl)" in text and modes.MODES == ("lm-eval", "olmes", "opencompass-ppl")
+    assert "mode (lm-eval, olmes, opencompass-ppl)" in text and MODES == ("lm-eval", "olmes", "opencompass-ppl")
 
 
 def test_a_score_files_columns_and_metadata_are_those_of_architecture() -> None:

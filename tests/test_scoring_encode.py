@@ -20,6 +20,7 @@ from fineline_jax.errors import UserError
 from fineline_jax.scoring import boundaries, encode
 from fineline_jax.scoring import tokenizer as tokenizers
 from fineline_jax.scoring.encode import Encoder
+from fineline_jax.scoring.modes import olmes, opencompass_ppl
 from fineline_jax.scoring.tokenizer import Bos, identity, open_tokenizer, prefix_token
 from fineline_jax.world import generate
 
@@ -243,25 +244,28 @@ def ids(tokenizer: Any, text: str) -> list[int]:
 def test_olmes_puts_one_bos_before_a_context_whatever_it_begins_with(bos: Bos, first: list[int], tmp_path) -> None:
     tokenizer = open_tokenizer(write_tokenizer(tmp_path / "t", adds_bos=False))
     encoder, cat = Encoder(tokenizer, bos), ids(tokenizer, "cat")
-    found = encoder.apart(
-        [("cat", " the"), ("<s>cat", " the"), ("<s><s>cat", " the"), ("", " the"), ("</s>cat", "<s>")]
+    found = olmes.encode(
+        encoder, [("cat", " the"), ("<s>cat", " the"), ("<s><s>cat", " the"), ("", " the"), ("</s>cat", "<s>")]
     )
     contexts = [context.tolist() for context, _ in found]
     assert contexts == [[*first, *cat], [0, *cat], [0, 0, *cat], [0], [*first, 1, *cat]]
     assert [tail.tolist() for _, tail in found] == [ids(tokenizer, " the")] * 4 + [[0]]
     with pytest.raises(UserError, match="the continuation '' has no tokens"):
-        encoder.apart([("cat", "")])
+        olmes.encode(encoder, [("cat", "")])
 
 
 def test_opencompass_scores_all_but_the_first_token_of_the_whole_prompt(tmp_path) -> None:
     tokenizer = open_tokenizer(write_tokenizer(tmp_path / "t", adds_bos=True))
-    [(first, others)] = Encoder(tokenizer, "auto").joined([("the ", "cat")])
+    [(first, others)] = opencompass_ppl.encode(Encoder(tokenizer, "auto"), [("the ", "cat")])
     assert [*first, *others] == [0, *ids(tokenizer, "the cat")] and len(first) == 1
-    [(first, others)] = Encoder(tokenizer, "never").joined([("the ", "cat")])
+    [(first, others)] = opencompass_ppl.encode(Encoder(tokenizer, "never"), [("the ", "cat")])
     assert [*first, *others] == ids(tokenizer, "the cat") and len(first) == 1
-    assert [part.tolist() for part in Encoder(tokenizer, "auto").joined([("", "<")])[0]] == [[0], ids(tokenizer, "<")]
+    assert [part.tolist() for part in opencompass_ppl.encode(Encoder(tokenizer, "auto"), [("", "<")])[0]] == [
+        [0],
+        ids(tokenizer, "<"),
+    ]
     with pytest.raises(UserError, match="fewer than two tokens"):
-        Encoder(tokenizer, "never").joined([("", "<")])
+        opencompass_ppl.encode(Encoder(tokenizer, "never"), [("", "<")])
 
 
 def test_strings_come_back_in_their_order_however_many_there_are(tmp_path, monkeypatch) -> None:
@@ -409,7 +413,7 @@ def test_an_empty_context_becomes_bos_else_eos(tmp_path) -> None:
     assert prefix_token(tokenizer) == 0
     tokenizer.bos_token = None
     assert prefix_token(tokenizer) == 1 and Encoder(tokenizer, "auto").pairs([("", "a")])[0][0].tolist() == [1]
-    assert Encoder(tokenizer, "always").apart([("", "a")])[0][0].tolist() == [1]
+    assert olmes.encode(Encoder(tokenizer, "always"), [("", "a")])[0][0].tolist() == [1]
     tokenizer.eos_token = None
     with pytest.raises(UserError, match="neither a BOS nor an EOS token"):
         prefix_token(tokenizer)

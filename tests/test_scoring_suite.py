@@ -7,7 +7,8 @@ from lm_eval.tasks._index import Entry, Kind, TaskIndex
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from fineline_jax.errors import UserError
-from fineline_jax.scoring import modes, tasks
+from fineline_jax.scoring import tasks
+from fineline_jax.scoring.modes.names import MODES
 from fineline_jax.scoring.suite import Suite, TaskSpec, open_suite, shipped_suites
 
 SUITES = {"core", "demo", "fineline", "mmlu", "olmes", "pythia"}
@@ -169,7 +170,7 @@ def test_every_key_of_a_suite_file_arrives_where_it_belongs(tmp_path):
         "olmes",
     )
     path.write_text("{name: called, tasks: [{task: a, shots: 0}]}")
-    assert open_suite(path) == Suite("called", (TaskSpec("a", shots=0),), modes.MODES[0])
+    assert open_suite(path) == Suite("called", (TaskSpec("a", shots=0),), MODES[0])
 
 
 def test_a_suite_in_the_working_directory_comes_first(tmp_path, monkeypatch):

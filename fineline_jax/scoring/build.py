@@ -31,7 +31,8 @@ from fineline_jax.scoring.tasks import (
     shots,
     without_bars,
 )
-from fineline_jax.scoring.tokenizer import identity, open_tokenizer
+from fineline_jax.tokenizers.identity import identity, vocabulary_size
+from fineline_jax.tokenizers.open import open_tokenizer
 
 
 def prepare(suite: str | Path, tokenizer: Path, out: Path, options: PackOptions = PackOptions()) -> Pack:
@@ -77,7 +78,11 @@ def build(suite: str | Path, tokenizer: Path, options: PackOptions = PackOptions
         "hash": "",
         "tasks": rows,
         "groups": [_group_row(group, rows, mode) for group in groups],
-        "tokenizer": {"sha256": default.sha256, "adds_bos": default.adds_bos, "size": len(encoder.tokenizer)},
+        "tokenizer": {
+            "tokenizer_hash": default.tokenizer_hash,
+            "adds_bos": default.adds_bos,
+            "size": vocabulary_size(encoder.tokenizer),
+        },
         "bos": bos,
         "prefix_token": encoder.prefix,
         "max_context": largest_context(mode, options.max_context),

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from fineline_jax.errors import UserError
-from fineline_jax.scoring.boundaries import Boundaries, find_boundaries
-from fineline_jax.scoring.tokenizer import Bos, prefix_token
+from fineline_jax.tokenizers.identity import encode
+from fineline_jax.tokenizers.open import Bos, prefix_token
+from fineline_jax.tokenizers.safe_cuts import SafeCuts, find_safe_cuts
 
 Tokens = np.ndarray
 """int32 [length]"""
@@ -79,55 +80,28 @@ class Encoder:
             result.append(encoded)
         return result
 
-    def apart(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[Tokens, Tokens]]:
-        """(context, continuation) -> their tokens, encoded one without the other (mode olmes).
-
-        BOS goes before the context if the tokenizer has one and the policy does not forbid it; an empty context becomes
-        the prefix token. Raises UserError for a continuation that has no tokens.
-        """
-        bos = None if self.bos == "never" else self.tokenizer.bos_token_id
-        contexts = self.texts([context for context, _ in pairs], special=False)
-        continuations = self.texts([continuation for _, continuation in pairs], special=False)
-        result = []
-        for (_, text), context, continuation in zip(pairs, contexts, continuations, strict=True):
-            if len(continuation) == 0:
-                raise UserError(f"the continuation {text!r} has no tokens")
-            if bos is not None and not (len(context) and context[0] == bos):
-                context = np.concatenate([np.array([bos], np.int32), context])
-            result.append((context if len(context) else np.array([self.prefix], np.int32), continuation))
-        return result
-
-    def joined(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[Tokens, Tokens]]:
-        """(context, continuation) -> the first token of both as one string, and all others (mode opencompass-ppl)."""
-        result = []
-        for (_, continuation), tokens in zip(pairs, self.texts([c + t for c, t in pairs]), strict=True):
-            if len(tokens) < 2:
-                raise UserError(f"a prompt that ends in {continuation!r} has fewer than two tokens")
-            result.append((tokens[:1], tokens[1:]))
-        return result
-
     @functools.cached_property
     def start(self) -> str:
         """The BOS text."""
         return self.tokenizer.decode(self.prefix)
 
     @functools.cached_property
-    def boundaries(self) -> Boundaries | None:
-        return find_boundaries(self.tokenizer)
+    def safe_cuts(self) -> SafeCuts | None:
+        return find_safe_cuts(self.tokenizer)
 
     def _separates(self, context: str, continuation: str) -> bool:
         """Whether the continuation may be encoded by itself. (A context shorter than the BOS text could become it.)"""
         return (
-            self.boundaries is not None
+            self.safe_cuts is not None
             and len(context) >= len(self.start)
-            and self.boundaries.separates(context, continuation)
+            and self.safe_cuts.separates(context, continuation)
         )
 
     def _distinct(self, strings: list[str], special: bool) -> list[Tokens]:
         """Tokens of distinct strings, each distinct line of them encoded once where that gives the same."""
-        if self.boundaries is None:
+        if self.safe_cuts is None:
             return self._batches(strings, special)
-        cut = [self.boundaries.pieces(string) for string in strings]
+        cut = [self.safe_cuts.pieces(string) for string in strings]
         firsts = list(dict.fromkeys(pieces[0] for pieces in cut))
         head = dict(zip(firsts, self._batches(firsts, special), strict=True))
         lines = list(dict.fromkeys(piece for pieces in cut for piece in pieces[1:]))
@@ -141,9 +115,9 @@ class Encoder:
         """Tokens of what stands behind a cut."""
         if not strings:
             return []
-        assert self.boundaries is not None
+        assert self.safe_cuts is not None
         distinct = list(dict.fromkeys(strings))
-        encoded = self.boundaries.rest.encode_batch_fast(distinct, add_special_tokens=False)
+        encoded = self.safe_cuts.rest.encode_batch_fast(distinct, add_special_tokens=False)
         found = {string: np.array(one.ids, np.int32) for string, one in zip(distinct, encoded, strict=True)}
         return [found[string] for string in strings]
 
@@ -152,10 +126,7 @@ class Encoder:
         return [tokens for part in parts for tokens in self._batch(part, special)]
 
     def _batch(self, strings: list[str], special: bool) -> list[Tokens]:
-        ids = self.tokenizer(
-            strings, add_special_tokens=special, return_attention_mask=False, return_token_type_ids=False
-        )["input_ids"]
-        return [np.array(row, np.int32) for row in ids]
+        return [np.array(ids, np.int32) for ids in encode(self.tokenizer, strings, special_tokens=special)]
 
 
 def _move_space(context: str, continuation: str) -> tuple[str, str]:

@@ -4,7 +4,6 @@ import itertools
 import json
 import math
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fineline_jax.checkpoints.copying import PIECE, copy, in_threads, new_array
 from fineline_jax.checkpoints.easylm import EASYLM_LLAMA
-from fineline_jax.checkpoints.locations import TOKENIZER, VOCABULARY
 from fineline_jax.checkpoints.safetensors_files import write_safetensors
 from fineline_jax.checkpoints.stored import BFLOAT16, StoredTensor
 from fineline_jax.checkpoints.weight_files import SAFETENSORS, Weights, open_weights
@@ -36,12 +35,13 @@ from fineline_jax.models.families.name_map import (
     tensors_of,
     write_part,
 )
+from fineline_jax.tokenizers.files import copy_tokenizer
+from fineline_jax.tokenizers.open import open_tokenizer
 from fineline_jax.whole import whole_folder
 
 FLOATS = (*map(np.dtype, (np.float16, np.float32, np.float64)), BFLOAT16)
 SHARD_BYTES = 5_000_000_000
 """Largest weight file that `export_hf` writes."""
-TOKENIZER_FILES = (*TOKENIZER, "chat_template.jinja")
 
 
 def config_from_hf(path: Path) -> ModelConfig:
@@ -86,16 +86,16 @@ def load_hf(
     else:
         beside = (folder.parent if folder.is_file() else folder) / "config.json"
         family, config = _family_and_config(config or beside, "llama" if weights.names == "easylm" else None)
-    leaves = _leaves(decoder.abstract_params(config, mesh, jnp.dtype(dtype or "float32")))
+    leaves: dict[str, Any] = flatten_dict(decoder.abstract_params(config, mesh, jnp.dtype(dtype or "float32")), sep=".")
     lines = present(_lines(weights, family), leaves)
     _check_tensors(weights, family, config, lines, leaves)
-    params: decoder.Params = {}
+    params: dict[str, jax.Array] = {}
     for weight in lines:
         target = leaves[weight.ours]
         if dtype is None:
             target = target.update(dtype=_stored_dtype(weight, target.shape, weights.tensors))
-        _put(params, weight.ours, _load(weight, target, weights.tensors))
-    return config, params
+        params[weight.ours] = _load(weight, target, weights.tensors)
+    return config, unflatten_dict(params, sep=".")
 
 
 def export_hf(
@@ -117,12 +117,13 @@ def export_hf(
     if out.exists():
         raise UserError(f"{out}: exists already; give a new folder")
     with whole_folder(out, alone=True) as partial:
-        leaves = _leaves(params)
+        leaves: dict[str, Any] = flatten_dict(params, sep=".")
         _write_weights(layout, leaves, partial, np.dtype(dtype) if dtype else None, shard_bytes)
         written = np.dtype(dtype or leaves["embed"].dtype)
         special: dict[str, int | None] = {"bos_token_id": None, "eos_token_id": None}
         if tokenizer is not None:
-            special = read_tokenizer(tokenizer)
+            opened = open_tokenizer(tokenizer)
+            special = {"bos_token_id": opened.bos_token_id, "eos_token_id": opened.eos_token_id}
             copy_tokenizer(tokenizer, partial)
         (partial / "config.json").write_text(json.dumps(_hf_config(layout, config, written) | special, indent=2) + "\n")
 
@@ -266,79 +267,5 @@ def _hf_config(family: Family, config: ModelConfig, dtype: np.dtype) -> dict[str
     return {"architectures": [family.architectures[0]], **family.to_hf(config), "torch_dtype": str(dtype)}
 
 
-def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the tokenizer's files."""
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
-
-
-def read_tokenizer(source: Path, rows: int | None = None) -> dict[str, int | None]:
-    """The ids of the tokenizer's BOS and EOS for config.json.
-
-    rows: of the embedding; None: not known. Raises UserError naming the file if there is no tokenizer, it is broken, or
-    has ids beyond the embedding.
-    """
-    if not any((source / name).is_file() for name in VOCABULARY):
-        raise UserError(f"{source}: holds no tokenizer ({', '.join(VOCABULARY)}); give its folder")
-    ids: dict[str, int | None] = {"bos_token_id": None, "eos_token_id": None}
-    count = 0
-    if (file := source / "tokenizer.json").is_file():
-        from tokenizers import Tokenizer
-
-        try:
-            vocabulary = Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises this very class
-            raise UserError(f"{file}: not a tokenizer ({error}); fetch it again") from error
-        count = 1 + max(vocabulary.get_vocab(with_added_tokens=True).values(), default=-1)
-        settings = _tokenizer_settings(source / "tokenizer_config.json")
-        for key in ids:
-            token = settings.get(key.removesuffix("_id"))
-            token = token.get("content") if isinstance(token, dict) else token
-            ids[key] = vocabulary.token_to_id(token) if isinstance(token, str) else None
-    elif (file := source / "tokenizer.model").is_file():
-        from sentencepiece import SentencePieceProcessor
-
-        try:
-            count = SentencePieceProcessor(model_file=str(file)).piece_size()
-        except Exception as error:  # of no documented class
-            raise UserError(f"{file}: not a SentencePiece model; fetch it again") from error
-    if rows is not None and count > rows:
-        raise UserError(f"{file}: has {count} ids, the embedding {rows} rows; give the --tokenizer of this model")
-    return ids
-
-
-def _tokenizer_settings(file: Path) -> dict[str, Any]:
-    """What tokenizer_config.json holds; nothing without one."""
-    try:
-        settings = json.loads(file.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: not valid JSON ({error}); fetch it again") from error
-    if not isinstance(settings, dict):
-        raise UserError(f"{file}: holds no mapping; fetch it again")
-    return settings
-
-
-# Parameter trees
-
-
 def _shapes(leaves: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {path: leaf.shape for path, leaf in leaves.items()}
-
-
-def _leaves(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Leaves of a nested dict by dotted path."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        below = {f"{key}.{path}": leaf for path, leaf in _leaves(value).items()} if isinstance(value, Mapping) else None
-        found |= {key: value} if below is None else below
-    return found
-
-
-def _put(tree: dict[str, Any], path: str, leaf: Any) -> None:
-    *parents, last = path.split(".")
-    for name in parents:
-        tree = tree.setdefault(name, {})
-    tree[last] = leaf

@@ -1,7 +1,6 @@
 """Checkpoints from one layout into the other: released weights into a run, a run's weights into a released layout."""
 
 import contextlib
-import filecmp
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -13,8 +12,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from fineline_jax.checkpoints import load
-from fineline_jax.checkpoints.hub import copy_tokenizer, export_hf, load_hf, read_tokenizer
-from fineline_jax.checkpoints.locations import VOCABULARY
+from fineline_jax.checkpoints.hub import export_hf, load_hf
 from fineline_jax.checkpoints.record import read_record, write_record
 from fineline_jax.checkpoints.series import Checkpoint
 from fineline_jax.checkpoints.step_names import parse_name
@@ -23,6 +21,9 @@ from fineline_jax.errors import UserError
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.models.decoder import abstract_params
 from fineline_jax.recipe import Batch, Data, Optimizer, Recipe, Schedule, Source, from_json, to_json
+from fineline_jax.tokenizers.files import copy_tokenizer, holds_tokenizer
+from fineline_jax.tokenizers.identity import identity, vocabulary_size
+from fineline_jax.tokenizers.open import open_tokenizer
 from fineline_jax.whole import write_whole
 
 NO_DATA = "imported weights: the data they were trained on are not known"
@@ -71,14 +72,12 @@ def import_checkpoint(
         )
     config, params = load_hf(weights, mesh, dtype, config)
     source = tokenizer or (weights.parent if weights.is_file() else weights)
-    brings_one = tokenizer is not None or _holds_tokenizer(source)
+    brings_one = tokenizer is not None or holds_tokenizer(source)
     if brings_one:
-        read_tokenizer(source, config.vocab_size)
-        _check_same_tokenizer(source, run / "tokenizer")
+        _check_tokenizer(source, config.vocab_size, run / "tokenizer")
     with _or_as_it_was(run):
         _claim(run, recipe or _without_data(run.name, config, tokens), config)
-        if brings_one and not _holds_tokenizer(run / "tokenizer"):  # it keeps its own, settings and all
-            (run / "tokenizer").mkdir(exist_ok=True)
+        if brings_one and not holds_tokenizer(run / "tokenizer"):  # it keeps its own, settings and all
             copy_tokenizer(source, run / "tokenizer")
         recipe = from_json(run / "recipe.json")
         with jax.set_mesh(mesh):
@@ -140,16 +139,16 @@ def _or_as_it_was(run: Path) -> Iterator[None]:
         raise
 
 
-def _holds_tokenizer(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in VOCABULARY)
-
-
-def _check_same_tokenizer(source: Path, ours: Path) -> None:
-    """Raise UserError if the run has another tokenizer already: its checkpoints are scored with one."""
-    for name in VOCABULARY:
-        files = source / name, ours / name
-        if all(file.is_file() for file in files) and not filecmp.cmp(*files, shallow=False):
-            raise UserError(f"{files[0]}: is not the tokenizer of the run, {files[1]}; import into another run")
+def _check_tokenizer(source: Path, rows: int, ours: Path) -> None:
+    """Raise UserError if the tokenizer in `source` has more ids than the embedding has rows, or is another than that of
+    the run, `ours`, whose checkpoints are scored with one."""
+    tokenizer = open_tokenizer(source)
+    if (count := vocabulary_size(tokenizer)) > rows:
+        raise UserError(f"{source}: has {count} ids, the embedding {rows} rows; give the --tokenizer of this model")
+    if holds_tokenizer(ours):
+        hashes = {identity(one).tokenizer_hash for one in (tokenizer, open_tokenizer(ours))}
+        if len(hashes) > 1:
+            raise UserError(f"{source}: is not the tokenizer of the run, {ours}; import into another run")
 
 
 def _claim(run: Path, recipe: Recipe, config: ModelConfig) -> None:

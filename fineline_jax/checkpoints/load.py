@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fineline_jax.checkpoints import remote
-from fineline_jax.checkpoints.locations import VOCABULARY
 from fineline_jax.checkpoints.record import digests
 from fineline_jax.checkpoints.series import Checkpoint, Series
 from fineline_jax.checkpoints.transfer import FetchError
@@ -17,6 +16,7 @@ from fineline_jax.checkpoints.weight_files import weight_files as weight_files_o
 from fineline_jax.errors import UserError
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.recipe import from_json
+from fineline_jax.tokenizers.files import holds_tokenizer
 
 if TYPE_CHECKING:
     import jax
@@ -118,7 +118,7 @@ def tokenizer_folder(checkpoint: Checkpoint) -> Path | None:
     else:
         folder = checkpoint.location
         candidates = [folder, folder / "tokenizer", folder.parent / "tokenizer"]
-    return next((folder for folder in candidates if any((folder / name).is_file() for name in VOCABULARY)), None)
+    return next((folder for folder in candidates if holds_tokenizer(folder)), None)
 
 
 def _run_folder(checkpoint: Checkpoint) -> Path:

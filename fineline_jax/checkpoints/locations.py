@@ -31,14 +31,12 @@ from fineline_jax.checkpoints.transfer import (
 )
 from fineline_jax.checkpoints.weight_files import FIXED_NAMES
 from fineline_jax.errors import UserError
+from fineline_jax.tokenizers.files import TOKENIZER_FILES
 
 PLACE = "{name}"
 LISTING_ATTEMPTS = 3
 """Fewer than for a file: somebody waits for the answer."""
-VOCABULARY = ("tokenizer.json", "tokenizer.model", "vocab.json")
-"""A folder with one of these holds a tokenizer."""
-TOKENIZER = (*VOCABULARY, "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-WELL_KNOWN = ("config.json", *FIXED_NAMES, *TOKENIZER)
+WELL_KNOWN = ("config.json", *FIXED_NAMES, *TOKENIZER_FILES)
 """Asked for by name where a server lists nothing."""
 
 

@@ -21,11 +21,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fineline_jax.checkpoints.locations import TOKENIZER, VOCABULARY, list_files
+from fineline_jax.checkpoints.locations import list_files
 from fineline_jax.checkpoints.series import Options, Remote
 from fineline_jax.checkpoints.transfer import FetchError, RemoteFile, download, offline
 from fineline_jax.checkpoints.weight_files import preferred_names
 from fineline_jax.progress import duration, short
+from fineline_jax.tokenizers.files import TOKENIZER_FILES, VOCABULARY_FILES
 from fineline_jax.whole import write_whole
 
 RECORD = "fetched.json"
@@ -61,7 +62,7 @@ def discard(remote: Remote) -> None:
 
 def weights_hash(remote: Remote) -> str:
     """SHA-256 over names, sizes and hashes (ETags, times of change) of the weight files, from the listing alone."""
-    weights = [file for file in _wanted(remote) if file.name not in (*TOKENIZER, "config.json")]
+    weights = [file for file in _wanted(remote) if file.name not in (*TOKENIZER_FILES, "config.json")]
     found = [(file.name, file.size, file.version) for file in weights]
     return hashlib.sha256(json.dumps(["remote", *found]).encode()).hexdigest()
 
@@ -76,14 +77,14 @@ def tokenizer(remote: Remote) -> Path | None:
         raise FetchError(f"{remote.tokenizer}: not downloaded, and HF_HUB_OFFLINE is set; unset it to fetch")
     if remote.tokenizer:
         folder, _, last = remote.tokenizer.rpartition("/")
-        single = last if last in TOKENIZER else ""
+        single = last if last in TOKENIZER_FILES else ""
         listed = _listed(folder if single else remote.tokenizer, remote.options)
-        files = [file for file in listed if file.name in ((single,) if single else TOKENIZER)]
+        files = [file for file in listed if file.name in ((single,) if single else TOKENIZER_FILES)]
         if not files:
-            raise FetchError(f"{remote.tokenizer}: no tokenizer there; looked for {', '.join(VOCABULARY)}")
+            raise FetchError(f"{remote.tokenizer}: no tokenizer there; looked for {', '.join(VOCABULARY_FILES)}")
     else:
-        files = [file for file in _wanted(remote) if file.name in TOKENIZER]
-        if not {file.name for file in files} & set(VOCABULARY):
+        files = [file for file in _wanted(remote) if file.name in TOKENIZER_FILES]
+        if not {file.name for file in files} & set(VOCABULARY_FILES):
             return None
     name = hashlib.sha256(json.dumps([(file.name, file.fingerprint) for file in files]).encode()).hexdigest()[:16]
     folder = remote.downloads / "tokenizers" / name
@@ -104,7 +105,7 @@ def _wanted(remote: Remote) -> list[RemoteFile]:
     if "config.json" not in names:
         raise FetchError(f"{remote.url}: no config.json there; give the folder or revision of one checkpoint")
     if weights := preferred_names(names):
-        chosen = weights | {"config.json", *TOKENIZER}
+        chosen = weights | {"config.json", *TOKENIZER_FILES}
         return [file for file in listed if file.name in chosen]
     raise FetchError(f"{remote.url}: no weights there; looked for safetensors, pytorch_model*.bin, EasyLM streams")
 

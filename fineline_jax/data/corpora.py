@@ -23,11 +23,13 @@ from fineline_jax import progress
 from fineline_jax.data.documents import TextUnit, input_files, suffix_of
 from fineline_jax.data.parts import Part, Written, fingerprint, source_of, write_part
 from fineline_jax.data.storage import merge_parts, open_data_set, write_metadata
-from fineline_jax.data.tokenizer import Tokenizer, copy_tokenizer, load_tokenizer
 from fineline_jax.errors import UserError
+from fineline_jax.tokenizers.files import copy_tokenizer
+from fineline_jax.tokenizers.identity import identity, vocabulary_size
+from fineline_jax.tokenizers.open import open_tokenizer
 from fineline_jax.whole import write_whole
 
-FORMAT = 1  # of the folder; raised when older folders can no longer be read
+FORMAT = 2  # of the folder; raised when older folders can no longer be read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,10 +86,10 @@ def prepare_text(
     if validation_fraction and validation_inputs:
         raise UserError("validation_inputs and validation_fraction exclude each other; give one")
     _check_sequence_length(sequence_length)
-    model = load_tokenizer(tokenizer)
-    for wanted, token_id, name in ((bos, model.bos_id, "bos"), (eos, model.eos_id, "eos")):
+    model = open_tokenizer(tokenizer)
+    for wanted, token_id, name in ((bos, model.bos_token_id, "bos"), (eos, model.eos_token_id, "eos")):
         if wanted and token_id is None:
-            raise UserError(f"{model.path}: the tokenizer has no {name.upper()} token; prepare with {name}=False")
+            raise UserError(f"{tokenizer}: the tokenizer has no {name.upper()} token; prepare with {name}=False")
     if not (bos or eos):
         raise UserError("bos=False and eos=False leave nothing between documents; turn one on")
     files = [("train", file) for file in input_files(inputs)]
@@ -103,20 +105,20 @@ def prepare_text(
         "kind": "text",
         "packing": "stream" if beam_options is None else "file",
         "sequence_length": sequence_length,
-        "vocab_size": model.vocab_size if vocab_size is None else vocab_size,
-        "tokenizer_sha256": model.sha256,
+        "vocab_size": vocabulary_size(model) if vocab_size is None else vocab_size,
+        "tokenizer_hash": identity(model).tokenizer_hash,
         "bos": bos,
         "eos": eos,
-        "bos_id": model.bos_id,
-        "eos_id": model.eos_id,
+        "bos_id": model.bos_token_id,
+        "eos_id": model.eos_token_id,
         "text_key": text_key,
         "text_unit": text_unit,
         "validation_fraction": validation_fraction,
     }
     streams = [files] if beam_options is None else [[file] for file in files]
     folder = _work_folder(out) / "parts"
-    parts = [Part(folder / f"{i:06d}", tuple(stream), settings, model.path) for i, stream in enumerate(streams)]
-    return _prepare(out, parts, settings, model, beam_options=beam_options)
+    parts = [Part(folder / f"{i:06d}", tuple(stream), settings, tokenizer) for i, stream in enumerate(streams)]
+    return _prepare(out, parts, settings, tokenizer, beam_options=beam_options)
 
 
 def prepare_amber(
@@ -149,9 +151,9 @@ def prepare_amber(
     Raises UserError naming file and line of a malformed line, or the file that is out of order.
     """
     _check_sequence_length(sequence_length)
-    model = None if tokenizer is None else load_tokenizer(tokenizer)
-    if model is not None and model.vocab_size > vocab_size:
-        raise UserError(f"{model.path}: {model.vocab_size} tokens do not fit vocab_size={vocab_size}; give its own")
+    model = None if tokenizer is None else open_tokenizer(tokenizer)
+    if model is not None and (size := vocabulary_size(model)) > vocab_size:
+        raise UserError(f"{tokenizer}: {size} tokens do not fit vocab_size={vocab_size}; give its own")
     if processes < 1:
         raise UserError(f"processes={processes} must be at least 1")
     if processes > 1 and beam_options is not None:
@@ -166,23 +168,23 @@ def prepare_amber(
         "kind": "amber",
         "sequence_length": sequence_length,
         "vocab_size": vocab_size,
-        "tokenizer_sha256": None if model is None else model.sha256,
+        "tokenizer_hash": None if model is None else identity(model).tokenizer_hash,
         "bos": False,
         "eos": True,
-        "bos_id": None if model is None else model.bos_id,
-        "eos_id": None if model is None else model.eos_id,
+        "bos_id": None if model is None else model.bos_token_id,
+        "eos_id": None if model is None else model.eos_token_id,
     }
     needed = {name: settings[name] for name in ("format", "kind", "sequence_length", "vocab_size")}
     folder = _work_folder(out) / "parts"
     parts = [Part(folder / split, tuple((split, file) for file in group), needed) for split, group in splits]
-    return _prepare(out, parts, settings, model, processes=processes, beam_options=beam_options)
+    return _prepare(out, parts, settings, tokenizer, processes=processes, beam_options=beam_options)
 
 
 def _prepare(
     out: Path,
     parts: list[Part],
     settings: dict[str, Any],
-    tokenizer: Tokenizer | None,
+    tokenizer: Path | None,
     *,
     processes: int = 1,
     beam_options: str | None = None,

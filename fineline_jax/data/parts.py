@@ -19,9 +19,10 @@ import numpy as np
 
 from fineline_jax.data.documents import Document, read_documents, read_lines
 from fineline_jax.data.storage import WINDOWS_PER_WRITE, WindowWriter
-from fineline_jax.data.tokenizer import Tokenizer, load_tokenizer
 from fineline_jax.data.windows import WindowCutter, with_markers
 from fineline_jax.errors import UserError
+from fineline_jax.tokenizers.identity import encode, identity
+from fineline_jax.tokenizers.open import open_tokenizer
 
 BATCH_CHARACTERS = 1 << 21  # given to the tokenizer at a time
 
@@ -36,7 +37,7 @@ class Part:
     settings: dict[str, Any]
     """What the windows depend on besides the files: "kind" ("text" or "amber") and its settings."""
     tokenizer: Path | None = None
-    """File of the tokenizer for text."""
+    """Folder or file of the tokenizer for text."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,10 +102,10 @@ def _write_text(part: Part, folder: Path, advance: Callable[[int], None]) -> dic
     """Tokenize and pack the documents of the part's files; returns the counts of each split."""
     settings = part.settings
     assert part.tokenizer is not None
-    model = _tokenizer(part.tokenizer, settings["tokenizer_sha256"])
+    model = _tokenizer(part.tokenizer, settings["tokenizer_hash"])
     fraction, vocab_size = settings["validation_fraction"], settings["vocab_size"]
-    bos_id = model.bos_id if settings["bos"] else None
-    eos_id = model.eos_id if settings["eos"] else None
+    bos_id = model.bos_token_id if settings["bos"] else None
+    eos_id = model.eos_token_id if settings["eos"] else None
     given_splits = list(dict.fromkeys(split for split, _ in part.files))
     splits = ["train", "validation"] if fraction else given_splits
     window_tokens = settings["sequence_length"] + 1
@@ -128,7 +129,7 @@ def _write_text(part: Part, folder: Path, advance: Callable[[int], None]) -> dic
 
     for batch in _batches_by_length(all_documents()):
         runs: dict[str, list[np.ndarray]] = {split: [] for split in splits}
-        encoded = model.encode([document.text for _, document in batch])
+        encoded = encode(model, [document.text for _, document in batch])
         for (split, document), ids in zip(batch, encoded, strict=True):
             run = with_markers(ids, bos_id, eos_id)
             if run.max() >= vocab_size:
@@ -153,11 +154,11 @@ def _write_text(part: Part, folder: Path, advance: Callable[[int], None]) -> dic
 
 
 @functools.lru_cache(maxsize=1)
-def _tokenizer(file: Path, sha256: str) -> Tokenizer:
-    """Loaded once for all the parts that a process writes."""
-    model = load_tokenizer(file)
-    if model.sha256 != sha256:
-        raise UserError(f"{file}: not the tokenizer that the preparation began with; restore it and run again")
+def _tokenizer(path: Path, tokenizer_hash: str) -> Any:
+    """Opened once for all the parts that a process writes."""
+    model = open_tokenizer(path)
+    if identity(model).tokenizer_hash != tokenizer_hash:
+        raise UserError(f"{path}: not the tokenizer that the preparation began with; restore it and run again")
     return model
 
 

@@ -29,7 +29,7 @@ from fineline_jax.scoring.encode import Encoder, Tokens
 from fineline_jax.scoring.pack import Pack
 from fineline_jax.scoring.placement import scoring_mesh
 from fineline_jax.scoring.scorer import score_params
-from fineline_jax.scoring.tokenizer import Bos, open_tokenizer
+from fineline_jax.tokenizers.open import Bos, open_tokenizer
 
 
 @register_model("fineline")

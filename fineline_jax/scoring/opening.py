@@ -20,7 +20,7 @@ from fineline_jax.errors import UserError
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.scoring.agreement import all_true, from_first
 from fineline_jax.scoring.placement import memory_of_device
-from fineline_jax.scoring.tokenizer import UnreadableTokenizer
+from fineline_jax.tokenizers.open import UnreadableTokenizer
 
 SHARE_OF_DEVICE = 0.6
 """Two sets of parameters may take this share of a device's memory; the rest is for activations."""

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from fineline_jax.errors import UserError
 from fineline_jax.whole import whole_folder
 
-FORMAT = 2
+FORMAT = 3
 _NAME = pa.dictionary(pa.int32(), pa.string())
 _INTS = pa.list_(pa.int32())
 SCHEMAS = {
@@ -216,7 +216,7 @@ def content_hash(pack: Pack) -> str:
     digest = hashlib.sha256()
     manifest = pack.manifest
     decisive = {key: manifest[key] for key in ("format", "mode", "max_context", "prefix_token")}
-    decisive["tokenizer"] = manifest["tokenizer"]["sha256"]
+    decisive["tokenizer"] = manifest["tokenizer"]["tokenizer_hash"]
     decisive["tasks"] = [[task["task"], task["output_type"], task["shots"]] for task in manifest["tasks"]]
     digest.update(json.dumps(decisive, sort_keys=True).encode())
     for name, schema in SCHEMAS.items():

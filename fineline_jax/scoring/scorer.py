@@ -26,7 +26,8 @@ from fineline_jax.scoring.pack import Pack
 from fineline_jax.scoring.parts import WHOLE, JobShard
 from fineline_jax.scoring.row_engine import score_rows
 from fineline_jax.scoring.rows import truncated
-from fineline_jax.scoring.tokenizer import identity, open_tokenizer
+from fineline_jax.tokenizers.identity import identity
+from fineline_jax.tokenizers.open import open_tokenizer
 from fineline_jax.scoring.tree_engine import score_tree
 
 log = logging.getLogger(__name__)
@@ -337,7 +338,7 @@ def check_tokenizer(pack: Pack, checkpoint: Checkpoint) -> None:
 def check_tokenizer_folder(pack: Pack, folder: Path, name: str) -> None:
     """Raise UserError if the tokenizer in `folder`, which `name` uses, is another than the pack was made with."""
     theirs, ours = _identity(folder), pack.manifest["tokenizer"]
-    if theirs.sha256 != ours["sha256"]:
+    if theirs.tokenizer_hash != ours["tokenizer_hash"]:
         raise UserError(
             f"the tokenizer of {name} ({folder}) is not the one the pack was prepared with;"
             f" run `fineline tasks prepare {pack.manifest['suite']} --tokenizer {folder}`"

@@ -40,7 +40,7 @@ _TIKTOKEN = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Boundaries:
+class SafeCuts:
     """Of one tokenizer."""
 
     lines: re.Pattern[str]
@@ -71,8 +71,8 @@ class Boundaries:
         return self.seams.fullmatch(seam) is not None and self.may_cut(left) and self.may_cut(right)
 
 
-def find_boundaries(tokenizer: Any) -> Boundaries | None:
-    """The boundaries of a transformers tokenizer; None where no cut is proven harmless."""
+def find_safe_cuts(tokenizer: Any) -> SafeCuts | None:
+    """The safe cuts of a transformers tokenizer; None where no cut is proven harmless."""
     if getattr(tokenizer, "backend_tokenizer", None) is None or not _special_tokens_lead(tokenizer):
         return None
     state = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -93,7 +93,7 @@ def find_boundaries(tokenizer: Any) -> Boundaries | None:
         return None
     rest["post_processor"] = None
     seams = [f"{left}{right}" for left, right in ((before_space, " "), (before_line, "\n")) if left]
-    return Boundaries(
+    return SafeCuts(
         lines=re.compile(f"(?<={before_line})(?=\n)" if before_line else "(?!)"),
         seams=re.compile("|".join(seams or ["(?!)"])),
         added=re.compile("|".join(re.escape(token["content"]) for token in added)) if added else None,

@@ -1,4 +1,4 @@
-"""A bare SentencePiece BPE model (Llama's tokenizer.model) as a fast tokenizer that gives SentencePiece's own ids.
+"""A bare SentencePiece BPE model (Llama's tokenizer.model) as one of `tokenizers` that gives SentencePiece's own ids.
 
 transformers 5 converts such a file without the leading space mark and with other merges of spaces, which gives other
 ids than models were trained on.
@@ -9,8 +9,7 @@ from typing import Any
 
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, processors
-from transformers import PreTrainedTokenizerFast
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
 
 from fineline_jax.errors import UserError
 
@@ -18,18 +17,20 @@ _BPE = 2
 _SPACE = "\u2581"
 
 
-def open_sentencepiece(file: Path) -> PreTrainedTokenizerFast:
-    """BOS is put first by default, as Llama's tokenizers do. Runs of spaces become one where the model was trained so
-    (OpenLLaMA v1). `<s>` written in a text is BOS, as for every Hugging Face tokenizer; SentencePiece itself would
-    spell it out. Raises UserError if `file` is not a BPE model or changes characters of its text."""
+def convert(file: Path, path: Path) -> tuple[Tokenizer, dict[str, str]]:
+    """A tokenizer that gives the ids of the model in `file`, and its special tokens by role (bos_token, …).
+
+    Runs of spaces become one where the model was trained so (OpenLLaMA v1). `<s>` written in a text is BOS, as for
+    every Hugging Face tokenizer; SentencePiece itself would spell it out. Raises UserError, which calls the file
+    `path`, if it is not a BPE model or changes characters of its text."""
     proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     try:
         proto.ParseFromString(file.read_bytes())
         model = sentencepiece.SentencePieceProcessor(model_file=str(file))
     except Exception as error:  # protobuf's and SentencePiece's own
-        raise UserError(f"{file}: not a SentencePiece model ({error}); give another tokenizer") from None
+        raise UserError(f"{path}: not a SentencePiece model ({error}); give another tokenizer") from None
     if proto.trainer_spec.model_type != _BPE or proto.normalizer_spec.precompiled_charsmap:
-        raise UserError(f"{file}: only BPE models that leave characters as they are are read; give its tokenizer.json")
+        raise UserError(f"{path}: only BPE models that leave characters as they are are read; give its tokenizer.json")
     pieces = [model.id_to_piece(i) for i in range(model.get_piece_size())]
     ranks = {
         piece: (-model.get_score(i), i)
@@ -58,12 +59,7 @@ def open_sentencepiece(file: Path) -> PreTrainedTokenizerFast:
     named = {"unk_token": model.unk_id(), "bos_token": model.bos_id(), "eos_token": model.eos_id()}
     special = {role: pieces[i] for role, i in named.items() if i >= 0}
     tokenizer.add_special_tokens([AddedToken(piece, normalized=False, special=True) for piece in special.values()])
-    if "bos_token" in special:
-        bos = special["bos_token"]
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", special_tokens=[(bos, model.bos_id())]
-        )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+    return tokenizer, special
 
 
 def _normalizers(spec: Any) -> list[normalizers.Normalizer]:

@@ -3,8 +3,9 @@
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import pydantic
 import yaml
 
 from fineline_jax.catalogue import config_names, find_config
@@ -18,15 +19,17 @@ _PATTERN = "suites/{}.yaml"
 class TaskSpec:
     """One task (or group of tasks, such as `mmlu`) of lm-eval and how it is to be read."""
 
-    task: str
+    __pydantic_config__ = pydantic.ConfigDict(extra="forbid")
+
+    task: pydantic.StrictStr
     """Name in lm-eval or of one of this package's own tasks."""
-    domain: str = "other"
+    domain: pydantic.StrictStr = "other"
     """The ability this task counts towards."""
-    shots: int | None = None
+    shots: Annotated[int, pydantic.Field(strict=True, ge=0)] | None = None
     """Solved examples in the prompt; None: what the task's own definition says."""
-    metric: str | None = None
+    metric: pydantic.StrictStr | None = None
     """The metric reported first, e.g. acc_norm; None: acc for multiple choice."""
-    chance: float | None = None
+    chance: Annotated[float, pydantic.Field(strict=True, ge=0, le=1)] | None = None
     """Value of `metric` reached by guessing; None: the mean of 1 / number of choices."""
 
 
@@ -36,7 +39,7 @@ class Suite:
 
     name: str
     tasks: tuple[TaskSpec, ...]
-    mode: str = "lm-eval"
+    mode: str = DEFAULT_MODE
     """How its requests are encoded and compared (`modes.names`)."""
 
     def __post_init__(self) -> None:
@@ -83,15 +86,11 @@ def read_suite(path: Path) -> Suite:
         raise UserError(f"{path}: not a text file ({error.reason}); give a suite in YAML") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(value, dict) or not isinstance(value.get("tasks"), list):
-        raise UserError(
-            f"{path}: a suite needs the keys `name` and `tasks`, a list of {{task, domain, shots, metric, chance}}"
-        )
-    for key in value:
-        if key not in ("name", "mode", "tasks"):
-            raise UserError(f"{path}: a suite has no key {key!r}; known: name, mode, tasks")
-    tasks = tuple(_from_entry(path, entry) for entry in value["tasks"])
-    return Suite(str(value.get("name", path.stem)), tasks, str(value.get("mode", "lm-eval")))
+    try:
+        file = _SuiteFile.model_validate(value)
+    except pydantic.ValidationError as error:
+        raise UserError(f"{path}: {_reason(value, error.errors()[0])}") from None
+    return Suite(path.stem if file.name is None else file.name, file.tasks, file.mode)
 
 
 def shipped_suites() -> Iterator[Suite]:
@@ -110,17 +109,31 @@ def _from_name(text: str, known: dict[str, TaskSpec]) -> TaskSpec:
     return dataclasses.replace(spec, shots=int(shots) if at else None)
 
 
-def _from_entry(path: Path, entry: Any) -> TaskSpec:
-    if isinstance(entry, str):
-        entry = {"task": entry}
+def _entry(value: Any) -> Any:
+    return {"task": value} if isinstance(value, str) else value
+
+
+class _SuiteFile(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid")
+    name: Annotated[str, pydantic.BeforeValidator(str)] | None = None
+    mode: Annotated[str, pydantic.BeforeValidator(str)] = DEFAULT_MODE
+    tasks: tuple[Annotated[TaskSpec, pydantic.BeforeValidator(_entry)], ...]
+
+
+_KEYS = [field.name for field in dataclasses.fields(TaskSpec)]
+
+
+def _reason(value: Any, error: Any) -> str:
+    """The first of pydantic's errors in a line that names the key and what it may be."""
+    if len(error["loc"]) < 2:
+        if error["type"] in ("extra_forbidden", "invalid_key"):
+            return f"a suite has no key {error['loc'][0]!r}; known: {', '.join(_SuiteFile.model_fields)}"
+        return f"a suite needs the keys `name` and `tasks`, a list of {{{', '.join(_KEYS)}}}"
+    entry, key = _entry(value["tasks"][error["loc"][1]]), error["loc"][-1]
     if not isinstance(entry, dict) or not isinstance(entry.get("task"), str):
-        raise UserError(f"{path}: every entry of `tasks` needs a `task`, got {entry!r}")
-    types: dict[str, Any] = {"task": str, "domain": str, "shots": int, "metric": str, "chance": (int, float)}
-    for key, value in entry.items():
-        if key not in types:
-            raise UserError(f"{path}: task {entry['task']!r} has the unknown key {key!r}; known: {', '.join(types)}")
-        if isinstance(value, bool) or not isinstance(value, types[key]):
-            raise UserError(f"{path}: task {entry['task']!r}: {key}={value!r} has the wrong type")
-    if entry.get("shots", 0) < 0 or not 0 <= entry.get("chance", 0) <= 1:
-        raise UserError(f"{path}: task {entry['task']!r}: shots must be at least 0 and chance between 0 and 1")
-    return TaskSpec(**entry)
+        return f"every entry of `tasks` needs a `task`, got {entry!r}"
+    if key not in _KEYS:
+        return f"task {entry['task']!r} has the unknown key {key!r}; known: {', '.join(_KEYS)}"
+    if error["type"] in ("greater_than_equal", "less_than_equal"):
+        return f"task {entry['task']!r}: {key}={entry[key]!r}; shots must be at least 0 and chance between 0 and 1"
+    return f"task {entry['task']!r}: {key}={entry[key]!r} has the wrong type"

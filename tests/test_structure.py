@@ -13,7 +13,7 @@ from series_examples import make_series
 PACKAGE = Path(__file__).parent.parent / "fineline_jax"
 
 LEVELS = (
-    ("errors", "text_table", "progress", "cpu", "whole"),
+    ("errors", "facts", "text_table", "progress", "cpu", "whole"),
     ("models.config",),
     ("recipe",),
     ("catalogue", "mesh"),
@@ -21,9 +21,11 @@ LEVELS = (
     ("data", "checkpoints", "world"),
     ("training", "scoring", "trajectories"),
     ("analysis",),
+    ("interface",),
     ("demo",),
     ("commands",),
     ("cli",),
+    ("__main__",),
 )
 """A room imports itself and rooms of the lines above its own, nothing else."""
 
@@ -89,7 +91,7 @@ def test_trajectories_read_tables_and_know_neither_jax_nor_what_computes():
 
 def test_the_command_and_plain_values_import_nothing_heavy_at_their_top():
     for name, path in files():
-        if room_of(name) in {"cli", "commands", "recipe", "models.config", "errors", "catalogue"}:
+        if room_of(name) in {"cli", "commands", "interface", "recipe", "models.config", "errors", "catalogue"}:
             top = {module.split(".")[0] for module in imported_by(path, at_the_top=True)}
             assert not top & HEAVY, f"{path}: {top & HEAVY}"
 

@@ -14,9 +14,9 @@ import pytest
 from test_trajectories_report import page_of
 
 from fineline_jax import __version__
+from fineline_jax.facts.metrics import METRICS
 from fineline_jax.trajectories import report
 from fineline_jax.trajectories.dynamics import domain_curves, summarise
-from fineline_jax.trajectories.known import METRICS
 from fineline_jax.trajectories.report import write_report
 from fineline_jax.trajectories.table import normalise
 
@@ -92,8 +92,8 @@ def test_series_tasks_and_metrics_are_those_of_the_table(data: dict, table: pd.D
         (task, DOMAIN[task]) for task in ("order", "<i>odd</i>", "sums", "facts")
     ]
     assert [m["name"] for m in data["metrics"]] == ["acc", "bits_per_byte", "alpha"]  # ours in our order, then others
-    for metric, better, on_chance, log in zip(data["metrics"], (1, -1, 1), (True, False, True), (False,) * 3):
-        assert (metric["better"], metric["on_chance"], metric["log"]) == (better, on_chance, log)
+    for metric, better, chance, log in zip(data["metrics"], (1, -1, 1), ("task", "none", "task"), (False,) * 3):
+        assert (metric["better"], metric["chance"], metric["log"]) == (better, chance, log)
     assert [m["label"] for m in data["metrics"]] == ["accuracy", "bits per byte", "alpha"]
     assert data["losses"] is None
 

@@ -1,87 +1,19 @@
-"""Every column of a table that is read; what is known of public tasks and metrics, against statements of our own."""
+"""Every column of a table that is read."""
 
 import json
 import math
-import re
 from pathlib import Path
 
-import lm_eval
 import numpy as np
 import pandas as pd
 import pytest
 
 from fineline_jax.errors import UserError
-from fineline_jax.trajectories.known import METRICS, chance_of, metric_of, order_by_size, task_of
-from fineline_jax.trajectories.table import COLUMNS, normalise, read_table, write_table
+from fineline_jax.facts.score_table import COLUMNS
+from fineline_jax.trajectories.figures import order_by_size
+from fineline_jax.trajectories.table import normalise, read_table, write_table
 
 NAN = math.nan
-
-# Choices of a question; 0: the answer is generated, or any word; None: no one number.
-CHOICES = {
-    "commonsense": {
-        "piqa": 2, "hellaswag": 4, "winogrande": 2, "wsc": 2, "wsc273": 2, "copa": 2, "commonsense_qa": 5, "csqa": 5,
-        "social_iqa": 3, "socialiqa": 3, "siqa": 3,
-    },
-    "science": {"arc_easy": 4, "arc_challenge": 4, "openbookqa": 4, "sciq": 4},
-    "reading": {"boolq": 2, "race": 4, "record": None},
-    "logic": {"logiqa": 4, "logiqa2": 4},
-    "language modelling": {"lambada_openai": 0, "lambada_standard": 0, "wikitext": None},
-    "exams": {
-        "hendrycksTest-anatomy": 4, "mmlu": 4, "mmlu_anatomy": 4, "cmmlu_agronomy": 4, "ceval-valid_law": 4,
-        "agieval_sat_math": None,
-    },
-    "mathematics": {"gsm8k": 0, "gsm8k_cot": 0, "minerva_math_algebra": 0, "mathqa": 5, "arithmetic_2da": 0},
-    "code": {"humaneval": 0, "humaneval_instruct": 0, "mbpp": 0},
-    "knowledge": {"triviaqa": 0, "nq_open": 0, "truthfulqa_mc1": None, "truthfulqa_mc2": None},
-    "language understanding": {"rte": 2, "wic": 2, "cb": 3, "anli_r1": 3, "anli_r3": 3},
-    "grammar": {"blimp": 2, "blimp_adjunct_island": 2},
-    "stereotypes": {"crows_pairs_english": 2},
-    "other": {"race_hard": None, "piqa_2": None, "arithmetic": None, "my_task": None, "rte2": None},
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("domain", CHOICES)
-def test_a_public_task_has_the_chance_of_its_number_of_choices(domain: str) -> None:
-    for task, choices in CHOICES[domain].items():
-        chance = NAN if choices is None else 1 / choices if choices else 0.0
-        assert task_of(task) == (domain, pytest.approx(chance, nan_ok=True)), task
-        for metric in ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "choice_prob", "pct_stereotype"):
-            assert chance_of(task, metric) == pytest.approx(chance, nan_ok=True)
-        for metric in ("margin", "bits_per_byte", "perplexity", "brier_score", "likelihood_difference", "my_metric"):
-            assert math.isnan(chance_of(task, metric)), metric
-        for metric in ("exact_match", "exact_match (strict-match)"):
-            assert chance_of(task, metric) == 0.0
-
-
-def test_choices_are_those_of_lm_evals_own_tasks() -> None:
-    """Where lm-eval's definition lists the choices, they are as many as we say."""
-    compared = set()
-    for file in (Path(lm_eval.__file__).parent / "tasks").rglob("*.yaml"):
-        text = file.read_text()
-        task = re.search(r"^task: *(\S+)$", text, re.M)
-        listed = re.search(r"^doc_to_choice: *(\[.*\])$", text, re.M) or re.search(
-            r'^doc_to_choice: *"\{\{(\[.*\])\}\}"$', text, re.M
-        )
-        if task and listed and not math.isnan(task_of(task[1])[1]):
-            assert task_of(task[1])[1] == pytest.approx(1 / len(listed[1].split(","))), task[1]
-            compared.add(task[1])
-    assert {"piqa", "boolq", "rte", "cb", "sciq"} <= compared
-
-
-def test_metrics_are_read_in_their_direction() -> None:
-    falling = {"bits_per_byte", "byte_perplexity", "word_perplexity", "perplexity", "ppl", "brier_score"}
-    falling |= {"likelihood_difference"}
-    on_chance = {"acc", "acc_norm", "acc_bytes", "acc_mutual_info", "choice_prob", "choice_prob_per_token"}
-    on_chance |= {"choice_prob_per_char", "pct_stereotype"}
-    assert {name for name in METRICS if metric_of(name).better == -1} == falling
-    assert {name for name in METRICS if metric_of(name).better == 1} == METRICS.keys() - falling
-    assert {name for name in METRICS if metric_of(name).on_chance} == on_chance
-    logarithmic = {"byte_perplexity", "word_perplexity", "perplexity", "ppl"}
-    assert {name for name in METRICS if metric_of(name).log} == logarithmic
-    own = metric_of("my_own_metric")
-    assert (own.label, own.better, own.on_chance, own.log) == ("my own metric", 1, True, False)
-    assert metric_of("ppl").label == "perplexity" and metric_of("bits_per_byte").label == "bits per byte"
-
 
 @pytest.mark.parametrize(
     ("names", "ordered"),
@@ -130,7 +62,7 @@ def test_shots_are_part_of_the_name_only_where_they_differ() -> None:
 def test_what_is_absent_is_filled_and_what_is_there_is_kept() -> None:
     table = normalise(rows(task=["piqa", "arc_easy", "x"], step=[7, NAN, NAN], domain=["mine", None, None]))
     assert list(table.checkpoint) == ["step_7", "tokens_2000000", "tokens_3000000"]
-    assert list(table.domain) == ["mine", "science", "other"]
+    assert list(table.domain) == ["mine", "exam", "other"]
     assert list(table.chance[:2]) == [0.5, 0.25] and math.isnan(table.chance[2])
     given = normalise(rows(task=["piqa", "arc_easy"], chance=[NAN, 0.1]))
     assert math.isnan(given.chance[0]) and given.chance[1] == 0.1  # an empty chance is not guessed

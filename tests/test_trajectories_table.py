@@ -10,7 +10,8 @@ import pytest
 from trajectories_simulated import simulated_table
 
 from fineline_jax.errors import UserError
-from fineline_jax.trajectories.table import COLUMNS, normalise, read_table, write_table
+from fineline_jax.facts.score_table import COLUMNS
+from fineline_jax.trajectories.table import normalise, read_table, write_table
 
 
 def test_tidy_files_survive_writing_and_reading(tmp_path: Path) -> None:

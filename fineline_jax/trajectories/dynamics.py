@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .known import metric_of
+from fineline_jax.facts.metrics import metric_of
+from fineline_jax.facts.score_table import COLUMNS
 
 ONSET_Z = 2.326  # one-sided 1 %: a suite has tens of tasks, at 5 % chance-level tasks would "emerge" regularly
 CLEAR_RISE_SNR = 5.0  # where no standard error allows a test, a rise must exceed this many noise SDs to count
@@ -26,6 +27,15 @@ NO_STDERR = "no standard error"
 NO_CHANCE = "no chance level"
 NO_RISE = "no clear change"
 TOO_FEW = "too few checkpoints"
+ABOVE_CHANCE = "above chance"
+STILL_RISING = "still rising"
+SETTLED = "settled"
+OUTCOMES = {
+    "before_first": BEFORE_FIRST, "not_saturated": NOT_SATURATED, "at_chance": AT_CHANCE, "below_chance": BELOW_CHANCE,
+    "no_rise": NO_RISE, "too_few": TOO_FEW, "above_chance": ABOVE_CHANCE, "still_rising": STILL_RISING,
+    "settled": SETTLED,
+}  # fmt: skip
+"""What the page's scripts compare with."""
 
 
 def isotonic(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -94,15 +104,14 @@ def _median_of_three(values: np.ndarray) -> np.ndarray:
     return np.concatenate([[first], inner, [last]])
 
 
-def onset_index(values: np.ndarray, stderr: np.ndarray, chance: float, n: float) -> int | None:
-    """First checkpoint from which the curve stays above chance at one-sided 1 %; None if there is none.
+def onset_index(values: np.ndarray, stderr: np.ndarray, chance: float, n: float, better: int = +1) -> int | None:
+    """First checkpoint from which the curve stays better than chance at one-sided 1 %; None if there is none.
 
     The test uses the larger of the measured standard error and that of guessing, sqrt(chance (1 - chance) / n): a model
-    that always picks the same choice has a misleadingly small measured one. Of a mirrored curve chance is negative.
+    that always picks the same choice has a misleadingly small measured one.
     """
-    share = abs(chance)
-    guessing = np.sqrt(share * (1 - share) / n) if n > 0 and share <= 1 else 0.0
-    above = _median_of_three(values) - chance > ONSET_Z * np.fmax(stderr, guessing)
+    guessing = np.sqrt(chance * (1 - chance) / n) if n > 0 and 0 <= chance <= 1 else 0.0
+    above = better * (_median_of_three(values) - chance) > ONSET_Z * np.fmax(stderr, guessing)
     if not above[-1]:
         return None
     return int(np.flatnonzero(~above)[-1] + 1) if not above.all() else 0
@@ -173,9 +182,9 @@ def summarise_curve(
     onset, onset_outcome, risen, refusal = float("nan"), NO_CHANCE, False, ""
     if has_chance and np.isfinite(stderr).any():
         filled = np.where(np.isfinite(stderr), stderr, np.nanmax(stderr))
-        index = onset_index(better * values, filled, better * chance, n)
+        index = onset_index(values, filled, chance, n, better)
         if index is None:
-            below = onset_index(-better * values, filled, -better * chance, n)
+            below = onset_index(values, filled, chance, n, -better)
             refusal = AT_CHANCE if below is None else BELOW_CHANCE
             onset_outcome = refusal
         else:
@@ -204,9 +213,9 @@ def summarise_curve(
             outcomes["t90"] = NOT_SATURATED
         times = {k: t if outcomes[k] == REACHED else (float("nan"),) * 3 for k, t in times.items()}
     if risen and len(values) < 3:
-        verdict = "above chance"
+        verdict = ABOVE_CHANCE
     elif risen:
-        verdict = "still rising" if outcomes["t90"] == NOT_SATURATED else "settled"
+        verdict = STILL_RISING if outcomes["t90"] == NOT_SATURATED else SETTLED
     else:
         verdict = refusal
 
@@ -286,18 +295,4 @@ def domain_curves(table: pd.DataFrame) -> pd.DataFrame:
     curves = curves.merge(members, on=key)
     curves = curves[curves["tasks"] == curves["members"]]
     curves = curves.assign(task=curves["domain"], chance=0.0, n=np.nan)
-    columns = [
-        "series",
-        "checkpoint",
-        "step",
-        "tokens",
-        "domain",
-        "task",
-        "metric",
-        "value",
-        "stderr",
-        "n",
-        "chance",
-        "tasks",
-    ]
-    return curves[columns].sort_values([*key, "tokens"], ignore_index=True)
+    return curves[[*COLUMNS, "tasks"]].sort_values([*key, "tokens"], ignore_index=True)

@@ -15,10 +15,10 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize, to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from fineline_jax.facts.metrics import metric_of
 from fineline_jax.whole import whole_file
 
-from .dynamics import normalised
-from .known import metric_of, order_by_size
+from .dynamics import BEFORE_FIRST, normalised
 
 # Okabe & Ito's colours, safe for colour-blind readers; the yellow, too pale on white, replaced.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#6f4fa3", "#4d4d4d")
@@ -36,6 +36,15 @@ _SHADES = LinearSegmentedColormap.from_list(
     "chance", ["#c96a1b", "#eda35a", "#fbd9a8", "#f4f2ec", "#8fc1e0", "#0f5f9e", "#08335c"]
 )
 _CROWDED = 8  # more tasks than this in a domain are drawn as thin lines under their mean
+
+
+def order_by_size(names: list[str]) -> tuple[list[str], bool]:
+    """Series by model size where every name holds a different one (160m, 1.4B); else as they came. And whether so."""
+    found = [re.search(r"(?<![\d.])(\d+(?:\.\d+)?)([mb])(?![a-z])", name.lower()) for name in names]
+    sizes = {name: float(m[1]) * (1e6 if m[2] == "m" else 1e9) for name, m in zip(names, found, strict=True) if m}
+    if len(names) < 3 or len(set(sizes.values())) < len(names):
+        return names, False
+    return sorted(names, key=sizes.__getitem__), True
 
 
 def format_tokens(tokens: float) -> str:
@@ -170,9 +179,8 @@ def _overview(table: pd.DataFrame, summary: pd.DataFrame, series: str, title: st
     """Tasks x tokens of one series in the order of t50, coloured by the chance-normalised score."""
     table, summary = table[table["series"] == series], summary[summary["series"] == series]
     # tasks without chance are shown by the share of their own final gain
-    rows = summary.assign(
-        rank=summary["t50"].where(summary["t50_outcome"] != "before the first checkpoint", -1.0)
-    ).sort_values(["rank", "onset"], na_position="last")
+    rank = summary["t50"].where(summary["t50_outcome"] != BEFORE_FIRST, -1.0)
+    rows = summary.assign(rank=rank).sort_values(["rank", "onset"], na_position="last")
     figure = Figure(figsize=(7.6, 1.5 + 0.27 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     lowest = _token_axis(axes, table["tokens"].to_numpy(float))

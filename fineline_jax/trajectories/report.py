@@ -17,13 +17,13 @@ import numpy as np
 import pandas as pd
 from plotly.offline import get_plotlyjs
 
+from fineline_jax.facts.metrics import METRICS, metric_of
 from fineline_jax.whole import whole_file, write_whole
 
 from .. import __version__
 from ..errors import UserError
-from .dynamics import domain_curves, summarise
-from .figures import draw_figures
-from .known import METRIC_ORDER, metric_of, order_by_size
+from .dynamics import OUTCOMES, domain_curves, summarise
+from .figures import draw_figures, order_by_size
 from .table import normalise, write_table
 
 _SCRIPTS = ("base.js", "timeline.js", "panels.js", "page.js")
@@ -85,7 +85,7 @@ def _page_data(
     tasks = table.drop_duplicates("task")
     task_index = {name: i for i, name in enumerate(tasks["task"])}
     present = set(table["metric"])
-    metric_names = [m for m in METRIC_ORDER if m in present] + sorted(present - set(METRIC_ORDER))
+    metric_names = [m for m in METRICS if m in present] + sorted(present - METRICS.keys())
     grids = {name: _grid(table[table["series"] == name]) for name in series_names}
 
     def curves(frame: pd.DataFrame, rows: pd.DataFrame, *, of_domains: bool) -> list[dict[str, Any]]:
@@ -108,7 +108,7 @@ def _page_data(
             )
         return found
 
-    metrics = [{"name": m} | vars(metric_of(m)) for m in metric_names]
+    metrics = [vars(metric_of(m)) for m in metric_names]
     on_chance = table[table["chance"].notna()] if table["chance"].notna().any() else table
     covered = on_chance.groupby("metric", observed=True)["task"].nunique()
     return {
@@ -118,6 +118,7 @@ def _page_data(
             for name, g in grids.items()
         ],
         "ordered": ordered,
+        "outcomes": OUTCOMES,
         "domains": domain_names,
         "tasks": [
             {"name": t, "domain": domain_names.index(d)} for t, d in zip(tasks["task"], tasks["domain"], strict=True)

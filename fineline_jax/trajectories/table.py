@@ -1,7 +1,7 @@
 """The tidy table of scores: one row per (series, checkpoint, task, metric), from whatever file holds them.
 
-Columns: series, checkpoint, step, tokens, domain, task, metric, value, stderr, n, chance. Here tables are read
-(tidy CSV or Parquet, the Pythia table, trees of lm-eval result files), checked, and written.
+Its columns are those of `facts.score_table`. Here tables are read (tidy CSV or Parquet, the Pythia table, trees of
+lm-eval result files), checked, and written.
 """
 
 from collections.abc import Iterable
@@ -10,16 +10,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from fineline_jax.facts.score_table import COLUMNS, KEY, NUMBERS, TEXT
+from fineline_jax.facts.tasks import chance_of, task_of
 from fineline_jax.whole import whole_file
 
 from ..errors import UserError
-from .known import chance_of, task_of
 from .lm_eval_results import read_results_tree
 
-COLUMNS = ("series", "checkpoint", "step", "tokens", "domain", "task", "metric", "value", "stderr", "n", "chance")
-KEY = ["series", "checkpoint", "task", "metric"]
-_TEXT = ("series", "checkpoint", "domain", "task", "metric")
-_NUMBERS = ("step", "tokens", "value", "stderr", "n", "chance")
 _ALIASES = {"model": "series", "acc_stderr": "stderr", "revision": "checkpoint"}
 
 
@@ -70,7 +67,7 @@ def normalise(frame: pd.DataFrame, *, source: str = "table") -> pd.DataFrame:
         raise UserError(f"{source}: the table has no rows; score at least one checkpoint first")
     frame = frame.reset_index(drop=True)
     out = pd.DataFrame(index=frame.index)
-    for name in _NUMBERS:
+    for name in NUMBERS:
         out[name] = _numbers(frame, name, source)
     for name in ("series", "task", "metric"):
         if frame[name].isna().any():
@@ -92,14 +89,14 @@ def normalise(frame: pd.DataFrame, *, source: str = "table") -> pd.DataFrame:
     else:
         by_step = "step_" + out["step"].map("{:.0f}".format)
         out["checkpoint"] = by_step.where(out["step"].notna(), "tokens_" + out["tokens"].map("{:.0f}".format))
-    known_domain = out["task"].map(lambda task: task_of(str(task))[0])
+    known_domain = out["task"].map(lambda task: task_of(str(task)).domain)
     out["domain"] = (
         frame["domain"].astype(object).fillna(known_domain).astype(str) if "domain" in frame else known_domain
     )
     if "chance" not in frame:
         pairs = zip(out["task"], out["metric"], strict=True)
         out["chance"] = [chance_of(task, metric) for task, metric in pairs]
-    for name in _TEXT:
+    for name in TEXT:
         out[name] = out[name].astype("str")
     _refuse_contradictions(out, source)
     return _ordered(out)

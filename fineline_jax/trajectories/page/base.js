@@ -2,6 +2,9 @@
 // What all figures share: the data, the reader's choices, number formats, the token axis, colours, plain DOM helpers.
 const data = JSON.parse(document.getElementById("data").textContent);
 const many = data.series.length > 1;
+const OUTCOME = data.outcomes; // the sentences of dynamics.py, by name
+const ROSE = [OUTCOME.settled, OUTCOME.still_rising, OUTCOME.above_chance];
+const count = (n, thing) => `${n} ${thing}${n === 1 ? "" : "s"}`;
 const state = {
   metric: data.default_metric, axis: "log", series: data.ordered ? data.series.length - 1 : 0, sort: ["t50", 1], hidden: new Set(),
   rows: data.tasks.length > 45 && data.domains.length > 1 ? "domains" : "tasks", shade: "chance",

@@ -67,11 +67,11 @@ function drawNumbers() {
       return `<td>${formatTokens(r[name])}${isNumber(low) ? `<small class="under">${formatTokens(low)} – ${isNumber(high) ? formatTokens(high) : "…"}</small>` : ""}</td>`;
     }
     const why = r[name + "_outcome"];
-    return `<td class="none" title="${escape(why)}">${{ "not saturated": "not saturated", "before the first checkpoint": "≤ " + formatTokens(r.first_tokens) }[why] || "–"}</td>`;
+    return `<td class="none" title="${escape(why)}">${why === OUTCOME.not_saturated ? why : why === OUTCOME.before_first ? "≤ " + formatTokens(r.first_tokens) : "–"}</td>`;
   };
   const body = rows.map(({ curve, row: r }) => {
-    const kind = r.verdict === "settled" || r.verdict === "above chance" ? "settled" : r.verdict === "still rising" ? "rising" : r.verdict === "below chance" ? "below" : "refused";
-    const onset = r.onset_outcome === "before the first checkpoint" ? `<td class="none" title="above chance at the first checkpoint">≤ ${formatTokens(r.first_tokens)}</td>` : isNumber(r.onset) ? `<td>${formatTokens(r.onset)}</td>` : `<td class="none" title="${escape(r.onset_outcome)}">–</td>`;
+    const kind = r.verdict === OUTCOME.settled || r.verdict === OUTCOME.above_chance ? "settled" : r.verdict === OUTCOME.still_rising ? "rising" : r.verdict === OUTCOME.below_chance ? "below" : "refused";
+    const onset = r.onset_outcome === OUTCOME.before_first ? `<td class="none" title="above chance at the first checkpoint">≤ ${formatTokens(r.first_tokens)}</td>` : isNumber(r.onset) ? `<td>${formatTokens(r.onset)}</td>` : `<td class="none" title="${escape(r.onset_outcome)}">–</td>`;
     const cells = {
       domain: `<th scope="row">${escape(data.tasks[r.task].name)}<small>${escape(data.domains[data.tasks[r.task].domain])}</small></th>`, series: `<td class="text">${escape(data.series[r.series].name)}</td>`,
       shape: `<td class="text">${sparkline(curve)}</td>`, onset, t50: time(r, "t50"), t90: time(r, "t90"), final: `<td>${formatValue(r.final)}${isNumber(r.final_stderr) ? ` <small>± ${formatValue(r.final_stderr)}</small>` : ""}</td>`,

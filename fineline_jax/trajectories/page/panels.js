@@ -25,11 +25,11 @@ function panelList() {
           out.push({ curve: { ...m, value: m.value.map((v) => (isNumber(v) ? chance + v * (1 - chance) : null)), stderr: m.stderr.map((v) => (isNumber(v) ? v * (1 - chance) : null)), chance, normalised: true },
             label: `mean of ${tasks.length} tasks` + (many ? " · " + data.series[m.series].name : ""), colour: many ? seriesColour(m.series) : colour(d), dash: 0, bold: true });
         }
-      panels.push({ name: title(domain), note: `${tasks.length} task${tasks.length > 1 ? "s" : ""}`, lines: out, legend: crowded ? out.filter((l) => l.bold) : out });
+      panels.push({ name: title(domain), note: count(tasks.length, "task"), lines: out, legend: crowded ? out.filter((l) => l.bold) : out });
     });
     if (!many && means.length > 1) panels.unshift(overall(panels.length % 2 === 0)); // the grid has two columns
   } else {
-    const note = (tasks) => `mean of ${tasks} task${tasks > 1 ? "s" : ""}, above chance`;
+    const note = (tasks) => `mean of ${count(tasks, "task")}, above chance`;
     if (many) data.domains.forEach((domain, d) => {
       const lines = means.filter((c) => c.domain === d);
       if (lines.length) panels.push({ name: title(domain), note: note(lines[0].tasks), lines: lines.map((c) => ({ curve: c, label: data.series[c.series].name, colour: seriesColour(c.series), dash: data.ordered ? 0 : Math.floor(c.series / 8) })) });
@@ -68,7 +68,7 @@ function drawPanel(node, panel) {
   const shapes = chances.map((c) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: c, y1: c, line: { color: css("--soft"), width: 1.2, dash: "5px,4px" }, layer: "below" }));
   const annotations = chances.map((c) => ({ xref: "paper", x: 0.997, xanchor: "right", yref: "y", y: c, yanchor: "top", showarrow: false, text: "chance", font: { size: 10.5 } }));
   const values = panel.lines.flatMap(({ curve }) => curve.value).filter(isNumber);
-  const wideRange = !metric.on_chance && Math.min(...values) > 0 && Math.max(...values) / Math.min(...values) > 50;
+  const wideRange = metric.chance === "none" && Math.min(...values) > 0 && Math.max(...values) / Math.min(...values) > 50;
   draw(node, panelTraces(panel), { margin: { l: 46, r: 12, t: 8, b: 32 }, shapes, annotations, hovermode: "closest", xaxis: tokenAxis(node.clientWidth - 60, range),
     yaxis: { gridcolor: css("--grid"), zeroline: false, automargin: true, tickfont: { size: 11.5 }, nticks: 7, fixedrange: touch, ...(wideRange ? { type: "log", dtick: 1 } : {}) } });
 }
@@ -107,6 +107,6 @@ function drawPanels() {
   }
   const metric = metricNow();
   document.getElementById("curves-note").innerHTML = panels.length
-    ? `${title(escape(metric.label))}${metric.better < 0 ? " (lower is better)" : ""} against training tokens. Bands: 95 % from the standard error${metric.on_chance ? "; dashed: chance" : ""}. Drag to zoom, double-click to reset.`
+    ? `${title(escape(metric.label))}${metric.better < 0 ? " (lower is better)" : ""} against training tokens. Bands: 95 % from the standard error${metric.chance !== "none" ? "; dashed: chance" : ""}. Drag to zoom, double-click to reset.`
     : "This metric has no chance level, so there is no mean over tasks. Choose another view.";
 }

@@ -7,7 +7,7 @@ function timelineRows() {
   const list = (domains ? data.domain_curves : data.curves).filter((c) => c.metric === state.metric && c.series === state.series);
   const rows = list.map((curve) => ({ curve, row: curve.summary, name: domains ? data.domains[curve.domain] : data.tasks[curve.task].name,
     domain: domains ? curve.domain : data.tasks[curve.task].domain }));
-  const rank = ({ row }) => (isNumber(row.t50) ? row.t50 : row.t50_outcome === "before the first checkpoint" ? -1 : Infinity);
+  const rank = ({ row }) => (isNumber(row.t50) ? row.t50 : row.t50_outcome === OUTCOME.before_first ? -1 : Infinity);
   const within = ({ row }) => (isNumber(row.onset) ? row.onset : Infinity);
   const compare = (p, q) => (p === q ? 0 : p < q ? -1 : 1);
   return rows.sort((a, b) => compare(rank(a), rank(b)) || compare(within(a), within(b)) || compare(-(a.row.snr ?? -1e9), -(b.row.snr ?? -1e9)));
@@ -42,7 +42,7 @@ function drawTimeline() {
   const shade = ({ curve, row }, v) => {
     if (!isNumber(v)) return null;
     if (!share) return normal(v, curve.chance);
-    if (!["settled", "still rising", "above chance"].includes(row.verdict)) return null;
+    if (!ROSE.includes(row.verdict)) return null;
     return (v - row.baseline) / (row.level - row.baseline);
   };
   const z = rows.map((r) => r.curve.value.map((v) => shade(r, v)));
@@ -74,7 +74,7 @@ function drawTimeline() {
   traces.push({ ...bars, line: { color: halo, width: 4.2 } }, bars, halos, marks("onset", "triangle-right", "onset", 9), marks("t50", "circle", "t50", 9), marks("t90", "line-ns-open", "t90", 11));
   Object.assign(traces.at(-1).marker, { color: ink, line: { color: ink, width: 2.4 } });
   const range = cellEdges(pick(series.tokens)), xRange = [range[0], range.at(-1)];
-  const outcome = ({ row, curve }) => (["settled", "still rising", "above chance"].includes(row.verdict) ? formatValue(row.final) : row.verdict === "not distinguishable from chance" ? "≈ chance" : row.verdict === "below chance" ? "< chance" : row.verdict === "no clear change" ? "no change" : row.verdict === "too few checkpoints" ? formatValue(row.final) : row.verdict);
+  const outcome = ({ row, curve }) => (ROSE.includes(row.verdict) ? formatValue(row.final) : row.verdict === OUTCOME.at_chance ? "≈ chance" : row.verdict === OUTCOME.below_chance ? "< chance" : row.verdict === OUTCOME.no_rise ? "no change" : row.verdict === OUTCOME.too_few ? formatValue(row.final) : row.verdict);
   const annotations = rows.map((r, i) => ({ xref: "paper", x: 1, xanchor: "left", xshift: 7, yref: "y", y: i, showarrow: false, text: escape(outcome(r)), font: { size: size - 0.5, color: css("--ink") } }));
   if (narrow) annotations.length = 0; // the numbers are in the table below
   else annotations.push({ xref: "paper", yref: "paper", x: 1, xanchor: "left", xshift: 7, y: 1, yanchor: "bottom", showarrow: false, text: "final", font: { size: 11 } });
@@ -91,13 +91,13 @@ function drawTimeline() {
 
 function drawLede() {
   // One sentence that says what the reader is about to see, computed from the same rows.
-  const rows = timelineRows(), learned = rows.filter(({ row }) => ["settled", "still rising", "above chance"].includes(row.verdict));
-  const refused = rows.filter(({ row }) => row.verdict === "not distinguishable from chance" || row.verdict === "below chance").length;
+  const rows = timelineRows(), learned = rows.filter(({ row }) => ROSE.includes(row.verdict));
+  const refused = rows.filter(({ row }) => row.verdict === OUTCOME.at_chance || row.verdict === OUTCOME.below_chance).length;
   const timed = learned.filter(({ row }) => isNumber(row.t50)), thing = rows.some(({ curve }) => curve.task === undefined) ? "domain" : "task";
   let text = many ? `In <b>${escape(data.series[state.series].name)}</b>, ` : "";
   text += `<b>${learned.length} of ${rows.length}</b> ${thing}${rows.length === 1 ? "" : "s"} rose${rows.some(({ curve }) => isNumber(curve.chance)) ? " above chance" : ""}.`;
   if (timed.length > 1) text += ` Half of the final gain came first for <b>${escape(timed[0].name)}</b> (${formatTokens(timed[0].row.t50)} tokens) and last for <b>${escape(timed.at(-1).name)}</b> (${formatTokens(timed.at(-1).row.t50)}).`;
-  const rising = learned.filter(({ row }) => row.verdict === "still rising").length;
+  const rising = learned.filter(({ row }) => row.verdict === OUTCOME.still_rising).length;
   if (rising) text += ` ${rising} ${rising === 1 ? "was" : "were"} still rising at the last checkpoint.`;
   if (refused) text += ` ${refused} ${refused === 1 ? "is" : "are"} not above guessing.`;
   document.getElementById("lede").innerHTML = rows.length ? text : "No task of this series has this metric.";

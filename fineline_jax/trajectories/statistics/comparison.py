@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ..known import metric_of
+from fineline_jax.facts.metrics import metric_of
+
 from .columns import Column, Statistic
 
 LEVEL = 0.05

@@ -175,7 +175,7 @@ def series_of_ten(arguments: argparse.Namespace, folder: Path, batch_size: int) 
     root, out = folder / "series", folder / "scores"
     for index in range(CHECKPOINTS):
         make_model(root / f"step{index}", arguments.tokenizer, index)
-    command = [sys.executable, "-m", "fineline_jax.cli", "score", str(root), "--out", str(out)]
+    command = [sys.executable, "-m", "fineline_jax", "score", str(root), "--out", str(out)]
     command += ["--suite", CASES["core"], "--max-context", str(CONTEXT)]
     command += ["--benchmarks", str(arguments.benchmarks)] if arguments.benchmarks else []
     command += ["--limit", str(arguments.limit)] if arguments.limit else []

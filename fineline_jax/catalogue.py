@@ -1,4 +1,4 @@
-"""Recipes, suites and sweeps by name or path: the folder configs/ of the checkout first, then the installed copy."""
+"""Recipes and suites by name or path: the folder configs/ of the checkout first, then the installed copy."""
 
 import difflib
 import importlib.resources
@@ -17,7 +17,7 @@ def config_folders() -> list[Path]:
 
 
 def find_config(name: str, pattern: str, kind: str) -> Path:
-    """The file of a recipe, suite or sweep. `pattern` is relative to configs/, as in "suites/{}.yaml".
+    """The file of a recipe or suite. `pattern` is relative to configs/, as in "suites/{}.yaml".
 
     Raises UserError that lists what there is.
     """
@@ -32,8 +32,8 @@ def find_config(name: str, pattern: str, kind: str) -> Path:
 
 def config_names(pattern: str) -> list[str]:
     """All names that `find_config` knows, sorted."""
-    found = [path for folder in config_folders() for path in folder.glob(pattern.format("*"))]
-    return sorted({path.stem for path in found} - {"__init__"})
+    paths = [path for folder in config_folders() for path in folder.glob(pattern.format("*"))]
+    return sorted({path.stem for path in paths} - {"__init__"})
 
 
 def load_recipe(name: str) -> Recipe:

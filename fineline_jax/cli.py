@@ -1,4 +1,4 @@
-"""The `fineline` command: which commands there are, and what becomes of their errors.
+"""The `fineline` command: which commands there are, and how their errors are shown.
 
 Nothing heavy is imported at the top, here and in commands/, so that --help answers at once.
 """
@@ -11,12 +11,16 @@ from collections.abc import Callable, Sequence
 
 from tyro.extras import SubcommandApp
 
+from fineline_jax import __version__
 from fineline_jax.commands import data, pretrain, results, score, tasks, weights
-from fineline_jax.commands.usage import deferred, parsed
+from fineline_jax.commands.usage import check_options, deferred, parsed
 from fineline_jax.cpu import prepare_cpu
 from fineline_jax.errors import UserError
 
-DESCRIPTION = "Pretrain a language model, keep its checkpoints, score every one of them, and read the curves."
+DESCRIPTION = (
+    "Pretrain a language model, keep its checkpoints, score every one of them, and read the curves."
+    " `fineline --version` prints the version."
+)
 
 
 def command_line() -> SubcommandApp:
@@ -55,15 +59,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that torch is missing, which nothing here needs
     prepare_cpu()
     handler = logging.StreamHandler()
-    handler.addFilter(_is_not_raised_too)
+    handler.addFilter(_is_not_raised)
     logging.basicConfig(format="%(message)s", level=logging.ERROR, handlers=[handler])
     logging.getLogger("fineline_jax").setLevel(logging.INFO)
     try:
-        # The options of these two are not known before they are read: a recipe's fields, lm-eval's own.
-        if arguments[:1] == ["pretrain"]:
-            return pretrain.pretrain(arguments[1:])
+        if arguments == ["--version"]:
+            print(f"fineline {__version__}")
+            return 0
+        # The options of lm-eval and pretrain are not known before they are read: lm-eval's own, a recipe's fields.
         if arguments[:1] == ["lm-eval"]:
             return score.lm_eval(arguments[1:])
+        check_options(arguments)
+        if arguments[:1] == ["pretrain"]:
+            return pretrain.pretrain(arguments[1:])
         app = command_line()
         options = {"prog": "fineline", "description": DESCRIPTION, "args": arguments, "sort_subcommands": False}
         command = parsed(" ".join(["fineline", *arguments]), lambda: app.cli(**options))
@@ -81,16 +89,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         remedy = "make room and run the same command again" if full else "check the path and its permissions"
-        place = f"{error.filename}: " if error.filename else ""
-        print(f"fineline: {place}{error.strerror}; {remedy}", file=sys.stderr)
+        name = f"{error.filename}: " if error.filename else ""
+        print(f"fineline: {name}{error.strerror}; {remedy}", file=sys.stderr)
         return 2
     return 0
 
 
-def _is_not_raised_too(record: logging.LogRecord) -> bool:
-    """Orbax logs the exceptions of its threads, with a traceback each, and raises them: one line says them here."""
+def _is_not_raised(record: logging.LogRecord) -> bool:
+    """False for the exceptions that Orbax logs with a traceback and raises as well: they are printed as one line."""
     return not (record.name == "absl" and record.exc_info)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -42,18 +42,19 @@ def pretrain(
     if isinstance(recipe, str):
         recipe = load_recipe(recipe)
     run = Path("runs") / recipe.name if run is None else Path(run)
-    on_kept = None
+    observers = []
     if score is not None:
-        from fineline_jax.scoring.kept import ScoreKept, open_pack
-        from fineline_jax.scoring.scorer import check_tokenizer_folder, check_vocabulary
+        from fineline_jax.scoring.compatibility import check_tokenizer_folder, check_vocabulary
+        from fineline_jax.scoring.kept import ScoreInTraining, open_pack
+        from fineline_jax.training.observers import AtKeptCheckpoints
 
         tokenizer = recipe.data.sources[0].tokenizer
         pack = open_pack(score, tokenizer, None if benchmarks is None else Path(benchmarks))
         if tokenizer.is_dir():  # before the first step, not at the first kept checkpoint
             check_tokenizer_folder(pack, tokenizer, recipe.data.sources[0].path)
         check_vocabulary(pack, recipe.model, f"recipe {recipe.name}")
-        on_kept = ScoreKept(run, recipe.model, pack, run / "scores")
-    return train(recipe, run, accept_changes=accept_changes, on_kept=on_kept)
+        observers.append(AtKeptCheckpoints(ScoreInTraining(run, recipe.model, pack, run / "scores")))
+    return train(recipe, run, accept_changes=accept_changes, observers=observers)
 
 
 def open_series(
@@ -106,22 +107,13 @@ def score(
     """
     from fineline_jax.checkpoints.series import Series
     from fineline_jax.scoring.options import ScoreOptions
-    from fineline_jax.scoring.pack import Pack, load
+    from fineline_jax.scoring.pack import load
     from fineline_jax.scoring.placement import scoring_mesh
-    from fineline_jax.scoring.scorer import score_parts
+    from fineline_jax.scoring.series_loop import SeriesScorer
 
     chosen = [series] if isinstance(series, Series) else list(series)
-    requests = pack if isinstance(pack, Pack) else load(Path(pack))
-    how = ScoreOptions(**options)
-    return score_parts(
-        chosen,
-        requests,
-        Path(out),
-        scoring_mesh(mesh, chosen),
-        how.dtype,
-        part=how.shard(),
-        batch_tokens=how.batch_tokens,
-    )
+    requests = load(Path(pack)) if isinstance(pack, str | os.PathLike) else pack
+    return SeriesScorer(requests, Path(out), scoring_mesh(mesh, chosen), ScoreOptions(**options))(chosen)
 
 
 def analyze(

@@ -37,7 +37,7 @@ def assert_same_run(run: Path, whole: Path, recipe: Recipe) -> None:
 
 def start(arguments: list[str], **environment: str) -> subprocess.Popen:
     variables = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""} | environment
-    command = [sys.executable, "-m", "fineline_jax.cli", *arguments]
+    command = [sys.executable, "-m", "fineline_jax", *arguments]
     return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

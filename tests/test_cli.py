@@ -12,10 +12,9 @@ import pytest
 from fineline_jax.catalogue import load_recipe
 from fineline_jax.checkpoints.open import open_series
 from fineline_jax.cli import main
-from fineline_jax.commands import data, pretrain, tasks
+from fineline_jax.commands import data, pretrain
 from fineline_jax.data import corpora
 from fineline_jax.recipe import from_json, to_json
-from fineline_jax.scoring import pack
 from fineline_jax.trajectories.table import read_table
 from fineline_jax.world.catalogue import DOMAINS
 
@@ -52,7 +51,6 @@ def test_help_answers_in_under_a_second_and_imports_nothing_heavy():
     [
         (data.prepare_text, corpora.prepare_text),
         (data.prepare_amber, corpora.prepare_amber),
-        (tasks.prepare_tasks, pack.prepare),
     ],
 )
 def test_the_options_of_a_preparation_are_those_of_the_function_behind_it(command, function):
@@ -171,6 +169,12 @@ def test_sizes_follow_heads_and_width_where_the_recipes_did_and_only_there(
             "pretrain demo --seed x",
             r"Error parsing --seed: invalid literal .* 'x'; see `fineline pretrain demo --help`",
         ),
+        (
+            "score runs/mine --tasks piqa --out y",
+            r"--tasks is an option of lm-eval; `fineline score` has --suite, which also takes task names with .*",
+        ),
+        ("pretrain demo --batch-size=3", r"--batch-size is an option of lm-eval; `fineline score` has --batch-tokens"),
+        ("--version x", r"Unrecognized options: --version, x; .*; see `fineline --help`"),
     ],
 )
 def test_what_cannot_be_parsed_is_said_in_one_line(typed, line, columns, boxes, monkeypatch, capsys):
@@ -186,7 +190,7 @@ def test_the_demo_makes_a_world_a_series_scores_and_a_report(tmp_path):
     arguments = [
         sys.executable,
         "-m",
-        "fineline_jax.cli",
+        "fineline_jax",
         "demo",
         "--out",
         str(tmp_path / "demo"),

@@ -256,7 +256,7 @@ def test_a_wrong_pack_does_not_stay_in_the_folder_of_the_scores(good, tmp_path, 
 def test_distributed_without_other_processes_is_one_line(command, good):
     """In a process of its own: jax.distributed comes before anything else of JAX."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "OMPI", "TPU"))}
-    arguments = [sys.executable, "-m", "fineline_jax.cli", *command.split(), "--distributed"]
+    arguments = [sys.executable, "-m", "fineline_jax", *command.split(), "--distributed"]
     done = subprocess.run(arguments, cwd=good, env=variables, capture_output=True, text=True)
     assert done.returncode == 2
     [line] = done.stderr.splitlines()

@@ -27,11 +27,13 @@ from fineline_jax.catalogue import load_recipe
 from fineline_jax.checkpoints import interchange
 from fineline_jax.checkpoints.open import open_series
 from fineline_jax.checkpoints.record import write_record
+from fineline_jax.checkpoints.series import Series
 from fineline_jax.checkpoints.store import CheckpointStore
 from fineline_jax.cli import main
 from fineline_jax.commands import usage
 from fineline_jax.data import corpora
 from fineline_jax.errors import UserError
+from fineline_jax.scoring.options import PackOptions
 from fineline_jax.text_table import text_table
 
 
@@ -161,6 +163,9 @@ def test_the_world_is_prepared_as_the_demo_reads_it(small_world, tmp_path, capsy
 # ---- demo
 
 
+SERIES = Series("run", ())
+
+
 @pytest.fixture
 def steps(monkeypatch) -> dict[str, Called]:
     """The demo's four steps, none of them done."""
@@ -169,9 +174,9 @@ def steps(monkeypatch) -> dict[str, Called]:
         "fineline_jax.demo.prepare_world": Called(),
         "fineline_jax.training.loop.pretrain": Called(outcome),
         "fineline_jax.scoring.build.build": Called("pack"),
-        "fineline_jax.checkpoints.open.open_series": Called("series"),
+        "fineline_jax.checkpoints.open.open_series": Called(SERIES),
         "fineline_jax.scoring.placement.scoring_mesh": Called("mesh"),
-        "fineline_jax.scoring.scorer.score_series": Called(),
+        "fineline_jax.scoring.scorer.score_parts": Called([]),
         "fineline_jax.analysis.analyze_scores": Called(Path("page.html")),
     }
     for name, stand_in in made.items():
@@ -189,19 +194,18 @@ def test_the_demo_is_its_four_commands(steps, tmp_path, capsys):
     at, run = tmp_path / "data", tmp_path / "run"
     assert steps["prepare_world"].last == ((at,), {})
     (trained, folder), options = steps["pretrain"].last
-    assert (folder, options) == (run, {})
+    assert folder == run and not any(options.values())
     own = load_recipe("demo")
     world = dataclasses.replace(own.data, sources=(recipe.Source(str(at)),))
     assert trained == dataclasses.replace(own, tokens=160_000, data=world)
-    packed = {"benchmarks": at / "benchmarks", "tfds": None, "bos": "auto", "max_context": None, "limit": None}
-    assert steps["build"].last == (("demo", run / "tokenizer"), packed)
-    assert steps["open_series"].last == ((str(run),), {})
-    assert steps["scoring_mesh"].last == ((own.mesh, ["series"]), {})
-    assert steps["score_series"].last == (("series", "pack", tmp_path / "scores", "mesh"), {})
+    assert steps["build"].last == (("demo", run / "tokenizer", PackOptions(benchmarks=at / "benchmarks")), {})
+    assert steps["open_series"].last == ((str(run),), {"tokens": "", "every": 1, "downloads": None, "keep": True})
+    assert steps["scoring_mesh"].last == ((own.mesh, [SERIES]), {})
+    assert steps["score_parts"].last[0][:4] == ([SERIES], "pack", tmp_path / "scores", "mesh")
     title = "What a small language model learns, and when"
     assert steps["analyze_scores"].last == (
         ([tmp_path / "scores"], tmp_path / "report"),
-        {"runs": [run], "title": title},
+        {"runs": [run], "title": title, "tokens_per_step": None},
     )
     assert main(["demo", "--out", str(tmp_path)]) == 0
     assert steps["pretrain"].last[0][0].tokens == own.tokens
@@ -213,7 +217,7 @@ def test_a_demo_that_is_stopped_scores_nothing_and_is_interrupted(steps, tmp_pat
     steps["pretrain"].result = types.SimpleNamespace(stopped_by="SIGINT")
     assert main(["demo", "--out", str(tmp_path)]) == 130
     assert "interrupted; run the same command again to go on" in capsys.readouterr().err
-    assert not steps["score_series"].calls and not steps["analyze_scores"].calls
+    assert not steps["score_parts"].calls and not steps["analyze_scores"].calls
 
 
 def test_the_demo_goes_on_in_its_own_folder_only(steps, tmp_path, capsys):

@@ -197,7 +197,7 @@ def test_ctrl_c_ends_a_preparation_in_several_processes_at_once_and_without_a_tr
     files = [amber(tmp_path / f"train_{c}.jsonl", [[c, 1, 7]] * 400_000) for c in range(4)]
     command = ["data", "prepare", "amber", *map(str, files), "--out", str(tmp_path / "out"), "--processes", "2"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "fineline_jax.cli", *command, "--sequence-length", "2"],
+        [sys.executable, "-m", "fineline_jax", *command, "--sequence-length", "2"],
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,

@@ -138,7 +138,7 @@ def test_defaults_that_pages_state_are_those_of_the_commands(monkeypatch) -> Non
     assert "`--downloads` (default `~/.cache/fineline_jax`)" in " ".join(page("docs/series.md").split())
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     assert default_downloads() == Path.home() / ".cache/fineline_jax"
-    assert default(score.score, "keep_downloads") == "yes" and default(score.score, "dtype") == "float32"
+    assert default(score.score, "selection").keep_downloads == "yes" and default(score.score, "how").dtype == "float32"
     assert (default(tasks.plan_tasks, "context"), default(tasks.plan_tasks, "row_length")) == (2_048, 8_192)
     assert prefix_tree.ROW_LENGTH == 8_192 and "rows up to 8192" in page("docs/prefix_tree.md")
     assert numbers("docs/scoring.md", "few-shot draws (seed {}, one process)") == [FEWSHOT_SEED]

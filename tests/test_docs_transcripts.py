@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets
 from data_examples import letters_tokenizer
-from docs_pages import blocks, page, printed_by, table, transcripts
+from docs_pages import blocks, page, printed_by, python_blocks, table, transcripts
 from safetensors.numpy import save_file
 from scoring_examples import write_benchmarks, write_tokenizer
 from series_examples import one_device
@@ -130,23 +130,11 @@ def test_text_is_prepared_as_in_the_readme(prints, monkeypatch) -> None:
     assert all(path.name.startswith(stems) for path in Path("data/corpus").iterdir())
 
 
-MINI = """
-from fineline_jax.models.config import ModelConfig
-from fineline_jax.recipe import *
-
-def recipe():
-    model = ModelConfig(vocab_size=32, width=16, layers=2, heads=2, mlp_width=16, context=128)
-    data, tokens = Data((Source("data/corpus"),), sequence_length=128), 60 * 8 * 128
-    every = Checkpoints(every=(Every(tokens // 6),))
-    return Recipe("mini", model, data, Batch(8), Optimizer(Schedule()), tokens, every)
-"""
-
-
 def test_a_recipe_of_ones_own_ends_and_is_refused_with_another_seed_as_in_the_readme(prints, monkeypatch) -> None:
     from fineline_jax.training import loop
 
     test_text_is_prepared_as_in_the_readme(prints, monkeypatch)
-    Path("mini.py").write_text(MINI)
+    Path("mini.py").write_text(python_blocks("README.md")[0])
     with monkeypatch.context() as patch:
         patch.setattr(loop, "pretrain", lambda recipe, run, **_: loop.Outcome(run, recipe.steps, recipe.tokens, None))
         done = next(lines for command, lines in transcripts("README.md") if command == "fineline pretrain mini.py")
@@ -159,15 +147,15 @@ def test_a_recipe_of_ones_own_ends_and_is_refused_with_another_seed_as_in_the_re
 
 def test_the_demo_says_the_four_commands_of_the_readme(prints, monkeypatch, capsys) -> None:
     from fineline_jax import analysis, demo
-    from fineline_jax.checkpoints import series
+    from fineline_jax.checkpoints import open
     from fineline_jax.scoring import build, placement
     from fineline_jax.training import loop
 
-    silent = ((build, "build"), (placement, "scoring_mesh"), (scorer, "score_series"), (series, "open_series"))
+    silent = ((build, "build"), (placement, "scoring_mesh"), (scorer, "score_parts"), (open, "open_series"))
     for module, name in silent:
-        monkeypatch.setattr(module, name, lambda *_, **__: None)
+        monkeypatch.setattr(module, name, lambda *_, **__: [])
     monkeypatch.setattr(demo, "prepare_world", lambda out: None)
-    monkeypatch.setattr(loop, "pretrain", lambda recipe, run: loop.Outcome(run, recipe.steps, recipe.tokens, None))
+    monkeypatch.setattr(loop, "pretrain", lambda recipe, run, **_: loop.Outcome(run, recipe.steps, recipe.tokens, None))
     monkeypatch.setattr(analysis, "analyze_scores", lambda scores, report, **_: report / "report.html")
     block = next(block for block in blocks("README.md") if block[0].startswith("1/4"))
     page_lines = [re.sub("(?<=the report: )/home/you", "/data", line) for line in block if line[:5] != "demo:"]

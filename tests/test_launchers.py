@@ -32,7 +32,7 @@ AWKWARD = ["amber_7b", "--run", "a folder/$HOME", "it's"]
 @pytest.mark.parametrize(("program", "command"), PROGRAMS.items(), ids=PROGRAMS)
 def test_a_program_is_the_command_from_any_folder(program, command, tmp_path):
     run = lambda *arguments: subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
-    theirs = run(sys.executable, "-m", "fineline_jax.cli", *command.split())
+    theirs = run(sys.executable, "-m", "fineline_jax", *command.split())
     ours = run(sys.executable, str(CHECKOUT / program), *command.split()[1:])
     assert ours.returncode == theirs.returncode == 2
     assert ours.stderr == theirs.stderr and re.match(r"fineline: .*(nothing/there|-1\.0 must)", ours.stderr)
@@ -142,7 +142,7 @@ def test_the_pods_of_the_kubernetes_job_share_the_checkpoints_among_them():
     for option in ("--pack", "--out"):
         assert command[command.index(option) + 1].startswith(mount["mountPath"] + "/"), option
     call = cli.command_line().cli(prog=command[0], args=command[1:])
-    assert command[0] == "fineline" and call.func is score and call.keywords["part"] == "auto/8"
+    assert command[0] == "fineline" and call.func is score and call.keywords["how"].part == "auto/8"
 
 
 @pytest.mark.parametrize(("launcher", "wanted"), SLURM.items(), ids=SLURM)

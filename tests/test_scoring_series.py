@@ -259,7 +259,7 @@ def test_sigkill_at_random_moments_leaves_whole_files_only(tokenizer, tmp_path):
     run = make_series(tmp_path / "run", tokenizer, tuple(range(1, 21)))
     # Commands on both sides: they divide the work over other devices than this process would, and bytes are compared.
     environment = os.environ | {"XLA_FLAGS": ""}
-    arguments = [sys.executable, "-m", "fineline_jax.cli", *command(run, tmp_path / "p", tmp_path / "killed")]
+    arguments = [sys.executable, "-m", "fineline_jax", *command(run, tmp_path / "p", tmp_path / "killed")]
     uninterrupted = [*arguments[:-1], str(tmp_path / "whole")]
     subprocess.run(uninterrupted, env=environment, check=True, capture_output=True)
     whole = {path.name: path.read_bytes() for path in (tmp_path / "whole/run").iterdir()}

@@ -18,6 +18,7 @@ from fineline_jax.cli import main
 from fineline_jax.commands import score as command
 from fineline_jax.errors import UserError
 from fineline_jax.scoring import build, pack, placement, scorer, scores, watching
+from fineline_jax.scoring.options import PackOptions
 from fineline_jax.scoring.parts import JobShard
 
 STEPS = (1, 2, 3, 4)
@@ -160,8 +161,8 @@ def test_every_option_of_a_suite_reaches_its_pack(place, tmp_path, monkeypatch):
         given = {name: options[name]} if name else {}
         words = [f"--{name.replace('_', '-')}", str(options[name])] if name else []
         assert main(["score", str(place / "run"), "--suite", "piqa", "--out", str(tmp_path / "o"), *words]) == 2
-        plain = dict.fromkeys(options) | {"bos": "auto"}
-        assert asked.pop() == (("piqa", place / "run/step1"), plain | given)
+        wanted = PackOptions(**{"bos": "auto"} | given)
+        assert asked.pop() == (("piqa", place / "run/step1", wanted), {})
 
 
 def test_a_pack_is_taken_as_it_is_and_refuses_what_would_change_it(place, model, tmp_path, capsys):

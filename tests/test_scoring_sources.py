@@ -12,7 +12,7 @@ from suite_documents import write_documents
 
 from fineline_jax import cli, prepare_pack
 from fineline_jax.errors import UserError
-from fineline_jax.scoring import pack, plan_table, tfds_source
+from fineline_jax.scoring import build, pack, plan_table, tfds_source
 from fineline_jax.scoring.tokenizer import open_tokenizer
 
 
@@ -146,12 +146,12 @@ def test_examples_of_tfds_in_the_columns_of_the_hub():
 def test_the_commands_of_packs_hand_their_options_on(monkeypatch, capsys):
     given = []
 
-    def prepare(**options):
-        given.append(options)
+    def prepare(suite, tokenizer, out, options):
+        given.append({"suite": suite, "tokenizer": tokenizer, "out": out, **vars(options)})
         return SimpleNamespace(requests=range_of(12_345), manifest={"tasks": [1, 2]})
 
     range_of = lambda rows: SimpleNamespace(num_rows=rows)
-    monkeypatch.setattr(pack, "prepare", prepare)
+    monkeypatch.setattr(build, "prepare", prepare)
     options = {
         "suite": "core", "tokenizer": Path("t"), "out": Path("o"), "benchmarks": Path("b"), "tfds": Path("d"),
         "bos": "never", "max_context": 7, "limit": 3, "mode": "olmes",

@@ -178,7 +178,7 @@ import os, signal, sys
 from pathlib import Path
 from fineline_jax.checkpoints import store
 from fineline_jax.recipe import from_json
-from fineline_jax.training import loop
+from fineline_jax.training import loop, observers
 
 def killed_before(owner, name, when):
     function = getattr(owner, name)
@@ -196,7 +196,7 @@ moments = [
     # A checkpoint is complete and the one before it not yet gone.
     (store.shutil, "rmtree", lambda path, **_: Path(path).name == "9.deleting"),
     # Between a step and the next.
-    (loop.Reporter, "step", lambda report, step, *_: step == 23),
+    (observers.StepMetrics, "after_step", lambda observer, step, *_: step == 23),
 ]
 for moment in moments:
     child = os.fork()
@@ -265,7 +265,7 @@ def test_sigterm_ends_the_command_at_a_step_saved_and_with_status_0(corpus, tmp_
 def test_a_checkpoint_that_cannot_be_written_is_said_in_one_line(corpus, tmp_path):
     wide = ModelConfig(vocab_size=32, width=128, layers=1, heads=2, mlp_width=256, context=LENGTH)
     (tmp_path / "recipe.json").write_text(to_json(recipe_of(corpus, model=wide)))
-    command = [sys.executable, "-m", "fineline_jax.cli", "pretrain", "recipe.json", "--run", "run"]
+    command = [sys.executable, "-m", "fineline_jax", "pretrain", "recipe.json", "--run", "run"]
     variables = os.environ | {"XLA_FLAGS": "", "JAX_ENABLE_COMPILATION_CACHE": "false"}
     limited = ["bash", "-c", 'ulimit -f 100; exec "$@"', "bash", *command]  # no file above 100 KiB
     done = subprocess.run(limited, cwd=tmp_path, env=variables, capture_output=True, text=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -128,18 +129,16 @@ def score(
     if how.distributed:
         join_processes()
     from fineline_jax.progress import counted
+    from fineline_jax.scoring.placement import scoring_mesh
+    from fineline_jax.scoring.series_loop import SeriesScorer
     from fineline_jax.scoring.watching import wait_for_first, watch_run
 
-    shard = how.shard()
+    how.check()
     if watch.watch:
         wait_for_first(Path(series[0]), watch.watch_timeout)
     opened = [selection.open(name) for name in series]
-    pack = requests.open(opened)
-
-    def start(series: "list[Series]", part: object = None) -> list[Path]:
-        return interface.score(series, pack, out, mesh=mesh, **vars(how))
-
-    count = watch_run(Path(series[0]), start, shard, watch.watch_timeout) if watch.watch else len(start(opened))
+    score_all = SeriesScorer(requests.open(opened), out, scoring_mesh(mesh, opened), how)
+    count = watch_run(Path(series[0]), score_all, watch.watch_timeout) if watch.watch else len(score_all(opened))
     # Without steps or tokens there are metrics and no curve; tokens of a step are given to `analyze`.
     known = any((one.step, one.tokens) != (None, None) for each in opened for one in each.checkpoints)
     then = "analyze" if known else "export-scores"
@@ -158,6 +157,18 @@ def lm_eval(arguments: list[str]) -> int:
 
     import fineline_jax.scoring.lm_eval_backend  # noqa: F401  registers the model
 
-    with mock.patch.object(sys, "argv", ["lm-eval", *arguments]):
-        cli_evaluate()
+    try:
+        with mock.patch.object(sys, "argv", ["lm-eval", *arguments]):
+            cli_evaluate()
+    except (ValueError, OSError) as error:
+        if not _is_of_options(error):
+            raise
+        remedy = "see `fineline lm-eval ls tasks`" if "Tasks not found" in str(error) else "see `fineline lm-eval -h`"
+        raise UserError(f"lm-eval: {' '.join(str(error).split())}; {remedy}") from error
     return 0
+
+
+def _is_of_options(error: Exception) -> bool:
+    """Whether lm-eval raised it where it reads its command line, and not where it computes."""
+    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    return raised_in.parent.parent.name == "lm_eval" and raised_in.parent.name in ("_cli", "config")

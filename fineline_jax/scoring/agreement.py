@@ -1,27 +1,43 @@
 """What several processes of one job must agree on. All of them call these, in the same order, from the main thread."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from fineline_jax.errors import UserError
 
-def from_first(value: Any) -> Any:
+
+def broadcast_from_process_0(value: Any) -> Any:
     """Process 0's `value`, which JSON can hold."""
     if jax.process_count() == 1:
         return value
     content = np.frombuffer(json.dumps(value).encode(), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
-    mine = np.zeros(size, np.uint8)
+    buffer = np.zeros(size, np.uint8)
     if jax.process_index() == 0:
-        mine[:] = content
-    return json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(mine))))
+        buffer[:] = content
+    return json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(buffer))))
 
 
-def all_true(mine: bool) -> bool:
-    """Whether `mine` holds on every process."""
+def all_true(value: bool) -> bool:
+    """Whether `value` is true on every process."""
     if jax.process_count() == 1:
-        return mine
-    return bool(np.all(multihost_utils.process_allgather(np.int32(mine))))
+        return value
+    return bool(np.all(multihost_utils.process_allgather(np.int32(value))))
+
+
+def check_on_process_0(check: Callable[[], None]) -> None:
+    """Run `check` on process 0; a UserError of it is raised by all."""
+    message = ""
+    if jax.process_index() == 0:
+        try:
+            check()
+        except UserError as error:
+            message = str(error)
+    message = broadcast_from_process_0(message)
+    if message:
+        raise UserError(message)

@@ -1,8 +1,8 @@
 """The scoring step: log-probabilities of given tokens, in float32, without ever holding all logits.
 
-A place of a row whose output predicts a scored token is a parent; a parent and a target are a pair. The vocabulary is
-met once per parent, however many targets it has: that gives the normaliser and the arg-max. The logit of each target
-is one inner product more.
+A position of a row whose output predicts a scored token is a parent. Logits over the vocabulary are computed once per
+parent, however many targets it has: that gives the normaliser and the arg-max. The logit of each target is one inner
+product more.
 """
 
 import functools
@@ -22,8 +22,7 @@ CPU_BLOCK, ACCELERATOR_BLOCK = 256, 1 << 16
 """Tokens of the vocabulary whose logits exist at a time: on a CPU so few that they never leave its cache."""
 
 
-@functools.lru_cache(maxsize=8)
-def score_step(config: ModelConfig, mesh: jax.sharding.Mesh, dtype: str, attend: attention.Implementation) -> Callable:
+def score_step(config: ModelConfig, dtype: str, attend: attention.Implementation) -> Callable:
     """A jitted (params, tokens, positions, targets) -> (logp, greedy), compiled once per shape of the batch.
 
     tokens int32 [rows, length]; positions, targets int32 [rows, targets], target -1: nothing. logp float32
@@ -34,10 +33,10 @@ def score_step(config: ModelConfig, mesh: jax.sharding.Mesh, dtype: str, attend:
     def step(
         params: decoder.Params, tokens: jax.Array, positions: jax.Array, targets: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        places = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-        places = jax.reshard(places, P(BATCH, None))
+        depth = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+        depth = jax.reshard(depth, P(BATCH, None))
         hidden = decoder.hidden_states(
-            config, params, tokens, places, attention.causal(attend), dtype=jnp.dtype(dtype), remat="none"
+            config, params, tokens, depth, attention.causal(attend), dtype=jnp.dtype(dtype), remat="none"
         )
 
         def local(hidden, positions, targets, head):
@@ -52,10 +51,7 @@ def score_step(config: ModelConfig, mesh: jax.sharding.Mesh, dtype: str, attend:
     return jax.jit(step)
 
 
-@functools.lru_cache(maxsize=8)
-def tree_step(
-    config: ModelConfig, mesh: jax.sharding.Mesh, dtype: str, attend: tree_attention.Implementation
-) -> Callable:
+def tree_step(config: ModelConfig, dtype: str, attend: tree_attention.Implementation) -> Callable:
     """A jitted (params, tokens, depth, end, parents) -> hidden over prefix-tree rows.
 
     tokens, depth, end int32 [rows, length] as of `prefix_tree.Plan`. parents int32 [shards, parents], a line per batch
@@ -73,30 +69,30 @@ def tree_step(
     return jax.jit(step)
 
 
-@functools.lru_cache(maxsize=8)
-def pair_step(config: ModelConfig, mesh: jax.sharding.Mesh) -> Callable:
-    """A jitted (params, hidden, places, used, pairs, targets) -> (logp, greedy), which meets the vocabulary with the
-    parents of several steps at once: the fewer times, the fewer places of a block of parents are left empty.
+def vocabulary_step(config: ModelConfig) -> Callable:
+    """A jitted (params, hidden, positions, used, parents, targets) -> (logp, greedy), which computes the logits of the
+    parents of several steps at once: the fewer times, the fewer positions of a block of parents are left empty.
 
-    hidden: of each step, [shards, parents, width]. The others have a line per batch shard: places int32
-    [shards, places], indices into the shard's parents of all steps laid end to end; used int32 [shards, 1], how many of
-    them count; pairs, targets int32 [shards, pairs], the index of each pair's parent in `places` and its token, -1:
-    nothing. logp, greedy [shards, pairs] as of `score_step`.
+    hidden: of each step, [shards, parents, width]. The others have a line per batch shard: positions int32
+    [shards, positions], indices into the shard's parents of all steps laid end to end; used int32 [shards, 1], how many
+    of them count; parents, targets int32 [shards, targets], the index of each target's parent in `positions` and its
+    token, -1: nothing. logp, greedy [shards, targets] as of `score_step`.
     """
 
     def step(
         params: decoder.Params,
         hidden: Sequence[jax.Array],
-        places: jax.Array,
+        positions: jax.Array,
         used: jax.Array,
-        pairs: jax.Array,
+        parents: jax.Array,
         targets: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
-        def local(hidden, places, used, pairs, targets, head):
-            found = log_probabilities(hidden[0][places[0]], used[0, 0], pairs[0], targets[0], head)
+        def local(hidden, positions, used, parents, targets, head):
+            found = log_probabilities(hidden[0][positions[0]], used[0, 0], parents[0], targets[0], head)
             return tuple(x[None] for x in found)
 
-        return _on_each_device(local, config, params, jnp.concatenate(hidden, axis=1), places, used, pairs, targets)
+        of_all_steps = jnp.concatenate(hidden, axis=1)
+        return _on_each_device(local, config, params, of_all_steps, positions, used, parents, targets)
 
     return jax.jit(step)
 
@@ -117,18 +113,19 @@ def _on_each_device(
 
 
 def log_probabilities(
-    hidden: jax.Array, used: jax.Array | int, pairs: jax.Array, targets: jax.Array, head: jax.Array
+    hidden: jax.Array, used: jax.Array | int, parents: jax.Array, targets: jax.Array, head: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """(logp, greedy) [pairs] of a device's parents, inside `shard_map`; the vocabulary is split over `tensor`.
+    """(logp, greedy) [targets] of a device's parents, inside `shard_map`; the vocabulary is split over `tensor`.
 
-    hidden [parents, width], of which the first `used` count; pairs, targets [pairs]; head [width, the device's
-    vocabulary]. Collectives are left to the end: devices go round the loops different numbers of times.
+    hidden [parents, width], of which the first `used` count; parents, targets [targets]: the index of each target's
+    parent in `hidden` and its token, -1: nothing; head [width, the device's vocabulary]. Collectives are left to the
+    end: devices go round the loops different numbers of times.
     """
     first = jax.lax.axis_index("tensor") * head.shape[1]
     *many, few = block_sizes(len(hidden))
     hidden = jnp.pad(hidden, ((0, -len(hidden) % few), (0, 0)))
 
-    def meet_vocabulary(size: int, i: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def compute_logits(size: int, i: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         found = _normalisers(jax.lax.dynamic_slice_in_dim(hidden, i * size, size), head)
         return tuple(jax.lax.dynamic_update_slice(a, b, (i * size,)) for a, b in zip(state, found, strict=True))
 
@@ -137,7 +134,7 @@ def log_probabilities(
     done = 0
     for size in (*many, few):
         until = used // size if size > few else -(-used // size)
-        state = jax.lax.fori_loop(done // size, until, functools.partial(meet_vocabulary, size), state)
+        state = jax.lax.fori_loop(done // size, until, functools.partial(compute_logits, size), state)
         done = until * size
     largest, total, best = state
     over_all = jax.lax.pmax(largest, "tensor")
@@ -145,15 +142,15 @@ def log_probabilities(
     best = jax.lax.pmin(jnp.where(largest == over_all, best + first, jnp.iinfo(jnp.int32).max), "tensor")
     normaliser = over_all + jnp.log(jnp.maximum(total, jnp.finfo(jnp.float32).tiny))
 
-    mine = (targets >= first) & (targets < first + head.shape[1])
-    logit = _logits_of_pairs(hidden, pairs, jnp.where(mine, targets - first, 0), head)
-    logit = jax.lax.psum(jnp.where(mine, logit, 0.0), "tensor")
+    is_local = (targets >= first) & (targets < first + head.shape[1])
+    logit = _logits_of_targets(hidden, parents, jnp.where(is_local, targets - first, 0), head)
+    logit = jax.lax.psum(jnp.where(is_local, logit, 0.0), "tensor")
     nothing = targets < 0
-    return jnp.where(nothing, 0.0, logit - normaliser[pairs]), nothing | (best[pairs] == targets)
+    return jnp.where(nothing, 0.0, logit - normaliser[parents]), nothing | (best[parents] == targets)
 
 
 def block_sizes(parents: int) -> list[int]:
-    """Sizes of the blocks in which so many parents meet the vocabulary, the last one for what the others leave.
+    """Sizes of the blocks in which the logits of so many parents are computed, the last one for what the others leave.
 
     All but the last are smaller than `parents`: XLA takes the work of a loop that can only go round once out of the
     loop, and then does it also where the loop would go round not at all.
@@ -164,7 +161,7 @@ def block_sizes(parents: int) -> list[int]:
 
 def _normalisers(hidden: jax.Array, head: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Of logits = hidden [n, width] @ head [width, vocabulary]: the largest, the sum of exp(logits - largest), and the
-    first place of the largest, each [n]; a block of the vocabulary at a time."""
+    index of the first largest, each [n]; a block of the vocabulary at a time."""
     vocabulary = head.shape[1]
     block = min(CPU_BLOCK if jax.default_backend() == "cpu" else ACCELERATOR_BLOCK, vocabulary)
 
@@ -173,13 +170,13 @@ def _normalisers(hidden: jax.Array, head: jax.Array) -> tuple[jax.Array, jax.Arr
         start = jnp.minimum(i * block, vocabulary - block)  # the last block overlaps the one before it
         columns = jax.lax.dynamic_slice_in_dim(head, start, block, axis=1)
         logits = jnp.dot(hidden, columns, preferred_element_type=jnp.float32)
-        place = jnp.arange(block, dtype=jnp.float32)  # XLA's CPU backend finds the largest of floats fast
+        index = jnp.arange(block, dtype=jnp.float32)  # XLA's CPU backend finds the largest of floats fast
         if vocabulary % block:
-            logits = jnp.where(place >= i * block - start, logits, -jnp.inf)
+            logits = jnp.where(index >= i * block - start, logits, -jnp.inf)
         here = jnp.max(logits, axis=1)
         new = jnp.maximum(largest, here)
         part = jnp.sum(jnp.exp(logits - new[:, None]), axis=1)
-        from_end = jnp.max(jnp.where(logits == here[:, None], block - place, 0.0), axis=1)
+        from_end = jnp.max(jnp.where(logits == here[:, None], block - index, 0.0), axis=1)
         at = start + block - from_end.astype(jnp.int32)
         return new, total * jnp.exp(largest - new) + part, jnp.where(here > largest, at, best)
 
@@ -189,14 +186,14 @@ def _normalisers(hidden: jax.Array, head: jax.Array) -> tuple[jax.Array, jax.Arr
     return jax.lax.fori_loop(0, -(-vocabulary // block), add, state)
 
 
-def _logits_of_pairs(hidden: jax.Array, places: jax.Array, targets: jax.Array, head: jax.Array) -> jax.Array:
-    """float32 [pairs]: hidden[place] . head[:, target]"""
+def _logits_of_targets(hidden: jax.Array, parents: jax.Array, targets: jax.Array, head: jax.Array) -> jax.Array:
+    """float32 [targets]: hidden[parent] . head[:, target]"""
 
-    def some(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
-        place, target = pair
-        return jnp.sum(hidden[place].astype(jnp.float32) * head[:, target].T.astype(jnp.float32), axis=1)
+    def some(block: tuple[jax.Array, jax.Array]) -> jax.Array:
+        parent, target = block
+        return jnp.sum(hidden[parent].astype(jnp.float32) * head[:, target].T.astype(jnp.float32), axis=1)
 
-    count = places.size
+    count = parents.size
     size = min(max(PARENTS), count)
     cut = lambda x: jnp.pad(x, (0, -count % size)).reshape(-1, size)
-    return jax.lax.map(some, (cut(places), cut(targets))).reshape(-1)[:count]
+    return jax.lax.map(some, (cut(parents), cut(targets))).reshape(-1)[:count]

@@ -1,6 +1,7 @@
 """Scoring the kept checkpoints of a run in memory, while it trains."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,21 +15,17 @@ from fineline_jax.checkpoints.series import Series
 from fineline_jax.errors import UserError
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.scoring import scores
-from fineline_jax.scoring.agreement import from_first
+from fineline_jax.scoring.agreement import broadcast_from_process_0
+from fineline_jax.scoring.compatibility import check_tokenizer_folder, model_context
+from fineline_jax.scoring.dispatch import Scorer
 from fineline_jax.scoring.pack import Pack, load
-from fineline_jax.scoring.scorer import (
-    ENGINE,
-    check_tokenizer_folder,
-    model_context,
-    pick_engine,
-    recognised,
-    score_params,
-)
+from fineline_jax.scoring.scorer import make_scorer
+from fineline_jax.scoring.series_loop import is_scored, make_header, make_key
 
 
 @dataclasses.dataclass(frozen=True)
-class ScoreKept:
-    """An `on_kept` of `training.loop.pretrain`: the score files are those that `fineline score RUN` would write."""
+class ScoreInTraining:
+    """For `training.observers.AtKeptCheckpoints`: the score files are those that `fineline score RUN` would write."""
 
     run: Path
     config: ModelConfig
@@ -36,10 +33,11 @@ class ScoreKept:
     out: Path
     dtype: str = "float32"
 
-    def __call__(self, step: int, params: dict) -> Callable[[], None] | None:
-        """Score the parameters where they are; writes when called again. None: the checkpoint is scored already."""
-        if from_first(self._is_scored(step)):
-            return None
+    def __call__(self, step: int, params: dict, wait: Callable[[], None]) -> None:
+        """Score the parameters where they are, unless that is done; written when `wait()` says that the checkpoint is
+        complete."""
+        if broadcast_from_process_0(self._is_scored(step)):
+            return
         tokenizer = self.run / "tokenizer"
         if tokenizer.is_dir():
             check_tokenizer_folder(self.pack, tokenizer, str(self.run))
@@ -47,45 +45,42 @@ class ScoreKept:
         start = time.perf_counter()
         with jax.set_mesh(mesh):
             cast = jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(self.dtype)), params)
-        loglikelihood, is_greedy = score_params(self.pack, self.config, cast, mesh, self.dtype)
+        loglikelihood, is_greedy = self.scorer_on(mesh)(cast)
         seconds = time.perf_counter() - start
-
-        def write() -> None:
-            if jax.process_index() != 0:
-                return
-            opened = self._open(step)
-            [checkpoint] = opened.checkpoints
-            scores.keep_pack(self.out, self.pack)
-            header = scores.Header(
-                checkpoint.series,
-                checkpoint.name,
-                checkpoint.step,
-                checkpoint.tokens,
-                model_context(self.pack, self.config),
-                self._key(weights_hash(checkpoint)),
-                stat_signature(checkpoint),
-                *pick_engine(self.config),
-                opened.location,
-            )
-            scores.write(self.out, scores.Scores(header, loglikelihood, is_greedy))
-            line = {"series": checkpoint.series, "checkpoint": checkpoint.name, "requests": len(loglikelihood)}
-            scores.note(self.out, line | {"model_seconds": round(seconds, 3)})
-
-        return write
+        wait()
+        if jax.process_index() != 0:
+            return
+        opened = self._open(step)
+        [checkpoint] = opened.checkpoints
+        scores.keep_pack(self.out, self.pack)
+        key = self._key(weights_hash(checkpoint))
+        header = make_header(opened, checkpoint, self.config, self.pack, key, stat_signature(checkpoint))
+        scores.write(self.out, scores.Scores(header, loglikelihood, is_greedy))
+        line = {"series": checkpoint.series, "checkpoint": checkpoint.name, "requests": len(loglikelihood)}
+        scores.note(self.out, line | {"model_seconds": round(seconds, 3)})
 
     def _is_scored(self, step: int) -> bool:
         try:
             [checkpoint] = self._open(step).checkpoints
         except UserError:
             return False  # being written
-        return recognised(scores.header_of(self.out, checkpoint.series, checkpoint.name), checkpoint, self._key)
+        return is_scored(scores.header_of(self.out, checkpoint.series, checkpoint.name), checkpoint, self._key)
 
     def _open(self, step: int) -> Series:
         """The series of this one checkpoint."""
         return open_series(str(self.run / "checkpoints" / str(step)))
 
-    def _key(self, weights: str) -> scores.Key:
-        return scores.Key(weights, self.pack.hash, self.dtype, self.pack.manifest["bos"], ENGINE)
+    def _key(self, weights_hash: str) -> scores.Key:
+        return make_key(weights_hash, self.pack, self.dtype)
+
+    @functools.cached_property
+    def scorer_on(self) -> Callable[[jax.sharding.Mesh], Scorer]:
+        """The scorer of the model on a mesh. The last one is kept: a run makes it once."""
+        return functools.lru_cache(maxsize=1)(self._make_scorer)
+
+    def _make_scorer(self, mesh: jax.sharding.Mesh) -> Scorer:
+        context = model_context(self.pack, self.config)
+        return make_scorer(self.pack.request_tokens, self.config, mesh, self.dtype, context=context)
 
 
 def open_pack(score: str, tokenizer: Path, benchmarks: Path | None) -> Pack:

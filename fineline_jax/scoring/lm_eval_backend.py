@@ -6,7 +6,6 @@
 Importing this module registers the name `fineline` with lm-eval.
 """
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from typing import Any
 import jax
 import lm_eval.models  # noqa: F401  registers lm-eval's own models, which it does only while there are none
 import numpy as np
-import pyarrow as pa
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
@@ -26,9 +24,9 @@ from fineline_jax.checkpoints.series import Checkpoint, Series
 from fineline_jax.errors import UserError
 from fineline_jax.recipe import MeshShape
 from fineline_jax.scoring.encode import Encoder, Tokens
-from fineline_jax.scoring.pack import Pack
+from fineline_jax.scoring.pack import Ragged, RequestTokens
 from fineline_jax.scoring.placement import scoring_mesh
-from fineline_jax.scoring.scorer import score_params
+from fineline_jax.scoring.scorer import make_scorer
 from fineline_jax.tokenizers.open import Bos, open_tokenizer
 
 
@@ -119,19 +117,19 @@ class FinelineLM(TemplateLM):
         """(log p(continuation | context), whether it is the greedy one) of each request."""
         pairs: list[Any] = [request.args for request in requests]
         encoded = self.encoder.pairs(pairs)
-        return self._score(_pack(encoded, [_task(request) for request in requests], *self._decisive))
+        return self._score(encoded, [_task(request) for request in requests])
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """log p(text) of each request, in disjoint windows with as much left context as fits."""
         texts = self.encoder.texts([request.args[0] for request in requests])
-        pack = _pack([(None, tokens) for tokens in texts], [_task(request) for request in requests], *self._decisive)
-        return [loglikelihood for loglikelihood, _ in self._score(pack)]
+        scored = self._score([(None, tokens) for tokens in texts], [_task(request) for request in requests])
+        return [loglikelihood for loglikelihood, _ in scored]
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
         encoded = [(np.array(context, np.int32), np.array(tokens, np.int32)) for _, context, tokens in requests]
-        return self._score(_pack(encoded, [""] * len(requests), *self._decisive))
+        return self._score(encoded, [""] * len(requests))
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Raises UserError: nothing is generated here."""
@@ -148,21 +146,17 @@ class FinelineLM(TemplateLM):
             "model_sha": "",
         }
 
-    @property
-    def _decisive(self) -> tuple[int, int | None]:
-        return self.encoder.prefix, self._max_length
-
-    def _score(self, pack: Pack) -> list[tuple[float, bool]]:
-        with progress.bar(f"score {self.checkpoint.name}", pack.requests.num_rows, "requests") as advance:
-            loglikelihood, is_greedy = score_params(
-                pack,
-                self.config,
-                self.params,
-                self.mesh,
-                self.dtype,
-                batch_tokens=self.batch_tokens,
-                advance=advance,
-            )
+    def _score(self, encoded: Sequence[tuple[Tokens | None, Tokens]], tasks: Sequence[str]) -> list[tuple[float, bool]]:
+        scorer = make_scorer(
+            request_tokens(encoded, tasks, self.encoder.prefix),
+            self.config,
+            self.mesh,
+            self.dtype,
+            context=self.max_length,
+            batch_tokens=self.batch_tokens,
+        )
+        with progress.bar(f"score {self.checkpoint.name}", len(encoded), "requests") as advance:
+            loglikelihood, is_greedy = scorer(self.params, advance)
         return list(zip(loglikelihood.tolist(), is_greedy.tolist(), strict=True))
 
 
@@ -181,33 +175,25 @@ def _task(request: Instance) -> str:
     return request.task_name or ""
 
 
-def _pack(
-    encoded: Sequence[tuple[Tokens | None, Tokens]], tasks: Sequence[str], prefix: int, max_context: int | None
-) -> Pack:
-    """A request pack of bare tokens, which is all the engine reads; context None: a text scored as a whole."""
+def request_tokens(encoded: Sequence[tuple[Tokens | None, Tokens]], tasks: Sequence[str], prefix: int) -> RequestTokens:
+    """What the engine reads of (context, continuation) pairs; context None: a text scored whole, after `prefix`."""
     rows: dict[bytes, int] = {}
     contexts: list[Tokens] = []
-    places = []
+    context_row = []
     for context, _ in encoded:
-        place = -1 if context is None else rows.setdefault(context.tobytes(), len(rows))
-        if context is not None and place == len(contexts):
+        row = -1 if context is None else rows.setdefault(context.tobytes(), len(rows))
+        if context is not None and row == len(contexts):
             contexts.append(context)
-        places.append(place)
-    requests = pa.table(
-        {
-            "task": pa.array(tasks, pa.string()).dictionary_encode(),
-            "context": pa.array(places, pa.int32()),
-            "tokens": _lists([tokens for _, tokens in encoded]),
-        }
+        context_row.append(row)
+    number = {task: index for index, task in enumerate(dict.fromkeys(tasks))}
+    return RequestTokens(
+        contexts=_ragged([*contexts, np.array([prefix], np.int32)]),
+        continuations=_ragged([tokens for _, tokens in encoded]),
+        context_row=np.array([len(contexts) if row < 0 else row for row in context_row], np.int32),
+        task=np.array([number[task] for task in tasks], np.int32),
     )
-    digest = hashlib.sha256(repr((places, list(tasks), prefix, max_context)).encode())
-    for tokens in [*contexts, *(tokens for _, tokens in encoded)]:
-        digest.update(len(tokens).to_bytes(8, "little") + tokens.tobytes())
-    manifest = {"hash": digest.hexdigest(), "prefix_token": prefix, "max_context": max_context, "mode": "lm-eval"}
-    return Pack(manifest, pa.table({"tokens": _lists(contexts)}), requests, pa.table({}))
 
 
-def _lists(rows: Sequence[Tokens]) -> pa.Array:
-    offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+def _ragged(rows: Sequence[Tokens]) -> Ragged:
     values = np.concatenate([*rows, np.zeros(0, np.int32)])
-    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values, pa.int32()))
+    return Ragged(values, np.cumsum([0, *map(len, rows)], dtype=np.int64))

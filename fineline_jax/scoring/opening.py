@@ -18,7 +18,7 @@ from fineline_jax.checkpoints.series import Checkpoint
 from fineline_jax.checkpoints.transfer import DiskFullError, FetchError, stopped
 from fineline_jax.errors import UserError
 from fineline_jax.models.config import ModelConfig
-from fineline_jax.scoring.agreement import all_true, from_first
+from fineline_jax.scoring.agreement import all_true, broadcast_from_process_0
 from fineline_jax.scoring.placement import memory_of_device
 from fineline_jax.tokenizers.open import UnreadableTokenizer
 
@@ -26,17 +26,22 @@ SHARE_OF_DEVICE = 0.6
 """Two sets of parameters may take this share of a device's memory; the rest is for activations."""
 
 
+DAMAGE = (UserError, OSError, ValueError, jax.errors.JaxRuntimeError)
+"""What readers, and JAX on the way to the devices, raise for files that are damaged. Anything else is a mistake in the
+program and ends it with its traceback."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Opened:
     """A checkpoint on the devices."""
 
     checkpoint: Checkpoint
-    weights: str
-    """`checkpoint_load.weights_hash`"""
-    version: str
-    """`checkpoint_load.stat_signature`"""
+    weights_hash: str
+    """`load.weights_hash`"""
+    stat_signature: str
+    """`load.stat_signature`"""
     model: tuple[ModelConfig, dict[str, Any]] | None
-    """Config and parameters; None: not wanted, which the identity decided."""
+    """Config and parameters; None: not wanted, which the hash decided."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +61,8 @@ def open_each(
 ) -> Iterator[Opened | Failed]:
     """Each checkpoint in order. Its parameters are freed when the next one is asked for.
 
-    wanted(checkpoint, identity): whether the parameters are to be loaded. check(checkpoint) comes first; what it raises
-    ends the iteration, while a checkpoint that cannot be read is passed over as `Failed`.
+    wanted(checkpoint, weights_hash): whether the parameters are to be loaded. check(checkpoint) comes first; what it
+    raises ends the iteration, while a checkpoint that cannot be read (`DAMAGE`) is passed over as `Failed`.
     The next checkpoint is opened by a thread meanwhile, unless the devices have no room for two. With several processes
     each one's thread reads its own shards, and process 0 decides afterwards whether they are wanted. A checkpoint of a
     run is then only hashed ahead: Orbax runs collectives, whose order must be the same everywhere.
@@ -77,7 +82,7 @@ def open_each(
     with ThreadPoolExecutor(1, thread_name_prefix="open") as pool:
         try:
             pending = pool.submit(ahead, checkpoints[0]) if checkpoints else None
-            for place, checkpoint in enumerate(checkpoints):
+            for position, checkpoint in enumerate(checkpoints):
                 assert pending is not None
                 try:
                     found = pending.result() if alone else _load_together(checkpoint, pending, mesh, dtype)
@@ -88,7 +93,7 @@ def open_each(
                 if isinstance(found, Failed):
                     checkpoint_load.discard(checkpoint)
                 params = found.model[1] if isinstance(found, Opened) and found.model is not None else None
-                following = checkpoints[place + 1] if place + 1 < len(checkpoints) else None
+                following = checkpoints[position + 1] if position + 1 < len(checkpoints) else None
                 at_once = following is not None and (not _loads_alone(following) or _room_for_two(params))
                 if following is not None and at_once:
                     pending = pool.submit(ahead, following)
@@ -112,7 +117,7 @@ _UNREAD: tuple[Any, dict[str, Any]] = (None, {})
 def _hash(
     checkpoint: Checkpoint, wanted: Callable[[Checkpoint, str], bool], check: Callable[[Checkpoint], None]
 ) -> Opened | Failed:
-    """The checkpoint with its identity; its model is still to be read where it is wanted."""
+    """The checkpoint with its hash; its model is still to be read where it is wanted."""
     if jax.process_index() != 0:
         return Opened(checkpoint, "", "", None)
     try:
@@ -120,11 +125,11 @@ def _hash(
     except (FetchError, UnreadableTokenizer) as error:  # a wrong tokenizer ends it, one that is not to be had does not
         return Failed(checkpoint, _reason(error))
     try:
-        version = checkpoint_load.stat_signature(checkpoint)
-        weights = checkpoint_load.weights_hash(checkpoint)
-    except Exception as error:
+        stat_signature = checkpoint_load.stat_signature(checkpoint)
+        weights_hash = checkpoint_load.weights_hash(checkpoint)
+    except DAMAGE as error:
         return Failed(checkpoint, _reason(error))
-    return Opened(checkpoint, weights, version, _UNREAD if wanted(checkpoint, weights) else None)
+    return Opened(checkpoint, weights_hash, stat_signature, _UNREAD if wanted(checkpoint, weights_hash) else None)
 
 
 def _load(found: Opened | Failed, mesh: jax.sharding.Mesh, dtype: str) -> Opened | Failed:
@@ -137,52 +142,54 @@ def _load(found: Opened | Failed, mesh: jax.sharding.Mesh, dtype: str) -> Opened
         if jax.process_count() == 1:
             raise  # it would be the same for all others
         return Failed(found.checkpoint, _reason(error))
-    except Exception as error:
+    except DAMAGE as error:
         return Failed(found.checkpoint, _reason(error))
     return dataclasses.replace(found, model=model)
 
 
 def _fetch(checkpoint: Checkpoint) -> None:
-    """Download it ahead; what goes wrong is told when it is opened."""
+    """Download it ahead; what goes wrong shows when it is opened."""
     with contextlib.suppress(UserError):
         checkpoint_load.fetch(checkpoint)
 
 
 def _loads_alone(checkpoint: Checkpoint) -> bool:
-    """Whether a process reads its shards without a word to the others."""
+    """Whether a process reads its shards without the others."""
     return checkpoint.kind == "hf" or jax.process_count() == 1
 
 
 def _load_together(
     checkpoint: Checkpoint, pending: Future[Opened | Failed], mesh: jax.sharding.Mesh, dtype: str
 ) -> Opened | Failed:
-    """All processes do what process 0 found: load, pass over, or stop."""
-    mine: Opened | Failed = Failed(checkpoint, "")
+    """All processes do what process 0 decides: load, pass over, or stop."""
+    own: Opened | Failed = Failed(checkpoint, "")
     try:
-        mine = pending.result()
-        if isinstance(mine, Failed):
-            told = {"failed": mine.reason}
+        own = pending.result()
+        if isinstance(own, Failed):
+            decision = {"failed": own.reason}
         else:
-            told = {"weights": mine.weights, "version": mine.version, "wanted": mine.model is not None}
+            wanted = own.model is not None
+            decision = {"weights_hash": own.weights_hash, "stat_signature": own.stat_signature, "wanted": wanted}
     except UserError as error:
-        told = {"stop": str(error)}
-    told = from_first(told)
-    if "stop" in told:
-        raise UserError(told["stop"])
-    if "failed" in told:
-        _drop(mine)
-        return Failed(checkpoint, told["failed"])
-    if not told["wanted"]:
-        _drop(mine)
-        return Opened(checkpoint, told["weights"], told["version"], None)
-    if isinstance(mine, Opened):
-        mine = dataclasses.replace(mine, weights=told["weights"], version=told["version"])
-        if not _is_read(mine):
-            mine = _load(dataclasses.replace(mine, model=_UNREAD), mesh, dtype)
-    if all_true(isinstance(mine, Opened)):
-        return mine
-    _drop(mine)
-    return mine if isinstance(mine, Failed) else Failed(checkpoint, "another process could not open it; see its log")
+        decision = {"stop": str(error)}
+    decision = broadcast_from_process_0(decision)
+    if "stop" in decision:
+        raise UserError(decision["stop"])
+    if "failed" in decision:
+        _drop(own)
+        return Failed(checkpoint, decision["failed"])
+    identity = decision["weights_hash"], decision["stat_signature"]
+    if not decision["wanted"]:
+        _drop(own)
+        return Opened(checkpoint, *identity, None)
+    if isinstance(own, Opened):
+        own = Opened(checkpoint, *identity, own.model)
+        if not _is_read(own):
+            own = _load(dataclasses.replace(own, model=_UNREAD), mesh, dtype)
+    if all_true(isinstance(own, Opened)):
+        return own
+    _drop(own)
+    return own if isinstance(own, Failed) else Failed(checkpoint, "another process could not open it; see its log")
 
 
 def _is_read(found: Opened | Failed) -> bool:

@@ -52,12 +52,15 @@ class ScoreOptions:
 
     def check(self) -> None:
         """Raise UserError if no step can have so few tokens, or the part cannot be determined."""
-        if self.batch_tokens is not None and self.batch_tokens < 1:
-            raise UserError(
-                f"--batch-tokens {self.batch_tokens} must be at least 1; leave it out for one that fits the devices"
-            )
+        check_batch_tokens(self.batch_tokens)
         self.shard()
 
     def shard(self, environment: Mapping[str, str] = os.environ) -> JobShard:
         """The checkpoints that this process scores. Raises UserError as `job_shard`."""
         return job_shard(self.part, environment, distributed=self.distributed)
+
+
+def check_batch_tokens(batch_tokens: int | None) -> None:
+    """Raise UserError if no step can have so few tokens."""
+    if batch_tokens is not None and batch_tokens < 1:
+        raise UserError(f"--batch-tokens {batch_tokens} must be at least 1; leave it out for one that fits the devices")

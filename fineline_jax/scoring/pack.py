@@ -89,7 +89,7 @@ class RequestTokens:
     """The tokens of all requests: what an engine reads of a pack."""
 
     contexts: Ragged
-    """int32 tokens of each distinct context; the last row is the prefix token, which a text scored as a whole follows"""
+    """int32 tokens of each distinct context; the last row is the prefix token, which texts scored as a whole follow"""
     continuations: Ragged
     """int32 tokens of each request; of a text scored as a whole (loglikelihood_rolling) all of them"""
     context_row: np.ndarray

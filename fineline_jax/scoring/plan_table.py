@@ -1,11 +1,12 @@
 """What the prefix tree saves on each task of a pack, as a table to print."""
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
 
-from fineline_jax.scoring.pack import Pack, Ragged
-from fineline_jax.scoring.prefix_tree import Statistics, plan, request_sources, statistics
+from fineline_jax.scoring.pack import Pack, Ragged, RequestTokens
+from fineline_jax.scoring.prefix_tree import Statistics, plan, statistics
 
 HEADER = ("task", "requests", "rows", "length", "unique tokens", "fed / unique", "one by one / fed")
 
@@ -13,7 +14,7 @@ HEADER = ("task", "requests", "rows", "length", "unique tokens", "fed / unique",
 def plan_table(pack: Pack, context: int, row_length: int) -> list[tuple[str, ...]]:
     """Lines of text under HEADER: one per group of tasks, and per task of no group, each planned by itself.
 
-    context: tokens the model reads; row_length: of the longest row. Unused places of rows count as fed.
+    context: tokens the model reads; row_length: of the longest row. Unused positions of rows count as fed.
     """
     grouped = {task for group in pack.manifest["groups"] for task in group["tasks"]}
     entries = [(row["group"], row["tasks"]) for row in pack.manifest["groups"]]
@@ -24,26 +25,23 @@ def plan_table(pack: Pack, context: int, row_length: int) -> list[tuple[str, ...
 def _planned(
     pack: Pack, entries: list[tuple[str, list[str]]], context: int, row_length: int
 ) -> Iterator[tuple[str, tuple[int, Statistics]]]:
-    contexts, rows, trees, names = request_sources(pack)
+    names = pack.request_tasks.dictionary.to_pylist()
     for name, tasks in entries:
-        chosen = np.flatnonzero(np.isin(trees, [names.index(task) for task in tasks]))
-        made = plan(
-            contexts,
-            taken(pack.continuation_tokens, chosen),
-            rows[chosen],
-            trees[chosen],
-            context,
-            row_length=row_length,
-        )
+        chosen = np.flatnonzero(np.isin(pack.request_tokens.task, [names.index(task) for task in tasks]))
+        made = plan(chosen_requests(pack.request_tokens, chosen), context, row_length=row_length)
         yield name, (len(chosen), statistics(made))
 
 
-def taken(ragged: Ragged, rows: np.ndarray) -> Ragged:
-    """Some rows of it."""
-    lengths = np.diff(ragged.offsets)[rows]
+def chosen_requests(requests: RequestTokens, rows: np.ndarray) -> RequestTokens:
+    """Some of the requests."""
+    ragged = requests.continuations
+    lengths = ragged.lengths[rows]
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    places = np.arange(offsets[-1]) + np.repeat(ragged.offsets[rows] - offsets[:-1], lengths)
-    return Ragged(ragged.values[places], offsets)
+    positions = np.arange(offsets[-1]) + np.repeat(ragged.offsets[rows] - offsets[:-1], lengths)
+    continuations = Ragged(ragged.values[positions], offsets)
+    return dataclasses.replace(
+        requests, continuations=continuations, context_row=requests.context_row[rows], task=requests.task[rows]
+    )
 
 
 def _line(name: str, requests: int, found: Statistics) -> tuple[str, ...]:

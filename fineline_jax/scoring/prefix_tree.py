@@ -8,9 +8,10 @@ ancestors of its first new node, so every row stands alone. In a row
     depth[k]   is the position of token k in its request,
     end[k]     is the first index after the subtree of token k, so that query q sees key k iff k <= q < end[k].
 
-A row may be much longer than the model's context: positions are depths. Unused places of a row see only themselves.
+A row may be much longer than the model's context: positions are depths. Unused positions of a row see only themselves.
 
-A scored token is a pair (its parent's place, target). Requests that ask for the same pair share it.
+A target is a token that is scored, below the position that predicts it (its parent). Requests with the same target at
+the same parent share it.
 
 Only numpy is needed here. `trie` makes the trees, `tree_packing` decides what goes into which row.
 """
@@ -21,7 +22,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from fineline_jax.scoring.pack import Pack, Ragged
+from fineline_jax.scoring.pack import RequestTokens
 from fineline_jax.scoring.tree_packing import Run, fit
 from fineline_jax.scoring.trie import Tree, build_tree, ranges, subtree_ends
 
@@ -32,7 +33,7 @@ MULTIPLE = 256
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Rows, and how the log-probabilities of their pairs make those of requests."""
+    """Rows, and how the log-probabilities of their targets make those of requests."""
 
     tokens: np.ndarray
     """int32 [rows, length], 0 where unused"""
@@ -41,15 +42,15 @@ class Plan:
     end: np.ndarray
     """int32 [rows, length]: query q of the row sees key k iff k <= q < end[k]; q + 1 where unused"""
     used: np.ndarray
-    """int32 [rows]: places in use, the first ones of a row; 0 for rows added to complete a group"""
-    pair_offsets: np.ndarray
-    """int64 [rows + 1]: pairs pair_offsets[r] to pair_offsets[r + 1] are those of row r"""
-    pair_parent: np.ndarray
-    """int32 [pairs]: the place in its row whose output predicts the target; ascending in each row"""
-    pair_target: np.ndarray
-    """int32 [pairs]: the token to be predicted; ascending for one parent"""
-    token_pair: np.ndarray
-    """int64 [scored tokens]: the pair of each token of the continuations, in the pack's order"""
+    """int32 [rows]: positions in use, the first ones of a row; 0 for rows added to complete a group"""
+    target_offsets: np.ndarray
+    """int64 [rows + 1]: targets target_offsets[r] to target_offsets[r + 1] are those of row r"""
+    target_parent: np.ndarray
+    """int32 [targets]: the position in its row whose output predicts the target; ascending in each row"""
+    target_token: np.ndarray
+    """int32 [targets]: the token to be predicted; ascending for one parent"""
+    token_target: np.ndarray
+    """int64 [scored tokens]: the target of each token of the continuations, in the order of the requests"""
     token_offsets: np.ndarray
     """int64 [requests + 1]: the scored tokens of each request"""
     unique_tokens: int
@@ -66,61 +67,22 @@ class Statistics:
     length: int
     unique_tokens: int
     fed_tokens: int
-    """Rows x length: unused places and tokens that a row repeats included"""
+    """Rows x length: unused positions and tokens that a row repeats included"""
     overhead: float
     """fed_tokens / unique_tokens"""
     naive_tokens: int
     saving: float
     """naive_tokens / fed_tokens"""
-    pairs: int
-    """Distinct (parent, target)"""
+    targets: int
+    """Distinct (parent, token)"""
     parents: int
-    """Places whose output meets the vocabulary"""
+    """Positions of which logits are computed"""
     scored_tokens: int
-    """Targets of all requests"""
-
-
-def plan_pack(
-    pack: Pack,
-    context: int,
-    *,
-    row_length: int = ROW_LENGTH,
-    multiple: int = MULTIPLE,
-    group: int = 1,
-    shards: int = 1,
-) -> Plan:
-    """The plan of all requests of `pack`, a tree per task, for a model that reads `context` tokens (see `plan`)."""
-    contexts, rows, trees, _ = request_sources(pack)
-    return plan(
-        contexts,
-        pack.continuation_tokens,
-        rows,
-        trees,
-        context,
-        row_length=row_length,
-        multiple=multiple,
-        group=group,
-        shards=shards,
-    )
-
-
-def request_sources(pack: Pack) -> tuple[Ragged, np.ndarray, np.ndarray, list[str]]:
-    """Of all requests: the contexts, the row of `contexts` and the tree of each, and the name of each tree's task."""
-    contexts = pack.context_tokens
-    values = np.append(contexts.values, np.int32(pack.manifest["prefix_token"]))
-    contexts = Ragged(values, np.append(contexts.offsets, len(values)))
-    # Texts that are scored as a whole follow the prefix token.
-    rows = np.where(pack.request_context < 0, len(contexts) - 1, pack.request_context)
-    tasks = pack.requests["task"].combine_chunks()
-    tasks = tasks if hasattr(tasks, "indices") else tasks.dictionary_encode()
-    return contexts, rows, np.asarray(tasks.indices), tasks.dictionary.to_pylist()
+    """Tokens of all continuations"""
 
 
 def plan(
-    contexts: Ragged,
-    continuations: Ragged,
-    request_context: np.ndarray,
-    request_tree: np.ndarray,
+    requests: RequestTokens,
     context: int,
     *,
     row_length: int = ROW_LENGTH,
@@ -130,15 +92,14 @@ def plan(
 ) -> Plan:
     """Rows for all requests.
 
-    contexts, continuations: int32 tokens, the latter per request. request_context [requests]: rows of contexts.
-    request_tree [requests]: requests of different values share nothing. context: tokens the model reads; longer
-    requests are cut on the left, and continuations longer than it are scored in several windows (`rows.windows`).
+    context: tokens the model reads; longer requests are cut on the left, and continuations longer than it are scored
+    in several windows (`rows.windows`). Requests of different tasks share nothing.
     row_length: the largest length of a row, in tokens; raised to the longest request. All rows have the same length, a
     multiple of `multiple` and the smallest one (found) that needs no more rows than row_length does. group: the number
     of rows is a multiple of this, the rows of one step; shards: over how many parts of the batch these are spread,
     neighbouring rows to one. Equal arguments give equal plans. Raises UserError for an empty context.
     """
-    tree = build_tree(contexts, continuations, request_context, request_tree, context)
+    tree = build_tree(requests, context)
     runs, length = fit(tree, row_length, multiple, group)
     rows = -(-len(runs) // group) * group
     runs = _evened(tree, [*runs, *[[]] * (rows - len(runs))], group, shards)
@@ -154,30 +115,30 @@ def plan(
     node = ranges(start, stop - start)
     row, own = np.repeat(path_row, stop - start), np.repeat(own, stop - start).astype(bool)
     used = np.bincount(row, minlength=rows)
-    place = np.arange(len(node)) - np.repeat(np.cumsum(used) - used, used)
+    position = np.arange(len(node)) - np.repeat(np.cumsum(used) - used, used)
 
     tokens, depth = np.zeros((rows, length), np.int32), np.zeros((rows, length), np.int32)
     end = np.tile(np.arange(1, length + 1, dtype=np.int32), (rows, 1))
-    tokens[row, place] = tree.tokens[node]
-    depth[row, place] = tree.depth[node]
+    tokens[row, position] = tree.tokens[node]
+    depth[row, position] = tree.depth[node]
     # A row begins at depth 0, which closes what the row before it left open.
-    end[row, place] = place + subtree_ends(tree.depth[node]) - np.arange(len(node))
+    end[row, position] = position + subtree_ends(tree.depth[node]) - np.arange(len(node))
 
-    home = np.zeros(len(tree.tokens), np.int64)
-    home[node[own]] = row[own] * length + place[own]
-    asked = home[tree.scored_node] << 32 | continuations.values.astype(np.int64)
-    pairs, token_pair = np.unique(asked, return_inverse=True)
-    pair_home = pairs >> 32
+    flat_index = np.zeros(len(tree.tokens), np.int64)
+    flat_index[node[own]] = row[own] * length + position[own]
+    asked = flat_index[tree.scored_node] << 32 | requests.continuations.values.astype(np.int64)
+    targets, token_target = np.unique(asked, return_inverse=True)
+    target_index = targets >> 32
     return Plan(
         tokens=tokens,
         depth=depth,
         end=end,
         used=used.astype(np.int32),
-        pair_offsets=np.searchsorted(pair_home, np.arange(rows + 1) * length),
-        pair_parent=(pair_home % length).astype(np.int32),
-        pair_target=(pairs & 0xFFFFFFFF).astype(np.int32),
-        token_pair=token_pair,
-        token_offsets=continuations.offsets,
+        target_offsets=np.searchsorted(target_index, np.arange(rows + 1) * length),
+        target_parent=(target_index % length).astype(np.int32),
+        target_token=(targets & 0xFFFFFFFF).astype(np.int32),
+        token_target=token_target,
+        token_offsets=requests.continuations.offsets,
         unique_tokens=len(tree.tokens),
         naive_tokens=tree.fed,
     )
@@ -187,7 +148,7 @@ def statistics(plan: Plan) -> Statistics:
     """What `plan` costs and saves."""
     rows, length = plan.tokens.shape
     fed = rows * length
-    row = np.repeat(np.arange(rows), np.diff(plan.pair_offsets))
+    row = np.repeat(np.arange(rows), np.diff(plan.target_offsets))
     return Statistics(
         rows=rows,
         length=length,
@@ -196,18 +157,18 @@ def statistics(plan: Plan) -> Statistics:
         overhead=fed / max(1, plan.unique_tokens),
         naive_tokens=plan.naive_tokens,
         saving=plan.naive_tokens / max(1, fed),
-        pairs=len(plan.pair_target),
-        parents=len(np.unique(row * length + plan.pair_parent)),
-        scored_tokens=len(plan.token_pair),
+        targets=len(plan.target_token),
+        parents=len(np.unique(row * length + plan.target_parent)),
+        scored_tokens=len(plan.token_target),
     )
 
 
 def of_requests(plan: Plan, logp: np.ndarray, greedy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Log-likelihood (float64) and greediness (bool) of every request from those of the pairs, [pairs] each."""
+    """Log-likelihood (float64) and greediness (bool) of every request from those of the targets, [targets] each."""
     requests = len(plan.token_offsets) - 1
     request = np.repeat(np.arange(requests), np.diff(plan.token_offsets))
-    total = np.bincount(request, logp[plan.token_pair].astype(np.float64), minlength=requests)
-    misses = np.bincount(request, ~greedy[plan.token_pair], minlength=requests)
+    total = np.bincount(request, logp[plan.token_target].astype(np.float64), minlength=requests)
+    misses = np.bincount(request, ~greedy[plan.token_target], minlength=requests)
     return total, misses == 0
 
 
@@ -217,19 +178,19 @@ def _evened(tree: Tree, rows: list[list[Run]], group: int, shards: int) -> list[
     before = np.append(0, np.cumsum(np.bincount(tree.scored_node, minlength=len(tree.tokens)) > 0))
     parents = [sum(int(before[tree.starts[b]] - before[tree.starts[a]]) for a, b in runs) for runs in rows]
     together = group // shards
-    # Pieces of so many rows for one shard in one step: the fullest rows first, each to the emptiest piece.
-    pieces: list[list[int]] = [[] for _ in range(len(rows) // together)]
-    open_pieces = [(0, index) for index in range(len(pieces))]
+    # A shard step is so many rows for one shard in one step: the fullest rows first, each to the emptiest one.
+    shard_steps: list[list[int]] = [[] for _ in range(len(rows) // together)]
+    unfilled = [(0, index) for index in range(len(shard_steps))]
     for row in sorted(range(len(rows)), key=lambda row: (-parents[row], row)):
-        total, index = heapq.heappop(open_pieces)
-        pieces[index].append(row)
-        if len(pieces[index]) < together:
-            heapq.heappush(open_pieces, (total + parents[row], index))
-    pieces.sort(key=lambda piece: (-sum(parents[row] for row in piece), piece))
-    # Like pieces in one step; the first shard has the fullest one of every other step.
-    steps = [pieces[first : first + shards] for first in range(0, len(pieces), shards)]
+        total, index = heapq.heappop(unfilled)
+        shard_steps[index].append(row)
+        if len(shard_steps[index]) < together:
+            heapq.heappush(unfilled, (total + parents[row], index))
+    shard_steps.sort(key=lambda members: (-sum(parents[row] for row in members), members))
+    # Like shard steps in one step; the first shard has the fullest one of every other step.
+    steps = [shard_steps[first : first + shards] for first in range(0, len(shard_steps), shards)]
     turned = [step[:: -1 if index % 2 else 1] for index, step in enumerate(steps)]
-    return [rows[row] for step in turned for piece in step for row in piece]
+    return [rows[row] for step in turned for members in step for row in members]
 
 
 def _entered(tree: Tree, first: int, last: int) -> Iterator[tuple[int, int, bool]]:

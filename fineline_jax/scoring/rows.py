@@ -5,14 +5,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from fineline_jax.scoring.pack import Pack
+from fineline_jax.scoring.pack import RequestTokens
 
 COMPILE = 16
 """Compiling a program costs about as much as this many batches."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Sequence:
+class ScoredSequence:
     """What one forward row scores: the last `scored` tokens of `tokens`."""
 
     request: int
@@ -22,7 +22,7 @@ class Sequence:
 
 
 @dataclasses.dataclass(frozen=True)
-class Batch:
+class RowBatch:
     """Rows of one shape. Rows past `len(requests)` are padding."""
 
     requests: np.ndarray
@@ -35,18 +35,17 @@ class Batch:
     """int32 [rows, targets], -1 where there is none"""
 
 
-def sequences(pack: Pack, context: int) -> Iterator[Sequence]:
+def sequences(requests: RequestTokens, context: int) -> Iterator[ScoredSequence]:
     """The rows of all requests, in order, for a model that reads `context` tokens.
 
     A request that is too long keeps its last tokens, as in lm-eval. What has more targets than `context` gives several
     rows: texts scored as a whole (rolling) as in lm-eval, and continuations, on which lm-eval fails.
     """
-    prefix = np.array([pack.manifest["prefix_token"]], np.int32)
-    for request, row in enumerate(pack.request_context):
-        given = prefix if row < 0 else pack.context_tokens[row]
-        stream = np.concatenate([given, pack.continuation_tokens[request]])
+    for request, row in enumerate(requests.context_row):
+        given = requests.contexts[row]
+        stream = np.concatenate([given, requests.continuations[request]])
         for tokens, scored in windows(stream, len(given), context):
-            yield Sequence(request, tokens, scored)
+            yield ScoredSequence(request, tokens, scored)
 
 
 def windows(stream: np.ndarray, first: int, context: int) -> Iterator[tuple[np.ndarray, int]]:
@@ -60,21 +59,19 @@ def windows(stream: np.ndarray, first: int, context: int) -> Iterator[tuple[np.n
         yield stream[max(0, stop - 1 - context) : stop], stop - start
 
 
-def truncated(pack: Pack, context: int) -> int:
-    """How many requests lose tokens on the left."""
-    rows = pack.request_context
-    scored = rows >= 0
-    lengths = pack.continuation_tokens.lengths[scored] + pack.context_tokens.lengths[rows[scored]]
-    return int((lengths > context + 1).sum())
+def truncated(requests: RequestTokens, context: int) -> int:
+    """How many requests lose tokens on the left; a text scored as a whole loses none."""
+    lengths = requests.continuations.lengths + requests.contexts.lengths[requests.context_row]
+    return int(((lengths > context + 1) & ~requests.is_rolling).sum())
 
 
-def batches(rows: list[Sequence], batch_tokens: int, shards: int, least: int) -> list[Batch]:
+def batches(rows: list[ScoredSequence], batch_tokens: int, shards: int, least: int) -> list[RowBatch]:
     """All of `rows` in batches of about `batch_tokens` tokens and a multiple of `shards` rows.
 
     Rows of a batch have similar lengths (a multiple of `least` tokens) and similar numbers of targets (up to a power of
     four). A program is compiled for each shape, so one is only added where it saves COMPILE batches of padding.
     """
-    classes: dict[int, list[Sequence]] = {}
+    classes: dict[int, list[ScoredSequence]] = {}
     for row in rows:
         classes.setdefault(((row.scored - 1).bit_length() + 1) // 2, []).append(row)
     for size in range(min(classes, default=0), max(classes, default=0)):
@@ -95,7 +92,7 @@ def batches(rows: list[Sequence], batch_tokens: int, shards: int, least: int) ->
     return result
 
 
-def _batch(rows: list[Sequence], count: int, length: int, width: int) -> Batch:
+def _batch(rows: list[ScoredSequence], count: int, length: int, width: int) -> RowBatch:
     tokens = np.zeros((count, length), np.int32)
     positions = np.zeros((count, width), np.int32)
     targets = np.full((count, width), -1, np.int32)
@@ -104,7 +101,7 @@ def _batch(rows: list[Sequence], count: int, length: int, width: int) -> Batch:
         tokens[i, :given] = row.tokens[:-1]
         positions[i, : row.scored] = np.arange(given - row.scored, given)
         targets[i, : row.scored] = row.tokens[len(row.tokens) - row.scored :]
-    return Batch(np.array([row.request for row in rows], np.int32), tokens, positions, targets)
+    return RowBatch(np.array([row.request for row in rows], np.int32), tokens, positions, targets)
 
 
 def _few_lengths(lengths: np.ndarray, price: int) -> list[int]:

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fineline_jax.checkpoints.load import weights_hash
+from fineline_jax.checkpoints.series import Series
 from fineline_jax.errors import UserError
 from fineline_jax.scoring import pack as packs
 from fineline_jax.scoring.pack import Pack
 from fineline_jax.whole import whole_file, whole_folder
 
+FORMAT = 2
 _KEY = b"fineline"
 _SCHEMA = pa.schema([("request", pa.int32()), ("loglikelihood", pa.float64()), ("is_greedy", pa.bool_())])
 
@@ -31,13 +35,12 @@ _SCHEMA = pa.schema([("request", pa.int32()), ("loglikelihood", pa.float64()), (
 class Key:
     """What decides the numbers: a file with the same key is never computed again."""
 
-    weights: str
-    """Identity of the checkpoint's weights."""
-    pack: str
-    """Hash of the request pack."""
+    weights_hash: str
+    """`load.weights_hash` of the checkpoint."""
+    pack_hash: str
     dtype: str
     bos: str
-    engine: str
+    engine_version: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,13 +55,13 @@ class Header:
     context: int
     """Tokens the model was given at most."""
     key: Key
-    version: str = ""
-    """`series.version` of the weight files: tells without reading them that they are those of the key."""
+    stat_signature: str = ""
+    """`load.stat_signature` of the weight files: shows without reading them that they are those of the key."""
     engine: str = "tree"
     engine_reason: str = ""
     """Why it is not the tree."""
     location: str = ""
-    """`Series.location`: tells apart series of one name. "": of scores made before it was noted."""
+    """`Series.location`: tells apart series of one name; "": not known."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +89,7 @@ def write(folder: Path, scores: Scores) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     count = len(scores.loglikelihood)
     columns = [np.arange(count, dtype=np.int32), scores.loglikelihood.astype(np.float64), scores.is_greedy]
-    metadata = {_KEY: json.dumps(dataclasses.asdict(scores.header)).encode()}
+    metadata = {_KEY: json.dumps({"format": FORMAT} | dataclasses.asdict(scores.header)).encode()}
     table = pa.Table.from_arrays([pa.array(column) for column in columns], schema=_SCHEMA.with_metadata(metadata))
     with whole_file(path, alone=True) as partial:
         pq.write_table(table, partial, compression="zstd")
@@ -107,11 +110,15 @@ def read(path: Path) -> Scores:
 
 
 def read_header(path: Path) -> Header:
+    """Raises UserError if `path` is not a score file, or one of another format."""
     try:
         metadata = pq.read_schema(path).metadata or {}
         header = json.loads(metadata[_KEY])
+        found = header.pop("format", 1)
+        if found != FORMAT:
+            raise UserError(f"{path}: score file of format {found}, not {FORMAT}; remove it and score again")
         return Header(**{**header, "key": Key(**header["key"])})
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
+    except (OSError, pa.ArrowException, AttributeError, KeyError, TypeError, ValueError):
         raise UserError(f"{path}: not a score file of `fineline score`; remove it and score again") from None
 
 
@@ -170,3 +177,62 @@ def keep_pack(folder: Path, pack: Pack) -> None:
         )
     if kept.manifest != pack.manifest:  # other domains or chance levels for the same requests
         packs.save(pack, place)
+
+
+def check_unique_names(series: Sequence[Series]) -> None:
+    """Raise UserError if the scores of two of these series would lie in one folder."""
+    locations: dict[tuple[str, str], str] = {}
+    for one in series:
+        _check_names(one)
+        for checkpoint in one.checkpoints:
+            here = checkpoint.remote.url if checkpoint.remote is not None else str(checkpoint.location)
+            first = locations.setdefault((one.name, checkpoint.name), here)
+            if first != here:
+                raise UserError(
+                    f"{first} and {here} are both called {one.name}/{checkpoint.name}, and their scores would be one"
+                    " file; rename a folder, or score them with an --out each"
+                )
+    located: dict[str, str] = {}
+    for one in series:
+        first = located.setdefault(one.name, one.location)
+        if first and one.location and first != one.location:
+            raise UserError(
+                f"{first} and {one.location} are both called {one.name}, and their scores would be one series;"
+                " rename a folder, or score them with an --out each"
+            )
+
+
+def _check_names(series: Series) -> None:
+    """Raise UserError if no scores are looked for under its name or one of its checkpoints'."""
+    wrong = [checkpoint.name for checkpoint in series.checkpoints if checkpoint.name.startswith(".")]
+    if series.name in ("", ".", "..", "pack"):
+        wrong = [series.name]
+    if wrong:
+        raise UserError(
+            f"{series.location or series.name}: no scores can be kept under the name {wrong[0]!r}; rename it"
+        )
+
+
+def check_out(series: Sequence[Series], pack: Pack, out: Path) -> None:
+    """Raise UserError if `out` holds scores of another pack, or of another series of the same name."""
+    check_pack(out, pack)
+    for one in series:
+        headers = headers_of(out, one.name)
+        scored = {header.location for header in headers} - {""}
+        if scored and one.location and one.location not in scored and not _has_moved(one, headers):
+            raise UserError(
+                f"{out / one.name}: holds the scores of {min(scored)}, and {one.location} is another series of that"
+                " name; rename its folder, or choose another --out"
+            )
+
+
+def _has_moved(series: Series, headers: Sequence[Header]) -> bool:
+    """Whether the weights of one of its checkpoints are those that were scored elsewhere under its name."""
+    scored = {header.checkpoint: header.key.weights_hash for header in headers}
+    known = (checkpoint for checkpoint in series.checkpoints if checkpoint.name in scored)
+    for checkpoint in known:
+        try:
+            return weights_hash(checkpoint) == scored[checkpoint.name]
+        except (UserError, OSError):
+            continue  # damaged: the next one may show it
+    return False

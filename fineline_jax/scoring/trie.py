@@ -9,7 +9,7 @@ import dataclasses
 import numpy as np
 
 from fineline_jax.errors import UserError
-from fineline_jax.scoring.pack import Ragged
+from fineline_jax.scoring.pack import RequestTokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,24 +34,23 @@ class Tree:
     """Tokens of the longest request"""
 
 
-def build_tree(
-    contexts: Ragged, continuations: Ragged, request_context: np.ndarray, request_tree: np.ndarray, context: int
-) -> Tree:
-    """The prefix trees of all requests (arguments as for `plan`).
+def build_tree(requests: RequestTokens, context: int) -> Tree:
+    """The prefix trees of all requests, for a model that reads `context` tokens.
 
     Sorted by their tokens, requests come in depth-first order, and what a request shares with all before it is what it
     shares with its neighbour.
     """
-    request, low, high, slot = _windows(contexts, continuations, request_context, context)
-    scored = np.diff(np.append(slot, len(continuations.values)))
-    window_tree = np.asarray(request_tree)[request]
+    request, low, high, slot = _windows(requests, context)
+    scored_tokens = len(requests.continuations.values)
+    scored = np.diff(np.append(slot, scored_tokens))
+    window_task = requests.task[request]
     tokens: list[np.ndarray] = []
     segments: list[tuple[int, int, int]] = []  # first node, branch, parent
     asked: list[tuple[int, int, int]] = []  # slot, nodes, first node
     nodes = 0
-    for code in dict.fromkeys(np.asarray(request_tree).tolist()):
-        windows = np.flatnonzero(window_tree == code)
-        strings = _strings(contexts, continuations, request_context, request, low, high, windows)
+    for task in dict.fromkeys(requests.task.tolist()):
+        windows = np.flatnonzero(window_task == task)
+        strings = _strings(requests, request[windows], low[windows], high[windows])
         before, previous = b"", np.empty(0, np.int32)
         # The path to the last node, as pieces of segments: depth of a piece's first node, and that node.
         depths: list[int] = []
@@ -80,7 +79,7 @@ def build_tree(
             before, previous = string, current
     first, branch, parent = np.array(segments, np.int64).reshape(-1, 3).T
     at, count, node = np.array(asked, np.int64).reshape(-1, 3).T
-    scored_node = np.zeros(len(continuations.values), np.int64)
+    scored_node = np.zeros(scored_tokens, np.int64)
     scored_node[ranges(at, count)] = ranges(node, count)
     starts = np.append(first, nodes)
     return Tree(
@@ -120,15 +119,13 @@ def subtree_ends(depth: np.ndarray) -> np.ndarray:
     return ends
 
 
-def _windows(
-    contexts: Ragged, continuations: Ragged, request_context: np.ndarray, context: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _windows(requests: RequestTokens, context: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """What is fed, in the order of the requests: request, and the tokens [low, high) of its context + continuation.
     The last one: the first of the window's targets among all tokens of continuations.
 
     As `rows.windows`, without the last token of each window, which is only a target.
     """
-    given, wanted = contexts.lengths[request_context], continuations.lengths
+    given, wanted = requests.contexts.lengths[requests.context_row], requests.continuations.lengths
     if np.any((given == 0) & (wanted > 0)):
         request = int(np.flatnonzero((given == 0) & (wanted > 0))[0])
         raise UserError(
@@ -138,28 +135,19 @@ def _windows(
     request = np.repeat(np.arange(len(wanted)), windows)
     begin = ranges(np.zeros(len(wanted), np.int64), windows) * context  # targets before this window's
     high = given[request] + np.minimum(begin + context, wanted[request]) - 1
-    return request, np.maximum(0, high - context), high, continuations.offsets[:-1][request] + begin
+    return request, np.maximum(0, high - context), high, requests.continuations.offsets[:-1][request] + begin
 
 
-def _strings(
-    contexts: Ragged,
-    continuations: Ragged,
-    request_context: np.ndarray,
-    request: np.ndarray,
-    low: np.ndarray,
-    high: np.ndarray,
-    windows: np.ndarray,
-) -> list[bytes]:
-    """The tokens of `windows` as int32 bytes, whose order is that of some order of the tokens. Neighbours with the
-    same context and nothing of the continuation are one object."""
+def _strings(requests: RequestTokens, request: np.ndarray, low: np.ndarray, high: np.ndarray) -> list[bytes]:
+    """The tokens of windows as int32 bytes, whose order is that of some order of the tokens. Neighbours with the same
+    context and nothing of the continuation are one object."""
     result = []
-    row, text = -1, b""
-    for w in windows.tolist():
-        r, start, stop = int(request[w]), 4 * int(low[w]), 4 * int(high[w])
-        if row != request_context[r]:
-            row = int(request_context[r])
-            text = contexts[row].astype(np.int32).tobytes()
-        tail = continuations[r].astype(np.int32).tobytes() if stop > len(text) else b""
+    last_row, text = -1, b""
+    rows = requests.context_row[request]
+    for r, row, start, stop in zip(request.tolist(), rows.tolist(), (4 * low).tolist(), (4 * high).tolist()):
+        if row != last_row:
+            last_row, text = row, requests.contexts[row].astype(np.int32).tobytes()
+        tail = requests.continuations[r].astype(np.int32).tobytes() if stop > len(text) else b""
         result.append(text[start:stop] + tail[max(0, start - len(text)) : max(0, stop - len(text))])
     return result
 

@@ -14,6 +14,7 @@ from docs_pages import CHECKOUT, PAGES, blocks, numbers, page, table, ticked
 
 from fineline_jax.catalogue import config_names, load_recipe
 from fineline_jax.checkpoints import registry
+from fineline_jax.checkpoints.series_file import KEYS
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.models.families import FAMILIES
 from fineline_jax.recipe import Checkpoints, Compute, Every, Logging, Loss, Optimizer, to_json
@@ -63,7 +64,7 @@ def test_the_world_is_as_its_table_says(tmp_path: Path) -> None:
         domain = row["domain"] or domain
         [task] = ticked(row["task"])
         domains[task], choices[task] = domain, row["choices"]
-    assert domains == catalogue.DOMAINS and list(domains) == list(catalogue.DOMAINS)
+    assert list(domains.items()) == [(name, one.domain) for name, one in catalogue.TASKS.items()]
     found = {task: questions for one in generate.make_subjects(0).values() for task, questions in one.questions.items()}
     most, fewer = numbers("docs/world.md", "are multiple choice with {} questions (`world_counting` {})")
     for task, questions in found.items():
@@ -72,7 +73,7 @@ def test_the_world_is_as_its_table_says(tmp_path: Path) -> None:
             assert task == "world_cloze"
             continue
         assert {len(question.choices) for question in questions} == {int(choices[task])}, task
-        assert catalogue.CHANCE[task] == 1 / int(choices[task])
+        assert catalogue.TASKS[task].chance == 1 / int(choices[task])
     assert most == subject.QUESTIONS
     for n, error in zip((most, fewer), numbers("docs/world.md", "accuracy is at most {} ({})")):
         assert round(math.sqrt(0.25 / (n - 1)), 3) == error
@@ -276,7 +277,7 @@ def test_the_jobs_of_part_auto_are_told_apart_by_the_variables_of_the_table() ->
 
 def test_the_keys_of_a_series_file_are_those_of_the_table() -> None:
     keys = {key.partition(":")[0] for row in table("docs/series.md", "meaning") for key in ticked(row["key"])}
-    assert keys == registry._KEYS
+    assert keys == KEYS
     amber = (CHECKOUT / "configs/series/amber.yaml").read_text()
     assert any("\n".join(block) + "\n" == amber for block in blocks("docs/series.md"))
 
@@ -338,7 +339,7 @@ def test_the_demo_in_the_readme_is_the_recipes() -> None:
     assert numbers("README.md", "trains a {} M Llama") == [round(demo.model.parameters / 1e6)]
     line = re.search(r"([\d.]+) M tokens, (\d+) checkpoints, all scored on (\d+) tasks", page("BENCHMARKS.md"))
     assert line is not None
-    assert line.groups() == (f"{demo.tokens / 1e6:.2f}", str(len(demo.kept_steps())), str(len(catalogue.DOMAINS)))
+    assert line.groups() == (f"{demo.tokens / 1e6:.2f}", str(len(demo.kept_steps())), str(len(catalogue.TASKS)))
 
 
 def test_the_arguments_of_the_lm_eval_model_are_those_of_the_table() -> None:

@@ -1,6 +1,5 @@
 """Every registered series against published numbers, worked out by hand; names, choices and what is printed. No JAX."""
 
-import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -13,7 +12,7 @@ from fineline_jax.checkpoints import load, registry
 from fineline_jax.checkpoints.open import series_of_entry, split_spec
 from fineline_jax.checkpoints.registry import Named, entries, find, in_order, series_files
 from fineline_jax.checkpoints.selection import TokenGrid, nearest, parse_amount, parse_grid, select
-from fineline_jax.checkpoints.series import Checkpoint, Series, scoring_policy
+from fineline_jax.checkpoints.series import Checkpoint, Scoring, Series, scoring_policy
 from fineline_jax.checkpoints.series_rules import bind, evaluate, expand
 from fineline_jax.checkpoints.series_text import details, overview
 from fineline_jax.checkpoints.step_names import common_start, natural, parse_name
@@ -245,11 +244,11 @@ def test_the_first_rule_whose_numbers_are_known_is_used_and_a_value_stands_for_a
     )
     [one] = entries(tmp_path / "m.yaml")
     assert one.name == "m" and one.title == "" and not one.listing
-    both = dataclasses.replace(one, numbers={"k": 10, "x": 3}, names=("a5", "b6"))
+    both = one.model_copy(update={"numbers": {"k": 10, "x": 3}, "names": ("a5", "b6")})
     assert [(c.step, c.tokens) for c in registry.checkpoints(both)] == [(6, 50), (4, 30)], (
         "the name's before the variant's"
     )
-    whole = dataclasses.replace(one, tokens=("y * 1.001 * 1e9",), step=("0.29 * 100 * y",), names=("b1",))
+    whole = one.model_copy(update={"tokens": ("y * 1.001 * 1e9",), "step": ("0.29 * 100 * y",), "names": ("b1",)})
     assert [(c.step, c.tokens) for c in registry.checkpoints(whole)] == [(29, 1_001_000_000)]  # not 28.999…
     found = [(c.name, c.step, c.tokens) for c in registry.checkpoints(one)]
     assert found == [("a5", 6, 50), ("b6", None, 6), ("last", 101, 1000), ("step7-tokens9B", 7, 9 * B), ("a8", None, 4)]
@@ -313,7 +312,7 @@ def test_what_stands_behind_the_last_at_is_a_glob_unless_it_belongs_to_a_folder(
 
 
 def test_series_that_want_bos_differently_are_not_scored_together() -> None:
-    made = [Series(name, (), registry.Scoring(bos)) for name, bos in (("a", "auto"), ("b", "always"), ("c", "auto"))]
+    made = [Series("a", ()), Series("b", (), Scoring("always")), Series("c", ())]
     assert scoring_policy(made[::2]) == "auto" and scoring_policy(made[1:2]) == "always"
     with pytest.raises(UserError, match=r"\(c auto, b always\)"):
         scoring_policy(made)

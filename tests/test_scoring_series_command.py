@@ -85,7 +85,7 @@ def test_the_registered_bos_policy_shows_in_the_log_likelihoods(place, tmp_path,
 def model(monkeypatch) -> Model:
     """The model is played, see test_scoring_series_loop."""
     played = Model()
-    monkeypatch.setattr(scorer, "score_params", played.score)
+    monkeypatch.setattr(series_loop, "make_scorer", played.make_scorer)
     monkeypatch.setattr(progress, "bar", played.bar)
     return played
 
@@ -172,7 +172,7 @@ def test_a_pack_is_taken_as_it_is_and_refuses_what_would_change_it(place, model,
     assert run_command(place, str(place / "run@step3"), tmp_path / "out", *given) == 0
     assert pack.load(tmp_path / "out/pack").manifest == made.manifest
     [header] = scores.headers_of(tmp_path / "out", "run")
-    assert header.key.pack == made.hash and header.key.bos == "always"
+    assert header.key.pack_hash == made.hash and header.key.bos == "always"
     for option in (
         ["--benchmarks", "x"], ["--tfds", "x"], ["--tokenizer", "x"], ["--bos", "auto"], ["--mode", "olmes"],
         ["--max-context", "9"], ["--limit", "1"],
@@ -300,3 +300,25 @@ def test_lm_evals_own_command_gets_its_arguments(monkeypatch):
     before = list(sys.argv)
     assert main(["lm-eval", "--model", "fineline", "--tasks", "x"]) == 0
     assert seen == [["lm-eval", "--model", "fineline", "--tasks", "x"]] and sys.argv == before
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--tasks", "no_such_task"], "Tasks not found: no_such_task; see `fineline lm-eval ls tasks`"),
+        ([], "Need to specify task to evaluate.; see `fineline lm-eval -h`"),
+    ],
+)
+def test_errors_of_lm_evals_options_are_one_line_and_its_bugs_are_not_hidden(options, line, monkeypatch, capsys):
+    import lm_eval.__main__
+
+    monkeypatch.setattr(lm_eval.__main__, "setup_logging", lambda: None)
+    assert main(["lm-eval", "--model", "dummy", *options]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"fineline: lm-eval: {line}"
+
+    def fail() -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(lm_eval.__main__, "cli_evaluate", fail)
+    with pytest.raises(ValueError, match="a bug"):
+        main(["lm-eval", "--model", "dummy", *options])

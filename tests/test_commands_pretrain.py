@@ -28,7 +28,7 @@ GIVEN = {
     "optimizer.clip_norm": 2.0, "optimizer.skip_nonfinite": True, "optimizer.skip_spike_sigmas": 6.0,
     "tokens": 10**6, "checkpoints.initial": False, "checkpoints.latest_every_tokens": 13, "loss.ignore_token": 1,
     "loss.z_loss": 1e-4, "loss.chunk_tokens": 77, "mesh.replica": 2, "mesh.fsdp": 3, "mesh.tensor": 1,
-    "compute.dtype": "float32", "compute.attention": "reference", "compute.remat": "offload",
+    "compute.dtype": "float32", "compute.attention": "xla", "compute.remat": "offload",
     "compute.scan_layers": False, "logging.every_steps": 9, "logging.tensorboard": False,
     "logging.wandb_project": "p", "logging.profile_start_step": 5, "logging.profile_steps": 4,
     "logging.validation_sequences": 33, "logging.peak_tflops": 1.5, "seed": 8,
@@ -108,7 +108,7 @@ def looped(monkeypatch) -> dict[str, Any]:
 def test_a_run_that_is_complete_says_where_and_how_many_checkpoints_it_keeps(looped, tmp_path, capsys):
     assert main(["pretrain", "demo", "--run", str(tmp_path / "r"), "--accept-changes"]) == 0
     assert capsys.readouterr().out == f"{tmp_path}/r: complete at step 7 (12.3M tokens), 15 checkpoints kept\n"
-    assert (looped["run"], looped["accept_changes"], looped["on_kept"]) == (tmp_path / "r", True, None)
+    assert (looped["run"], looped["accept_changes"], looped["observers"]) == (tmp_path / "r", True, [])
     assert looped["recipe"] == load_recipe("demo")
 
 
@@ -150,7 +150,7 @@ def test_scoring_while_training_is_checked_before_the_first_step(looped, monkeyp
     calls: list[tuple] = []
     made = types.SimpleNamespace(name="pack")
     monkeypatch.setattr(kept, "open_pack", lambda *given: calls.append(("open", *given)) or made)
-    monkeypatch.setattr(kept, "ScoreKept", lambda *given: ("hook", *given))
+    monkeypatch.setattr(kept, "ScoreInTraining", lambda *given: ("hook", *given))
     monkeypatch.setattr(scorer, "check_tokenizer_folder", lambda *given: calls.append(("tokenizer", *given)))
     monkeypatch.setattr(scorer, "check_vocabulary", lambda *given: calls.append(("vocabulary", *given)))
     data, run = tmp_path / "data", tmp_path / "run"
@@ -161,7 +161,8 @@ def test_scoring_while_training_is_checked_before_the_first_step(looped, monkeyp
     assert main([*arguments, "--benchmarks", str(tmp_path / "b")]) == 0
     model = demo.model
     assert calls == [("open", "core", data / "tokenizer", tmp_path / "b"), ("vocabulary", made, model, "recipe demo")]
-    assert looped["on_kept"] == ("hook", run, model, made, run / "scores")
+    [observer] = looped["observers"]
+    assert observer.function == ("hook", run, model, made, run / "scores")
     (data / "tokenizer").mkdir(parents=True)
     assert main(arguments) == 0
     assert calls[2:4] == [

@@ -63,7 +63,7 @@ def test_rows_are_the_same_for_1_2_and_4_processes_and_whenever_asked(tmp_path: 
 def test_only_the_rows_asked_for_are_read(tmp_path: Path) -> None:
     data = Data((Source(write(tmp_path / "a", {"train": 50})),), LENGTH)
     batches = open_batches(data, sequences=16, vocab_size=VOCABULARY, seed=0)
-    (data_set, split), asked = batches.parts[0], []
+    (data_set, split), asked = batches.splits[0], []
 
     class Recorder:
         def __getitems__(self, records: list[int]) -> list[dict]:
@@ -171,14 +171,14 @@ def test_the_training_windows_are_those_of_train_or_else_of_all_chunks(tmp_path:
     chunks = open_batches(dataclasses.replace(both, order="chunks"), sequences=5, vocab_size=VOCABULARY, seed=0)
     assert sorted(names(chunks, 0)) == sorted(names(chunks, 1)) == list(range(5))
     only = Data((Source(write(tmp_path / "b", {"chunk_010": 3, "chunk_9": 4, "chunk_1x": 2})),), LENGTH)
-    assert open_batches(only, sequences=7, vocab_size=VOCABULARY, seed=0).parts[0][1] == "chunk_9+chunk_010"
+    assert open_batches(only, sequences=7, vocab_size=VOCABULARY, seed=0).splits[0][1] == "chunk_9+chunk_010"
 
 
 def test_a_source_may_lie_under_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "a", {"train": 9})
     monkeypatch.setenv("HOME", str(tmp_path))
     batches = open_batches(Data((Source("~/a"),), LENGTH), sequences=2, vocab_size=VOCABULARY, seed=0)
-    assert batches.parts[0][0].path == tmp_path / "a"
+    assert batches.splits[0][0].path == tmp_path / "a"
     assert (batches.sequences, batches.window_tokens, batches.vocab_size) == (2, LENGTH + 1, VOCABULARY)
 
 

@@ -14,7 +14,11 @@ ONE = (1.0,)
 
 
 def stream(order: Mixed | Chunks, steps: range) -> list[tuple[int, int]]:
-    return [(place.part, place.record) for step in steps for place in order.places(step, range(order.sequences))]
+    return [
+        (position.split, position.record)
+        for step in steps
+        for position in order.positions(step, range(order.sequences))
+    ]
 
 
 @settings(max_examples=20, deadline=None)
@@ -79,7 +83,7 @@ def test_the_order_of_a_seed_is_what_it_was() -> None:
     ]  # fmt: skip
     chunks = Chunks((11, 3, 9), 4, 7)
     assert chunks.steps == 4
-    assert [[tuple(place) for place in chunks.places(step, range(4))] for step in range(8)] == [
+    assert [[tuple(position) for position in chunks.positions(step, range(4))] for step in range(8)] == [
         [(0, 9), (0, 5), (0, 8), (0, 2)], [(0, 6), (0, 4), (0, 3), (0, 10)],
         [(2, 8), (2, 3), (2, 0), (2, 7)], [(2, 6), (2, 4), (2, 5), (2, 1)],
         [(0, 1), (0, 4), (0, 5), (0, 7)], [(0, 6), (0, 9), (0, 0), (0, 8)],
@@ -89,10 +93,10 @@ def test_the_order_of_a_seed_is_what_it_was() -> None:
 
 def test_a_step_is_the_same_however_many_rows_of_it_are_asked_for_and_in_which_order() -> None:
     for order in (Mixed((503, 700), (1.0, 2.0), 12, 3), Chunks((500, 7, 700), 12, 3)):
-        whole = {step: order.places(step, range(12)) for step in (0, 45, 97, 98, 200)}
+        whole = {step: order.positions(step, range(12)) for step in (0, 45, 97, 98, 200)}
         for step in (200, 45, 98, 0, 97):
-            assert [order.places(step, range(row, row + 1))[0] for row in range(12)] == whole[step]
-            assert order.places(step, range(2, 12, 3)) == whole[step][2:12:3]
+            assert [order.positions(step, range(row, row + 1))[0] for row in range(12)] == whole[step]
+            assert order.positions(step, range(2, 12, 3)) == whole[step][2:12:3]
 
 
 def test_an_epoch_of_a_mixture_ends_before_any_window_comes_again() -> None:
@@ -138,9 +142,9 @@ def test_amber_has_762_steps_per_chunk() -> None:
     """LLM360: 360 chunks of 1,706,976 windows, 2,240 per step; 96 windows of each chunk are dropped."""
     order = Chunks((1_706_976,) * 360, 2240, 0)
     assert order.steps == 274_320
-    assert {order.places(step, range(1))[0].part for step in (0, 761)} == {0}
-    assert order.places(762, range(1))[0].part == 1
-    assert order.places(274_319, range(1))[0].part == 359
+    assert {order.positions(step, range(1))[0].split for step in (0, 761)} == {0}
+    assert order.positions(762, range(1))[0].split == 1
+    assert order.positions(274_319, range(1))[0].split == 359
 
 
 def deviations(records: np.ndarray, length: int) -> list[float]:

@@ -24,6 +24,8 @@ from fineline_jax.data.parts import Part, write_part
 from fineline_jax.data.storage import WindowWriter, merge_parts, open_data_set, write_metadata
 from fineline_jax.data.windows import WindowCutter, with_markers
 from fineline_jax.errors import UserError
+from fineline_jax.tokenizers.identity import identity
+from fineline_jax.tokenizers.open import open_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +38,10 @@ def metadata_of(folder: Path) -> dict:
 
 
 def text_part(folder: Path, files: list[tuple[str, Path]], tokenizer: Path, **changes) -> Part:
-    sha256 = hashlib.sha256((tokenizer / "tokenizer.json").read_bytes()).hexdigest()
+    tokenizer_hash = identity(open_tokenizer(tokenizer)).tokenizer_hash
     settings = {
-        "kind": "text", "sequence_length": 3, "vocab_size": 29, "tokenizer_sha256": sha256, "bos": False, "eos": True,
-        "text_key": "text", "text_unit": "file", "validation_fraction": 0.0,
+        "kind": "text", "sequence_length": 3, "vocab_size": 29, "tokenizer_hash": tokenizer_hash,
+        "bos": False, "eos": True, "text_key": "text", "text_unit": "file", "validation_fraction": 0.0,
     }  # fmt: skip
     return Part(folder, tuple(files), settings | changes, tokenizer / "tokenizer.json")
 
@@ -136,8 +138,8 @@ def test_every_option_of_text_is_in_the_metadata_and_makes_another_data_set(tmp_
     }
     settings_of = {key: value for key, value in metadata.items() if key not in ("sources", "splits")}
     assert settings_of == {
-        "format": 1, "kind": "text", "packing": "stream", "sequence_length": 3, "vocab_size": 29,
-        "tokenizer_sha256": hashlib.sha256((tokenizer / "tokenizer.json").read_bytes()).hexdigest(),
+        "format": 2, "kind": "text", "packing": "stream", "sequence_length": 3, "vocab_size": 29,
+        "tokenizer_hash": identity(open_tokenizer(tokenizer)).tokenizer_hash,
         "bos": False, "eos": True, "bos_id": BOS, "eos_id": EOS, "text_key": "text", "text_unit": "file",
         "validation_fraction": 0.0,
     }  # fmt: skip
@@ -208,15 +210,15 @@ def test_amber_lines_may_have_the_first_and_the_last_id_and_no_others(tmp_path: 
         prepare_amber([source], tmp_path / "no", sequence_length=2, vocab_size=31_999)
     metadata = metadata_of(tmp_path / "out")
     assert metadata["splits"] == {"chunk_000": {"windows": 1, "tokens": 3, "dropped_tokens": 0}}
-    expected = {"format": 1, "kind": "amber", "sequence_length": 2, "vocab_size": 32_000, "tokenizer_sha256": None}
+    expected = {"format": 2, "kind": "amber", "sequence_length": 2, "vocab_size": 32_000, "tokenizer_hash": None}
     expected |= {"bos": False, "eos": True, "bos_id": None, "eos_id": None}
     assert {key: value for key, value in metadata.items() if key not in ("sources", "splits")} == expected
-    with pytest.raises(UserError, match=r"tokenizer\.json: 29 tokens do not fit vocab_size=28; give its own"):
+    with pytest.raises(UserError, match=rf"{tokenizer}: 29 tokens do not fit vocab_size=28; give its own"):
         prepare_amber([source], tmp_path / "no", sequence_length=2, vocab_size=28, tokenizer=tokenizer)
     small = amber(tmp_path / "b.jsonl", [[0, 28, 0]])
     prepare_amber([small], tmp_path / "with", sequence_length=2, vocab_size=29, tokenizer=tokenizer)
     metadata = metadata_of(tmp_path / "with")
-    assert (metadata["bos_id"], metadata["eos_id"], len(metadata["tokenizer_sha256"])) == (BOS, EOS, 64)
+    assert (metadata["bos_id"], metadata["eos_id"], len(metadata["tokenizer_hash"])) == (BOS, EOS, 64)
     assert (tmp_path / "with" / "tokenizer" / "tokenizer.json").exists()
     with pytest.raises(UserError, match="processes=0 must be at least 1"):
         prepare_amber([small], tmp_path / "no", sequence_length=2, processes=0)
@@ -375,7 +377,7 @@ def test_a_part_with_a_bad_line_leaves_nothing(tmp_path: Path, tokenizer: Path) 
 
 def test_another_tokenizer_at_the_same_place_is_refused(tmp_path: Path, tokenizer: Path) -> None:
     source = jsonl(tmp_path / "a.jsonl", ["abc"])
-    part = text_part(tmp_path / "part", [("train", source)], tokenizer, tokenizer_sha256="0" * 64)
+    part = text_part(tmp_path / "part", [("train", source)], tokenizer, tokenizer_hash="0" * 64)
     with pytest.raises(UserError, match=r"tokenizer\.json: not the tokenizer that the preparation began with"):
         write_part(part)
 
@@ -518,13 +520,13 @@ def test_what_killed_workers_left_is_removed_at_the_next_start(tmp_path: Path) -
 # A data set, opened
 
 
-def test_the_fingerprint_is_the_digest_of_the_metadata_whatever_the_order_of_its_keys(tmp_path: Path) -> None:
+def test_the_data_hash_is_the_digest_of_the_metadata_whatever_the_order_of_its_keys(tmp_path: Path) -> None:
     def opened(name: str, **metadata) -> str:
         writer = WindowWriter(tmp_path / name, ["train"], window_tokens=2, vocab_size=9)
         writer.add("train", np.array([[1, 2]]))
         writer.close()
         write_metadata(tmp_path / name, metadata)
-        return open_data_set(tmp_path / name).fingerprint
+        return open_data_set(tmp_path / name).data_hash
 
     first = opened("a", sequence_length=1, vocab_size=9)
     assert first == hashlib.sha256(b'{"sequence_length": 1, "vocab_size": 9}').hexdigest()

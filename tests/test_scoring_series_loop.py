@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scoring_examples import score_once
 from series_examples import CONFIG, fresh_params, one_device
 
 from fineline_jax import progress
@@ -28,8 +29,10 @@ from fineline_jax.checkpoints.open import open_series
 from fineline_jax.checkpoints.series import Checkpoint, Remote, Scoring, Series
 from fineline_jax.errors import UserError
 from fineline_jax.models.config import ModelConfig
-from fineline_jax.scoring import kept, pack, scorer, scores, watching
-from fineline_jax.scoring.pack import Pack
+from fineline_jax.scoring import agreement, compatibility, kept, pack, scorer, scores, series_loop, watching
+from fineline_jax.scoring.agreement import check_on_process_0
+from fineline_jax.scoring.options import ScoreOptions, check_batch_tokens
+from fineline_jax.scoring.pack import Pack, RequestTokens
 from fineline_jax.scoring.parts import WHOLE, JobShard, job_shard
 
 NAMES = ("step1-tokens2B", "step2-tokens4B", "step3-tokens6B")
@@ -82,17 +85,28 @@ class Model:
     wrong: int = 0
     """How many log-likelihoods are no numbers"""
 
-    def score(
-        self, requests: Pack, config: ModelConfig, params: dict, mesh: Any, dtype: str = "float32", **options: Any
+    made: int = 0
+    """How many scorers were made"""
+
+    def make_scorer(
+        self, requests: RequestTokens, config: ModelConfig, mesh: Any, dtype: str = "float32", **options: Any
     ):
-        count = requests.requests.num_rows
-        told = {"dtype": dtype, "stored": str(params["embed"].dtype), "mesh": mesh, "config": config}
-        self.asked.append(told | {name: value for name, value in options.items() if name != "advance"})
-        for _ in range(count):
-            options.get("advance", lambda amount: None)(1)
-        found = -np.arange(1, count + 1) * abs(float(np.asarray(params["embed"], np.float32)[0, 0])) / 3
-        found[: self.wrong] = np.resize([np.nan, -np.inf], self.wrong)
-        return found, np.arange(count) % 3 == 0
+        self.made += 1
+
+        def score(params: dict, advance: Callable[[int], None] = lambda requests: None):
+            count = len(requests)
+            told = {"dtype": dtype, "stored": str(params["embed"].dtype), "mesh": mesh, "config": config}
+            self.asked.append(told | options)
+            for _ in range(count):
+                advance(1)
+            found = -np.arange(1, count + 1) * abs(float(np.asarray(params["embed"], np.float32)[0, 0])) / 3
+            found[: self.wrong] = np.resize([np.nan, -np.inf], self.wrong)
+            return found, np.arange(count) % 3 == 0
+
+        return score
+
+    def score(self, made: Pack, config: ModelConfig, params: dict) -> Any:
+        return self.make_scorer(made.request_tokens, config, None)(params)
 
     def bar(self, name: str, total: int, unit: str, done: int = 0) -> Any:
         entry = [name, total, unit, done, []]
@@ -108,13 +122,14 @@ class Model:
 @pytest.fixture
 def model(monkeypatch) -> Model:
     played = Model()
-    monkeypatch.setattr(scorer, "score_params", played.score)
+    monkeypatch.setattr(series_loop, "make_scorer", played.make_scorer)
     monkeypatch.setattr(progress, "bar", played.bar)
     return played
 
 
 def score(run: Path | str, out: Path, requests: Pack | None = None, **options: Any) -> list[Path]:
-    return scorer.score_parts([open_series(str(run))], requests or packed(), out, one_device(), **options)
+    options_ = ScoreOptions(**options)
+    return series_loop.score_series(open_series(str(run)), requests or packed(), out, one_device(), options_)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -136,31 +151,49 @@ def test_a_file_says_what_was_scored_and_how(run, model, tmp_path):
         assert found.header == scores.Header(
             series="run", checkpoint=NAMES[number - 1], step=number, tokens=2_000_000_000 * number, context=96,
             key=scores.Key(weights, packed().hash, "float32", "auto", "tree-5"),
-            version=load.stat_signature(checkpoint), engine="tree", engine_reason="", location=str(run),
+            stat_signature=load.stat_signature(checkpoint), engine="tree", engine_reason="", location=str(run),
         )  # fmt: skip
         table = pq.read_table(path)
         assert [(field.name, str(field.type)) for field in table.schema] == [
             ("request", "int32"), ("loglikelihood", "double"), ("is_greedy", "bool"),
         ]  # fmt: skip
         assert table["request"].to_pylist() == [0, 1, 2, 3] and found.is_greedy.tolist() == [True, False, False, True]
-        loaded, _ = model.score(packed(), CONFIG, load.load(checkpoint, one_device())[1], None)
+        loaded, _ = model.score(packed(), CONFIG, load.load(checkpoint, one_device())[1])
         assert found.loglikelihood.tolist() == loaded.tolist(), "every bit of float64"
     assert len({path.read_bytes() for path in files}) == 3
 
 
 def test_every_checkpoint_is_computed_as_asked(run, model, tmp_path):
     score(run, tmp_path / "out", dtype="bfloat16", batch_tokens=77)
-    expected = {"dtype": "bfloat16", "stored": "bfloat16", "mesh": one_device(), "config": CONFIG, "batch_tokens": 77}
+    expected = {"dtype": "bfloat16", "stored": "bfloat16", "mesh": one_device(), "config": CONFIG, "context": 96,
+                "batch_tokens": 77}  # fmt: skip
     assert model.asked == [expected] * 3
     assert {scores.read_header(path).key.dtype for path in (tmp_path / "out/run").iterdir()} == {"bfloat16"}
     one = open_series(f"{run}@{NAMES[0]}")
-    scorer.score_series(one, packed(), tmp_path / "one", one_device(), "bfloat16", batch_tokens=77)
+    options = ScoreOptions("bfloat16", 77)
+    series_loop.score_series(one, packed(), tmp_path / "one", one_device(), options)
     assert model.asked == [expected] * 4
     with pytest.raises(UserError, match="--batch-tokens 0 must be at least 1"):
         score(run, tmp_path / "out", batch_tokens=0)
 
 
-CHANGES = {"weights": "another", "pack": "another", "dtype": "bfloat16", "bos": "never", "engine": "another"}
+def test_a_scorer_is_made_once_for_all_series_of_one_config(run, model, tmp_path):
+    """And for every look of a watch; another config has its own."""
+    shutil.copytree(run, tmp_path / "other")
+    each = [open_series(str(folder)) for folder in (run, tmp_path / "other")]
+    score_all = series_loop.SeriesScorer(packed(), tmp_path / "out", one_device())
+    score_all([dataclasses.replace(each[0], checkpoints=each[0].checkpoints[:1])])
+    score_all(each)
+    assert (len(model.asked), model.made) == (6, 1)
+    with jax.set_mesh(one_device()):
+        wide = dataclasses.replace(CONFIG, context=48)
+        export_hf(wide, fresh_params(5), tmp_path / "wide")
+    score_all([open_series(str(tmp_path / "wide"))])
+    assert model.made == 2 and model.asked[-1]["context"] == 48
+
+
+CHANGES = {"weights_hash": "another", "pack_hash": "another", "dtype": "bfloat16", "bos": "never",
+           "engine_version": "another"}  # fmt: skip
 
 
 @pytest.mark.parametrize("part", CHANGES)
@@ -187,7 +220,7 @@ def test_a_dtype_or_an_engine_of_ones_own_asks_for_other_scores(run, model, tmp_
     score(run, tmp_path / "out")
     score(run, tmp_path / "out", dtype="bfloat16")
     assert len(model.asked) == 6
-    monkeypatch.setattr(scorer, "ENGINE", "next")
+    monkeypatch.setattr(series_loop, "ENGINE_VERSION", "next")
     score(run, tmp_path / "out", dtype="bfloat16")
     assert len(model.asked) == 9
     with pytest.raises(UserError, match="holds scores of another request pack"):
@@ -199,14 +232,14 @@ def test_a_dtype_or_an_engine_of_ones_own_asks_for_other_scores(run, model, tmp_
 def test_what_is_recognised_without_reading_has_the_version_of_now(run, model, tmp_path):
     [path, *_] = score(run, tmp_path / "out")
     header, checkpoint = scores.read_header(path), open_series(str(run)).checkpoints[0]
-    key = lambda weights: dataclasses.replace(header.key, weights=weights)
-    assert scorer.recognised(header, checkpoint, key)
-    assert not scorer.recognised(None, checkpoint, key)
-    assert not scorer.recognised(dataclasses.replace(header, version=""), checkpoint, key)
-    assert not scorer.recognised(dataclasses.replace(header, version="older"), checkpoint, key)
-    assert not scorer.recognised(header, checkpoint, lambda weights: dataclasses.replace(header.key, dtype="x"))
+    key = lambda weights: dataclasses.replace(header.key, weights_hash=weights)
+    assert series_loop.is_scored(header, checkpoint, key)
+    assert not series_loop.is_scored(None, checkpoint, key)
+    assert not series_loop.is_scored(dataclasses.replace(header, stat_signature=""), checkpoint, key)
+    assert not series_loop.is_scored(dataclasses.replace(header, stat_signature="older"), checkpoint, key)
+    assert not series_loop.is_scored(header, checkpoint, lambda weights: dataclasses.replace(header.key, dtype="x"))
     (run / NAMES[0] / "model.safetensors").unlink()
-    assert not scorer.recognised(header, checkpoint, key)
+    assert not series_loop.is_scored(header, checkpoint, key)
 
 
 def test_the_same_weights_with_another_time_keep_their_scores_and_get_a_new_version(run, model, tmp_path):
@@ -224,7 +257,7 @@ def test_the_same_weights_with_another_time_keep_their_scores_and_get_a_new_vers
             scores.read(scores.path_of(tmp_path / "out", "run", checkpoint.name)),
         )
         version = load.stat_signature(checkpoint)
-        assert new.header == dataclasses.replace(old.header, version=version, location=str(moved))
+        assert new.header == dataclasses.replace(old.header, stat_signature=version, location=str(moved))
         assert new.loglikelihood.tobytes() == old.loglikelihood.tobytes()
 
 
@@ -235,11 +268,16 @@ def test_the_log_has_the_seconds_in_the_model_and_all_others(run, model, tmp_pat
     """A clock of our own: 5 s until the first model begins, 3 s in it, then 1 s and 3 s each."""
     now = [100.0]
 
-    def score_params(*arguments: Any, **options: Any) -> Any:
-        now[0] += 3
-        return model.score(*arguments, **options)
+    def make_scorer(*arguments: Any, **options: Any) -> Any:
+        score = model.make_scorer(*arguments, **options)
 
-    each = scorer.open_each
+        def slow(*arguments: Any) -> Any:
+            now[0] += 3
+            return score(*arguments)
+
+        return slow
+
+    each = series_loop.open_each
 
     def opened(*arguments: Any) -> Iterator[Any]:
         now[0] += 4
@@ -247,9 +285,9 @@ def test_the_log_has_the_seconds_in_the_model_and_all_others(run, model, tmp_pat
             now[0] += 1
             yield one
 
-    monkeypatch.setattr(scorer, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
-    monkeypatch.setattr(scorer, "score_params", score_params)
-    monkeypatch.setattr(scorer, "open_each", opened)
+    monkeypatch.setattr(series_loop, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(series_loop, "make_scorer", make_scorer)
+    monkeypatch.setattr(series_loop, "open_each", opened)
     with caplog.at_level(logging.INFO):
         score(run, tmp_path / "out")
     lines = [json.loads(line) for line in (tmp_path / "out/log.jsonl").read_text().splitlines()]
@@ -273,7 +311,7 @@ def test_the_bar_reaches_its_end_whatever_becomes_of_the_checkpoints(run, model,
     assert model.bars[0][4] == [f"checkpoint 1 of 2: {NAMES[0]}{cut}", f"checkpoint 2 of 2: {NAMES[2]}{cut}"]
     (run / NAMES[1] / "model.safetensors").write_bytes(b"x")
     os.utime(run / NAMES[2] / "model.safetensors", ns=(1, 1))
-    with pytest.raises(scorer.NotAllScored):
+    with pytest.raises(series_loop.NotAllScored):
         score(run, tmp_path / "out")
     assert model.bars[1][:4] == ["score run", 16, "requests", 16] and len(model.asked) == 3
     named = zip((1, 2, 3), (*NAMES[1:], f"step4-tokens8B{cut}"), strict=True)
@@ -304,7 +342,7 @@ def test_a_pack_of_another_bos_policy_than_the_registered_one_is_told(wanted, as
     made = packed(bos=asked, tokenizer={"sha256": "0", "size": 9, "adds_bos": adds})
     one = Series("s", (), Scoring(bos=wanted, notes=("Read me.",)))
     with caplog.at_level(logging.INFO):
-        scorer.tell_policy(one, made)
+        compatibility.log_policy(one, made)
     assert "s: Read me." in caplog.text
     assert (f"its entry wants --bos {wanted}, the pack has --bos {warned}" in caplog.text) == bool(warned)
     assert ("wants --bos" in caplog.text) == bool(warned)
@@ -312,7 +350,7 @@ def test_a_pack_of_another_bos_policy_than_the_registered_one_is_told(wanted, as
 
 def test_the_context_is_the_packs_word_and_olmes_cuts_at_the_smaller():
     contexts = {
-        (mode, asked): scorer.model_context(packed(mode=mode, max_context=asked), CONFIG)
+        (mode, asked): compatibility.model_context(packed(mode=mode, max_context=asked), CONFIG)
         for mode, asked in (("lm-eval", None), ("lm-eval", 50), ("lm-eval", 500), ("olmes", 50), ("olmes", 2048))
     }
     assert list(contexts.values()) == [96, 50, 500, 50, 96]
@@ -322,10 +360,10 @@ def test_a_token_just_beyond_the_vocabulary_is_refused():
     made = packed()  # its largest token is 3
     config = dataclasses.replace(CONFIG, vocab_size=3)
     with pytest.raises(UserError, match="the pack holds token 3, the model has 3"):
-        scorer.score_params(made, config, {}, one_device())
+        score_once(made, config, {}, one_device())
     with pytest.raises(UserError, match="--batch-tokens 0"):
-        scorer.score_params(made, dataclasses.replace(CONFIG, vocab_size=4), {}, one_device(), batch_tokens=0)
-    scorer.check_batch_tokens(1)
+        score_once(made, dataclasses.replace(CONFIG, vocab_size=4), {}, one_device(), batch_tokens=0)
+    check_batch_tokens(1)
 
 
 def test_a_state_space_model_has_the_plain_engine(monkeypatch):
@@ -334,25 +372,22 @@ def test_a_state_space_model_has_the_plain_engine(monkeypatch):
     assert scorer.pick_engine(mamba)[0] == "rows" and "state-space" in scorer.pick_engine(mamba)[1]
     assert scorer.pick_engine(CONFIG) == ("tree", "")
     with pytest.raises(UserError, match="engine='tree' cannot compute this model: a state-space layer"):
-        scorer.score_params(packed(), mamba, {}, one_device(), engine="tree")  # type: ignore[arg-type]
-    for name in ("rows", "tree"):
-        called = lambda *arguments, name=name, **options: (name, arguments[3:], options)
-        monkeypatch.setattr(scorer, f"score_{name}", called)
+        score_once(packed(), mamba, {}, one_device(), engine="tree")  # type: ignore[arg-type]
+    for name in ("row", "tree"):
+        called = lambda *arguments, name=name, **options: (name, arguments[2:], options)
+        monkeypatch.setattr(scorer, f"make_{name}_scorer", called)
     engines = {}
-    advance = lambda requests: None
     for config, context in ((mamba, 8), (CONFIG, 96)):
         for engine in ("auto", "rows", "tree"):
             if (config, engine) != (mamba, "tree"):
-                name, (given, mesh, dtype), options = scorer.score_params(
-                    packed(), config, {}, one_device(), "bfloat16", engine=engine, batch_tokens=5, attend="splash",
-                    advance=advance,
+                name, (given, mesh, dtype), options = scorer.make_scorer(
+                    packed().request_tokens, config, one_device(), "bfloat16", engine=engine, batch_tokens=5,
+                    attend="splash",
                 )  # type: ignore  # fmt: skip
                 assert (given, mesh, dtype) == (context, one_device(), "bfloat16")
-                assert options == {"batch_tokens": 5, "advance": advance} | (
-                    {"attend": "splash"} if name == "rows" else {}
-                )
+                assert options == {"batch_tokens": 5} | ({"attend": "splash"} if name == "row" else {})
                 engines[config is mamba, engine] = name
-    assert engines == {(True, "auto"): "rows", (True, "rows"): "rows", (False, "auto"): "tree", (False, "rows"): "rows",
+    assert engines == {(True, "auto"): "row", (True, "rows"): "row", (False, "auto"): "tree", (False, "rows"): "row",
                        (False, "tree"): "tree"}  # fmt: skip
 
 
@@ -367,7 +402,8 @@ def test_over_all_parts_every_checkpoint_of_every_series_is_scored_once(run, mod
     found = [open_series(str(folder)) for folder in (run, other)]
     files: list[set[str]] = []
     for index in range(count):
-        scored = scorer.score_parts(found, packed(), tmp_path / "out", one_device(), part=JobShard(index, count))
+        options = ScoreOptions(part=f"{index + 1}/{count}")
+        scored = series_loop.SeriesScorer(packed(), tmp_path / "out", one_device(), options)(found)
         files.append({path.relative_to(tmp_path / "out").as_posix() for path in scored})
     everyone = [f"run/{name}.parquet" for name in NAMES] + [f"other/{name}.parquet" for name in NAMES[:2]]
     assert sorted(name for part in files for name in part) == sorted(everyone) and len(model.asked) == 5
@@ -383,8 +419,8 @@ def test_those_that_failed_in_any_series_are_named_at_the_end(run, model, tmp_pa
     for place in (run / NAMES[0], other / NAMES[2]):
         (place / "model.safetensors").write_bytes(b"x")
     found = [open_series(str(folder)) for folder in (run, other)]
-    with pytest.raises(scorer.NotAllScored) as raised:
-        scorer.score_parts(found, packed(), tmp_path / "out", one_device())
+    with pytest.raises(series_loop.NotAllScored) as raised:
+        series_loop.SeriesScorer(packed(), tmp_path / "out", one_device())(found)
     assert raised.value.exit_status == 1
     assert [one.checkpoint.name for one in raised.value.failed] == [NAMES[0], NAMES[2]]
     said = str(raised.value)
@@ -395,7 +431,7 @@ def test_those_that_failed_in_any_series_are_named_at_the_end(run, model, tmp_pa
 
 def test_of_many_that_failed_eight_have_their_reasons():
     made = lambda n: types.SimpleNamespace(checkpoint=Checkpoint("s", f"c{n}", n, n, Path(), "hf"), reason=f"why{n}")
-    said = str(scorer.NotAllScored([made(n) for n in range(9)]))
+    said = str(series_loop.NotAllScored([made(n) for n in range(9)]))
     assert all(f"s/c{n} (why{n})" in said for n in range(8)) and "s/c8;" in said and "why8" not in said
 
 
@@ -471,9 +507,12 @@ def test_a_file_that_holds_no_scores_is_named(tmp_path):
     pq.write_table(table.replace_schema_metadata({}), path)
     with pytest.raises(UserError, match=r"c\.parquet: not a score file"):
         scores.read(path)
-    pq.write_table(table.replace_schema_metadata({b"fineline": b'{"series": "s"}'}), path)
+    pq.write_table(table.replace_schema_metadata({b"fineline": b'{"format": 2, "series": "s"}'}), path)
     with pytest.raises(UserError, match="not a score file"):
         scores.headers_of(tmp_path, "s")
+    pq.write_table(table.replace_schema_metadata({b"fineline": b'{"series": "s", "key": {"weights": "w"}}'}), path)
+    with pytest.raises(UserError, match=r"c\.parquet: score file of format 1, not 2; remove it and score again"):
+        scores.read(path)
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match="not a score file"):
         scores.header_of(tmp_path, "s", "c")
@@ -549,6 +588,7 @@ class Run:
     def __init__(self, monkeypatch, comes: dict[str, float], kept_steps: frozenset[int] | None, seconds: float = 0):
         self.now, self.comes, self.seconds = 1000.0, {name: 1000 + at for name, at in comes.items()}, seconds
         self.slept: list[float] = []
+        self.part = WHOLE
         self.scored: list[list[str]] = []
         monkeypatch.setattr(watching, "time", types.SimpleNamespace(sleep=self.sleep, monotonic=lambda: self.now))
         monkeypatch.setattr(watching, "_complete", self.complete)
@@ -562,16 +602,16 @@ class Run:
         there = [name for name, at in self.comes.items() if at <= self.now]
         return Series("run", tuple(Checkpoint("run", name, None, None, run / name, "orbax") for name in there))
 
-    def score(self, found: list[Series], part: JobShard) -> list[Path]:
+    def score(self, found: Sequence[Series]) -> list[Path]:
         self.now += self.seconds
         self.scored.append([checkpoint.name for checkpoint in found[0].checkpoints])
-        return [Path(name) for name in part.of(self.scored[-1])]
+        return [Path(name) for name in self.part.of(self.scored[-1])]
 
 
 def test_a_new_checkpoint_sets_the_clock_of_the_watch_back(monkeypatch, tmp_path, caplog):
     """Each comes 25 s after the one before, in a watch that ends after 30 s without one."""
     run = Run(monkeypatch, {"step0": 0, "step2": 25, "step4": 50, "step6": 75}, frozenset({0, 2, 4, 6, 8}))
-    assert watching.watch_run(tmp_path, run.score, WHOLE, 30) == 4
+    assert watching.watch_run(tmp_path, run.score, 30) == 4
     assert run.now == 1000 + 80 + 30, "seen at 80, looked at every ten seconds"
     assert set(run.slept) == {10.0} and [len(names) for names in run.scored] == [1, 2, 3, 4]
     assert "no new checkpoint for 30s; run the same command again to go on" in caplog.text
@@ -579,23 +619,24 @@ def test_a_new_checkpoint_sets_the_clock_of_the_watch_back(monkeypatch, tmp_path
 
 def test_the_clock_begins_when_the_scores_are_made(monkeypatch, tmp_path):
     run = Run(monkeypatch, {"step0": 0}, frozenset({0, 2}), seconds=500)
-    watching.watch_run(tmp_path, run.score, WHOLE, 30)
+    watching.watch_run(tmp_path, run.score, 30)
     assert run.now == 1000 + 500 + 30
 
 
 @pytest.mark.parametrize(("timeout", "end"), [(20, 20), (21, 30), (0, 0), (19.9, 20)])
 def test_a_watch_ends_at_its_timeout(monkeypatch, tmp_path, timeout, end):
     run = Run(monkeypatch, {"step0": 0}, frozenset({0, 2}))
-    watching.watch_run(tmp_path, run.score, WHOLE, timeout)
+    watching.watch_run(tmp_path, run.score, timeout)
     assert run.now == 1000 + end
 
 
 def test_a_watch_of_no_timeout_goes_on_until_all_that_the_recipe_keeps_is_scored(monkeypatch, tmp_path, caplog):
     run = Run(monkeypatch, {"step0": 0, "step1": 5, "step4": 100_000}, frozenset({0, 4}))
-    assert watching.watch_run(tmp_path, run.score, JobShard(1, 2)) == 1, "one of three is of this part"
+    run.part = JobShard(1, 2)
+    assert watching.watch_run(tmp_path, run.score) == 1, "one of three is of this part"
     assert run.now == 101_000 and "no new checkpoint" not in caplog.text
     run = Run(monkeypatch, {"step0": 0, "step4": 0}, None)
-    watching.watch_run(tmp_path, run.score, WHOLE, 50)
+    watching.watch_run(tmp_path, run.score, 50)
     assert run.now == 1050, "without a recipe nothing says which is the last"
 
 
@@ -603,16 +644,16 @@ def test_what_could_not_be_opened_is_tried_again_with_each_new_one(monkeypatch, 
     run = Run(monkeypatch, {"step0": 0, "step2": 30}, frozenset({0, 2}))
     failed = types.SimpleNamespace(checkpoint=Checkpoint("run", "step0", 0, 0, tmp_path, "orbax"), reason="damaged")
 
-    def score(found: list[Series], part: JobShard) -> list[Path]:
-        run.score(found, part)
+    def score(found: Sequence[Series]) -> list[Path]:
+        run.score(found)
         if len(run.scored) == 1 or always:
-            raise scorer.NotAllScored([failed])  # type: ignore[list-item]
+            raise series_loop.NotAllScored([failed])  # type: ignore[list-item]
         return [Path("a"), Path("b")]
 
     always = False
     assert watching.watch_run(tmp_path, score) == 2 and len(run.scored) == 2
     run.now, always = 1000, True
-    with pytest.raises(scorer.NotAllScored, match="run/step0"):
+    with pytest.raises(series_loop.NotAllScored, match="run/step0"):
         watching.watch_run(tmp_path, score)
 
 
@@ -637,7 +678,7 @@ def test_the_first_checkpoint_is_waited_for(monkeypatch, tmp_path, comes, timeou
 def test_a_kept_checkpoint_is_scored_in_the_dtype_asked_and_its_file_is_that_of_the_series(tmp_path, monkeypatch):
     """Written when called again, since it is being saved meanwhile; not at all where it is scored already."""
     played, made = Model(), packed(max_context=50)
-    monkeypatch.setattr(kept, "score_params", played.score)
+    monkeypatch.setattr(kept, "make_scorer", played.make_scorer)
     monkeypatch.setattr(kept, "time", types.SimpleNamespace(perf_counter=iter([10.0, 12.25, 20.0, 21.0]).__next__))
     checkpoint = Checkpoint("run", "step4", 4, 400, tmp_path / "run/checkpoints/4", "orbax")
     opened: list[str] = []
@@ -654,30 +695,32 @@ def test_a_kept_checkpoint_is_scored_in_the_dtype_asked_and_its_file_is_that_of_
     params = {"embed": jax.device_put(np.ones((4, 2), np.float32), jax.NamedSharding(one_device(), jax.P(None, None)))}
     for number, dtype in enumerate(("float32", "bfloat16")):
         out, there = tmp_path / dtype, False
-        hook = kept.ScoreKept(tmp_path / "run", CONFIG, made, out, dtype)
-        write = hook(4, params)
-        assert write is not None and not out.exists()
-        there = True
+        score = kept.ScoreInTraining(tmp_path / "run", CONFIG, made, out, dtype)
+
+        def wait(out: Path = out) -> None:
+            nonlocal there
+            assert not out.exists(), "nothing is written before the checkpoint is complete"
+            there = True
+
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(jax, "process_index", lambda: 1)
-            write()
-        assert not out.exists(), "the first process writes"
-        write()
+            score(4, params, wait)
+        assert there and not out.exists(), "the first process writes"
+        there = False
+        score(4, params, wait)
         told = played.asked[-1]
         assert (told["dtype"], told["stored"], told["mesh"], told["config"]) == (dtype, dtype, one_device(), CONFIG)
         found = scores.read(out / "run/step4.parquet")
-        key = scores.Key("w", made.hash, dtype, "auto", scorer.ENGINE)
+        key = scores.Key("w", made.hash, dtype, "auto", scorer.ENGINE_VERSION)
         assert found.header == scores.Header("run", "step4", 4, 400, 50, key, "v", "tree", "", "here")
-        expected = played.score(made, CONFIG, params, None)[0]
+        expected = played.score(made, CONFIG, params)[0]
         assert found.loglikelihood.tobytes() == expected.tobytes()
         [line] = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
         assert line == {"series": "run", "checkpoint": "step4", "requests": 4, "model_seconds": (2.25, 1.0)[number]}
         assert pack.load(out / "pack").hash == made.hash
-        assert hook(4, params) is None, "it is scored"
-        assert (
-            kept.ScoreKept(tmp_path / "run", CONFIG, packed(max_context=50, bos="never"), out, dtype)._is_scored(4)
-            is False
-        )
+        score(4, params, lambda: pytest.fail("it is scored"))
+        other = packed(max_context=50, bos="never")
+        assert not kept.ScoreInTraining(tmp_path / "run", CONFIG, other, out, dtype)._is_scored(4)
     assert set(opened) == {str(tmp_path / "run/checkpoints/4")}
 
 
@@ -700,16 +743,16 @@ def test_what_the_first_process_refuses_is_refused_by_all(monkeypatch):
         raise UserError("no")
 
     with pytest.raises(UserError, match="no"):
-        scorer._on_first(refuse)
-    scorer._on_first(lambda: None)
+        check_on_process_0(refuse)
+    check_on_process_0(lambda: None)
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    monkeypatch.setattr(scorer, "from_first", lambda value: said)
+    monkeypatch.setattr(agreement, "broadcast_from_process_0", lambda value: said)
     said = ""
-    scorer._on_first(refuse)
+    check_on_process_0(refuse)
     assert len(calls) == 1, "the others need not see what it sees"
     said = "the first one's"
     with pytest.raises(UserError, match="the first one's"):
-        scorer._on_first(lambda: None)
+        check_on_process_0(lambda: None)
 
 
 def test_a_process_that_is_not_the_first_computes_and_writes_nothing(run, model, tmp_path, monkeypatch):
@@ -724,7 +767,7 @@ def test_a_series_that_has_moved_is_known_by_the_first_of_its_checkpoints_that_i
     shutil.copytree(run, moved)
     (moved / NAMES[0] / "model.safetensors").unlink()
     (moved / NAMES[0] / "pytorch_model.bin.index.json").write_text("{")
-    with pytest.raises(scorer.NotAllScored, match=f"run/{NAMES[0]} "):
+    with pytest.raises(series_loop.NotAllScored, match=f"run/{NAMES[0]} "):
         score(moved, tmp_path / "out")
     shutil.copytree(run / NAMES[1], moved / NAMES[0], dirs_exist_ok=True)
     (moved / NAMES[0] / "pytorch_model.bin.index.json").unlink()
@@ -742,7 +785,7 @@ def test_a_remote_checkpoint_is_told_apart_by_its_address(tmp_path):
     """Of one name at two addresses; and one that is here from one that is not."""
     made = lambda url: Checkpoint("s", "a", None, None, tmp_path, "hf", Remote(url, tmp_path))
     here = dataclasses.replace(made("hf://o/n@a"), remote=None)
-    scorer.require_names_apart([Series("s", (made("hf://o/n@a"),)), Series("s", (made("hf://o/n@a"),))])
+    scores.check_unique_names([Series("s", (made("hf://o/n@a"),)), Series("s", (made("hf://o/n@a"),))])
     for other in (made("hf://o/m@a"), here):
         with pytest.raises(UserError, match="are both called s/a, and their scores would be one file"):
-            scorer.require_names_apart([Series("s", (made("hf://o/n@a"),)), Series("s", (other,))])
+            scores.check_unique_names([Series("s", (made("hf://o/n@a"),)), Series("s", (other,))])

@@ -32,9 +32,9 @@ from fineline_jax.recipe import (
     Source,
     to_json,
 )
-from fineline_jax.scoring import kept, pack, scorer, scores, watching
-from fineline_jax.scoring.parts import WHOLE, JobShard
+from fineline_jax.scoring import kept, pack, scores, series_loop, watching
 from fineline_jax.training import loop
+from fineline_jax.training.observers import AtKeptCheckpoints
 
 STEPS, SEQUENCES, LENGTH = 6, 4, 8
 
@@ -81,28 +81,29 @@ def trained(place) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         real = loop.make_mesh
         patch.setattr(loop, "make_mesh", lambda mesh: real(mesh, jax.devices()[:1]))
-        loop.pretrain(recipe_of(place), place / "run", on_kept=hook(place, place / "run"))
+        loop.pretrain(recipe_of(place), place / "run", observers=[hook(place, place / "run")])
     return place / "run"
 
 
-def hook(place: Path, run: Path) -> kept.ScoreKept:
-    return kept.ScoreKept(run, CONFIG, kept.open_pack(str(place / "pack"), place / "none", None), run / "scores")
+def hook(place: Path, run: Path) -> AtKeptCheckpoints:
+    opened = kept.open_pack(str(place / "pack"), place / "none", None)
+    return AtKeptCheckpoints(kept.ScoreInTraining(run, CONFIG, opened, run / "scores"))
 
 
 def test_scores_made_in_memory_are_those_of_the_saved_checkpoints(place, trained, tmp_path):
-    files = scorer.score_series(open_series(str(trained)), pack.load(place / "pack"), tmp_path / "out", one_device())
+    files = series_loop.score_series(open_series(str(trained)), pack.load(place / "pack"), tmp_path / "out", one_device())
     assert [path.name for path in files] == [f"step{step}.parquet" for step in (0, 2, 4, 6)]
     for path in files:
         assert (trained / "scores/run" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_after_it_nothing_is_left_to_score(place, trained, monkeypatch):
-    monkeypatch.setattr(scorer, "score_params", lambda *_, **__: pytest.fail("scored again"))
+    monkeypatch.setattr(series_loop, "make_scorer", lambda *_, **__: pytest.fail("scored again"))
     assert (
-        len(scorer.score_series(open_series(str(trained)), pack.load(place / "pack"), trained / "scores", one_device()))
+        len(series_loop.score_series(open_series(str(trained)), pack.load(place / "pack"), trained / "scores", one_device()))
         == 4
     )
-    loop.pretrain(recipe_of(place), trained, on_kept=hook(place, trained))
+    loop.pretrain(recipe_of(place), trained, observers=[hook(place, trained)])
 
 
 class Killed(Exception):
@@ -117,26 +118,30 @@ def test_a_run_killed_beside_a_kept_checkpoint_scores_it_when_it_resumes_and_no_
     steps: list[int] = []
     scored = hook(place, run)
 
-    def dying(step, params):
+    def dying(step, params, wait):
         steps.append(step)
         if step == 4 and moment.startswith("before the score"):
             raise Killed  # what is being saved is still completed
-        finish = scored(step, params)
-        if step == 4 and finish is not None:
-            return die
-        return finish
+        scored.function(step, params, die if step == 4 else wait)
 
     def die():
         raise Killed
 
     with pytest.raises(Killed):
-        loop.pretrain(recipe_of(place), run, on_kept=dying)
+        loop.pretrain(recipe_of(place), run, observers=[AtKeptCheckpoints(dying)])
     assert sorted(path.name for path in (run / "scores/run").iterdir()) == ["step0.parquet", "step2.parquet"]
     computed: list[int] = []
-    original = kept.score_params
-    monkeypatch.setattr(kept, "score_params", lambda *a, **k: (computed.append(1), original(*a, **k))[1])
-    loop.pretrain(recipe_of(place), run, on_kept=scored)
-    assert len(computed) == 2, "steps 4 and 6"
+    made, original = [], kept.make_scorer
+
+    def make_scorer(*arguments, **options):
+        made.append(1)
+        score = original(*arguments, **options)
+        return lambda params: (computed.append(1), score(params))[1]
+
+    monkeypatch.setattr(kept, "make_scorer", make_scorer)
+    scored = hook(place, run)
+    loop.pretrain(recipe_of(place), run, observers=[scored])
+    assert (len(computed), len(made)) == (2, 1), "steps 4 and 6, by one scorer"
     for path in (trained / "scores/run").iterdir():
         ours, whole = scores.read(run / "scores/run" / path.name), scores.read(path)
         np.testing.assert_array_equal(ours.loglikelihood, whole.loglikelihood)
@@ -146,7 +151,7 @@ def test_a_pack_of_another_tokenizer_is_refused_before_anything_is_scored(place,
     other = write_tokenizer(tmp_path / "other", adds_bos=False)
     packed = prepare_pack("piqa", other, tmp_path / "p", benchmarks=place / "benchmarks")
     with pytest.raises(UserError, match=r"does not add|adds BOS"):
-        kept.ScoreKept(trained, CONFIG, packed, tmp_path / "out")(2, {})
+        kept.ScoreInTraining(trained, CONFIG, packed, tmp_path / "out")(2, {}, lambda: None)
 
 
 def test_the_command_scores_a_suite_while_it_trains_and_leaves_nothing_to_score(place, tmp_path, monkeypatch):
@@ -155,7 +160,7 @@ def test_the_command_scores_a_suite_while_it_trains_and_leaves_nothing_to_score(
     assert main(["pretrain", str(tmp_path / "recipe.json"), "--run", run, "--score", *suite]) == 0
     scored = {path.name: path.read_bytes() for path in (tmp_path / "run/scores/run").iterdir()}
     assert set(scored) == {f"step{step}.parquet" for step in (0, 2, 4, 6)}
-    monkeypatch.setattr(scorer, "score_params", lambda *_, **__: pytest.fail("scored again"))
+    monkeypatch.setattr(series_loop, "make_scorer", lambda *_, **__: pytest.fail("scored again"))
     assert main(["score", run, "--suite", *suite, "--out", f"{run}/scores"]) == 0
     assert {path.name: path.read_bytes() for path in (tmp_path / "run/scores/run").iterdir()} == scored
 
@@ -180,8 +185,7 @@ def test_checkpoints_are_scored_as_they_become_complete_until_the_last(trained, 
     records = unfinished(trained, tmp_path / "run")
     seen: list[list[str]] = []
 
-    def score(series: list[Series], part: JobShard) -> list[Path]:
-        assert part == WHOLE
+    def score(series: Sequence[Series]) -> list[Path]:
         seen.append([checkpoint.name for checkpoint in series[0].checkpoints])
         if len(seen) < len(records):
             complete(records[len(seen)])
@@ -214,8 +218,8 @@ def test_a_watch_ends_when_nothing_comes_any_more(trained, tmp_path, caplog):
         watching.wait_for_first(tmp_path / "run", 0.05, poll_seconds=0.01)
     complete(records[0])
     watching.wait_for_first(tmp_path / "run", 0.05)
-    score = lambda series, part: [Path("x")] * len(series[0].checkpoints)
-    assert watching.watch_run(tmp_path / "run", score, WHOLE, 0.05, poll_seconds=0.01) == 1
+    score = lambda series: [Path("x")] * len(series[0].checkpoints)
+    assert watching.watch_run(tmp_path / "run", score, 0.05, poll_seconds=0.01) == 1
     assert "no new checkpoint for 0s" in caplog.text
 
 
@@ -232,9 +236,7 @@ def test_a_checkpoint_that_cannot_be_opened_does_not_end_the_watch(place, traine
     damaged.write_bytes(damaged.read_bytes()[:-1])
     made = pack.load(place / "pack")
 
-    def score(series: list[Series], part: JobShard) -> list[Path]:
-        return scorer.score_parts(series, made, tmp_path / "out", one_device(), part=part)
-
-    with pytest.raises(scorer.NotAllScored, match="1 checkpoint could not be opened: run/step2"):
+    score = series_loop.SeriesScorer(made, tmp_path / "out", one_device())
+    with pytest.raises(series_loop.NotAllScored, match="1 checkpoint could not be opened: run/step2"):
         watching.watch_run(tmp_path / "run", score, poll_seconds=0.01)
     assert sorted(path.stem for path in (tmp_path / "out/run").iterdir()) == ["step0", "step4", "step6"]

@@ -146,7 +146,7 @@ def test_the_validation_loss_is_the_mean_over_the_targets_of_all_validation_wind
         with jax.set_mesh(make_mesh(ONE_DEVICE, jax.devices()[:1])):
             params, places = params_of(checkpoint), jnp.broadcast_to(jnp.arange(LENGTH), (8, LENGTH))
             hidden = decoder.hidden_states(
-                model, params, jnp.asarray(windows[:, :-1]), places, attention.causal("reference")
+                model, params, jnp.asarray(windows[:, :-1]), places, attention.causal("xla")
             )
             logits = np.asarray(hidden @ decoder.head_weight(model, params), np.float64)
         logp = scipy.special.log_softmax(logits, axis=-1)

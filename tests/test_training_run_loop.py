@@ -45,7 +45,7 @@ from fineline_jax.recipe import (
     Source,
     from_json,
 )
-from fineline_jax.training import loop, stop
+from fineline_jax.training import loop, observers, run_folder, stop
 from fineline_jax.training.metrics import read_metrics
 
 LENGTH, SEQUENCES, STEPS = 4, 6, 23
@@ -91,6 +91,21 @@ def checksum(total: int, windows: np.ndarray, step: int) -> int:
 
 
 @pytest.fixture(autouse=True)
+def explicit_transfers(monkeypatch):
+    """Between host and devices, on any thread, nothing moves that is not asked for: a loop must not wait by accident."""
+    real = loop.pretrain
+
+    def guarded(*arguments, **options):
+        jax.config.update("jax_transfer_guard", "disallow")
+        try:
+            return real(*arguments, **options)
+        finally:
+            jax.config.update("jax_transfer_guard", None)
+
+    monkeypatch.setattr(loop, "pretrain", guarded)
+
+
+@pytest.fixture(autouse=True)
 def checksums(monkeypatch):
     """Instead of a model and its optimizer."""
 
@@ -121,14 +136,14 @@ def checksums(monkeypatch):
         return step
 
     made = make_mesh(MeshShape(fsdp=1), jax.devices()[:1])
-    for name, fake in (
-        ("initial_state", initial_state),
-        ("abstract_state", abstract_state),
-        ("make_train_step", make_train_step),
-        ("make_validation_step", make_validation_step),
-        ("make_mesh", lambda mesh: {MeshShape(fsdp=1): made}[mesh]),
+    for module, name, fake in (
+        (loop, "initial_state", initial_state),
+        (loop, "abstract_state", abstract_state),
+        (loop, "make_train_step", make_train_step),
+        (observers, "make_validation_step", make_validation_step),
+        (loop, "make_mesh", lambda mesh: {MeshShape(fsdp=1): made}[mesh]),
     ):
-        monkeypatch.setattr(loop, name, fake)
+        monkeypatch.setattr(module, name, fake)
 
 
 def totals(recipe: Recipe) -> list[int]:
@@ -186,8 +201,8 @@ def test_a_run_feeds_each_step_its_batch_and_its_number_and_keeps_what_it_should
     folders = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
     assert sorted(map(int, folders)) == KEPT
     assert from_json(tmp_path / "run" / "recipe.json") == recipe
-    fingerprint = open_data_set(corpus).fingerprint
-    assert json.loads((tmp_path / "run" / "data.json").read_text()) == {str(corpus): fingerprint}
+    data_hash = open_data_set(corpus).data_hash
+    assert json.loads((tmp_path / "run" / "data.json").read_text()) == {str(corpus): data_hash}
     record = json.loads((tmp_path / "run" / "checkpoints" / "9" / "complete.json").read_text())
     assert (record["tokens"], record["recipe"], record["kept"]) == (9 * TOKENS, "checksum", True)
 
@@ -275,12 +290,16 @@ def test_a_request_to_stop_ends_the_run_at_that_step_saved_and_the_same_command_
 
 
 def test_a_kept_checkpoint_is_announced_while_it_is_written_and_finished_when_it_is_complete(corpus, tmp_path):
-    recipe, run, told = recipe_of(corpus), tmp_path / "run", []
+    recipe, run, calls = recipe_of(corpus), tmp_path / "run", []
     complete = lambda step: (run / "checkpoints" / str(step) / "complete.json").exists()
 
-    def on_kept(step, params):
-        told.append(("begun", step, int(params["total"])))
-        return (lambda: told.append(("complete", step, complete(step)))) if step != 18 else None
+    def at_kept(step, params, wait):
+        calls.append(("begun", step, int(params["total"])))
+        if step != 18:
+            wait()
+            calls.append(("complete", step, complete(step)))
+
+    given = (observers.AtKeptCheckpoints(at_kept),)
 
     def die(step):
         if step == 21:
@@ -288,15 +307,15 @@ def test_a_kept_checkpoint_is_announced_while_it_is_written_and_finished_when_it
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         stop_at(patch, die)
-        loop.pretrain(recipe, run, on_kept=on_kept)
+        loop.pretrain(recipe, run, observers=given)
     restated = totals(recipe)
     first = [("begun", 0, restated[0]), ("complete", 0, True), ("begun", 9, restated[9]), ("complete", 9, True)]
-    assert told == [*first, ("begun", 18, restated[18])]
-    told.clear()
-    loop.pretrain(recipe, run, on_kept=on_kept)  # resumes at 20, which is not kept
-    assert told == [("begun", 23, restated[23]), ("complete", 23, True)]
-    loop.pretrain(recipe, run, on_kept=on_kept)
-    assert told == 2 * [("begun", 23, restated[23]), ("complete", 23, True)]
+    assert calls == [*first, ("begun", 18, restated[18])]
+    calls.clear()
+    loop.pretrain(recipe, run, observers=given)  # resumes at 20, which is not kept
+    assert calls == [("begun", 23, restated[23]), ("complete", 23, True)]
+    loop.pretrain(recipe, run, observers=given)
+    assert calls == 2 * [("begun", 23, restated[23]), ("complete", 23, True)]
 
 
 def test_a_finished_run_is_left_alone_and_one_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(
@@ -334,8 +353,7 @@ def test_only_the_batches_that_are_left_are_read(corpus, tmp_path, monkeypatch):
     real = loop.global_batch
 
     def reading(batches, step, sharding):
-        if batches.order.seed is not None:  # else of the validation
-            read.append(step)
+        read.append(step)
         return real(batches, step, sharding)
 
     monkeypatch.setattr(loop, "global_batch", reading)
@@ -386,7 +404,7 @@ def test_a_resumed_run_counts_its_speed_from_where_it_resumed(corpus, tmp_path, 
     loop.pretrain(recipe_of(corpus), tmp_path)
     stop_at(monkeypatch, lambda step: None)
     looks = iter(range(100))  # each look at the clock a second later
-    monkeypatch.setattr(loop, "time", types.SimpleNamespace(perf_counter=lambda: next(looks)))
+    monkeypatch.setattr(observers, "time", types.SimpleNamespace(perf_counter=lambda: next(looks)))
     loop.pretrain(recipe_of(corpus), tmp_path)
     lines = [line for line in read_metrics(tmp_path) if line["step"] > 20 and "loss" in line]
     assert [line["step_seconds"] for line in lines] == [1.0, 1.0, 1.0]
@@ -418,45 +436,45 @@ def test_a_changed_recipe_is_refused_with_its_fields_unless_accepted(corpus, tmp
     ],
 )
 def test_only_what_computes_and_reports_may_change_between_resumptions(corpus, tmp_path, change, refused):
-    loop.claim_folder(recipe_of(corpus), tmp_path, {}, accept_changes=False)
+    run_folder.claim_folder(recipe_of(corpus), tmp_path, {}, accept_changes=False)
     (tmp_path / "checkpoints" / "4").mkdir(parents=True)
     changed = recipe_of(corpus, **change)
     if refused is None:
-        loop.claim_folder(changed, tmp_path, {}, accept_changes=False)
+        run_folder.claim_folder(changed, tmp_path, {}, accept_changes=False)
         assert json.loads((tmp_path / "recipe.json").read_text())["name"] == changed.name
     else:
         with pytest.raises(UserError, match=refused):
-            loop.claim_folder(changed, tmp_path, {}, accept_changes=False)
+            run_folder.claim_folder(changed, tmp_path, {}, accept_changes=False)
 
 
 def test_a_recipe_of_which_nothing_is_saved_yet_may_be_changed(corpus, tmp_path):
-    loop.claim_folder(recipe_of(corpus), tmp_path / "run", {"data": "1"}, accept_changes=False)
+    run_folder.claim_folder(recipe_of(corpus), tmp_path / "run", {"data": "1"}, accept_changes=False)
     (tmp_path / "run" / "checkpoints").mkdir()
-    loop.claim_folder(recipe_of(corpus, seed=5), tmp_path / "run", {"data": "2"}, accept_changes=False)
+    run_folder.claim_folder(recipe_of(corpus, seed=5), tmp_path / "run", {"data": "2"}, accept_changes=False)
     assert json.loads((tmp_path / "run" / "recipe.json").read_text())["seed"] == 5
 
 
 def test_what_a_killed_start_left_in_the_folder_is_removed(corpus, tmp_path):
     for name in ("recipe", "data"):
         (tmp_path / f".{name}.json.1234.partial").touch()
-    loop.claim_folder(recipe_of(corpus), tmp_path, {}, accept_changes=False)
+    run_folder.claim_folder(recipe_of(corpus), tmp_path, {}, accept_changes=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.json", "recipe.json"]
 
 
 def test_an_imported_run_without_a_record_of_its_data_may_be_trained_on(corpus, tmp_path):
-    loop.claim_folder(recipe_of(corpus), tmp_path, {}, accept_changes=False)
+    run_folder.claim_folder(recipe_of(corpus), tmp_path, {}, accept_changes=False)
     (tmp_path / "checkpoints" / "4").mkdir(parents=True)
     for record in (None, {"elsewhere": "1"}):
         (tmp_path / "data.json").unlink(missing_ok=True)
         if record is not None:
             (tmp_path / "data.json").write_text(json.dumps(record))
-        loop.claim_folder(recipe_of(corpus), tmp_path, {"data": "2"}, accept_changes=False)
+        run_folder.claim_folder(recipe_of(corpus), tmp_path, {"data": "2"}, accept_changes=False)
         assert json.loads((tmp_path / "data.json").read_text()) == {"data": "2"}
 
 
 def test_one_process_of_several_writes_the_folder(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    loop.claim_folder(recipe_of(corpus), tmp_path / "run", {}, accept_changes=False)
+    run_folder.claim_folder(recipe_of(corpus), tmp_path / "run", {}, accept_changes=False)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -490,8 +508,8 @@ def test_a_run_has_its_tokenizer_whole_or_not_at_all(tmp_path, monkeypatch):
     with monkeypatch.context() as stopping:
         stopping.setattr(shutil, "copytree", stops)
         with pytest.raises(KeyboardInterrupt):
-            loop.claim_folder(recipe, tmp_path / "run", {}, accept_changes=False)
-    loop.claim_folder(recipe, tmp_path / "run", {}, accept_changes=False)
+            run_folder.claim_folder(recipe, tmp_path / "run", {}, accept_changes=False)
+    run_folder.claim_folder(recipe, tmp_path / "run", {}, accept_changes=False)
     assert [path.name for path in (tmp_path / "run" / "tokenizer").iterdir()] == ["tokenizer.json"]
 
 
@@ -551,8 +569,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_by_name_unless_such_steps_are_sk
 
 
 def test_threads_that_begin_while_a_profile_is_taken_are_not_hooked(corpus, tmp_path):
-    profiler = loop.Profiler(recipe_of(corpus, logging=Logging(profile_start_step=2, profile_steps=2)), tmp_path)
-    profiler.before(2)
+    profiler = observers.Profiler(recipe_of(corpus, logging=Logging(profile_start_step=2, profile_steps=2)), tmp_path)
+    profiler.before_step(2)
     try:
         assert threading.getprofile() is None and sys.getprofile() is None
     finally:
@@ -587,21 +605,21 @@ def test_the_last_step_of_a_profile_is_waited_for(corpus, tmp_path, monkeypatch)
     monkeypatch.setattr(jax, "block_until_ready", events.append)
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: events.append("stop"))
     logging = Logging(profile_start_step=1, profile_steps=2)
-    profiler = loop.Profiler(recipe_of(corpus, tokens=6 * TOKENS, logging=logging), tmp_path)
+    profiler = observers.Profiler(recipe_of(corpus, tokens=6 * TOKENS, logging=logging), tmp_path)
     profiler.running = True
-    profiler.after(1, {"loss": 1})
-    profiler.after(2, {"loss": 2})
+    profiler.after_step(2, {"loss": 1}, 0.0)
+    profiler.after_step(3, {"loss": 2}, 0.0)
     assert events == [{"loss": 2}, "stop"]
 
 
 def test_a_resumed_run_profiles_what_is_left_of_the_window(corpus, tmp_path):
-    profiler = loop.Profiler(recipe_of(corpus, logging=Logging(profile_start_step=2, profile_steps=3)), tmp_path)
-    profiler.before(5)
+    profiler = observers.Profiler(recipe_of(corpus, logging=Logging(profile_start_step=2, profile_steps=3)), tmp_path)
+    profiler.before_step(5)
     assert not profiler.running
-    profiler.before(4)
+    profiler.before_step(4)
     try:
         assert profiler.running
-        profiler.after(4, {})
+        profiler.after_step(5, {}, 0.0)
         assert not profiler.running and list((tmp_path / "profile").rglob("*.xplane.pb"))
     finally:
         profiler.close()

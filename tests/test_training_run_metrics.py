@@ -19,8 +19,9 @@ from fineline_jax.errors import UserError
 from fineline_jax.mesh import make_mesh
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.recipe import Batch, Data, Logging, MeshShape, Optimizer, Recipe, Schedule, Source
-from fineline_jax.training import loop
+from fineline_jax.training import observers
 from fineline_jax.training.metrics import TIMINGS, MetricsLog, cut_behind, peak_flops, read_metrics
+from fineline_jax.training.observers import StepMetrics
 
 LENGTH, SEQUENCES, STEPS = 8, 4, 10
 TOKENS = LENGTH * SEQUENCES
@@ -44,16 +45,16 @@ def recipe_of(**logging) -> Recipe:
 @pytest.fixture
 def clock(monkeypatch) -> list[float]:
     now = [1000.0]
-    monkeypatch.setattr(loop, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(observers, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
     return now
 
 
-def reporter(recipe: Recipe, start: int = 0, devices: int = 1, kind: str = "cpu") -> tuple[loop.Reporter, list[dict]]:
+def reporter(recipe: Recipe, start: int = 0, devices: int = 1, kind: str = "cpu") -> tuple[StepMetrics, list[dict]]:
     written: list[dict] = []
     chips = np.array([types.SimpleNamespace(device_kind=kind)] * devices, object).reshape(1, devices, 1)
     mesh = cast(Any, types.SimpleNamespace(devices=chips, size=devices))
     writer = cast(MetricsLog, types.SimpleNamespace(write=written.append))
-    return loop.Reporter(recipe, mesh, writer, start), written
+    return StepMetrics(recipe, mesh, writer, start), written
 
 
 def metrics(**values: float) -> dict[str, Any]:
@@ -75,7 +76,7 @@ def test_the_metrics_of_a_step_are_read_when_the_next_one_is_under_way():
 
     report, written = reporter(recipe_of())
     for step in (1, 2, 3):
-        report.step(step, cast(dict, {"loss": Metric(step)}), waited=0.0)
+        report.after_step(step, cast(dict, {"loss": Metric(step)}), wait_seconds=0.0)
         assert read == list(range(1, step)), "the host waited for a step that had only begun"
         assert report.note == ("" if step == 1 else f"loss {step - 1}.000")
     report.flush()
@@ -89,7 +90,7 @@ def test_every_field_of_a_line_has_its_definition(clock):
     report, written = reporter(recipe_of(every_steps=3, peak_tflops=0.5), start=1, devices=4)
     for step in range(2, STEPS + 1):
         clock[0] += step  # seconds until it is dispatched
-        report.step(step, metrics(loss=step / 4, gradient_norm=2.0), waited=0.1 * step)
+        report.after_step(step, metrics(loss=step / 4, gradient_norm=2.0), wait_seconds=0.1 * step)
     clock[0] += 100.0
     report.flush()
     # A line of step k is written when k + 1 is dispatched; the waits are those up to k.
@@ -115,11 +116,11 @@ def test_every_field_of_a_line_has_its_definition(clock):
 def test_the_peak_is_that_of_one_device_of_the_kind_that_the_mesh_has(clock):
     report, written = reporter(recipe_of(), devices=2, kind="TPU v4")
     clock[0] += 4.0
-    report.step(1, metrics(loss=1.0), 0.0)
+    report.after_step(1, metrics(loss=1.0), 0.0)
     report.flush()
     assert written[0]["mfu"] == pytest.approx(TOKENS / 4.0 * FLOPS / (2 * 275e12))
     report, written = reporter(recipe_of(), kind="cpu")
-    report.step(1, metrics(loss=1.0), 0.0)
+    report.after_step(1, metrics(loss=1.0), 0.0)
     report.flush()  # the clock stands still
     assert "mfu" not in written[0] and written[0]["tokens_per_second"] == pytest.approx(TOKENS / 1e-9)
 
@@ -150,13 +151,13 @@ def test_peaks_are_the_published_ones(kind, tflops):
 
 def test_a_loss_that_is_not_finite_is_written_and_named_unless_skipped():
     report, written = reporter(recipe_of(every_steps=5))
-    report.step(3, metrics(loss=math.inf), 0.0)
+    report.after_step(3, metrics(loss=math.inf), 0.0)
     with pytest.raises(UserError, match="the loss of step 3 is inf"):
-        report.step(4, metrics(loss=1.0), 0.0)
+        report.after_step(4, metrics(loss=1.0), 0.0)
     assert [line["step"] for line in written] == [3]
     report, written = reporter(recipe_of(every_steps=5, skip=True))
     for step in range(1, 8):
-        report.step(step, metrics(loss=math.nan), 0.0)
+        report.after_step(step, metrics(loss=math.nan), 0.0)
     assert [line["step"] for line in written] == [5]
 
 
@@ -319,5 +320,5 @@ def test_weights_and_biases_gets_one_run_per_folder_and_no_step_that_it_has_alre
 
 def test_the_mesh_of_a_run_says_how_many_devices_share_the_work():
     mesh = make_mesh(MeshShape(fsdp=2, tensor=2), jax.devices()[:4])
-    report = loop.Reporter(recipe_of(peak_tflops=1.0), mesh, cast(Any, None), 0)
+    report = StepMetrics(recipe_of(peak_tflops=1.0), mesh, cast(Any, None), 0)
     assert report.mfu_per_rate == pytest.approx(FLOPS / 4e12)

@@ -6,7 +6,7 @@ devices hold, so the batches are the same for any number of processes and any me
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -29,8 +29,8 @@ class Batches:
     vocab_size: int
     """Ids of the model; every id read is checked against it."""
     order: Order
-    parts: tuple[tuple[DataSet, str], ...]
-    """What the order's part numbers mean: a data set and its split."""
+    splits: tuple[tuple[DataSet, str], ...]
+    """What the order's split numbers mean: a data set and the name of its split (or of several: `a+b+c`)."""
 
     @property
     def steps(self) -> int:
@@ -43,17 +43,18 @@ class Batches:
         Raises UserError naming data set, split and record where a token id is outside the vocabulary.
         """
         wanted = range(*rows.indices(self.sequences)) if isinstance(rows, slice) else rows
-        places = self.order.places(step, wanted)
+        positions = self.order.positions(step, wanted)
         windows = np.empty((len(wanted), self.window_tokens), np.int32)
-        for part in {place.part for place in places}:
-            positions = [position for position, place in enumerate(places) if place.part == part]
-            data_set, split = self.parts[part]
-            windows[positions] = data_set.read(split, [places[position].record for position in positions])
+        for number in {position.split for position in positions}:
+            selected = [row for row, position in enumerate(positions) if position.split == number]
+            data_set, split = self.splits[number]
+            windows[selected] = data_set.read(split, [positions[row].record for row in selected])
         bad = np.flatnonzero((windows.min(axis=1, initial=0) < 0) | (windows.max(axis=1, initial=0) >= self.vocab_size))
         if len(bad):
-            data_set, split = self.parts[places[bad[0]].part]
+            number, record = positions[bad[0]]
+            data_set, split = self.splits[number]
             raise UserError(
-                f"{data_set.path}: record {places[bad[0]].record} of split {split} has a token id outside the model's "
+                f"{data_set.path}: record {record} of split {split} has a token id outside the model's "
                 f"vocabulary of {self.vocab_size}; prepare the data again with the model's tokenizer"
             )
         return windows
@@ -77,25 +78,25 @@ def open_batches(data: recipe.Data, *, sequences: int, vocab_size: int, seed: in
     data_sets = _open_sources(data.sources, data.sequence_length, vocab_size)
     if data.order == "chunks":
         (data_set,) = data_sets
-        splits = _chunk_splits(data_set)
-        if not splits:
+        chunks = _chunk_splits(data_set)
+        if not chunks:
             raise UserError(
                 f"{data_set.path}: data.order='chunks' needs splits chunk_000, chunk_001, ... and it has "
                 f"{', '.join(data_set.splits)}; use order='shuffle' or `fineline data prepare amber`"
             )
-        parts = tuple((data_set, split) for split in splits)
-        lengths = tuple(data_set.splits[split] for split in splits)
+        splits = tuple((data_set, chunk) for chunk in chunks)
+        lengths = tuple(data_set.splits[chunk] for chunk in chunks)
         order: Order = Chunks(lengths, sequences, seed)
     else:
-        parts = tuple((data_set, _training_split(data_set)) for data_set in data_sets)
-        lengths = tuple(sum(data_set.splits[name] for name in split.split("+")) for data_set, split in parts)
+        splits = tuple((data_set, _training_split(data_set)) for data_set in data_sets)
+        lengths = tuple(sum(data_set.splits[name] for name in split.split("+")) for data_set, split in splits)
         order = Mixed(lengths, tuple(source.weight for source in data.sources), sequences, seed)
     if data.order == "chunks" and order.steps == 0:
         raise UserError(
             f"{data_sets[0].path}: no chunk holds a batch of {sequences} windows (the largest has {max(lengths)}); "
             "lower batch.sequences"
         )
-    return Batches(sequences, data.sequence_length + 1, vocab_size, order, parts)
+    return Batches(sequences, data.sequence_length + 1, vocab_size, order, splits)
 
 
 def open_validation_batches(
@@ -131,8 +132,8 @@ def open_validation_batches(
             f"{held[0][0].path}: split {data.validation_split} has too few windows ({min(lengths)}) for one batch of "
             f"{sequences}; prepare more validation text or set logging.validation_sequences=0"
         )
-    parts = tuple((data_set, data.validation_split) for data_set, _ in held)
-    batches = Batches(sequences, data.sequence_length + 1, vocab_size, order, parts)
+    splits = tuple((data_set, data.validation_split) for data_set, _ in held)
+    batches = Batches(sequences, data.sequence_length + 1, vocab_size, order, splits)
     return batches, min(max(1, windows // sequences), order.steps)
 
 
@@ -143,14 +144,27 @@ def global_batch(batches: Batches, step: int, sharding: jax.sharding.Sharding) -
     """
     read: dict[tuple[int, int, int], np.ndarray] = {}
 
-    def piece(index: tuple[slice, ...] | None) -> np.ndarray:
-        assert index is not None
+    def shard(index: tuple[slice, ...]) -> np.ndarray:
         rows = index[0].indices(batches.sequences)
         if rows not in read:
             read[rows] = batches.rows(step, range(*rows))
         return read[rows][:, index[1]]
 
-    return jax.make_array_from_callback((batches.sequences, batches.window_tokens), sharding, piece)
+    return global_array((batches.sequences, batches.window_tokens), sharding, shard)
+
+
+def global_array(
+    shape: tuple[int, ...],
+    sharding: jax.sharding.Sharding,
+    shard: Callable[[tuple[slice, ...]], np.ndarray | np.generic],
+) -> jax.Array:
+    """An array over the mesh from `shard(index)`, the values of each shard on this process's devices.
+
+    As `jax.make_array_from_callback`, but by explicit transfers, which `jax.transfer_guard("disallow")` lets pass.
+    """
+    indices = sharding.addressable_devices_indices_map(shape)
+    shards = jax.device_put([shard(index or ()) for index in indices.values()], list(indices))
+    return jax.make_array_from_single_device_arrays(shape, sharding, shards)
 
 
 def _open_sources(sources: Sequence[recipe.Source], sequence_length: int, vocab_size: int) -> list[DataSet]:

@@ -128,7 +128,7 @@ class DataSet:
         return self.metadata["sequence_length"] + 1
 
     @functools.cached_property  # Amber's order asks for it once for each of 360 chunks
-    def fingerprint(self) -> str:
+    def data_hash(self) -> str:
         """sha256 of its metadata: the settings, the tokenizer and the digest of every input file it was made from."""
         return hashlib.sha256(json.dumps(self.metadata, sort_keys=True).encode()).hexdigest()
 

@@ -1,0 +1,186 @@
+"""What happens beside the training of a run: observers, whose hooks the loop calls at fixed moments.
+
+Every process calls every hook, in the same order: hooks may compute on the mesh.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from fineline_jax import progress
+from fineline_jax.data.loader import global_batch, open_validation_batches
+from fineline_jax.errors import UserError
+from fineline_jax.recipe import Recipe
+from fineline_jax.training.metrics import MetricsLog, peak_flops
+from fineline_jax.training.step import BATCH_SPEC, Metrics, make_validation_step
+
+
+class Observer:
+    """Does nothing at any hook; an observer overrides the hooks it needs."""
+
+    def before_step(self, step: int) -> None:
+        """Update number `step` (from 0) is dispatched next."""
+
+    def after_step(self, step: int, metrics: Metrics, wait_seconds: float) -> None:
+        """Update number `step` (from 1) is dispatched, `wait_seconds` after it could have been but for its batch.
+
+        metrics: its metrics, on the devices; reading them waits for the update.
+        """
+
+    def before_save(self, step: int, params: dict, kept: bool) -> None:
+        """The state after `step` updates is saved next; for ever, or as the rolling latest checkpoint."""
+
+    def after_save(self, step: int, params: dict, kept: bool, wait: Callable[[], None]) -> None:
+        """That state is being written; `wait()` returns when it is complete. Called for the checkpoint that a run
+        resumes from as well."""
+
+    def close(self) -> None:
+        """The run has ended, in whatever way."""
+
+
+class AtKeptCheckpoints(Observer):
+    """Calls `function(step, params, wait)` at every kept checkpoint, in time order; training goes on when it returns.
+
+    The checkpoint is being written meanwhile; `wait()` returns when it is complete. A run that resumes at a kept
+    checkpoint calls it for that one again.
+    """
+
+    def __init__(self, function: Callable[[int, dict, Callable[[], None]], None]):
+        self.function = function
+
+    def after_save(self, step: int, params: dict, kept: bool, wait: Callable[[], None]) -> None:
+        if kept:
+            self.function(step, params, wait)
+
+
+class StepMetrics(Observer):
+    """Lines of the metrics log, one step late: step k is read while step k + 1 runs, so the host never makes the
+    device wait. A checkpoint is never ahead of its metrics.
+
+    Raises UserError, after its line is written, for a loss that is not finite where such steps are not skipped.
+    """
+
+    def __init__(self, recipe: Recipe, mesh: jax.sharding.Mesh, log: MetricsLog, start: int):
+        self.recipe, self.log = recipe, log
+        self.note = ""
+        """The newest loss that was read, for the progress bar."""
+        self.pending: tuple[int, Metrics] | None = None
+        peak = peak_flops(recipe, mesh.devices.flat[0].device_kind)
+        flops = recipe.model.train_flops_per_token(recipe.data.sequence_length)
+        self.mfu_per_rate = flops / (peak * mesh.size) if peak else None
+        self.last_time, self.last_step = time.perf_counter(), start
+        self.wait_seconds = 0.0
+
+    def after_step(self, step: int, metrics: Metrics, wait_seconds: float) -> None:
+        self.flush()
+        self.pending = step, metrics
+        self.wait_seconds += wait_seconds
+
+    def before_save(self, step: int, params: dict, kept: bool) -> None:
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what is pending."""
+        if self.pending is None:
+            return
+        (step, metrics), self.pending = self.pending, None
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        bad = not math.isfinite(values["loss"]) and not self.recipe.optimizer.skip_nonfinite
+        if bad or step % self.recipe.logging.every_steps == 0 or step == self.recipe.steps:
+            self._write_line(step, values)
+        self.note = f"loss {values['loss']:.3f}"
+        if bad:
+            raise UserError(
+                f"the loss of step {step} is {values['loss']}; resume with a lower optimizer.schedule.peak (and"
+                " --accept-changes), or set optimizer.skip_nonfinite"
+            )
+
+    def _write_line(self, step: int, values: dict[str, float]) -> None:
+        now = time.perf_counter()
+        steps = max(step - self.last_step, 1)
+        seconds = (now - self.last_time) / steps
+        rate = self.recipe.tokens_per_step / max(seconds, 1e-9)
+        record = {"step": step, "tokens": step * self.recipe.tokens_per_step, **values}
+        record |= {"tokens_per_second": rate, "step_seconds": seconds, "data_wait_seconds": self.wait_seconds / steps}
+        if self.mfu_per_rate is not None:
+            record["mfu"] = rate * self.mfu_per_rate
+        self.log.write(record)
+        self.last_time, self.last_step, self.wait_seconds = now, step, 0.0
+
+    def close(self) -> None:
+        self.log.close()
+
+
+class Validation(Observer):
+    """At every kept checkpoint a line with the mean cross-entropy over the fixed validation windows, in nats; none
+    where the data have no such windows. The line follows that of its step: put it behind StepMetrics."""
+
+    def __init__(self, recipe: Recipe, mesh: jax.sharding.Mesh, log: MetricsLog):
+        self.log = log
+        self.windows: list[jax.Array] = []
+        opened = open_validation_batches(
+            recipe.data,
+            windows=recipe.logging.validation_sequences,
+            sequences=recipe.batch.sequences // recipe.batch.accumulation,
+            vocab_size=recipe.model.vocab_size,
+        )
+        if opened is not None:
+            batches, count = opened
+            sharding = jax.NamedSharding(mesh, BATCH_SPEC)
+            self.windows = [global_batch(batches, index, sharding) for index in range(count)]
+            self.step = jax.jit(make_validation_step(recipe, mesh))
+
+    def before_save(self, step: int, params: dict, kept: bool) -> None:
+        if kept and self.windows:
+            self.log.write({"step": step, "validation_loss": self.loss(params)})
+
+    def loss(self, params: dict) -> float:
+        sums = jax.device_get([self.step(params, windows) for windows in self.windows])
+        return sum(float(loss) for loss, _ in sums) / sum(float(targets) for _, targets in sums)
+
+
+class Profiler(Observer):
+    """The jax.profiler trace of the recipe's window of steps, in RUN/profile."""
+
+    def __init__(self, recipe: Recipe, run: Path):
+        self.first = recipe.logging.profile_start_step
+        self.end = self.first + recipe.logging.profile_steps
+        self.folder, self.running = run / "profile", False
+
+    def before_step(self, step: int) -> None:
+        if self.first <= step < self.end and not self.running:
+            options = jax.profiler.ProfileOptions()
+            # Python's own calls are not traced: the hook for that fails threads which begin meanwhile, a save's too.
+            options.python_tracer_level = 0
+            jax.profiler.start_trace(str(self.folder), profiler_options=options)
+            self.running = True
+
+    def after_step(self, step: int, metrics: Metrics, wait_seconds: float) -> None:
+        if self.running and step == self.end:
+            jax.block_until_ready(metrics)
+            self.close()
+
+    def close(self) -> None:
+        if self.running:
+            jax.profiler.stop_trace()
+            self.running = False
+
+
+class ProgressBar(Observer):
+    """Trained tokens and the newest loss on standard error."""
+
+    def __init__(self, recipe: Recipe, start: int, metrics: StepMetrics):
+        self.tokens_per_step, self.metrics = recipe.tokens_per_step, metrics
+        total, done = recipe.steps * recipe.tokens_per_step, start * recipe.tokens_per_step
+        self.stack = contextlib.ExitStack()
+        self.advance = self.stack.enter_context(progress.bar(recipe.name, total, "tokens", done))
+
+    def after_step(self, step: int, metrics: Metrics, wait_seconds: float) -> None:
+        self.advance(self.tokens_per_step, self.metrics.note)
+
+    def close(self) -> None:
+        self.stack.close()

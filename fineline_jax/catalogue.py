@@ -61,7 +61,7 @@ def load_recipe(name: str) -> Recipe:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{path}: {type(error).__name__}: {error}; mend the file") from error
+        raise UserError(f"{path}: {type(error).__name__}: {error}; correct the file") from error
     if not isinstance(made, Recipe):
         raise UserError(f"{path}: recipe() returned {type(made).__name__}; return a fineline_jax.recipe.Recipe")
     return made

@@ -43,7 +43,7 @@ def prepare_world(out: Path, seed: int = 0) -> Prepared:
 def run_demo(out: Path, *, tokens: int = 0) -> Path:
     """Make the world, train on it, score every checkpoint and write the report into `out`; returns report.html.
 
-    tokens: trained tokens instead of the recipe's; 0: the recipe's. Interrupted, it goes on where it was.
+    tokens: trained tokens instead of the recipe's; 0: the recipe's. An interrupted demo is resumed.
     """
     from fineline_jax.catalogue import load_recipe
     from fineline_jax.recipe import Source, differences, from_json

@@ -1,13 +1,13 @@
-"""`--distributed`: one process of several, told apart by what their launcher has set."""
+"""`--distributed`: joining the other processes of a job, which its launcher has started."""
 
 from fineline_jax.errors import UserError
 
 
 def join_processes() -> None:
-    """Meet the other processes of the job, before anything else of JAX runs.
+    """Connect to the other processes of the job; called before anything else of JAX.
 
-    A TPU pod, SLURM, MPI and Kubernetes are recognised by jax.distributed itself. Raises UserError where nothing says
-    who the others are, or they do not come.
+    jax.distributed itself recognises a TPU pod, SLURM, MPI and Kubernetes. Raises UserError where it recognises no
+    job, or the other processes do not connect in time.
     """
     import jax
 

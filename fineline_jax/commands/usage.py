@@ -22,7 +22,7 @@ OF_LM_EVAL = {
     "model_args": "name the model first, as in `fineline score ORG/NAME@REVISION --dtype bfloat16`",
     "output_path": "`fineline score` has --out; `fineline export-scores` then writes lm-eval's files",
 }
-"""Options of lm-eval's command that are none of ours, and what to give in their stead."""
+"""Options of lm-eval's command that ours lack: what to give instead."""
 
 
 def check_options(arguments: Sequence[str]) -> None:

@@ -62,7 +62,7 @@ def import_weights(
         weights: Folder with config.json and safetensors, pytorch_model*.bin or an EasyLM stream; or one such file.
         run: Folder of the run; a new one, or one of the same model that gets a further checkpoint.
         config: config.json, or the recipe whose model it is; default: the config.json beside the weights.
-        recipe: Recipe that `fineline pretrain RUN` goes on with, from this checkpoint with a new optimizer state;
+        recipe: Recipe that `fineline pretrain RUN` resumes, from this checkpoint with a new optimizer state;
             default: none, the run can be scored and exported.
         step: Optimizer steps the weights have had; default: from the folder's name, else 0.
         tokens: Tokens they were trained on; default: from the folder's name, else not known.
@@ -76,19 +76,19 @@ def import_weights(
     from fineline_jax.mesh import make_mesh
     from fineline_jax.training.optimizer import make_optimizer
 
-    goes_on = load_recipe(recipe) if recipe else None
+    resumed = load_recipe(recipe) if recipe else None
     model = None if config is None else Path(config) if config.endswith(".json") else load_recipe(config).model
 
     def new_optimizer(recipe: Recipe, params: dict) -> dict:
-        return {"opt_state": jax.jit(make_optimizer(recipe.optimizer).init)(params)} if goes_on else {}
+        return {"opt_state": jax.jit(make_optimizer(recipe.optimizer).init)(params)} if resumed else {}
 
     made = import_checkpoint(
         weights,
         run,
-        make_mesh(goes_on.mesh if goes_on else MeshShape()),
+        make_mesh(resumed.mesh if resumed else MeshShape()),
         config=model,
-        recipe=goes_on,
-        dtype=dtype or ("float32" if goes_on else None),
+        recipe=resumed,
+        dtype=dtype or ("float32" if resumed else None),
         step=step,
         tokens=tokens,
         tokenizer=tokenizer,

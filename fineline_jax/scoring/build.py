@@ -9,10 +9,10 @@ from typing import Any
 import lm_eval
 import numpy as np
 import pyarrow as pa
-from lm_eval.utils import handle_non_serializable, hash_string
 
 from fineline_jax.errors import UserError
 from fineline_jax.scoring.encode import Encoder, Tokens
+from fineline_jax.scoring.lm_eval_compat import handle_non_serializable, has_several_targets, hash_string
 from fineline_jax.scoring.modes.mode import Mode, check_metric, check_task, first_metric, largest_context
 from fineline_jax.scoring.modes.names import find_mode
 from fineline_jax.scoring.options import PackOptions
@@ -61,7 +61,7 @@ def build(suite: str | Path, tokenizer: Path, options: PackOptions = PackOptions
     source = _source(options)
     columns = {name: {field: [] for field in schema.names} for name, schema in SCHEMAS.items()}
     contexts: dict[tuple[str, int], int] = {}
-    with without_bars() if source else contextlib.nullcontext():  # downloads show theirs
+    with without_bars() if source else contextlib.nullcontext():  # downloads show their own
         tasks, groups = load_tasks(opened, source)
         for task in tasks:
             kind, brings = task.definition.OUTPUT_TYPE, _own_metrics(task.definition)
@@ -121,9 +121,9 @@ def _add_task(
     """Append the task's rows; returns its entry in the manifest."""
     rolling = task.definition.OUTPUT_TYPE == "loglikelihood_rolling"
     docs = list(documents(task, limit))
-    pairs = [pair for doc in docs for pair in doc.requests]
+    requests = [request for doc in docs for request in doc.requests]
     try:
-        encoded = _rolling(encoder, pairs) if rolling else mode.encode(encoder, pairs)
+        encoded = _rolling(encoder, requests) if rolling else mode.encode(encoder, requests)
     except UserError as error:
         raise UserError(f"task {task.name!r}: {error}") from None
     first = len(columns["requests"]["request"])
@@ -194,7 +194,7 @@ def _task_row(task: Task, mode: Mode, docs: list[Document]) -> dict[str, Any]:
         "metric": first_metric(mode, output_type, spec.metric),
         "chance": chance,
         "output_type": output_type,
-        "multiple_gold": bool(definition.multiple_target),
+        "multiple_gold": has_several_targets(definition),
         "unconditional": "acc_mutual_info" in definition.aggregation(),
         "own_metrics": _own_metrics(definition),
         "lm_eval_metrics": sorted(definition.aggregation()),

@@ -36,16 +36,16 @@ class Encoder:
 
     def texts(self, strings: Sequence[str], special: bool | None = None) -> list[Tokens]:
         """Tokens of each string. `special`: put BOS (and what else the tokenizer adds) around it or not; None: as the
-        policy says, and never where the string itself starts with the BOS text."""
+        policy requires, and never where the string itself starts with the BOS text."""
         plain = self.bos == "never"
         kinds = [plain or s.startswith(self.start) if special is None else not special for s in strings]
         wanted = list(dict.fromkeys(zip(strings, kinds, strict=True)))
-        found: dict[tuple[str, bool], Tokens] = {}
+        encoded: dict[tuple[str, bool], Tokens] = {}
         for without_special in (False, True):
             chosen = [s for s, kind in wanted if kind == without_special]
             for string, tokens in zip(chosen, self._distinct(chosen, not without_special), strict=True):
-                found[string, without_special] = tokens
-        return [found[key] for key in zip(strings, kinds, strict=True)]
+                encoded[string, without_special] = tokens
+        return [encoded[key] for key in zip(strings, kinds, strict=True)]
 
     def pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[Tokens, Tokens]]:
         """(context, continuation) -> their tokens.
@@ -59,8 +59,8 @@ class Encoder:
         empty = [not context for context, _ in pairs]
         contexts = list(dict.fromkeys(context for (context, _), none in zip(moved, empty, strict=True) if not none))
         heads = dict(zip(contexts, self.texts(contexts), strict=True))
-        apart = [bool(context) and self._separates(context, continuation) for context, continuation in moved]
-        kinds = list(zip(moved, empty, apart, strict=True))
+        separate = [bool(context) and self._separates(context, continuation) for context, continuation in moved]
+        kinds = list(zip(moved, empty, separate, strict=True))
         whole = iter(self.texts([c + t for (c, t), none, cut in kinds if not none and not cut]))
         rest = iter(self._rest([t for (_, t), _, cut in kinds if cut]))
         alone = iter(self.texts([t for (_, t), none, _ in kinds if none], special=False))
@@ -118,8 +118,8 @@ class Encoder:
         assert self.safe_cuts is not None
         distinct = list(dict.fromkeys(strings))
         encoded = self.safe_cuts.rest.encode_batch_fast(distinct, add_special_tokens=False)
-        found = {string: np.array(one.ids, np.int32) for string, one in zip(distinct, encoded, strict=True)}
-        return [found[string] for string in strings]
+        tokens = {string: np.array(one.ids, np.int32) for string, one in zip(distinct, encoded, strict=True)}
+        return [tokens[string] for string in strings]
 
     def _batches(self, strings: list[str], special: bool) -> list[Tokens]:
         parts = [strings[first : first + BATCH] for first in range(0, len(strings), BATCH)]

@@ -16,9 +16,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from unittest import mock
 
-from lm_eval.api.utils import maybe_delimit
-
 from fineline_jax.errors import UserError
+from fineline_jax.scoring import lm_eval_compat
 
 Doc = Mapping[str, Any]
 _SOLUTIONS: dict[str, tuple[Callable[[Doc], Any], str | None]] = {
@@ -32,7 +31,7 @@ _SOLUTIONS: dict[str, tuple[Callable[[Doc], Any], str | None]] = {
     "drop": (lambda doc: [", ".join(answer) for answer in doc["answers"]], " "),
 }
 """Task -> (its solutions, its delimiter; None: that of lm-eval)."""
-# minerva_math tells solved examples from the document that is asked by this.
+# By this minerva_math distinguishes solved examples from the document that is asked.
 _SHOWN = {"few_shot": "1"}
 _CHECKERS = ("math_verify", "antlr4", "sympy", "sympy.parsing", "sympy.parsing.latex")
 
@@ -45,20 +44,20 @@ def continuations(name: str, definition: Any, doc: Doc, prefix: str | None) -> t
     rule, delimiter = next((value for glob, value in _SOLUTIONS.items() if fnmatch.fnmatch(name, glob)), (None, None))
     if rule is None and definition.config.unsafe_code:
         raise UserError(f"task {name!r} names test programs instead of solutions; drop it from the suite")
-    found = rule(doc) if rule else _target(definition, {**doc, **_SHOWN})
-    solutions = [found] if isinstance(found, str) else found
+    target = rule(doc) if rule else _target(definition, {**doc, **_SHOWN})
+    solutions = [target] if isinstance(target, str) else target
     if not isinstance(solutions, list) or not all(isinstance(one, str) for one in solutions) or not any(solutions):
-        raise UserError(f"task {name!r} generates text and names no gold solution ({found!r}); drop it from the suite")
+        raise UserError(f"task {name!r} generates text and names no gold solution ({target!r}); drop it from the suite")
     distinct = dict.fromkeys(solution for solution in solutions if solution)
     if prefix:
-        return tuple((maybe_delimit(prefix, one, " ")[len(prefix) :], one) for one in distinct)
+        return tuple((lm_eval_compat.delimited(prefix, one)[len(prefix) :], one) for one in distinct)
     if delimiter is None:
-        delimiter = definition.fewshot_cfg.target_delimiter
+        delimiter = lm_eval_compat.fewshot_config(definition).target_delimiter
     return tuple((f"{delimiter}{one}", one) for one in distinct)
 
 
 def _target(definition: Any, doc: Doc) -> Any:
-    target = definition.doc_to_target(doc, definition.fewshot_cfg.doc_to_target)
+    target = definition.doc_to_target(doc, lm_eval_compat.fewshot_config(definition).doc_to_target)
     if isinstance(target, int) and definition.config.doc_to_choice is not None:
         return definition.doc_to_choice(doc)[target]
     return target
@@ -67,7 +66,7 @@ def _target(definition: Any, doc: Doc) -> Any:
 @contextlib.contextmanager
 def without_checkers() -> Iterator[None]:
     """Definitions of such tasks load what checks generated answers, from the hub (code_eval) or from packages that
-    nothing else needs (math_verify, antlr4, sympy). Nothing is generated here, so their place is held while loading."""
+    nothing else needs (math_verify, antlr4, sympy). Nothing is generated here, so stand-ins are loaded."""
     import evaluate
 
     missing = [name for name in _CHECKERS if importlib.util.find_spec(name.partition(".")[0]) is None]

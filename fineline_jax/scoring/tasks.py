@@ -10,24 +10,19 @@ import difflib
 import functools
 import hashlib
 import json
-import logging
 import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import datasets
 import lm_eval
-import lm_eval.utils
 import pyarrow.parquet
-from lm_eval.api.group import Group as LmEvalGroup
-from lm_eval.tasks import TaskManager
-from lm_eval.tasks._index import Entry, Kind, TaskIndex
 
 from fineline_jax.errors import UserError
-from fineline_jax.scoring import gold
+from fineline_jax.scoring import gold, lm_eval_compat
+from fineline_jax.scoring.lm_eval_compat import Entry, Kind, TaskIndex, TaskManager
 from fineline_jax.scoring.suite import Suite, TaskSpec
 from fineline_jax.whole import write_whole
 
@@ -36,9 +31,6 @@ FEWSHOT_SEED = 1234
 SCOREABLE = ("multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until")
 """Output types of lm-eval. Of the last kind the gold solutions are scored (`gold`)."""
 LoadDataset = Callable[..., Any]
-
-# lm-eval compiles the same few templates again for every document and every shot: 15 times the time of using them.
-vars(lm_eval.utils.env)["from_string"] = functools.lru_cache(maxsize=1024)(lm_eval.utils.env.from_string)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,15 +83,16 @@ def load_tasks(suite: Suite, source: LoadDataset | None = None) -> tuple[list[Ta
     task, fixed shots, or missing documents.
     """
     manager = TaskManager(include_defaults=False, include_path=str(_own_tasks()))
-    if any(spec.task not in manager.task_index for spec in suite.tasks):
-        own = dict(manager.task_index)
-        manager.task_index.update(_lm_eval_index())
-        manager.task_index.update(own)
+    index = lm_eval_compat.task_index(manager)
+    if any(spec.task not in index for spec in suite.tasks):
+        own = dict(index)
+        index.update(_lm_eval_index())
+        index.update(own)
     tasks: dict[str, Task] = {}
     groups: dict[str, Group] = {}
     for spec in suite.tasks:
-        if spec.task not in manager.task_index:
-            close = difflib.get_close_matches(spec.task, manager.task_index, n=3)
+        if spec.task not in index:
+            close = difflib.get_close_matches(spec.task, index, n=3)
             hint = f"; did you mean {', '.join(close)}?" if close else "; see `lm_eval ls tasks`"
             raise UserError(f"suite {suite.name!r}: no task or group is called {spec.task!r}{hint}")
         loaded = _load_one(manager, spec, source)
@@ -127,7 +120,7 @@ def documents(task: Task, limit: int | None = None) -> Iterator[Document]:
     _remember_shots(task.definition)
     _check_pool(task)
     for doc_id, doc in task.definition.doc_iterator(rank=0, limit=limit, world_size=1):
-        with _told(task.name, task.definition.config, f"document {doc_id} of"):
+        with _task_errors(task.name, task.definition.config, f"document {doc_id} of"):
             document = _document(task, doc_id, doc)
         yield document
 
@@ -135,7 +128,7 @@ def documents(task: Task, limit: int | None = None) -> Iterator[Document]:
 def _document(task: Task, doc_id: int, doc: dict[str, Any]) -> Document:
     definition = task.definition
     output_type = definition.OUTPUT_TYPE
-    prefix = definition.doc_to_prefix(doc)
+    prefix = lm_eval_compat.generation_prefix(definition, doc)
     context = definition.fewshot_context(
         doc,
         num_fewshot=definition.config.num_fewshot or 0,
@@ -150,17 +143,16 @@ def _document(task: Task, doc_id: int, doc: dict[str, Any]) -> Document:
         solutions = gold.continuations(task.name, definition, doc, prefix)
         requests = tuple((context, text) for text, _ in solutions)
         return Document(doc, requests, (0,), tuple(solution for _, solution in solutions), target, 0, 0)
-    built = definition.construct_requests(doc=doc, ctx=context, metadata=(task.name, doc_id, 1))
-    instances = built if isinstance(built, list) else [built]
-    if any(len(instance.args) != (1 if output_type == "loglikelihood_rolling" else 2) for instance in instances):
+    arguments = lm_eval_compat.request_arguments(definition, doc, doc_id, context)
+    if any(len(one) != (1 if output_type == "loglikelihood_rolling" else 2) for one in arguments):
         raise UserError(f"task {task.name!r} asks about images or sound, which a language model cannot score; drop it")
-    requests = tuple(("", i.args[0]) if len(i.args) == 1 else (i.args[0], str(i.args[1])) for i in instances)
+    requests = tuple(("", one[0]) if len(one) == 1 else (one[0], str(one[1])) for one in arguments)
     if output_type == "multiple_choice":
-        choices = tuple(definition.doc_to_choice(doc))
+        choices = tuple(lm_eval_compat.choices(definition, doc))
         return Document(doc, requests, _gold(definition, doc, choices), choices, target, 0, 0)
     if output_type == "loglikelihood":
         return Document(doc, requests, (0,), (requests[0][1].lstrip(),), target, 0, 0)
-    words, size = _rolling_weights(definition, doc)
+    words, size = lm_eval_compat.words_and_bytes(definition, doc)
     return Document(doc, requests, (0,), (requests[0][1],), target, words, size)
 
 
@@ -169,7 +161,7 @@ def shots(task: Task) -> int:
 
 
 def config_hash(task: Task) -> str:
-    """sha256 of the task's definition, functions by their source, without the place it was read from."""
+    """sha256 of the task's definition, functions by their source, without the file it was read from."""
     config = task.definition.dump_config()
     config["metadata"] = {k: v for k, v in config.get("metadata", {}).items() if k != "config_source"}
     text = json.dumps(config, sort_keys=True, default=_source)
@@ -232,9 +224,8 @@ def _read_split(file: str) -> datasets.Dataset:
 
 def _load_one(manager: TaskManager, spec: TaskSpec, source: LoadDataset | None) -> Any:
     """As `lm_eval.simple_evaluate` loads: construct, then set shots and seed."""
-    patch = mock.patch.object(datasets, "load_dataset", source) if source else contextlib.nullcontext()
-    with _quiet(), patch, gold.without_checkers(), _told(spec.task):
-        loaded = manager.load([spec.task])
+    with lm_eval_compat.without_warnings(), gold.without_checkers(), _task_errors(spec.task):
+        loaded = lm_eval_compat.load(manager, spec.task, source)
     for name, definition in loaded["tasks"].items():
         if definition.OUTPUT_TYPE not in SCOREABLE:
             raise UserError(f"task {name!r} is of output_type {definition.OUTPUT_TYPE}, which is not scored; drop it")
@@ -247,8 +238,8 @@ def _load_one(manager: TaskManager, spec: TaskSpec, source: LoadDataset | None) 
 
 
 @contextlib.contextmanager
-def _told(task: str, config: Any = None, place: str = "its") -> Iterator[None]:
-    """What templates and functions of a task raise on documents they were not written for, in one line."""
+def _task_errors(task: str, config: Any = None, subject: str = "its") -> Iterator[None]:
+    """Turn what a task's templates and functions raise on unsuitable documents into a UserError of one line."""
     try:
         yield
     except UserError as error:
@@ -261,7 +252,9 @@ def _told(task: str, config: Any = None, place: str = "its") -> Iterator[None]:
         remedy = "give documents with the columns of the hub's copy, by --benchmarks or a connection to the hub"
         if isinstance(error, ImportError):
             remedy = "install what it needs, or drop the task"
-        raise UserError(f"task {task!r}: lm-eval cannot use {place} data set{data_set} ({reason}); {remedy}") from error
+        raise UserError(
+            f"task {task!r}: lm-eval cannot use {subject} data set{data_set} ({reason}); {remedy}"
+        ) from error
 
 
 def _check_pool(task: Task) -> None:
@@ -292,28 +285,18 @@ def _remember_shots(definition: Any) -> None:
         setattr(definition, name, render)
 
 
-def _group(name: str, group: LmEvalGroup, spec: TaskSpec) -> Group:
+def _group(name: str, group: Any, spec: TaskSpec) -> Group:
     leaves = tuple(task.task_name for task in group.get_all_tasks())
-    metrics = tuple((m.metric, bool(m.weight_by_size)) for m in group.aggregate_metric_list or ())
-    return Group(name, spec.domain, spec.chance, leaves, metrics, group)
+    return Group(name, spec.domain, spec.chance, leaves, lm_eval_compat.aggregated_metrics(group), group)
 
 
 def _gold(definition: Any, doc: dict[str, Any], choices: tuple[str, ...]) -> tuple[int, ...]:
-    """As in `ConfigurableTask.process_results`."""
-    gold = definition.doc_to_text(doc) if definition.multiple_input else definition.doc_to_target(doc)
+    gold = lm_eval_compat.right_answer(definition, doc)
     if isinstance(gold, list):
         return tuple(i if i < len(choices) else -100 for i in gold)
     if isinstance(gold, str):
         return (choices.index(gold) if gold in choices else -100,)
     return (int(gold) if gold < len(choices) else -100,)
-
-
-def _rolling_weights(definition: Any, doc: dict[str, Any]) -> tuple[int, int]:
-    """Words and bytes, asked of the task itself: wikitext counts those of the page before it was detokenised."""
-    items = definition.process_results(doc, (0.0,))
-    words = items.get("word_perplexity", (0.0, 0))[1]
-    size = items.get("byte_perplexity", items.get("bits_per_byte", (0.0, 0)))[1]
-    return int(words), int(size)
 
 
 def _own_tasks() -> Path:
@@ -323,16 +306,16 @@ def _own_tasks() -> Path:
 def _lm_eval_index() -> dict[str, Entry]:
     """Name -> definition of all of lm-eval's tasks, groups and tags.
 
-    Reading them all takes seconds, so the result is kept in the user's cache folder, keyed by version and place.
+    Reading them all takes seconds, so the result is kept in the user's cache folder, keyed by version and path.
     """
-    root = Path(lm_eval.__file__).parent / "tasks"
+    root = lm_eval_compat.tasks_folder()
     key = hashlib.sha256(f"{lm_eval.__version__} {root} {root.stat().st_mtime_ns}".encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fineline_jax"
     file = folder / f"lm_eval_tasks_{key}.json"
     try:
         rows = json.loads(file.read_text())
     except (OSError, ValueError):
-        with _quiet():
+        with lm_eval_compat.without_warnings():
             index = TaskIndex.build([root])
         rows = [_row(entry, root) for entry in index.values()]
         with contextlib.suppress(OSError):  # a read-only home only costs the seconds again
@@ -346,18 +329,6 @@ def _lm_eval_index() -> dict[str, Entry]:
 def _row(entry: Entry, root: Path) -> tuple[str, str, str | None, list[str]]:
     path = str(entry.yaml_path.relative_to(root)) if entry.yaml_path else None
     return entry.name, entry.kind.name, path, sorted(entry.tags)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """lm-eval warns about every default of every task definition."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _config(name: str | None) -> str:

@@ -57,9 +57,9 @@ def from_tfds(data_dir: Path) -> LoadDataset:
             )
         splits = Splits(
             {
-                ours: datasets.Dataset.from_list(list(map(mapped.row, builder.as_data_source(theirs))))
-                for ours, theirs in mapped.splits
-                if theirs in present
+                of_hub: datasets.Dataset.from_list(list(map(mapped.row, builder.as_data_source(of_tfds))))
+                for of_hub, of_tfds in mapped.splits
+                if of_tfds in present
             }
         )
         splits.folder = Path(str(builder.data_dir))

@@ -145,7 +145,7 @@ class Compute:
 
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Activations and the weights they meet; masters stay float32."""
-    attention: Literal["auto", "reference", "cudnn", "splash"] = "auto"
+    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
     """auto: splash on TPU, cudnn on CUDA in bfloat16, else reference."""
     remat: Literal["none", "context", "qkv_context", "full", "offload"] = "full"
     """What the backward pass finds saved. none: everything. context: attention outputs. qkv_context: and

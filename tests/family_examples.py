@@ -193,7 +193,7 @@ def our_logits(config: ModelConfig, params: Any, tokens: np.ndarray, mesh: jax.s
     @jax.jit
     def run(params: Any, tokens: jax.Array) -> jax.Array:
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        states = decoder.hidden_states(config, params, tokens, positions, attention.causal("reference"))
+        states = decoder.hidden_states(config, params, tokens, positions, attention.causal("xla"))
         head = jax.reshard(decoder.head_weight(config, params), jax.P(None, None))
         return jnp.einsum("bsd,dv->bsv", states, head)
 

@@ -181,11 +181,11 @@ def test_models_that_are_not_computed_are_refused_in_the_pages_words() -> None:
 
 
 def test_blocks_and_bands_have_the_printed_sizes() -> None:
-    from fineline_jax.models import tree_attention_tpu
+    from fineline_jax.models.tree_attention import tpu
 
     sentence = "Its blocks are {} tokens where that divides the length of the rows, so plan with `multiple={}`"
     size, multiple = numbers("docs/prefix_tree.md", sentence)
-    assert size == multiple == tree_attention_tpu.BLOCK
+    assert size == multiple == tpu.BLOCK
     [width] = numbers("docs/analyze.md", "Bands are ±{} standard")
     drawn = [(CHECKOUT / "fineline_jax/trajectories" / name).read_text() for name in ("page/panels.js", "figures.py")]
     factor = re.compile(r"(\d\.\d+) \* (?:error|\(error|curve\[.stderr)")

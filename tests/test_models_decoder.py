@@ -15,7 +15,7 @@ from profiles import COMPILES
 
 from fineline_jax.errors import UserError
 from fineline_jax.mesh import BATCH, make_mesh
-from fineline_jax.models import attention, decoder, products
+from fineline_jax.models import attention, cpu_kernels, decoder
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.recipe import MeshShape
 
@@ -33,7 +33,7 @@ def hidden(config, mesh, tokens, *, dtype=jnp.float32, gradients=True, **options
         place = jax.NamedSharding(mesh, jax.P(BATCH, None))
         tokens = jax.device_put(tokens, place)
         positions = jax.device_put(np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape), place)
-        attend = attention.causal("reference")
+        attend = attention.causal("xla")
 
         def loss(params):
             states = decoder.hidden_states(config, params, tokens, positions, attend, dtype=dtype, **options)
@@ -86,7 +86,7 @@ def test_activations_at_some_places_are_those_of_all_places(config, axes):
     places = np.random.default_rng(2).integers(0, 8 * 24 // shards, (shards, 11), dtype=np.int32)
     places = jax.device_put(places, jax.NamedSharding(mesh, jax.P(BATCH, None)))
     everywhere, _ = hidden(config, mesh, tokens, gradients=False)
-    found, _ = hidden(config, mesh, tokens, gradients=False, places=places)
+    found, _ = hidden(config, mesh, tokens, gradients=False, flat_index=places)
     places = np.asarray(places)
     expected = np.take_along_axis(everywhere.reshape(shards, -1, config.width), places[:, :, None], axis=1)
     np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -220,9 +220,9 @@ def test_blocks_of_queries_few_rows_and_heads_at_a_time_give_the_attention_and_g
 @pytest.mark.parametrize(
     ("platform", "dtype", "kernel"),
     [
-        ("cpu", "bfloat16", "reference"),
+        ("cpu", "bfloat16", "xla"),
         ("gpu", "bfloat16", "cudnn"),
-        ("gpu", "float32", "reference"),  # cuDNN has no float32
+        ("gpu", "float32", "xla"),  # cuDNN has no float32
         ("tpu", "bfloat16", "splash"),
         ("tpu", "float32", "splash"),
     ],
@@ -230,7 +230,7 @@ def test_blocks_of_queries_few_rows_and_heads_at_a_time_give_the_attention_and_g
 def test_the_attention_is_picked_by_device_and_dtype(platform, dtype, kernel):
     assert attention.pick("auto", jnp.dtype(dtype), platform) == kernel
     assert attention.pick(kernel, jnp.dtype(dtype), platform) == kernel
-    assert attention.pick("reference", jnp.dtype(dtype), platform) == "reference"
+    assert attention.pick("xla", jnp.dtype(dtype), platform) == "xla"
 
 
 def test_a_forced_kernel_on_the_wrong_device_is_refused_by_name():
@@ -293,7 +293,7 @@ def test_llama_logits_equal_transformers():
         shapes = decoder.abstract_params(config, mesh)
         params = jax.tree.map(lambda value, leaf: jax.device_put(jnp.asarray(value), leaf.sharding), params, shapes)
         positions = jnp.broadcast_to(jnp.arange(32), tokens.shape)
-        states = decoder.hidden_states(config, params, tokens, positions, attention.causal("reference"))
+        states = decoder.hidden_states(config, params, tokens, positions, attention.causal("xla"))
         ours = np.asarray(states) @ np.asarray(decoder.head_weight(config, params))
     with torch.no_grad():
         theirs = peer(input_ids=torch.from_numpy(tokens.astype(np.int64))).logits.numpy()
@@ -304,7 +304,7 @@ def test_the_derivative_of_swiglu_in_bfloat16_is_rounded_once():
     random = np.random.default_rng(0)
     values = jnp.asarray(4 * random.normal(size=(3, 500)), jnp.bfloat16)
     values = values.at[0, :2].set(jnp.array([-300.0, 300.0], jnp.bfloat16))
-    found = jax.jit(lambda gate, up, slope: jax.vjp(products.swiglu, gate, up)[1](slope))(*values)
+    found = jax.jit(lambda gate, up, slope: jax.vjp(cpu_kernels.swiglu, gate, up)[1](slope))(*values)
     gate, up, slope = np.asarray(values, np.float64)
     share = scipy.special.expit(gate)
     expected = slope * up * share * (1 + gate * (1 - share)), slope * gate * share

@@ -33,17 +33,17 @@ MODELS = {"dense": DENSE, "mixture": MIXTURE, "mamba": MAMBA}
 MATRICES = {
     "dense": "embed head q k v o gate up down",
     "mixture": "embed head q k v o gate up down router shared_gate shared_up shared_down shared_router",
-    "mamba": "embed head x z conv select step out",
+    "mamba": "embed head in_proj_x in_proj_z conv1d x_proj dt_proj out_proj",
 }
 ZEROS = {
     "dense": "attention_norm_bias mlp_norm_bias norm_bias q_bias k_bias v_bias o_bias gate_bias up_bias down_bias",
     "mixture": "q_bias k_bias v_bias",
-    "mamba": "conv_bias",
+    "mamba": "conv1d_bias",
 }
 ONES = {
     "dense": "attention_norm mlp_norm norm q_norm k_norm",
     "mixture": "attention_norm mlp_norm norm q_norm k_norm",
-    "mamba": "mixer_norm norm skip",
+    "mamba": "mixer_norm norm D",
 }
 
 
@@ -72,7 +72,7 @@ def test_matrices_are_normal_with_the_stated_deviation_norms_are_one_and_biases_
     for constant, names in ((0.0, ZEROS), (1.0, ONES)):
         for parameter in names[name].split():
             assert (params[parameter] == constant).all(), parameter
-    special = {"a_log", "step_bias"} if name == "mamba" else set()
+    special = {"A_log", "dt_proj_bias"} if name == "mamba" else set()
     named = {*MATRICES[name].split(), *ZEROS[name].split(), *ONES[name].split()}
     assert params.keys() == named | special, "every parameter has its place in this test"
 
@@ -96,13 +96,13 @@ def test_no_two_matrices_and_no_two_layers_are_drawn_from_the_same_numbers(initi
 def test_mamba_begins_with_its_authors_decays_and_steps() -> None:
     """2312.00752, section 3.6 and appendix; transformers' MambaPreTrainedModel._init_weights."""
     params = drawn(MAMBA)
-    np.testing.assert_allclose(np.exp(params["a_log"]), np.broadcast_to([1, 2, 3, 4, 5], (2, 1024, 5)), rtol=1e-6)
-    steps = np.logaddexp(0, params["step_bias"].astype(np.float64))  # softplus
+    np.testing.assert_allclose(np.exp(params["A_log"]), np.broadcast_to([1, 2, 3, 4, 5], (2, 1024, 5)), rtol=1e-6)
+    steps = np.logaddexp(0, params["dt_proj_bias"].astype(np.float64))  # softplus
     assert steps.min() > 0.001 * (1 - 1e-4) and steps.max() < 0.1 * (1 + 1e-4)
     share = np.log(steps / 0.001) / np.log(100)
     assert scipy.stats.kstest(share.ravel(), "uniform").pvalue > 1e-3
     assert share.min() < 0.005 and share.max() > 0.995, "up to both ends: 2,048 are drawn"
-    assert not np.intersect1d(*params["step_bias"]).size, "each layer has its own"
+    assert not np.intersect1d(*params["dt_proj_bias"]).size, "each layer has its own"
 
 
 def test_the_seed_alone_decides_the_weights_whatever_the_mesh() -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import scipy.special
 
-from fineline_jax.models import attention, decoder, tree_attention, tree_attention_gpu, tree_attention_tpu
+from fineline_jax.models import attention, layers
+from fineline_jax.models.tree_attention import blockwise, dispatch, gpu, tpu
 from fineline_jax.scoring.trie import subtree_ends
 
 
@@ -91,7 +92,7 @@ def test_cudnn_is_asked_for_causal_attention(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize(
     "attend",
-    [attention.reference, attention.blockwise, over_a_path(tree_attention.reference)],
+    [attention.reference, attention.blockwise, over_a_path(blockwise.reference)],
     ids=["reference", "blockwise", "tree"],
 )
 def test_scores_of_bfloat16_are_float32(attend: Any) -> None:
@@ -115,7 +116,7 @@ def test_where_all_values_are_equal_no_query_has_a_gradient() -> None:
 
 def test_products_that_stand_for_sums_and_copies_are_of_whole_float32_numbers() -> None:
     """TPU and GPU would round their operands: the rotary angles' table, and the sum over features of a gradient."""
-    table = jax.make_jaxpr(lambda places: decoder.rotary_factors(places, 6, 500.0, jnp.float32))(jnp.zeros((1, 3)))
+    table = jax.make_jaxpr(lambda places: layers.rotary_factors(places, 6, 500.0, jnp.float32))(jnp.zeros((1, 3)))
     products = [line for line in str(table).splitlines() if "precision=" in line]
     assert len(products) == 2 and all("(Precision.HIGHEST, Precision.HIGHEST)" in line for line in products)
     arrays = drawn(1, 20, 2, 1, 16)
@@ -152,9 +153,9 @@ def rows(length: int, block: int) -> np.ndarray:
 
 
 KERNELS = {
-    "tpu": functools.partial(tree_attention_tpu.kernel, interpret=True),
-    "gpu": functools.partial(tree_attention_gpu.kernel, interpret=True),
-    "blockwise": tree_attention.blockwise,
+    "tpu": functools.partial(tpu.kernel, interpret=True),
+    "gpu": functools.partial(gpu.kernel, interpret=True),
+    "blockwise": blockwise.blockwise,
 }
 BLOCKS = {"tpu": {"block": 128}, "gpu": {"query_block": 128, "key_block": 64}, "blockwise": {}}
 SHAPES = {"tpu": (384, 128, 24), "gpu": (176, 16, 24), "blockwise": (136, 8, 24)}
@@ -168,7 +169,7 @@ def test_every_query_sees_its_ancestors_and_itself(name: str) -> None:
     query, key, value = drawn(len(end), length, 6, 2, head_dim)
     place = np.arange(length)
     seen = (place[None, None] <= place[None, :, None]) & (place[None, :, None] < end[:, None, :])
-    np.testing.assert_array_equal(tree_attention.visible(jnp.asarray(end)), seen)
+    np.testing.assert_array_equal(blockwise.visible(jnp.asarray(end)), seen)
     found = jax.jit(KERNELS[name])(query, key, value, jnp.asarray(end))
     np.testing.assert_allclose(found, exact(query, key, value, seen), atol=1e-5)
     np.testing.assert_allclose(found[2], jnp.repeat(value[2], 3, axis=1), atol=1e-6)  # roots see themselves alone
@@ -181,7 +182,7 @@ def test_a_kernel_rounds_to_bfloat16_only_what_it_multiplies(name: str) -> None:
     arrays = drawn(1, length, 2, 1, head_dim, jnp.bfloat16)
     found = jax.jit(KERNELS[name])(*arrays, end)
     assert found.dtype == jnp.bfloat16
-    difference = np.asarray(found, np.float64) - exact(*arrays, np.asarray(tree_attention.visible(end)))
+    difference = np.asarray(found, np.float64) - exact(*arrays, np.asarray(blockwise.visible(end)))
     assert np.sqrt((difference**2).mean()) < 0.004 and np.abs(difference).max() < 0.03
 
 
@@ -197,7 +198,7 @@ def test_products_of_float32_are_exact_and_sums_are_float32(name: str) -> None:
 
 def test_blocks_of_bfloat16_are_summed_in_float32() -> None:
     shape = jax.ShapeDtypeStruct((1, 128, 1, 16), jnp.bfloat16)
-    text = str(jax.make_jaxpr(tree_attention.blockwise)(shape, shape, shape, jax.ShapeDtypeStruct((1, 128), jnp.int32)))
+    text = str(jax.make_jaxpr(blockwise.blockwise)(shape, shape, shape, jax.ShapeDtypeStruct((1, 128), jnp.int32)))
     assert text.count("dot_general[") == text.count("preferred_element_type=float32") == 2
 
 
@@ -216,14 +217,14 @@ def test_keys_of_invisible_blocks_are_not_touched(name: str) -> None:
 def test_the_tpu_kernel_fetches_the_listed_blocks_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """A block is fetched where its number is another than the step's before."""
     made = {}
-    call = tree_attention_tpu.pl.pallas_call
+    call = tpu.pl.pallas_call
     watch = lambda *a, **k: made.update(k) or call(*a, **k)
-    monkeypatch.setattr(tree_attention_tpu.pl, "pallas_call", watch)
+    monkeypatch.setattr(tpu.pl, "pallas_call", watch)
     length, block, batch = 512, 128, 2
     end = jnp.asarray([paths(130, 126, 256), paths(512)], jnp.int32)
     query, key, value = drawn(batch, length, 4, 2, 16)
-    tree_attention_tpu.kernel(query, key, value, end, block=block, interpret=True)
-    order, count = tree_attention.visible_blocks(end, block, block)
+    tpu.kernel(query, key, value, end, block=block, interpret=True)
+    order, count = blockwise.visible_blocks(end, block, block)
     grid = made["grid_spec"]
     blocks = length // block
     assert grid.grid == (batch, 4, blocks, blocks)
@@ -242,8 +243,8 @@ def test_the_tpu_kernel_fetches_the_listed_blocks_and_no_others(monkeypatch: pyt
 
 def test_blocks_are_halved_until_they_divide_the_length() -> None:
     cases = {(512, 512): 512, (384, 512): 128, (640, 512): 128, (128, 512): 128, (48, 64): 16, (7, 64): 1}
-    assert {case: tree_attention.block_size(*case) for case in cases} == cases
+    assert {case: blockwise.block_size(*case) for case in cases} == cases
 
 
 def test_the_kernel_for_a_platform_is_its_own() -> None:
-    assert [tree_attention.pick(name) for name in ("tpu", "gpu", "cpu")] == ["tpu", "gpu", "blockwise"]
+    assert [dispatch.pick(name) for name in ("tpu", "gpu", "cpu")] == ["tpu", "gpu", "blockwise"]

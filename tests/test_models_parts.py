@@ -10,9 +10,10 @@ import pytest
 import scipy.special
 
 from fineline_jax.errors import UserError
-from fineline_jax.mesh import AXES, BATCH, abstract, batch_shards, check_fits, make_mesh
-from fineline_jax.models import decoder, mamba, moe, products
+from fineline_jax.mesh import AXES, BATCH, abstract, batch_shards, make_mesh
+from fineline_jax.models import cpu_kernels, decoder, layers, mamba, moe
 from fineline_jax.models.config import ModelConfig
+from fineline_jax.models.sharding import check_fits
 from fineline_jax.recipe import MeshShape
 
 PLAIN = ModelConfig(vocab_size=40, width=16, layers=3, heads=4, mlp_width=24, kv_heads=2)
@@ -53,34 +54,34 @@ def test_norms_of_bfloat16_are_computed_in_float32_with_their_eps() -> None:
     x = drawn(3, 512, dtype=jnp.bfloat16, scale=0.05) + jnp.bfloat16(0.03)
     scale, bias, eps = 1 + drawn(512, scale=0.3, seed=1), drawn(512, seed=2), 1e-3
     exact = f64(x) / np.sqrt((f64(x) ** 2).mean(-1, keepdims=True) + eps)
-    found = decoder.rms_norm(x, jnp.ones(512), eps)
+    found = layers.rms_norm(x, jnp.ones(512), eps)
     assert found.dtype == jnp.bfloat16
     np.testing.assert_allclose(f64(found), exact, rtol=2**-8)
-    np.testing.assert_allclose(f64(decoder.rms_norm(x, scale, eps)), exact * f64(scale), rtol=3 * 2**-8)
+    np.testing.assert_allclose(f64(layers.rms_norm(x, scale, eps)), exact * f64(scale), rtol=3 * 2**-8)
     exact = (f64(x) - f64(x).mean(-1, keepdims=True)) / np.sqrt(f64(x).var(-1, keepdims=True) + eps)
     for some in ((None, None), (scale, None), (scale, bias)):
-        found = decoder.layer_norm(x, *some, eps)
+        found = layers.layer_norm(x, *some, eps)
         assert found.dtype == jnp.bfloat16
         expected = exact * (1 if some[0] is None else f64(scale)) + (0 if some[1] is None else f64(bias))
         np.testing.assert_allclose(f64(found), expected, rtol=2**-8, atol=1e-5)
     heads = drawn(2, 5, 3, 8, scale=0.1)
     over_all = f64(heads) / np.sqrt((f64(heads) ** 2).mean((-2, -1), keepdims=True) + eps)
-    np.testing.assert_allclose(decoder.rms_norm(heads, jnp.ones((3, 8)), eps, (-2, -1)), over_all, rtol=1e-5)
+    np.testing.assert_allclose(layers.rms_norm(heads, jnp.ones((3, 8)), eps, (-2, -1)), over_all, rtol=1e-5)
 
 
 def test_rotation_turns_pairs_of_features_as_complex_numbers() -> None:
     """Feature j of n with feature j + n / 2, by position * theta^(-2j / n); the features behind the n stay."""
     positions = np.array([[0, 1, 7, 2047], [5, 3, 0, 100]])
     x, features, theta = drawn(2, 4, 3, 10), 6, 500.0
-    rotary = decoder.rotary_factors(jnp.asarray(positions), features, theta, jnp.float32)
+    rotary = layers.rotary_factors(jnp.asarray(positions), features, theta, jnp.float32)
     angles = positions[:, :, None, None] * theta ** (-2 * np.arange(3) / features)
     turned = (f64(x[..., :3]) + 1j * f64(x[..., 3:6])) * np.exp(1j * angles)
     expected = np.concatenate([turned.real, turned.imag, f64(x[..., 6:])], axis=-1)
-    np.testing.assert_allclose(decoder.rotate(x, rotary), expected, atol=5e-4)  # angles of 2047 in float32
-    np.testing.assert_allclose(decoder.rotate(x, rotary)[1], expected[1], atol=2e-5)
-    whole = decoder.rotate(x[..., :6], rotary)
-    np.testing.assert_array_equal(whole, decoder.rotate(x, rotary)[..., :6])
-    in_half = decoder.rotary_factors(jnp.asarray(positions), features, theta, jnp.bfloat16)
+    np.testing.assert_allclose(layers.rotate(x, rotary), expected, atol=5e-4)  # angles of 2047 in float32
+    np.testing.assert_allclose(layers.rotate(x, rotary)[1], expected[1], atol=2e-5)
+    whole = layers.rotate(x[..., :6], rotary)
+    np.testing.assert_array_equal(whole, layers.rotate(x, rotary)[..., :6])
+    in_half = layers.rotary_factors(jnp.asarray(positions), features, theta, jnp.bfloat16)
     for rough, fine in zip(in_half, rotary, strict=True):
         assert rough.dtype == jnp.bfloat16
         np.testing.assert_array_equal(rough, fine.astype(jnp.bfloat16))  # computed in float32, rounded once
@@ -88,7 +89,7 @@ def test_rotation_turns_pairs_of_features_as_complex_numbers() -> None:
 
 def test_swiglu_is_rounded_once() -> None:
     gate, up = drawn(700, dtype=jnp.bfloat16, scale=3.0), drawn(700, dtype=jnp.bfloat16, seed=1)
-    found = products.swiglu(gate, up)
+    found = cpu_kernels.swiglu(gate, up)
     assert found.dtype == jnp.bfloat16
     np.testing.assert_allclose(f64(found), f64(gate) * scipy.special.expit(f64(gate)) * f64(up), rtol=2**-8, atol=1e-7)
 
@@ -183,8 +184,10 @@ def test_decay_rates_and_skips_of_mamba_are_float32_in_bfloat16_too(monkeypatch:
     @jax.jit
     def added(stream: jax.Array, skip: jax.Array) -> tuple[jax.Array, jax.Array]:
         block = decoder.MambaBlock(config, jax.random.key(0))
-        block.skip[...] = jnp.full_like(block.skip[...], skip)
-        block.x[...], block.z[...], block.out[...] = (100 * w[...] for w in (block.x, block.z, block.out))
+        mixer = block.mixer
+        mixer.D[...] = jnp.full_like(mixer.D[...], skip)
+        for weight in (mixer.in_proj_x, mixer.in_proj_z, mixer.out_proj):
+            weight[...] = 100 * weight[...]
         return block(stream, None, None)[0] - stream, rates[-1]
 
     with jax.set_mesh(mesh):

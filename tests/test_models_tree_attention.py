@@ -15,10 +15,12 @@ from profiles import COMPILES
 from program_sizes import largest_array
 
 from fineline_jax.mesh import BATCH, make_mesh
-from fineline_jax.models import attention, decoder, tree_attention, tree_attention_gpu, tree_attention_tpu
+from fineline_jax.models import attention, decoder
 from fineline_jax.models.config import ModelConfig
+from fineline_jax.models.tree_attention import blockwise as forms
+from fineline_jax.models.tree_attention import dispatch, gpu, tpu
 from fineline_jax.recipe import MeshShape
-from fineline_jax.scoring.pack import Ragged
+from fineline_jax.scoring.pack import Ragged, RequestTokens
 from fineline_jax.scoring.prefix_tree import Plan, plan
 from fineline_jax.scoring.trie import subtree_ends
 
@@ -41,8 +43,8 @@ def ends(draw: st.DrawFn) -> np.ndarray:
     return np.append(subtree_ends(np.array(depth, np.int32)), np.arange(used, LENGTH) + 1).astype(np.int32)
 
 
-blockwise = jax.jit(functools.partial(tree_attention.blockwise, query_block=BLOCK, key_block=2 * BLOCK))
-reference = jax.jit(tree_attention.reference)
+blockwise = jax.jit(functools.partial(forms.blockwise, query_block=BLOCK, key_block=2 * BLOCK))
+reference = jax.jit(forms.reference)
 
 
 @settings(deadline=None, max_examples=60)
@@ -58,8 +60,8 @@ def test_blockwise_equals_the_reference_on_any_tree(one, other, seed):
 @settings(deadline=None, max_examples=60)
 @given(ends())
 def test_listed_blocks_are_all_that_hold_a_visible_key(end):
-    order, count = tree_attention.visible_blocks(jnp.asarray(end)[None], BLOCK, 2 * BLOCK)
-    seen = np.asarray(tree_attention.visible(jnp.asarray(end)[None])[0])
+    order, count = forms.visible_blocks(jnp.asarray(end)[None], BLOCK, 2 * BLOCK)
+    seen = np.asarray(forms.visible(jnp.asarray(end)[None])[0])
     blocks = seen.reshape(LENGTH // BLOCK, BLOCK, LENGTH // (2 * BLOCK), 2 * BLOCK).any(axis=(1, 3))
     for query in range(LENGTH // BLOCK):
         listed = np.asarray(order[0, query, : count[0, query]]).tolist()
@@ -80,15 +82,15 @@ def test_the_kernels_in_their_interpreters_equal_the_reference(levels, used):
     end = jnp.asarray(np.stack([one, np.full(512, 512)]), jnp.int32)
     query, key, value = inputs(2, 512, 4, 2)
     expected = reference(query, key, value, end)
-    context = tree_attention_tpu.kernel(query, key, value, end, block=128, interpret=True)
+    context = tpu.kernel(query, key, value, end, block=128, interpret=True)
     np.testing.assert_allclose(context, expected, atol=2e-6, rtol=1e-5)
-    context = tree_attention_gpu.kernel(query, key, value, end, interpret=True)
+    context = gpu.kernel(query, key, value, end, interpret=True)
     np.testing.assert_allclose(context, expected, atol=2e-6, rtol=1e-5)
 
 
 LOWER_FOR_GPU = """
 import jax, jax.numpy as jnp
-from fineline_jax.models import tree_attention_gpu
+from fineline_jax.models.tree_attention import gpu
 
 h100 = jax.sharding.AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="cuda")
 for head_dim, dtype in ((128, "bfloat16"), (64, "float32"), (80, "float16")):
@@ -96,7 +98,7 @@ for head_dim, dtype in ((128, "bfloat16"), (64, "float32"), (80, "float16")):
     key = jax.ShapeDtypeStruct((1, 8192, 2, head_dim), dtype)
     end = jax.ShapeDtypeStruct((1, 8192), jnp.int32)
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("x",), abstract_device=h100)):
-        traced = jax.jit(tree_attention_gpu.kernel).trace(query, key, key, end)
+        traced = jax.jit(gpu.kernel).trace(query, key, key, end)
         assert "xla.gpu.triton" in traced.lower(lowering_platforms=("cuda",)).as_text()
 """
 
@@ -111,7 +113,7 @@ COMPILE_FOR_CHIP = """
 import sys
 import jax, jax.numpy as jnp
 from jax.experimental import topologies
-from fineline_jax.models.tree_attention_tpu import kernel
+from fineline_jax.models.tree_attention.tpu import kernel
 
 name, chip = sys.argv[1:]
 topology = topologies.get_topology_desc(
@@ -160,7 +162,7 @@ def test_invisible_blocks_are_not_touched():
     half = LENGTH // 2
     end = jnp.asarray([[half] * half + [LENGTH] * half], jnp.int32)
     poisoned = value.at[:, :half].set(jnp.nan)
-    context = tree_attention.blockwise(query, key, poisoned, end, query_block=BLOCK, key_block=BLOCK)
+    context = forms.blockwise(query, key, poisoned, end, query_block=BLOCK, key_block=BLOCK)
     assert np.isfinite(context[:, half:]).all()
     assert np.isnan(context[:, :half]).all()
 
@@ -170,8 +172,8 @@ def test_no_matrix_of_the_size_of_a_row_squared_exists():
     query = jax.ShapeDtypeStruct((1, length, 2, 16), jnp.float32)
     key = jax.ShapeDtypeStruct((1, length, 1, 16), jnp.float32)
     end = jax.ShapeDtypeStruct((1, length), jnp.int32)
-    assert largest_array(tree_attention.blockwise, query, key, key, end) < length**2 / 8
-    assert largest_array(tree_attention.reference, query, key, key, end) >= length**2
+    assert largest_array(forms.blockwise, query, key, key, end) < length**2 / 8
+    assert largest_array(forms.reference, query, key, key, end) >= length**2
 
 
 def test_bfloat16_is_as_close_to_float32_as_its_rounding():
@@ -187,7 +189,7 @@ def test_any_length_has_blocks():
     query, key, value = inputs(1, 20, 2, 1)
     end = jnp.asarray(np.append(np.full(13, 13), np.arange(14, 21))[None], jnp.int32)
     np.testing.assert_allclose(
-        tree_attention.blockwise(query, key, value, end), reference(query, key, value, end), atol=2e-6, rtol=1e-5
+        forms.blockwise(query, key, value, end), reference(query, key, value, end), atol=2e-6, rtol=1e-5
     )
 
 
@@ -205,10 +207,8 @@ def requests() -> tuple[Plan, list[np.ndarray]]:
     def ragged(rows: list[list[int]]) -> Ragged:
         return Ragged(np.concatenate(rows).astype(np.int32), np.cumsum([0, *map(len, rows)], dtype=np.int64))
 
-    made = plan(
-        ragged(contexts), ragged(choices), context_of, np.zeros(48, int), CONFIG.context,
-        row_length=128, multiple=16, group=4,
-    )  # fmt: skip
+    asked = RequestTokens(ragged(contexts), ragged(choices), context_of, np.zeros(48, int))
+    made = plan(asked, CONFIG.context, row_length=128, multiple=16, group=4)
     return made, [np.array(contexts[row] + choices[i], np.int32) for i, row in enumerate(context_of)]
 
 
@@ -217,12 +217,12 @@ def outputs(
     tokens: np.ndarray,
     positions: np.ndarray,
     end: np.ndarray,
-    how: tree_attention.Implementation,
+    how: dispatch.Implementation,
 ) -> np.ndarray:
     """Final activations under the mask of `end`."""
 
     def run(params, tokens, positions, end):
-        attend = tree_attention.over_rows(how, end)
+        attend = dispatch.over_rows(how, end)
         return jax.reshard(decoder.hidden_states(CONFIG, params, tokens, positions, attend), jax.P())
 
     with jax.set_mesh(mesh):
@@ -235,7 +235,7 @@ def outputs(
     (MeshShape(1, 1, 1), "reference"), (MeshShape(1, 1, 1), "blockwise"), (MeshShape(2, 2, 1), "blockwise"),
     (MeshShape(1, 4, 2), "blockwise"),
 ])  # fmt: skip
-def test_the_decoder_sees_a_request_in_a_row_as_it_sees_it_alone(mesh: MeshShape, how: tree_attention.Implementation):
+def test_the_decoder_sees_a_request_in_a_row_as_it_sees_it_alone(mesh: MeshShape, how: dispatch.Implementation):
     made, strings = requests()
     devices = jax.devices()[: mesh.replica * mesh.fsdp * mesh.tensor]
     in_rows = outputs(make_mesh(mesh, devices), made.tokens, made.depth, made.end, how)
@@ -249,12 +249,12 @@ def test_the_decoder_sees_a_request_in_a_row_as_it_sees_it_alone(mesh: MeshShape
     one = make_mesh(MeshShape(1, 1, 1), jax.devices()[:1])
     expected = outputs(one, alone, places, causal, "reference")
 
-    pair_row = np.repeat(np.arange(len(made.used)), np.diff(made.pair_offsets))
+    pair_row = np.repeat(np.arange(len(made.used)), np.diff(made.target_offsets))
     for i, string in enumerate(strings):
-        pairs = made.token_pair[made.token_offsets[i] : made.token_offsets[i + 1]]
-        np.testing.assert_array_equal(made.pair_target[pairs], string[-len(pairs) :])
+        pairs = made.token_target[made.token_offsets[i] : made.token_offsets[i + 1]]
+        np.testing.assert_array_equal(made.target_token[pairs], string[-len(pairs) :])
         np.testing.assert_allclose(
-            in_rows[pair_row[pairs], made.pair_parent[pairs]],
+            in_rows[pair_row[pairs], made.target_parent[pairs]],
             expected[i, len(string) - 1 - len(pairs) : len(string) - 1],
             atol=1e-5,
         )

@@ -3,13 +3,13 @@
 Every expectation is made by trying all possibilities, or by saying the definition again in a few lines.
 """
 
+import collections
 import dataclasses
 import functools
 import heapq
 import itertools
 import math
 import types
-from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -21,21 +21,19 @@ from series_examples import one_device
 from test_scoring_prefix_tree import Requests, few_and_many_parents, few_shot, requests
 
 from fineline_jax.mesh import make_mesh
-from fineline_jax.models import tree_attention, tree_attention_gpu, tree_attention_tpu
+from fineline_jax.models import decoder
+from fineline_jax.models.config import ModelConfig
+from fineline_jax.models.tree_attention import blockwise, gpu, tpu
 from fineline_jax.recipe import MeshShape
-from fineline_jax.scoring import plan_table, prefix_tree, row_engine, rows, tree_engine, tree_packing
-from fineline_jax.scoring.pack import Pack, Ragged
+from fineline_jax.scoring import plan_table, prefix_tree, row_engine, rows, scorer, tree_engine, tree_packing
+from fineline_jax.scoring.pack import Pack
 from fineline_jax.scoring.trie import Tree, build_tree
 
 quick = settings(deadline=None, max_examples=60)
 
 
 def tree_of(asked: Requests, context: int) -> Tree:
-    ragged = lambda lists: Ragged(
-        np.array([t for one in lists for t in one], np.int32), np.cumsum([0, *map(len, lists)], dtype=np.int64)
-    )
-    of, trees = np.array(asked.context_of, int), np.array(asked.tree_of, int)
-    return build_tree(ragged(asked.contexts), ragged(asked.continuations), of, trees, context)
+    return build_tree(asked.tokens, context)
 
 
 # Packing
@@ -52,7 +50,7 @@ def test_a_row_stops_where_the_next_one_reaches_farthest_counting_what_that_one_
     # A row holds the ancestors of its first node, then its own nodes.
     places = lambda a, b: int(above[a] + sum(sizes[a:b]))
     for first, last in itertools.combinations(range(segments + 1), 2):
-        assert tree_packing._places(tree, (first, last)) == places(first, last)
+        assert tree_packing._positions(tree, (first, last)) == places(first, last)
         for free in range(places(first, last) + 2):
             if places(first, last) <= free:
                 expected = last
@@ -84,7 +82,7 @@ def test_the_length_of_rows_is_of_all_multiples_the_one_that_feeds_least(asked, 
     assert whole == list(range(len(tree.branch))), "every segment once"
     for row in runs:
         assert row == sorted(row) and all(stop < start for (_, stop), (start, _) in itertools.pairwise(row))
-        assert sum(tree_packing._places(tree, run) for run in row) <= length
+        assert sum(tree_packing._positions(tree, run) for run in row) <= length
 
 
 def test_rows_are_shorter_than_half_only_if_one_group_of_them_holds_all():
@@ -146,7 +144,7 @@ def test_like_pieces_are_in_one_step_and_the_fullest_is_first_in_every_other(sha
     """Devices wait for each other in every step, and over all steps none has more than another."""
     group = shards * rows_of_shard
     plan = few_and_many_parents(60).plan(64, row_length=20, multiple=4, group=group, shards=shards)
-    places = [plan.pair_parent[a:b] for a, b in itertools.pairwise(plan.pair_offsets)]
+    places = [plan.target_parent[a:b] for a, b in itertools.pairwise(plan.target_offsets)]
     parents = np.array([len(set(row.tolist())) for row in places])
     pieces = parents.reshape(-1, shards, rows_of_shard).sum(axis=2)
     assert len(pieces) > 4 and len(set(pieces.ravel().tolist())) > 1
@@ -163,48 +161,39 @@ def test_like_pieces_are_in_one_step_and_the_fullest_is_first_in_every_other(sha
     assert sorted(pieces.ravel().tolist()) == sorted(map(sum, expected))
 
 
-def test_the_options_of_a_packs_plan_reach_it(monkeypatch):
-    asked = []
-    monkeypatch.setattr(prefix_tree, "plan", lambda *arguments, **options: asked.append((arguments[4], options)))
-    monkeypatch.setattr(prefix_tree, "request_sources", lambda pack: (None,) * 4)
-    options = {"row_length": 40, "multiple": 4, "group": 6, "shards": 2}
-    prefix_tree.plan_pack(types.SimpleNamespace(continuation_tokens=None), 16, **options)
-    assert asked == [(16, options)]
+# Steps and vocabulary batches
 
 
-# Steps and rounds
-
-
-def simulate(plan: prefix_tree.Plan, group: int, shards: int, in_round: int) -> tuple[np.ndarray, tree_engine.Steps]:
-    """Each pair's parent when the arrays are read as `forward.tree_step` and `pair_step` say; -1: never met."""
-    steps = tree_engine.Steps(plan, group, shards, in_round)
+def simulate(plan: prefix_tree.Plan, group: int, shards: int, per_batch: int) -> tuple[np.ndarray, tree_engine.Steps]:
+    """Each target's parent when the arrays are read as `forward.tree_step` and `vocabulary_step` say; -1: never met."""
+    steps = tree_engine.Steps(plan, group, shards, per_batch)
     length, each = plan.tokens.shape[1], group // shards
-    homes = np.full(len(plan.pair_target), -1)
-    for number in range(steps.rounds):
+    homes = np.full(len(plan.target_token), -1)
+    for number in range(steps.vocabulary_batches):
         hidden = []
-        for step in steps.of_round(number):
+        for step in steps.of_batch(number):
             *rows_, parents = steps.rows(step)
             own = slice(step * group, (step + 1) * group)
             for given_, whole in zip(rows_, (plan.tokens, plan.depth, plan.end), strict=True):
                 np.testing.assert_array_equal(given_, whole[own])
             assert parents.shape == (shards, steps.most_parents) and parents.dtype == np.int32
             hidden.append(parents + (step * group + np.arange(shards)[:, None] * each) * length)
-        hidden += hidden[-1:] * (in_round - len(hidden))
+        hidden += hidden[-1:] * (per_batch - len(hidden))
         laid = np.concatenate(hidden, axis=1)
-        places, used, pairs, targets = steps.pairs(number)
-        assert {array.dtype for array in (places, used, pairs, targets)} == {np.dtype(np.int32)}
-        assert places.shape == (shards, steps.most_places) and pairs.shape == targets.shape == (
+        positions, used, parents, targets = steps.targets(number)
+        assert {array.dtype for array in (positions, used, parents, targets)} == {np.dtype(np.int32)}
+        assert positions.shape == (shards, steps.most_positions) and parents.shape == targets.shape == (
             shards,
-            steps.most_pairs,
+            steps.most_targets,
         )
-        for shard, chosen in enumerate(steps.pairs_of_round(number)):
-            met = laid[shard][places[shard, : used[shard, 0]]]
+        for shard, chosen in enumerate(steps.targets_of_batch(number)):
+            met = laid[shard][positions[shard, : used[shard, 0]]]
             assert len(set(met.tolist())) == len(met) and (np.diff(met) > 0).all(), "the vocabulary once per parent"
             assert (homes[chosen] == -1).all()
-            assert pairs[shard, : len(chosen)].max(initial=0) < max(1, used[shard, 0])
-            homes[chosen] = met[pairs[shard, : len(chosen)]] if len(chosen) else []
+            assert parents[shard, : len(chosen)].max(initial=0) < max(1, used[shard, 0])
+            homes[chosen] = met[parents[shard, : len(chosen)]] if len(chosen) else []
             assert set(met.tolist()) == set(homes[chosen].tolist())
-            np.testing.assert_array_equal(targets[shard, : len(chosen)], plan.pair_target[chosen])
+            np.testing.assert_array_equal(targets[shard, : len(chosen)], plan.target_token[chosen])
             assert (targets[shard, len(chosen) :] == -1).all()
     return homes, steps
 
@@ -212,18 +201,18 @@ def simulate(plan: prefix_tree.Plan, group: int, shards: int, in_round: int) -> 
 @quick
 @given(
     asked=requests(), context=st.integers(2, 16), row_length=st.integers(1, 40), shards=st.integers(1, 3),
-    each=st.integers(1, 2), in_round=st.integers(1, 3),
+    each=st.integers(1, 2), per_batch=st.integers(1, 3),
 )  # fmt: skip
 @example(few_shot(6, 40), 16, 24, 2, 2, 2)
 @example(few_shot(6, 9), 16, 24, 3, 1, 2)
-def test_steps_and_rounds_meet_every_parent_once_and_score_every_pair(
-    asked, context, row_length, shards, each, in_round
+def test_steps_and_batches_meet_every_parent_once_and_score_every_target(
+    asked, context, row_length, shards, each, per_batch
 ):
     group = shards * each
     plan = asked.plan(context, row_length=row_length, multiple=4, group=group, shards=shards)
-    homes, steps = simulate(plan, group, shards, in_round)
-    row_of = np.repeat(np.arange(len(plan.tokens)), np.diff(plan.pair_offsets))
-    np.testing.assert_array_equal(homes, row_of * plan.tokens.shape[1] + plan.pair_parent)
+    homes, steps = simulate(plan, group, shards, per_batch)
+    row_of = np.repeat(np.arange(len(plan.tokens)), np.diff(plan.target_offsets))
+    np.testing.assert_array_equal(homes, row_of * plan.tokens.shape[1] + plan.target_parent)
     # No array is larger than the fullest piece or round needs.
     pieces = [set() for _ in range(len(plan.tokens) // each)]
     for pair, row in enumerate(row_of):
@@ -231,25 +220,25 @@ def test_steps_and_rounds_meet_every_parent_once_and_score_every_pair(
     assert steps.most_parents == max([1, *map(len, pieces)])
     of_rounds: dict[tuple[int, int], int] = {}
     for piece, parents in enumerate(pieces):
-        where = piece // shards // in_round, piece % shards
+        where = piece // shards // per_batch, piece % shards
         of_rounds[where] = of_rounds.get(where, 0) + len(parents)
-    assert steps.most_places == max([1, *of_rounds.values()])
-    widest = [len(chosen) for number in range(steps.rounds) for chosen in steps.pairs_of_round(number)]
-    assert steps.most_pairs == max([1, *widest])
+    assert steps.most_positions == max([1, *of_rounds.values()])
+    widest = [len(chosen) for number in range(steps.vocabulary_batches) for chosen in steps.targets_of_batch(number)]
+    assert steps.most_targets == max([1, *widest])
     # A request is done with its last scored token.
     last = np.zeros(len(asked.context_of), int)
     for request in range(len(last)):
-        pairs = plan.token_pair[plan.token_offsets[request] : plan.token_offsets[request + 1]]
-        last[request] = max((row_of[pair] // group // in_round for pair in pairs), default=0)
-    done = [steps.requests_of_round(number) for number in range(steps.rounds)]
-    assert done == np.bincount(last, minlength=steps.rounds)[: steps.rounds].tolist()
+        pairs = plan.token_target[plan.token_offsets[request] : plan.token_offsets[request + 1]]
+        last[request] = max((row_of[pair] // group // per_batch for pair in pairs), default=0)
+    done = [steps.requests_of_batch(number) for number in range(steps.vocabulary_batches)]
+    assert done == np.bincount(last, minlength=steps.vocabulary_batches)[: steps.vocabulary_batches].tolist()
     assert not done or sum(done) == len(last)
 
 
 def test_a_request_is_done_in_the_last_of_its_rows_wherever_its_last_token_is():
     """The first request has its last token in row 0, and the one before it in row 2."""
     plan = types.SimpleNamespace(
-        tokens=np.zeros((3, 8)), token_offsets=np.array([0, 2, 3]), token_pair=np.array([2, 0, 1])
+        tokens=np.zeros((3, 8)), token_offsets=np.array([0, 2, 3]), token_target=np.array([2, 0, 1])
     )
     assert tree_engine._requests_done(plan, np.array([0, 1, 2])).tolist() == [0, 1, 1]
 
@@ -263,9 +252,9 @@ def test_log_likelihoods_are_summed_in_float64():
     logp = -rng.random(40_000, np.float32) * 3
     asked = Requests([[1]], [[2] * 30_000, [], [3] * 20_000], [0, 0, 0], [0, 0, 0])
     pairs = np.append(rng.integers(0, 39_999, 49_999), 39_999)
-    plan = dataclasses.replace(asked.plan(64, multiple=64), token_pair=pairs, pair_target=np.zeros(40_000, np.int32))
+    plan = dataclasses.replace(asked.plan(64, multiple=64), token_target=pairs, target_token=np.zeros(40_000, np.int32))
     total, greedy = prefix_tree.of_requests(plan, logp, np.arange(40_000) != 39_999)
-    parts = np.split(logp[plan.token_pair], [30_000, 30_000])
+    parts = np.split(logp[plan.token_target], [30_000, 30_000])
     expected = [math.fsum(part.tolist()) for part in parts]
     assert abs(float(parts[0].sum(dtype=np.float32)) - expected[0]) > 1e-4
     np.testing.assert_allclose(total, expected, rtol=0, atol=1e-8)
@@ -302,9 +291,12 @@ def test_the_plain_engine_adds_the_windows_of_a_text_in_float64(monkeypatch):
     )
     config = types.SimpleNamespace()
     told: list[int] = []
-    found, greedy = row_engine.score_rows(
-        made, config, {}, 64, one_device(), "float32", batch_tokens=256, advance=told.append  # type: ignore[arg-type]
+    score = row_engine.make_row_scorer(
+        made.request_tokens, config, 64, one_device(), "float32", batch_tokens=256  # type: ignore[arg-type]
     )  # fmt: skip
+    found, greedy = score({}, told.append)
+    again, _ = score({})
+    assert again.tobytes() == found.tobytes(), "nothing of one checkpoint is left for the next"
     expected = [math.fsum(table[np.array(text, int)].tolist()) for text in asked]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-8)
     assert greedy.tolist() == [set(text) <= {2} for text in asked]
@@ -319,13 +311,13 @@ def test_statistics_count_what_a_plan_feeds(asked, context):
     parents = {
         (row, parent)
         for row in range(len(plan.tokens))
-        for parent in plan.pair_parent[plan.pair_offsets[row] : plan.pair_offsets[row + 1]].tolist()
+        for parent in plan.target_parent[plan.target_offsets[row] : plan.target_offsets[row + 1]].tolist()
     }
     fed = len(plan.tokens) * plan.tokens.shape[1]
     assert (found.rows, found.length) == plan.tokens.shape and found.fed_tokens == fed
     assert found.overhead == fed / max(1, plan.unique_tokens) and found.saving == plan.naive_tokens / max(1, fed)
     assert (found.unique_tokens, found.naive_tokens) == (plan.unique_tokens, plan.naive_tokens)
-    assert (found.pairs, found.parents) == (len(plan.pair_target), len(parents))
+    assert (found.pairs, found.parents) == (len(plan.target_token), len(parents))
     assert found.scored_tokens == sum(map(len, asked.continuations))
 
 
@@ -346,20 +338,12 @@ def long_pack() -> Pack:
     return bare_pack([list(range(20))], [[1, 2]] * 7000, [0] * 7000, ["a"] * 7000)
 
 
-SHAPE = tree_engine.Shape(row=64, rows=1, multiple=8, in_round=2)
-OTHER_PLANS = {
-    "pack": lambda kept: kept | {"pack": bare_pack([[1, 2]], [[3]], [0], ["a"])},
-    "context": lambda kept: kept | {"context": 9},
-    "row length": lambda kept: kept | {"row_length": 128},
-    "group": lambda kept: kept | {"group": 4},
-    "shards": lambda kept: kept | {"shards": 1},
-    "multiple": lambda kept: kept | {"shape": dataclasses.replace(SHAPE, multiple=48)},
-    "rounds": lambda kept: kept | {"shape": dataclasses.replace(SHAPE, in_round=1)},
-}  # fmt: skip
+SMALL = ModelConfig(vocab_size=32, width=16, layers=1, heads=2, mlp_width=16, context=24)
+SHAPE = tree_engine.Shape(row=64, rows=1, multiple=8, per_batch=2)
 
 
 def same(one: tree_engine.Steps, other: tree_engine.Steps) -> bool:
-    if (one.group, one.shards, one.in_round) != (other.group, other.shards, other.in_round):
+    if (one.group, one.shards, one.per_batch) != (other.group, other.shards, other.per_batch):
         return False
     return all(
         np.array_equal(getattr(one.plan, field.name), getattr(other.plan, field.name))
@@ -367,38 +351,56 @@ def same(one: tree_engine.Steps, other: tree_engine.Steps) -> bool:
     )
 
 
-@pytest.mark.parametrize("change", OTHER_PLANS.values(), ids=OTHER_PLANS)
-def test_a_plan_is_kept_for_the_next_checkpoint_and_not_for_other_arguments(change: Callable[[dict], dict]):
-    given_ = {"pack": some_pack(), "context": 24, "row_length": 64, "group": 2, "shards": 2, "shape": SHAPE}
-    made = tree_engine._steps(**given_)
-    assert tree_engine._steps(**given_) is made, "a series makes it once"
-    plan = prefix_tree.plan_pack(some_pack(), 24, row_length=64, multiple=8, group=2, shards=2)
-    assert same(made, tree_engine.Steps(plan, 2, 2, 2))
-    other = tree_engine._steps(**change(given_))
-    tree_engine._kept.clear()
-    assert same(other, tree_engine._steps(**change(given_))) and not same(other, made)
+def test_the_options_of_the_steps_reach_their_plan():
+    shape = dataclasses.replace(SHAPE, multiple=48, per_batch=3)
+    made = tree_engine.plan_steps(some_pack().request_tokens, 24, 2 * 2 * 64, 2, shape)
+    plan = prefix_tree.plan(some_pack().request_tokens, 24, row_length=64, multiple=48, group=4, shards=2)
+    assert same(made, tree_engine.Steps(plan, 4, 2, 3))
+    for others in ((9, 256, 2, shape), (24, 128, 2, shape), (24, 256, 1, shape), (24, 256, 2, SHAPE)):
+        assert not same(made, tree_engine.plan_steps(some_pack().request_tokens, *others))
 
 
-def test_rows_are_kept_for_the_next_checkpoint_and_not_for_other_arguments():
+def test_a_scorer_plans_and_compiles_once_for_all_its_parameters(monkeypatch):
+    counts = collections.Counter()
+
+    def counted(module, name):
+        original = getattr(module, name)
+
+        def call(*arguments, **options):
+            counts[name] += 1
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(module, name, call)
+
+    counted(tree_engine, "plan_steps")
+    counted(row_engine, "plan_rows")
+    counted(decoder, "hidden_states")  # as often as a step is traced
+    with jax.set_mesh(one_device()):
+        params = [decoder.init_params(SMALL, jax.random.key(seed)) for seed in (1, 2, 1)]
+    for engine, plan in (("tree", "plan_steps"), ("rows", "plan_rows")):
+        counts.clear()
+        score = scorer.make_scorer(some_pack().request_tokens, SMALL, one_device(), engine=engine)
+        first, second, again = (score(one)[0] for one in params)
+        assert counts[plan] == 1
+        traced = counts["hidden_states"]
+        score(params[1])
+        assert counts["hidden_states"] == traced > 0
+        assert (first != second).any() and first.tobytes() == again.tobytes()
+
+
+def test_rows_are_batches_of_the_tokens_asked_in_whole_tiles():
     eight = make_mesh(MeshShape(replica=8, fsdp=1))
     chips = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform="gpu")] * 2), shape=eight.shape)
     arguments = [(some_pack(), 24, 256, one_device()), (some_pack(), 9, 256, one_device())]
     arguments += [(some_pack(), 24, 64, one_device()), (some_pack(), 24, 256, eight)]
     arguments += [(bare_pack([[1]], [[2]], [0], ["a"]), 24, 256, one_device()), (some_pack(), 24, None, one_device())]
     arguments += [(some_pack(), 24, 256, chips), (long_pack(), 24, None, chips), (long_pack(), 24, None, one_device())]
-    for one in arguments:
-        row_engine._plan(*arguments[0])
-        kept = row_engine._plan(*one)
-        assert row_engine._plan(*one) is kept
-        row_engine._plans.clear()
-        fresh = row_engine._plan(*one)
-        shapes = lambda found: [(b.requests.tolist(), b.tokens.tolist(), b.targets.tolist()) for b in found]
-        assert shapes(kept) == shapes(fresh)
-        pack, context, tokens, mesh = one
+    shapes = lambda found: [(b.requests.tolist(), b.tokens.tolist(), b.targets.tolist()) for b in found]
+    for pack, context, tokens, mesh in arguments:
         given_ = tokens or (2 * 32768 if mesh is chips else 4096)
         devices, least = 1 if mesh.devices.size == 1 else 8, 128 if mesh is chips else 32  # kernels want whole tiles
-        asked = rows.batches(list(rows.sequences(pack, context)), given_, devices, least)
-        assert shapes(fresh) == shapes(asked)
+        asked = rows.batches(list(rows.sequences(pack.request_tokens, context)), given_, devices, least)
+        assert shapes(row_engine.plan_rows(pack.request_tokens, context, tokens, mesh)) == shapes(asked)
 
 
 @pytest.mark.parametrize(
@@ -412,16 +414,17 @@ def test_a_step_has_so_many_tokens_over_all_devices(monkeypatch, batch_tokens, r
     class Enough(Exception):
         pass
 
-    def steps(*arguments):
-        asked.append(arguments)
+    def plan(*arguments, **options):
+        asked.append((*arguments, options))
         raise Enough
 
-    monkeypatch.setattr(tree_engine, "_steps", steps)
+    monkeypatch.setattr(tree_engine, "plan", plan)
+    tokens = some_pack().request_tokens
     with pytest.raises(Enough):
-        tree_engine.score_tree(
-            some_pack(), None, {}, 24, make_mesh(MeshShape(4, 2, 1)), "float32", batch_tokens=batch_tokens  # type: ignore[arg-type]
+        tree_engine.make_tree_scorer(
+            tokens, None, 24, make_mesh(MeshShape(4, 2, 1)), "float32", batch_tokens=batch_tokens  # type: ignore[arg-type]
         )  # fmt: skip
-    assert asked == [(some_pack(), 24, row_length, group, 8, SHAPE)]
+    assert asked == [(tokens, 24, {"row_length": row_length, "multiple": 8, "group": group, "shards": 8})]
 
 
 def test_a_device_has_one_row_on_a_cpu_and_four_elsewhere_in_whole_blocks_of_its_attention():
@@ -430,8 +433,8 @@ def test_a_device_has_one_row_on_a_cpu_and_four_elsewhere_in_whole_blocks_of_its
         "cpu": (8192, 1), "gpu": (8192, 4), "tpu": (8192, 4)
     }  # fmt: skip
     blocks = {
-        "cpu": (tree_attention.QUERY_BLOCK, tree_attention.KEY_BLOCK), "tpu": (tree_attention_tpu.BLOCK,),
-        "gpu": (tree_attention_gpu.QUERY_BLOCK, tree_attention_gpu.KEY_BLOCK),
+        "cpu": (blockwise.QUERY_BLOCK, blockwise.KEY_BLOCK), "tpu": (tpu.BLOCK,),
+        "gpu": (gpu.QUERY_BLOCK, gpu.KEY_BLOCK),
     }  # fmt: skip
     for name, shape in shapes.items():
         assert all(shape.multiple % block == 0 for block in blocks[name]) and shape.row % shape.multiple == 0
@@ -451,7 +454,7 @@ sequences = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size
 )
 def test_batches_are_as_large_as_asked_and_no_wider_than_their_rows_need(shapes, shards, batch_tokens, compile_):
     found = [
-        rows.Sequence(i, np.arange(given_ + scored, dtype=np.int32), scored)
+        rows.ScoredSequence(i, np.arange(given_ + scored, dtype=np.int32), scored)
         for i, (given_, scored) in enumerate(shapes)
     ]
     with pytest.MonkeyPatch.context() as patch:
@@ -476,7 +479,7 @@ def test_batches_are_as_large_as_asked_and_no_wider_than_their_rows_need(shapes,
 
 def test_a_class_of_rows_is_kept_apart_from_sixteen_batches_on():
     """Compiling a program costs about as much."""
-    one = lambda i, scored: rows.Sequence(i, np.arange(10, dtype=np.int32), scored)
+    one = lambda i, scored: rows.ScoredSequence(i, np.arange(10, dtype=np.int32), scored)
     widths = lambda count: {
         batch.targets.shape[1] for batch in rows.batches([*(one(i, 1) for i in range(count)), one(count, 3)], 20, 1, 10)
     }
@@ -506,7 +509,7 @@ def test_requests_that_lose_tokens_are_counted_from_one_beyond_the_context():
     """The last token is only a target. Texts that are scored as a whole lose nothing: they are cut into windows."""
     lengths = [23, 24, 25, 26, 27]
     made = bare_pack([[1] * n for n in lengths], [[2]] * 5 + [[2] * 90], [0, 1, 2, 3, 4, -1], ["a"] * 6)
-    assert [rows.truncated(made, context) for context in (22, 23, 24, 25, 26, 27)] == [5, 4, 3, 2, 1, 0]
+    assert [rows.truncated(made.request_tokens, context) for context in (22, 23, 24, 25, 26, 27)] == [5, 4, 3, 2, 1, 0]
 
 
 # The table
@@ -517,7 +520,7 @@ def test_a_line_of_the_table_is_a_group_or_a_task_of_none(monkeypatch):
     made.manifest.update(groups=[{"group": "both", "tasks": ["a", "b"]}], tasks=[{"task": "a"}, {"task": "b"}])
     alone = lambda groups: Pack(made.manifest | {"groups": groups}, made.contexts, made.requests, made.documents)
     [line] = plan_table.plan_table(made, 24, 512)
-    whole = prefix_tree.statistics(prefix_tree.plan_pack(made, 24, row_length=512))
+    whole = prefix_tree.statistics(prefix_tree.plan(made.request_tokens, 24, row_length=512))
     assert line == (
         "both",
         "41",
@@ -536,7 +539,7 @@ def test_a_line_of_the_table_is_a_group_or_a_task_of_none(monkeypatch):
         contexts = [made.context_tokens[row].tolist() for row in range(2)]
         lists = [made.continuation_tokens[i].tolist() for i in chosen]
         one = bare_pack(contexts, lists, made.request_context[list(chosen)].tolist(), ["x"] * len(chosen))
-        stats = prefix_tree.statistics(prefix_tree.plan_pack(one, 24, row_length=512))
+        stats = prefix_tree.statistics(prefix_tree.plan(one.request_tokens, 24, row_length=512))
         assert line["unique tokens"] == f"{stats.unique_tokens:,}" and line["rows"] == f"{stats.rows}"
         assert line["fed / unique"] == f"{stats.overhead:.3f}" and line["one by one / fed"] == f"{stats.saving:.2f}"
     long = bare_pack([[i, *range(999)] for i in range(4)], [[1]] * 4, [0, 1, 2, 3], ["a"] * 4)

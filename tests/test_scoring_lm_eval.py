@@ -15,7 +15,7 @@ import pytest
 from commands import start
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
-from scoring_examples import sentence, write_benchmarks, write_tokenizer
+from scoring_examples import score_series, sentence, write_benchmarks, write_tokenizer
 from series_examples import CONFIG, fresh_params, make_series, one_device
 from transformers import AutoTokenizer
 
@@ -24,7 +24,7 @@ from fineline_jax.checkpoints.hub import export_hf
 from fineline_jax.checkpoints.open import open_series
 from fineline_jax.errors import UserError
 from fineline_jax.models import attention, decoder
-from fineline_jax.scoring import lm_eval_backend, lm_eval_export, metrics, pack, scorer, scores, suite, tasks
+from fineline_jax.scoring import lm_eval_backend, lm_eval_export, metrics, pack, scores, suite, tasks
 from fineline_jax.trajectories.table import read_table
 
 SUITE = "piqa@1,arc_easy,winogrande,lambada_openai,wikitext,truthfulqa_mc2"
@@ -39,7 +39,7 @@ def trained(tokenizer: Path, steps: int = 120) -> decoder.Params:
 
     def loss(params: decoder.Params, batch: jax.Array) -> jax.Array:
         places = jnp.broadcast_to(jnp.arange(32), batch[:, 1:].shape)
-        attend = attention.causal("reference")
+        attend = attention.causal("xla")
         hidden = decoder.hidden_states(CONFIG, params, batch[:, :-1], places, attend)
         logits = jnp.einsum("bsd,dv->bsv", hidden, decoder.head_weight(CONFIG, params))
         return optax.softmax_cross_entropy(logits, jax.nn.one_hot(batch[:, 1:], CONFIG.vocab_size)).mean()
@@ -81,7 +81,7 @@ def place(tmp_path_factory) -> Path:
 def exported(place) -> dict[str, Path]:
     """The results file of each checkpoint."""
     made = pack.load(place / "pack")
-    scorer.score_series(open_series(str(place / "run")), made, place / "scores", one_device())
+    score_series(open_series(str(place / "run")), made, place / "scores", one_device())
     found = lm_eval_export.export(place / "scores", place / "exported", made)
     return {json.loads(path.read_text())["config"]["model_revision"]: path for path in found}
 
@@ -322,13 +322,17 @@ def asked(monkeypatch) -> list[dict[str, Any]]:
     """What the engine is given; it answers -0.5, -1.5, …, every second one greedy."""
     calls = []
 
-    def score_params(made, config, params, mesh, dtype, *, batch_tokens, advance):
-        calls.append({"pack": made, "dtype": dtype, "batch_tokens": batch_tokens, "mesh": mesh, "config": config})
-        count = made.requests.num_rows
-        advance(count)
-        return -0.5 - np.arange(count), np.arange(count) % 2 == 0
+    def make_scorer(requests, config, mesh, dtype, **options):
+        calls.append({"requests": requests, "dtype": dtype, "mesh": mesh, "config": config} | options)
 
-    monkeypatch.setattr(lm_eval_backend, "score_params", score_params)
+        def score(params, advance):
+            count = len(requests)
+            advance(count)
+            return -0.5 - np.arange(count), np.arange(count) % 2 == 0
+
+        return score
+
+    monkeypatch.setattr(lm_eval_backend, "make_scorer", make_scorer)
     return calls
 
 
@@ -345,44 +349,26 @@ def test_requests_of_lm_eval_reach_the_engine_once_and_in_order(place, asked):
     requests = instances("loglikelihood", *pairs[:2], task="a") + instances("loglikelihood", *pairs[2:], task="b")
     assert model.loglikelihood(requests) == [(-0.5, True), (-1.5, False), (-2.5, True), (-3.5, False)]
     [call] = asked
-    made = call["pack"]
+    made = call["requests"]
     assert (call["dtype"], call["batch_tokens"], call["config"].context) == ("bfloat16", 256, 96)
     assert model.params["embed"].dtype == "bfloat16", "half the memory"
-    assert made.manifest == {"hash": made.hash, "prefix_token": bos, "max_context": 40, "mode": "lm-eval"}
-    assert made.requests["task"].to_pylist() == ["a", "a", "b", "b"]
-    assert made.request_context.tolist() == [0, 1, 0, 2]
-    contexts = [made.context_tokens[i].tolist() for i in range(3)]
+    assert call["context"] == 40 and made.task.tolist() == [0, 0, 1, 1] and not made.is_rolling.any()
+    assert made.context_row.tolist() == [0, 1, 0, 2]
+    contexts = [made.contexts[i].tolist() for i in range(3)]
+    assert len(made.contexts) == 4 and made.contexts[3].tolist() == [bos], "the same context once, and the prefix"
     assert contexts == [encode("the cat"), [bos], encode("two")]
-    rest = [made.continuation_tokens[i].tolist() for i in range(4)]
+    rest = [made.continuations[i].tolist() for i in range(4)]
     whole = [encode("the cat runs"), [bos, *encode("ice")[1:]], encode("the cat and,"), encode("two dog")]
     assert [contexts[row] + tokens for row, tokens in zip((0, 1, 0, 2), rest, strict=True)] == whole
     assert model.loglikelihood_rolling(instances("loglikelihood_rolling", ("ice",), ("",))) == [-0.5, -1.5]
-    made = asked[1]["pack"]
-    assert made.request_context.tolist() == [-1, -1] and made.contexts.num_rows == 0
-    assert [made.continuation_tokens[i].tolist() for i in range(2)] == [encode("ice"), encode("")]
+    made = asked[1]["requests"]
+    assert made.is_rolling.all() and len(made.contexts) == 1 and made.contexts[0].tolist() == [bos]
+    assert [made.continuations[i].tolist() for i in range(2)] == [encode("ice"), encode("")]
     given = [(("", ""), [5, 6], [7]), (("", ""), [5, 6], [8, 9]), (("", ""), [4], [3])]
     assert model._loglikelihood_tokens(given) == [(-0.5, True), (-1.5, False), (-2.5, True)]
-    made = asked[2]["pack"]
-    assert [made.context_tokens[row].tolist() for row in made.request_context] == [[5, 6], [5, 6], [4]]
-    assert [made.continuation_tokens[i].tolist() for i in range(3)] == [[7], [8, 9], [3]]
-
-
-def test_packs_of_other_requests_have_other_hashes():
-    """The engine keeps its plan by them."""
-    row = lambda *tokens: np.array(tokens, np.int32)
-    pairs, tasks_of = [(row(1, 2), row(3)), (row(4), row(5, 6))], ["a", "b"]
-    other_pairs = [
-        [(row(1), row(2, 3)), pairs[1]], [pairs[0], (row(4, 5), row(6))], [pairs[0], (row(1, 2), row(5, 6))],
-        [(None, row(3)), pairs[1]], [pairs[0], (row(4), row(5, 7))],
-    ]  # fmt: skip
-    base = (pairs, tasks_of, 0, None)
-    others = [(pairs, ["a", "a"], 0, None), (pairs, tasks_of, 1, None), (pairs, tasks_of, 0, 9)]
-    others += [(different, tasks_of, 0, None) for different in other_pairs]
-    nine, a, b = row(9), row(1, 2), row(3)
-    others += [([(one, nine), (two, nine)], tasks_of, 0, None) for one, two in ((a, b), (row(1), row(2, 3)))]
-    others += [([(a, nine), (b, nine), (last, nine)], ["a"] * 3, 0, None) for last in (a, b)]
-    digests = [lm_eval_backend._pack(*arguments).hash for arguments in (base, base, *others)]
-    assert digests[0] == digests[1] and len(set(digests)) == 1 + len(others)
+    made = asked[2]["requests"]
+    assert [made.contexts[row].tolist() for row in made.context_row] == [[5, 6], [5, 6], [4]]
+    assert [made.continuations[i].tolist() for i in range(3)] == [[7], [8, 9], [3]]
 
 
 def test_what_lm_eval_asks_of_a_model(place, asked):

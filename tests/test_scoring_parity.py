@@ -7,13 +7,14 @@ from typing import Literal
 import jax
 import numpy as np
 import pytest
+from scoring_examples import score_once
 
 from fineline_jax import prepare_pack
 from fineline_jax.checkpoints import load
 from fineline_jax.checkpoints.open import open_series
 from fineline_jax.mesh import make_mesh
 from fineline_jax.recipe import MeshShape
-from fineline_jax.scoring import forward, metrics, pack, scorer, suite, tasks
+from fineline_jax.scoring import forward, metrics, pack, suite, tasks
 
 SUITE = "piqa,arc_easy,lambada_openai"
 CONTEXT = 1024
@@ -23,7 +24,7 @@ CONTEXT = 1024
 def ours(made: pack.Pack, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     mesh = make_mesh(MeshShape(), jax.devices()[:1])
     config, params = load.load(open_series(str(folder)).checkpoints[0], mesh)
-    return scorer.score_params(made, config, params, mesh)
+    return score_once(made, config, params, mesh)
 
 
 def agreement(mine: np.ndarray, theirs: np.ndarray) -> str:
@@ -100,7 +101,7 @@ def test_the_float64_reference_of_whole_texts_is_reproduced(shared_data):
     texts = json.loads((folder / "golden.json").read_text())["items"]
     mesh = make_mesh(MeshShape(), jax.devices()[:1])
     config, params = load.load(open_series(str(folder)).checkpoints[0], mesh)
-    step = forward.score_step(config, mesh, "float32", "reference")
+    step = forward.score_step(config, "float32", "xla")
     longest = max(len(text["ids"]) for text in texts) - 1
     tokens = np.zeros((len(texts), longest), np.int32)
     targets = np.full((len(texts), longest), -1, np.int32)

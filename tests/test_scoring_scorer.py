@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from profiles import COMPILES
 from program_sizes import largest_array
-from scoring_examples import write_benchmarks, write_tokenizer
+from scoring_examples import score_once, score_series, write_benchmarks, write_tokenizer
 
 from fineline_jax import prepare_pack
 from fineline_jax.checkpoints.hub import export_hf
@@ -24,8 +24,18 @@ from fineline_jax.errors import UserError
 from fineline_jax.mesh import BATCH, make_mesh
 from fineline_jax.models import attention, decoder
 from fineline_jax.models.config import ModelConfig
+from fineline_jax.models.sharding import STREAM
 from fineline_jax.recipe import MeshShape
-from fineline_jax.scoring import forward, lm_eval_backend, pack, rows, scorer, scores, tree_engine
+from fineline_jax.scoring import (
+    compatibility,
+    forward,
+    lm_eval_backend,
+    pack,
+    rows,
+    scores,
+    series_loop,
+    tree_engine,
+)
 
 CONFIG = ModelConfig(vocab_size=512, width=32, layers=2, heads=4, mlp_width=64, context=48)
 
@@ -64,7 +74,7 @@ def plain_loglikelihood(config: ModelConfig, params: dict, stream: np.ndarray, f
             window = stream[max(0, stop - 1 - config.context) : stop]
             tokens = jnp.asarray(window[None, :-1])
             hidden = decoder.hidden_states(
-                config, params, tokens, jnp.arange(tokens.shape[1])[None], attention.causal("reference")
+                config, params, tokens, jnp.arange(tokens.shape[1])[None], attention.causal("xla")
             )
             logits = np.asarray(hidden[0] @ decoder.head_weight(config, params), np.float64)
             logp = (
@@ -84,11 +94,11 @@ def test_whatever_else_is_in_the_batch_the_score_is_the_same(made, data):
     mesh = one_device()
     params = params_on(mesh)
     whole, _ = _whole(made, params, mesh)
-    sequences = [row for row in rows.sequences(made, CONFIG.context)]
+    sequences = [row for row in rows.sequences(made.request_tokens, CONFIG.context)]
     sequences = [row for row in sequences if row.scored <= 8 and made.request_context[row.request] >= 0]
     chosen = data.draw(st.lists(st.sampled_from(sequences), min_size=1, max_size=6, unique_by=id))
     batch = rows._batch(chosen, 6, CONFIG.context, 8)
-    step = forward.score_step(CONFIG, mesh, "float32", "reference")
+    step = forward.score_step(CONFIG, "float32", "xla")
     with jax.set_mesh(mesh):
         logp, _ = step(params, batch.tokens, batch.positions, batch.targets)
     np.testing.assert_allclose(np.asarray(logp)[: len(chosen)].sum(axis=1), whole[batch.requests], atol=1e-5)
@@ -99,7 +109,7 @@ _kept: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
 def _whole(made: pack.Pack, params: dict, mesh: jax.sharding.Mesh) -> tuple[np.ndarray, np.ndarray]:
     if made.hash not in _kept:
-        _kept[made.hash] = scorer.score_params(made, CONFIG, params, mesh)
+        _kept[made.hash] = score_once(made, CONFIG, params, mesh)
     return _kept[made.hash]
 
 
@@ -108,9 +118,7 @@ def test_the_mesh_does_not_matter(made, monkeypatch):
     mesh = make_mesh(MeshShape(2, 2, 2))
     monkeypatch.setattr(forward, "PARENTS", (24, 7))  # several times round each loop, and blocks that overlap
     monkeypatch.setattr(forward, "CPU_BLOCK", 48)
-    forward.pair_step.cache_clear()
-    found = scorer.score_params(made, CONFIG, params_on(mesh), mesh)
-    forward.pair_step.cache_clear()
+    found = score_once(made, CONFIG, params_on(mesh), mesh)
     np.testing.assert_allclose(found[0], expected[0], atol=1e-5, rtol=1e-6)
     np.testing.assert_array_equal(found[1], expected[1])
 
@@ -121,12 +129,12 @@ def test_logits_of_all_tokens_or_of_all_parents_never_exist():
     place = jax.NamedSharding(mesh, jax.P(BATCH, None))
     shapes = (2, 256), (1, 128), (1, 1), (1, 200)
     row, parents, used, pairs = (jax.ShapeDtypeStruct(shape, jnp.int32, sharding=place) for shape in shapes)
-    hidden = jax.ShapeDtypeStruct((1, 128, config.width), jnp.float32, sharding=jax.NamedSharding(mesh, decoder.STREAM))
+    hidden = jax.ShapeDtypeStruct((1, 128, config.width), jnp.float32, sharding=jax.NamedSharding(mesh, STREAM))
     with jax.set_mesh(mesh):
         params = decoder.abstract_params(config, mesh)
-        step = forward.tree_step(config, mesh, "float32", "blockwise")
+        step = forward.tree_step(config, "float32", "blockwise")
         largest = largest_array(step, params, row, row, row, parents)
-        meet = forward.pair_step(config, mesh)
+        meet = forward.vocabulary_step(config)
         largest = max(largest, largest_array(meet, params, [hidden] * 2, parents, used, pairs, pairs))
     assert config.vocab_size * config.width <= largest < 128 * config.vocab_size / 4
 
@@ -152,10 +160,10 @@ def tokens_of_requests(draw: st.DrawFn) -> list[tuple[np.ndarray, np.ndarray]]:
 def test_random_requests_on_any_mesh_and_rows_score_as_one_at_a_time(asked, row, axes, order):
     order.shuffle(asked)
     mesh = make_mesh(MeshShape(*axes), jax.devices()[: int(np.prod(axes))])
-    packed = lm_eval_backend._pack(asked, [""] * len(asked), 0, None)
+    packed = lm_eval_backend.request_tokens(asked, [""] * len(asked), 0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(tree_engine.SHAPES, "cpu", dataclasses.replace(tree_engine.SHAPES["cpu"], row=row, multiple=16))
-        found, greedy = scorer.score_params(packed, CONFIG, params_on(mesh), mesh)
+        found, greedy = score_once(packed, CONFIG, params_on(mesh), mesh)
     alone = params_on(one_device())
     for place, (context, continuation) in enumerate(asked):
         expected = plain_loglikelihood(CONFIG, alone, np.concatenate([context, continuation]), len(context))
@@ -220,7 +228,8 @@ def test_windows_are_lm_evals_rolling_windows(length, context):
 @settings(deadline=None)
 def test_batches_cover_every_row_once(shapes, shards):
     sequences = [
-        rows.Sequence(i, np.arange(given + scored, dtype=np.int32), scored) for i, (given, scored) in enumerate(shapes)
+        rows.ScoredSequence(i, np.arange(given + scored, dtype=np.int32), scored)
+        for i, (given, scored) in enumerate(shapes)
     ]
     seen: list[int] = []
     for batch in rows.batches(sequences, 128, shards, 8):
@@ -244,16 +253,16 @@ def make_series(folder: Path, tokenizer: Path, steps: tuple[int, ...]) -> None:
 def test_a_series_is_scored_once_and_again_only_where_weights_changed(made, tokenizer, tmp_path, monkeypatch, capsys):
     make_series(tmp_path / "run", tokenizer, (1, 2))
     calls: list[int] = []
-    original = scorer.score_params
+    original = series_loop.make_scorer
 
     def counted(*arguments, **options):
-        calls.append(1)
-        return original(*arguments, **options)
+        score = original(*arguments, **options)
+        return lambda params, advance: (calls.append(1), score(params, advance))[1]
 
-    monkeypatch.setattr(scorer, "score_params", counted)
+    monkeypatch.setattr(series_loop, "make_scorer", counted)
 
     def score() -> list[Path]:
-        return scorer.score_series(open_series(str(tmp_path / "run")), made, tmp_path / "out", one_device())
+        return score_series(open_series(str(tmp_path / "run")), made, tmp_path / "out", one_device())
 
     files = score()
     assert len(files) == 2 and len(calls) == 2
@@ -277,13 +286,13 @@ def test_a_pack_of_another_tokenizer_or_other_scores_are_refused(made, tmp_path)
     make_series(tmp_path / "run", other, (1,))
     opened = open_series(str(tmp_path / "run"))
     with pytest.raises(UserError, match=r"does not add BOS by default.*--bos"):
-        scorer.score_series(opened, made, tmp_path / "out", one_device())
+        score_series(opened, made, tmp_path / "out", one_device())
     state = json.loads((tmp_path / "run/step1/tokenizer.json").read_text())
     state["model"]["merges"].pop()
     (tmp_path / "run/step1/tokenizer.json").write_text(json.dumps(state))
-    scorer._identity.cache_clear()
+    compatibility._identity.cache_clear()
     with pytest.raises(UserError, match="is not the one the pack was prepared with"):
-        scorer.score_series(opened, made, tmp_path / "out", one_device())
+        score_series(opened, made, tmp_path / "out", one_device())
     changed = pack.Pack({**made.manifest, "max_context": 9}, made.contexts, made.requests, made.documents)
     changed.manifest["hash"] = pack.content_hash(changed)
     assert not (tmp_path / "out").exists(), "what is refused writes nothing"
@@ -291,7 +300,7 @@ def test_a_pack_of_another_tokenizer_or_other_scores_are_refused(made, tmp_path)
     (tmp_path / "out" / "other").mkdir()
     (tmp_path / "out" / "other" / "step1.parquet").touch()
     with pytest.raises(UserError, match="holds scores of another request pack"):
-        scorer.score_series(opened, changed, tmp_path / "out", one_device())
+        score_series(opened, changed, tmp_path / "out", one_device())
     small = ModelConfig(vocab_size=300, width=32, layers=2, heads=4, mlp_width=64, context=48)
     with pytest.raises(UserError, match="the model has 300"):
-        scorer.score_params(made, small, {}, one_device())
+        score_once(made, small, {}, one_device())

@@ -226,10 +226,10 @@ def test_the_schedules_pass_through_their_corners(schedule, expected):
 
 
 NAMES = {
-    "decayed": "embed head q k v o gate up down router shared_gate shared_up shared_down shared_router x z conv select"
-    " step out",
+    "decayed": "embed head q k v o gate up down router shared_gate shared_up shared_down shared_router in_proj_x in_proj_z"
+    " conv1d x_proj dt_proj out_proj",
     "kept": "norm norm_bias attention_norm attention_norm_bias mlp_norm mlp_norm_bias mixer_norm q_norm k_norm q_bias"
-    " k_bias v_bias o_bias gate_bias up_bias down_bias conv_bias step_bias a_log skip",
+    " k_bias v_bias o_bias gate_bias up_bias down_bias conv1d_bias dt_proj_bias A_log D",
 }
 
 
@@ -244,7 +244,7 @@ def test_every_parameter_of_every_model_is_known_to_decay_or_not():
         params = abstract_params(model, mesh_of(1, 1, 1))
         found |= {str(path[-1].key) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
     decayed, kept = (NAMES[kind].split() for kind in ("decayed", "kept"))
-    assert found >= {"shared_router", "a_log", "q_norm", "norm_bias", "gate_bias"}
+    assert found >= {"shared_router", "A_log", "q_norm", "norm_bias", "gate_bias"}
     assert found <= {*decayed, *kept}
 
 
@@ -425,10 +425,10 @@ def test_every_device_cuts_its_own_rows_into_consecutive_micro_batches():
     ("compute", "platform", "expected"),
     [
         (Compute(dtype="bfloat16"), "gpu", "cudnn"),
-        (Compute(dtype="float32"), "gpu", "reference"),
+        (Compute(dtype="float32"), "gpu", "xla"),
         (Compute(dtype="float32"), "tpu", "splash"),
-        (Compute(dtype="bfloat16"), "cpu", "reference"),
-        (Compute(attention="reference"), "tpu", "reference"),
+        (Compute(dtype="bfloat16"), "cpu", "xla"),
+        (Compute(attention="xla"), "tpu", "xla"),
     ],
 )
 def test_the_attention_of_a_recipe_is_picked_for_dtype_and_devices(compute, platform, expected):

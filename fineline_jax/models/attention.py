@@ -1,4 +1,4 @@
-"""Causal attention behind one function: blockwise XLA, cuDNN on CUDA, splash on TPU, and a plain reference.
+"""Causal attention behind one function: blockwise XLA, cuDNN on CUDA, splash on TPU; and a plain reference for tests.
 
 All take queries [batch, length, heads, head_dim] and keys and values [batch, length, kv_heads, head_dim] and
 return the context [batch, length, heads, head_dim]. Query head h reads key head h // (heads / kv_heads). Each
@@ -13,12 +13,15 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from fineline_jax.errors import UserError
-from fineline_jax.mesh import BATCH
+from fineline_jax.models.sharding import HEADS
 
-Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-Implementation = Literal["auto", "reference", "cudnn", "splash"]
+Queries = Float[Array, "batch length heads head_dim"]
+Keys = Float[Array, "batch length kv_heads head_dim"]
+Attend = Callable[[Queries, Keys, Keys], Queries]
+Implementation = Literal["auto", "xla", "cudnn", "splash"]
 
 QUERY_BLOCK = 128
 """Queries whose scores exist at a time on CPU and in the fallback; keys behind the block are never touched."""
@@ -28,11 +31,11 @@ SCORES_OF_A_CUT = SCORES_IN_CACHE // 4
 """The same where a row does not fit and is cut by heads: all that is made of the scores fits too."""
 SPLASH_BLOCK = 1024
 SPLASH_MULTIPLE = 128
-"""A block's places are a multiple of this: lanes of a TPU."""
+"""A block's positions are a multiple of this: lanes of a TPU."""
 
 
 def pick(implementation: Implementation, dtype: jnp.dtype, platform: str) -> Implementation:
-    """The implementation that `auto` stands for: splash on TPU, cudnn on CUDA in bfloat16, else reference."""
+    """The implementation that `auto` stands for: splash on TPU, cudnn on CUDA in bfloat16, else xla."""
     if implementation != "auto":
         needs = {"cudnn": "gpu", "splash": "tpu"}.get(implementation, platform)
         if needs != platform:
@@ -40,22 +43,21 @@ def pick(implementation: Implementation, dtype: jnp.dtype, platform: str) -> Imp
         return implementation
     if platform == "tpu":
         return "splash"
-    return "cudnn" if platform == "gpu" and dtype == jnp.bfloat16 else "reference"
+    return "cudnn" if platform == "gpu" and dtype == jnp.bfloat16 else "xla"
 
 
 def causal(implementation: Implementation) -> Attend:
     """Causal self-attention; call it under `jax.set_mesh`. `implementation` must not be 'auto' (see `pick`)."""
-    local = {"reference": blockwise, "cudnn": _cudnn, "splash": _splash}[implementation]
+    local = {"xla": blockwise, "cudnn": _cudnn, "splash": _splash}[implementation]
     return on_each_device(local)
 
 
 def on_each_device(local: Attend) -> Attend:
     """`local` run by every device on its rows of the batch and its heads."""
-    spec = jax.P(BATCH, None, "tensor", None)
-    return jax.shard_map(local, in_specs=(spec, spec, spec), out_specs=spec, check_vma=False)
+    return jax.shard_map(local, in_specs=(HEADS, HEADS, HEADS), out_specs=HEADS, check_vma=False)
 
 
-def reference(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+def reference(query: Queries, key: Keys, value: Keys) -> Queries:
     """Causal softmax attention in float32 over the whole score matrix; what the others are tested against."""
     batch, length, heads, head_dim = query.shape
     kv_heads = key.shape[2]
@@ -67,7 +69,7 @@ def reference(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
 
 
 @jax.custom_vjp
-def blockwise(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+def blockwise(query: Queries, key: Keys, value: Keys) -> Queries:
     """The same, one block of queries at a time, with the score matrix made again in the backward pass (2205.14135).
 
     Written for CPU and as the fallback elsewhere: only plain batched products whose operands lie the way the product
@@ -118,14 +120,14 @@ def _few_rows_at_a_time_on_cpu(of_rows: Callable[..., tuple[jax.Array, ...]], *a
         return split.reshape(batch, length, -1, head_dim)
 
     def in_turn(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-        found = jax.lax.map(lambda part: of_rows(*part), tuple(map(cut, arrays)))
-        return tuple(map(join, found))
+        results = jax.lax.map(lambda part: of_rows(*part), tuple(map(cut, arrays)))
+        return tuple(map(join, results))
 
     return jax.lax.platform_dependent(*arrays, cpu=in_turn if turns > 1 else of_rows, default=of_rows)
 
 
 def _rows_forward(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Context, and log-normalisers [pieces, groups, length]."""
+    """Context, and log-normalisers [batch * kv_heads, groups, length]."""
     queries, keys, values, groups = _heads_first(query, key, value)
     length = query.shape[1]
     contexts, normalisers = [], []
@@ -153,12 +155,12 @@ def _rows_backward(
     query: jax.Array, key: jax.Array, value: jax.Array, out: jax.Array, normaliser: jax.Array, gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     queries, keys, values, groups = _heads_first(query, key, value)
-    pieces, _, length, head_dim = queries.shape
+    batch_heads, _, length, head_dim = queries.shape
     batch = out.shape[0]
     # As a product: XLA's CPU backend takes up to ten times as long for the sum over so few features.
     both = jax.lax.optimization_barrier(gradient.astype(jnp.float32) * out)
     delta = jnp.einsum("blhd,d->blh", both, np.ones(head_dim, np.float32), precision="highest")
-    delta = delta.transpose(0, 2, 1).reshape(pieces, groups, length)
+    delta = delta.transpose(0, 2, 1).reshape(batch_heads, groups, length)
     gradients = gradient.transpose(0, 2, 1, 3).reshape(queries.shape)
     query_gradients = []
     key_gradient = value_gradient = jnp.zeros(())
@@ -166,9 +168,9 @@ def _rows_backward(
     for start, stop in reversed(_blocks(length)):  # the last block meets all keys
         block = _block_of_queries(queries, groups, start, stop)
         upstream = gradients[:, :, start:stop].reshape(block.shape)
-        row = lambda x, start=start, stop=stop: x[:, :, start:stop].reshape(pieces, 1, -1)
+        row = lambda x, start=start, stop=stop: x[:, :, start:stop].reshape(batch_heads, 1, -1)
         scores = _product("nkd,nqd->nkq", keys[:, :stop], block)
-        by_group = scores.reshape(pieces, stop, groups, stop - start)
+        by_group = scores.reshape(batch_heads, stop, groups, stop - start)
         scores = (by_group + _causal_bias(start, stop).T[:, None]).reshape(scores.shape)
         weights = jnp.exp(scores - row(normaliser))
         slopes = weights * (_product("nkd,nqd->nkq", values[:, :stop], upstream) - row(delta))
@@ -178,7 +180,7 @@ def _rows_backward(
         value_gradient = of_values if stop == length else value_gradient.at[:, :stop].add(of_values)
         key_gradient = of_keys if stop == length else key_gradient.at[:, :stop].add(of_keys)
         turned = jax.lax.optimization_barrier(_product("ndk,nkq->ndq", turned_keys[:, :, :stop], slopes))
-        query_gradients.append(turned.transpose(0, 2, 1).reshape(pieces, groups, stop - start, -1))
+        query_gradients.append(turned.transpose(0, 2, 1).reshape(batch_heads, groups, stop - start, -1))
     query_gradient = jnp.concatenate(query_gradients[::-1], axis=2) * head_dim**-0.5
     unstack = lambda x: x.reshape(batch, -1, length, head_dim).transpose(0, 2, 1, 3).astype(out.dtype)
     return unstack(query_gradient), unstack(key_gradient), unstack(value_gradient)
@@ -197,15 +199,13 @@ def _causal_bias(start: int, stop: int) -> np.ndarray:
 
 
 def _heads_first(query: jax.Array, key: jax.Array, value: jax.Array):
-    """Scaled queries [pieces, groups, length, head_dim], keys and values [pieces, length, head_dim], groups.
-
-    A piece is one key head of one row; the query heads that share it are stacked, and one product serves them all.
-    """
+    """Scaled queries [batch * kv_heads, groups, length, head_dim]; keys, values [batch * kv_heads, length, head_dim];
+    groups. The query heads that share a key head are stacked, and one product serves them all."""
     batch, length, heads, head_dim = query.shape
     kv_heads = key.shape[2]
-    groups, pieces = heads // kv_heads, batch * kv_heads
-    queries = (query * head_dim**-0.5).transpose(0, 2, 1, 3).reshape(pieces, groups, length, head_dim)
-    keys, values = (x.transpose(0, 2, 1, 3).reshape(pieces, length, head_dim) for x in (key, value))
+    groups, batch_heads = heads // kv_heads, batch * kv_heads
+    queries = (query * head_dim**-0.5).transpose(0, 2, 1, 3).reshape(batch_heads, groups, length, head_dim)
+    keys, values = (x.transpose(0, 2, 1, 3).reshape(batch_heads, length, head_dim) for x in (key, value))
     return queries, keys, values, groups
 
 
@@ -227,7 +227,7 @@ def _splash(query: jax.Array, key: jax.Array, value: jax.Array, *, interpret: bo
     interpret: run the kernel's Python (tests).
     """
     _, length, heads, head_dim = query.shape
-    # Places behind the end are keys that no query sees, and queries whose context is dropped.
+    # Positions behind the end are keys that no query sees, and queries whose context is dropped.
     pad = -length % SPLASH_MULTIPLE
     query, key, value = (jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0))) for x in (query, key, value))
     kernel = _splash_kernel(heads, length + pad, interpret)

@@ -10,10 +10,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Int32
 
 from fineline_jax.mesh import BATCH
+from fineline_jax.models.layers import MLP, Stream, Weights, gathered, scoped
+from fineline_jax.models.sharding import STREAM, TOKENS, spec
 
-P = jax.P
 BLOCK = 128
 """Rows of one product on CPU: a group is padded to whole blocks."""
 
@@ -21,12 +24,38 @@ BLOCK = 128
 class Routing(NamedTuple):
     """How the tokens of a batch were sent to experts, float32; `load_balance` and `router_z` make losses of it."""
 
-    chosen: jax.Array
-    """Tokens sent to each expert, [..., experts]; no gradient."""
-    probability: jax.Array
-    """Sum of the router's probabilities of each expert, [..., experts]."""
-    squares: jax.Array
-    """Sum of the squared log-normalisers of the router, [...]."""
+    chosen: Float[Array, "*layers experts"]
+    """Tokens sent to each expert; no gradient."""
+    probability: Float[Array, "*layers experts"]
+    """Sum of the router's probabilities of each expert."""
+    squares: Float[Array, "*layers"]
+    """Sum of the squared log-normalisers of the router."""
+
+
+class Experts(nnx.Module):
+    """The MLP of a layer as a mixture, with one more expert for all tokens where the config has a shared one."""
+
+    def __init__(self, weights: Weights):
+        self.config = config = weights.config
+        self.gate = weights.normal("experts width mlp_width")
+        self.up = weights.normal("experts width mlp_width")
+        self.down = weights.normal("experts mlp_width width")
+        self.router = weights.normal("width experts")
+        self.shared = MLP(weights, "shared_expert_width") if config.shared_expert_width else None
+        self.shared_router = weights.normal("features") if config.shared_expert_width else None
+
+    @scoped("mlp")
+    def __call__(self, x: Stream) -> tuple[Stream, Routing]:
+        mixed, routing = mixture(
+            x,
+            *(gathered(weight, x.dtype) for weight in (self.router, self.gate, self.up, self.down)),
+            per_token=self.config.experts_per_token,
+            normalise=self.config.normalise_experts,
+        )
+        if self.shared is None or self.shared_router is None:
+            return mixed, routing
+        score = jnp.einsum("bsd,d->bs", x, self.shared_router[...].astype(x.dtype), out_sharding=TOKENS)
+        return mixed + jax.nn.sigmoid(score)[..., None] * self.shared(x), routing
 
 
 def load_balance(routing: Routing, tokens: int) -> jax.Array:
@@ -46,24 +75,23 @@ def router_z(routing: Routing, tokens: int) -> jax.Array:
 
 
 def mixture(
-    x: jax.Array,
-    router: jax.Array,
-    gate: jax.Array,
-    up: jax.Array,
-    down: jax.Array,
+    x: Stream,
+    router: Float[Array, "width experts"],
+    gate: Float[Array, "experts width hidden"],
+    up: Float[Array, "experts width hidden"],
+    down: Float[Array, "experts hidden width"],
     *,
     per_token: int,
     normalise: bool,
-) -> tuple[jax.Array, Routing]:
-    """The weighted sum of each token's `per_token` likeliest experts, [batch, length, width] like x, and the routing.
+) -> tuple[Stream, Routing]:
+    """The weighted sum of each token's `per_token` likeliest experts, and the routing.
 
-    router [width, experts], whole; gate, up [experts, width, hidden] and down [experts, hidden, width], whole over
-    fsdp and split over tensor. normalise: the weights are scaled to sum to 1. The router's softmax runs over all
-    experts, in float32. Call it under `jax.set_mesh`.
+    router: whole; gate, up, down: whole over fsdp and split over tensor. normalise: the weights are scaled to sum to 1.
+    The router's softmax runs over all experts, in float32. Call it under `jax.set_mesh`.
     """
-    stream, into, out = P(BATCH, None, None), P(None, None, "tensor"), P(None, "tensor", None)
+    into, out = spec("experts features mlp_width"), spec("experts mlp_width features")
     local = functools.partial(_local_mixture, per_token=per_token, normalise=normalise)
-    specs = {"in_specs": (stream, P(), into, into, out), "out_specs": (stream, P())}
+    specs = {"in_specs": (STREAM, jax.P(), into, into, out), "out_specs": (STREAM, jax.P())}
     run = jax.shard_map(local, **specs, check_vma=False)
     return run(x, router, gate, up, down)
 
@@ -86,10 +114,9 @@ def _local_mixture(x, router, gate, up, down, *, per_token, normalise):
 
 
 def route(
-    tokens: jax.Array, router: jax.Array, per_token: int, normalise: bool
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Weights (float32) and numbers of each token's experts, [tokens, per_token], likeliest first; the router's logits
-    (float32), [tokens, experts]."""
+    tokens: Float[Array, "tokens width"], router: Float[Array, "width experts"], per_token: int, normalise: bool
+) -> tuple[Float[Array, "tokens per_token"], Int[Array, "tokens per_token"], Float[Array, "tokens experts"]]:
+    """Weights (float32) and numbers of each token's experts, likeliest first; the router's logits (float32)."""
     logits = jnp.dot(tokens, router, preferred_element_type=jnp.float32)
     weights, chosen = jax.lax.top_k(jax.nn.softmax(logits, axis=-1), per_token)
     return weights / jnp.sum(weights, axis=-1, keepdims=True) if normalise else weights, chosen, logits
@@ -104,11 +131,13 @@ def reference_mixture(x, router, gate, up, down, *, per_token: int, normalise: b
     return jnp.einsum("tef,efd,te->td", hidden, down, share.astype(x.dtype)).reshape(x.shape)
 
 
-def grouped_dot(rows: jax.Array, weights: jax.Array, sizes: jax.Array) -> jax.Array:
-    """rows [n, in] times weights[g] [in, out] for the rows of group g, which are consecutive: [n, out].
+def grouped_dot(
+    rows: Float[Array, "rows n_in"], weights: Float[Array, "groups n_in n_out"], sizes: Int32[Array, " groups"]
+) -> Float[Array, "rows n_out"]:
+    """rows times weights[g] for the rows of group g, which are consecutive. sizes: rows of each group, together all.
 
-    weights [groups, in, out]; sizes int32 [groups], together n. XLA's own grouped product on TPU and GPU; on CPU it
-    would multiply every row with every group, so there the groups are gone through in blocks.
+    XLA's own grouped product on TPU and GPU; on CPU it would multiply every row with every group, so there the groups
+    are gone through in blocks.
     """
     return jax.lax.platform_dependent(rows, weights, sizes, cpu=blocked_dot, default=jax.lax.ragged_dot)
 

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from fineline_jax.mesh import BATCH
-from fineline_jax.models import attention, decoder, tree_attention
+from fineline_jax.models import attention, decoder
 from fineline_jax.models.config import ModelConfig
+from fineline_jax.models.tree_attention import dispatch
 
 P = jax.P
 PARENTS = (1024, 256)
@@ -51,7 +52,7 @@ def score_step(config: ModelConfig, dtype: str, attend: attention.Implementation
     return jax.jit(step)
 
 
-def tree_step(config: ModelConfig, dtype: str, attend: tree_attention.Implementation) -> Callable:
+def tree_step(config: ModelConfig, dtype: str, attend: dispatch.Implementation) -> Callable:
     """A jitted (params, tokens, depth, end, parents) -> hidden over prefix-tree rows.
 
     tokens, depth, end int32 [rows, length] as of `prefix_tree.Plan`. parents int32 [shards, parents], a line per batch
@@ -61,9 +62,9 @@ def tree_step(config: ModelConfig, dtype: str, attend: tree_attention.Implementa
     def step(
         params: decoder.Params, tokens: jax.Array, depth: jax.Array, end: jax.Array, parents: jax.Array
     ) -> jax.Array:
-        attention_over_rows = tree_attention.over_rows(attend, end)
+        attention_over_rows = dispatch.over_rows(attend, end)
         return decoder.hidden_states(
-            config, params, tokens, depth, attention_over_rows, dtype=jnp.dtype(dtype), remat="none", places=parents
+            config, params, tokens, depth, attention_over_rows, dtype=jnp.dtype(dtype), remat="none", flat_index=parents
         )
 
     return jax.jit(step)

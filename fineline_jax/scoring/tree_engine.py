@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from fineline_jax.mesh import batch_shards
-from fineline_jax.models import tree_attention
 from fineline_jax.models.config import ModelConfig
+from fineline_jax.models.tree_attention import dispatch
 from fineline_jax.scoring.dispatch import IN_FLIGHT, Scorer, put, results
 from fineline_jax.scoring.forward import tree_step, vocabulary_step
 from fineline_jax.scoring.pack import RequestTokens
@@ -54,7 +54,7 @@ def make_tree_scorer(
     """
     platform = mesh.devices.flat[0].platform
     steps = plan_steps(requests, context, batch_tokens, batch_shards(mesh), SHAPES[platform])
-    hidden_of = tree_step(config, dtype, tree_attention.pick(platform))
+    hidden_of = tree_step(config, dtype, dispatch.pick(platform))
     score_targets = vocabulary_step(config)
 
     def score(params: dict, advance: Callable[[int], None] = lambda requests: None) -> tuple[np.ndarray, np.ndarray]:

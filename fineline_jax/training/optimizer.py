@@ -52,7 +52,7 @@ def make_optimizer(optimizer: Optimizer) -> optax.GradientTransformationExtraArg
 
         def is_matrix(path: tuple, _: jax.Array) -> bool:
             name = str(path[-1].key)
-            return not name.endswith(("norm", "bias")) and name not in ("a_log", "skip")
+            return not name.endswith(("norm", "bias")) and name not in ("A_log", "D")
 
         return jax.tree_util.tree_map_with_path(is_matrix, params)
 

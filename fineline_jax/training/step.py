@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from fineline_jax.errors import UserError
-from fineline_jax.mesh import BATCH, abstract, batch_shards, check_fits
+from fineline_jax.mesh import BATCH, abstract, batch_shards
 from fineline_jax.models import attention, decoder, moe
+from fineline_jax.models.sharding import check_fits
 from fineline_jax.recipe import Loss, Recipe
 from fineline_jax.training.loss import cross_entropy
 from fineline_jax.training.optimizer import SkipState, learning_rate, make_optimizer

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from fineline_jax.models.tree_attention import block_size, visible_blocks
+from fineline_jax.models.tree_attention.blockwise import block_size, visible_blocks
 
 BLOCK = 512
 LANES = 128
@@ -21,7 +21,7 @@ MASKED = -1e30
 def kernel(
     query: jax.Array, key: jax.Array, value: jax.Array, end: jax.Array, *, block: int = BLOCK, interpret: bool = False
 ) -> jax.Array:
-    """`tree_attention.reference` on a TPU. The length must be a multiple of 128.
+    """`blockwise.reference` on a TPU. The length must be a multiple of 128.
 
     block: queries and keys per block, halved until it divides the length. interpret: run the kernel's Python (tests).
     """
@@ -95,9 +95,9 @@ def _step(order, count, query, key, value, end, out, largest, total, context, *,
     def add() -> None:
         dot = functools.partial(jax.lax.dot_general, precision=precision, preferred_element_type=jnp.float32)
         first_key = order[listed * blocks + step] * block
-        places = i * block + jax.lax.broadcasted_iota(jnp.int32, (block, block), 0)
+        positions = i * block + jax.lax.broadcasted_iota(jnp.int32, (block, block), 0)
         keys = first_key + jax.lax.broadcasted_iota(jnp.int32, (block, block), 1)
-        seen = (keys <= places) & (places < end[...])
+        seen = (keys <= positions) & (positions < end[...])
         scores = jnp.where(seen, dot(query[...], key[...], (((1,), (1,)), ((), ()))), MASKED)
         old = largest[:, :1]
         new = jnp.maximum(old, jnp.max(scores, axis=1, keepdims=True))

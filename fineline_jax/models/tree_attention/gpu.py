@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from fineline_jax.models.tree_attention import block_size, visible_blocks
+from fineline_jax.models.tree_attention.blockwise import block_size, visible_blocks
 
 QUERY_BLOCK, KEY_BLOCK = 128, 64
 MASKED = -1e30
@@ -31,7 +31,7 @@ def kernel(
     key_block: int = KEY_BLOCK,
     interpret: bool = False,
 ) -> jax.Array:
-    """`tree_attention.reference` on a GPU. The length must be a multiple of 16.
+    """`blockwise.reference` on a GPU. The length must be a multiple of 16.
 
     Blocks are halved until they divide the length. interpret: run the kernel's Python (tests).
     """
@@ -66,7 +66,7 @@ def kernel(
 def _block_of_queries(query, key, value, end, order, count, out, *, key_block: int) -> None:
     queries = query[...]
     block, features = queries.shape
-    places = pl.program_id(0) * block + jnp.arange(block)
+    positions = pl.program_id(0) * block + jnp.arange(block)
     # Products of float32 numbers are exact to float32; the default would round them to tf32 first.
     precision = jax.lax.Precision.HIGHEST if queries.dtype == jnp.float32 else None
     dot = functools.partial(plgpu.dot, precision=precision)
@@ -76,7 +76,7 @@ def _block_of_queries(query, key, value, end, order, count, out, *, key_block: i
         first_key = order[step] * key_block
         some = pl.ds(first_key, key_block)
         keys = first_key + jnp.arange(key_block)
-        seen = (keys[None, :] <= places[:, None]) & (places[:, None] < end[some][None, :])
+        seen = (keys[None, :] <= positions[:, None]) & (positions[:, None] < end[some][None, :])
         scores = jnp.where(seen, dot(queries, key[some, :].T), MASKED)
         new = jnp.maximum(largest, jnp.max(scores, axis=1))
         # A query that has seen nothing yet has new = MASKED, where exp(0) would count.

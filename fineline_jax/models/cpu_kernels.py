@@ -1,0 +1,109 @@
+"""Linear layers and SwiGLU with derivatives written out for XLA's CPU backend; every other platform runs the plain form
+beside them.
+
+Both keep for the backward pass what they were given and nothing else.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+P = jax.P
+Arrays = tuple[jax.Array, ...]
+
+
+def linears(subscripts: str, out: jax.P, x: Float[Array, "batch length ..."], weights: Arrays) -> Arrays:
+    """`jnp.einsum(subscripts, x, weight, out_sharding=out)` of activations and each weight, which has the features of x
+    before those of the output."""
+    return tuple(map(jnp.asarray, _linears(subscripts, out, x, weights)))
+
+
+def linear(subscripts: str, out: jax.P, x: Float[Array, "batch length ..."], weight: jax.Array) -> jax.Array:
+    """`linears` of one weight."""
+    return linears(subscripts, out, x, (weight,))[0]
+
+
+def plain_linears(subscripts: str, out: jax.P, x: jax.Array, weights: Arrays) -> Arrays:
+    return tuple(jnp.einsum(subscripts, x, weight, out_sharding=out) for weight in weights)
+
+
+_linears = jax.custom_vjp(plain_linears, nondiff_argnums=(0, 1))
+
+
+def _linears_forward(subscripts: str, out: jax.P, x: jax.Array, weights: Arrays):
+    return linears(subscripts, out, x, weights), (x, weights)
+
+
+def _linears_backward(subscripts: str, out: jax.P, saved: tuple[jax.Array, Arrays], gradients: Arrays):
+    plain = functools.partial(_plain_linears_backward, subscripts, out)
+    return jax.lax.platform_dependent(*saved, gradients, cpu=_cpu_linears_backward, default=plain)
+
+
+def _plain_linears_backward(subscripts: str, out: jax.P, x: jax.Array, weights: Arrays, gradients: Arrays):
+    return jax.vjp(functools.partial(plain_linears, subscripts, out), x, weights)[1](gradients)
+
+
+def _cpu_linears_backward(x: jax.Array, weights: Arrays, gradients: Arrays):
+    """In einsum's own derivative batch and length are two axes summed over, for which XLA's CPU backend transposes an
+    operand in memory; here they are one. Where the outputs are not split over `tensor`, one product makes the gradient
+    of x from all outputs side by side, and one the gradients of all weights."""
+    spec = lambda array: jax.typeof(array).sharding.spec
+    tokens = x.shape[0] * x.shape[1]
+    features = x.size // tokens
+    (rows, _, x_split, *_), y_split = spec(x), spec(gradients[0])[2]
+    if len(weights) > 1 and jax.sharding.get_abstract_mesh().shape["tensor"] == 1:
+        y_split = None
+    flat = lambda array, shape, *split: jax.lax.reshape(array, shape, out_sharding=P(*split))
+    flat_x = flat(x, (tokens, features), rows, x_split)
+    ys = [flat(y, (tokens, y.size // tokens), rows, y_split) for y in gradients]
+    ws = [flat(w, (features, w.size // features), x_split, y_split) for w in weights]
+    widths = [w.shape[1] for w in ws]
+    if y_split is None:
+        ys, ws = [jnp.concatenate(ys, axis=1)], [jnp.concatenate(ws, axis=1)]
+    parts = [jnp.einsum("ty,xy->tx", y, w, out_sharding=P(rows, x_split)) for y, w in zip(ys, ws)]
+    x_gradient = flat(functools.reduce(jnp.add, parts), x.shape, *spec(x))
+    w_gradients = [jnp.einsum("tx,ty->xy", flat_x, y, out_sharding=P(x_split, y_split)) for y in ys]
+    if y_split is None:
+        w_gradients = jnp.split(w_gradients[0], np.cumsum(widths)[:-1], axis=1)
+    return x_gradient, tuple(flat(g, w.shape, *spec(w)) for g, w in zip(w_gradients, weights))
+
+
+_linears.defvjp(_linears_forward, _linears_backward)
+
+
+@jax.custom_vjp
+def swiglu(gate: Float[Array, "batch length hidden"], up: Float[Array, "batch length hidden"]) -> jax.Array:
+    """silu(gate) * up (2002.05202), computed in float32 and rounded once."""
+    return jax.lax.platform_dependent(gate, up, cpu=_cpu_swiglu, default=plain_swiglu)
+
+
+def plain_swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
+    return (jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)).astype(gate.dtype)
+
+
+def _cpu_swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """XLA's CPU backend computes it in one pass as it is written here."""
+    gate32 = gate.astype(jnp.float32)
+    return (gate32 / (1.0 + jnp.exp(-gate32)) * up.astype(jnp.float32)).astype(gate.dtype)
+
+
+def _swiglu_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array):
+    plain = lambda gate, up, gradient: jax.vjp(plain_swiglu, gate, up)[1](gradient)
+    return jax.lax.platform_dependent(*saved, gradient, cpu=_cpu_swiglu_backward, default=plain)
+
+
+def _cpu_swiglu_backward(gate: jax.Array, up: jax.Array, gradient: jax.Array):
+    # Without barriers XLA would keep exp(-gate) of the forward pass, and compute each of three factors in a pass.
+    gate, up = jax.lax.optimization_barrier((gate, up))
+    again = jax.lax.optimization_barrier(gate)
+    gate32, again32, up32, gradient32 = (x.astype(jnp.float32) for x in (gate, again, up, gradient))
+    share = 1.0 / (1.0 + jnp.exp(-gate32))
+    of_gate = gradient32 * up32 * share * (1.0 + gate32 * (1.0 - share))
+    of_up = gradient32 * again32 / (1.0 + jnp.exp(-again32))
+    return of_gate.astype(gate.dtype), of_up.astype(up.dtype)
+
+
+swiglu.defvjp(lambda gate, up: (swiglu(gate, up), (gate, up)), _swiglu_backward)

@@ -33,7 +33,7 @@ from fineline_jax.cli import main
 from fineline_jax.commands import usage
 from fineline_jax.data import corpora
 from fineline_jax.errors import UserError
-from fineline_jax.scoring.options import PackOptions
+from fineline_jax.scoring.options import PackOptions, ScoreOptions
 from fineline_jax.text_table import text_table
 
 
@@ -163,20 +163,20 @@ def test_the_world_is_prepared_as_the_demo_reads_it(small_world, tmp_path, capsy
 # ---- demo
 
 
-SERIES = Series("run", ())
+SERIES, PACK = Series("run", ()), object()
 
 
 @pytest.fixture
 def steps(monkeypatch) -> dict[str, Called]:
     """The demo's four steps, none of them done."""
-    outcome = types.SimpleNamespace(stopped_by=None)
+    outcome, scored = types.SimpleNamespace(stopped_by=None), Called([])
     made = {
         "fineline_jax.demo.prepare_world": Called(),
         "fineline_jax.training.loop.pretrain": Called(outcome),
-        "fineline_jax.scoring.build.build": Called("pack"),
+        "fineline_jax.scoring.build.build": Called(PACK),
         "fineline_jax.checkpoints.open.open_series": Called(SERIES),
         "fineline_jax.scoring.placement.scoring_mesh": Called("mesh"),
-        "fineline_jax.scoring.scorer.score_parts": Called([]),
+        "fineline_jax.scoring.series_loop.SeriesScorer": Called(scored),
         "fineline_jax.analysis.analyze_scores": Called(Path("page.html")),
     }
     for name, stand_in in made.items():
@@ -201,7 +201,8 @@ def test_the_demo_is_its_four_commands(steps, tmp_path, capsys):
     assert steps["build"].last == (("demo", run / "tokenizer", PackOptions(benchmarks=at / "benchmarks")), {})
     assert steps["open_series"].last == ((str(run),), {"tokens": "", "every": 1, "downloads": None, "keep": True})
     assert steps["scoring_mesh"].last == ((own.mesh, [SERIES]), {})
-    assert steps["score_parts"].last[0][:4] == ([SERIES], "pack", tmp_path / "scores", "mesh")
+    assert steps["SeriesScorer"].last == ((PACK, tmp_path / "scores", "mesh", ScoreOptions()), {})
+    assert steps["SeriesScorer"].result.last == (([SERIES],), {})
     title = "What a small language model learns, and when"
     assert steps["analyze_scores"].last == (
         ([tmp_path / "scores"], tmp_path / "report"),
@@ -217,7 +218,7 @@ def test_a_demo_that_is_stopped_scores_nothing_and_is_interrupted(steps, tmp_pat
     steps["pretrain"].result = types.SimpleNamespace(stopped_by="SIGINT")
     assert main(["demo", "--out", str(tmp_path)]) == 130
     assert "interrupted; run the same command again to go on" in capsys.readouterr().err
-    assert not steps["score_parts"].calls and not steps["analyze_scores"].calls
+    assert not steps["SeriesScorer"].calls and not steps["analyze_scores"].calls
 
 
 def test_the_demo_goes_on_in_its_own_folder_only(steps, tmp_path, capsys):
@@ -440,7 +441,7 @@ def test_what_orbax_logs_and_raises_too_is_said_once():
             name, logging.ERROR, "f", 1, "m", None, (ValueError, ValueError(), None) if exception else None
         )
 
-    seen = [cli._is_not_raised_too(record(name, with_it)) for name in ("absl", "jax") for with_it in (True, False)]
+    seen = [cli._is_not_raised(record(name, with_it)) for name in ("absl", "jax") for with_it in (True, False)]
     assert seen == [False, True, True, True]
 
 

@@ -57,7 +57,7 @@ def check_tokenizer(pack: Pack, checkpoint: Checkpoint) -> None:
 def check_tokenizer_folder(pack: Pack, folder: Path, name: str) -> None:
     """Raise UserError if the tokenizer in `folder`, which `name` uses, is another than the pack was made with."""
     model, packed = _identity(folder), pack.manifest["tokenizer"]
-    if model.sha256 != packed["sha256"]:
+    if model.tokenizer_hash != packed["tokenizer_hash"]:
         raise UserError(
             f"the tokenizer of {name} ({folder}) is not the one the pack was prepared with;"
             f" run `fineline tasks prepare {pack.manifest['suite']} --tokenizer {folder}`"

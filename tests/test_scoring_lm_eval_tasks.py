@@ -15,7 +15,7 @@ import pytest
 from lm_eval.tasks._index import Entry, Kind, TaskIndex
 
 from fineline_jax.errors import UserError
-from fineline_jax.scoring import tasks
+from fineline_jax.scoring import lm_eval_compat, tasks
 from fineline_jax.scoring.suite import Suite, TaskSpec
 
 ROWS = [{"question": f"q{i}", "choices": ["a", "b"], "label": i % 2} for i in range(4)]
@@ -286,7 +286,7 @@ def test_right_choices_are_lm_evals(label, gold):
 )
 def test_weights_of_whole_texts_are_the_tasks_own(items, weights):
     one = SimpleNamespace(process_results=lambda doc, results: items if results == (0.0,) else None)
-    assert tasks._rolling_weights(one, {}) == weights
+    assert lm_eval_compat.words_and_bytes(one, {}) == weights
 
 
 def test_a_task_with_images_and_one_of_another_output_type_are_refused(folder, monkeypatch):
@@ -306,7 +306,7 @@ def test_loading_is_quiet_and_leaves_the_logger_as_it_was(folder):
     level = logger.level
     try:
         logger.setLevel(logging.INFO)
-        with tasks._quiet():
+        with lm_eval_compat.without_warnings():
             assert logger.level == logging.ERROR
         assert logger.level == logging.INFO
     finally:

@@ -459,9 +459,9 @@ def test_tokens_are_told_where_they_are_known_the_none_before_training_too(token
 
 def test_the_export_resamples_as_often_as_it_says(place, tmp_path, monkeypatch):
     monkeypatch.setattr(tasks, "_own_tasks", lambda: place.folder / "tasks")
-    process, counts = lm_eval_export._process_results, []
+    process, counts = lm_eval_export.evaluation_results, []
     counted = lambda found, groups, iterations: counts.append(iterations) or process(found, groups, iterations)
-    monkeypatch.setattr(lm_eval_export, "_process_results", counted)
+    monkeypatch.setattr(lm_eval_export, "evaluation_results", counted)
     monkeypatch.setattr(lm_eval_export, "add_env_info", lambda environment: None)  # a second
     [path] = lm_eval_export.export(place.folder / "scores", tmp_path, samples=False)
     assert counts == [json.loads(path.read_text())["config"]["bootstrap_iters"]] == [100_000]

@@ -465,7 +465,7 @@ def test_the_jackknife_of_a_mean_is_its_standard_error(monkeypatch):
 
     monkeypatch.setattr(own_metrics, "_config", lambda name: {})  # what is not listed is averaged
     monkeypatch.setattr(
-        own_metrics, "_aggregation", lambda *_: lambda pairs: float(np.mean([a == b for a, b in pairs]))
+        own_metrics, "aggregation_of", lambda *_: lambda pairs: float(np.mean([a == b for a, b in pairs]))
     )
     pairs = [(0, 0)] * 7 + [(0, 1)] * 3 + [(1, 1)] * 2 + [(1, 0)]
     found = own_metrics.of_predictions("t", "f1", pairs)

@@ -14,24 +14,27 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
-import lm_eval.api.metrics
 import numpy as np
-from lm_eval.api.task import ConfigurableTask
-from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
-from lm_eval.evaluator_utils import _process_results
-from lm_eval.loggers import EvaluationTracker
-from lm_eval.loggers.utils import add_env_info
 
 from fineline_jax import progress
 from fineline_jax.errors import UserError
 from fineline_jax.scoring import bootstrap, scores
 from fineline_jax.scoring import pack as packs
 from fineline_jax.scoring.document_metrics import tables
+from fineline_jax.scoring.lm_eval_compat import (
+    DEFAULT_OTHER_SEED,
+    DEFAULT_RANDOM_SEED,
+    EvaluationTracker,
+    add_env_info,
+    bootstrap_by,
+    documents_replaced,
+    evaluation_results,
+)
+from fineline_jax.scoring.modes import lm_eval as mode_of_lm_eval
 from fineline_jax.scoring.pack import Pack
 from fineline_jax.scoring.scores import Scores
 from fineline_jax.scoring.suite import Suite, TaskSpec
@@ -52,7 +55,7 @@ def export(folder: Path, out: Path, pack: Pack | None = None, *, samples: bool =
     if not files:
         raise UserError(f"{folder}: holds no scores yet; make them with `fineline score`")
     pack = pack or packs.load(folder / "pack")
-    if (mode := pack.manifest["mode"]) != "lm-eval":
+    if (mode := pack.manifest["mode"]) != mode_of_lm_eval.MODE.name:
         raise UserError(f"{folder}: scored in mode {mode}, whose numbers are not lm-eval's; score in mode lm-eval")
     environment: dict[str, Any] = {"git_hash": None}  # of a checkout of lm-eval
     add_env_info(environment)
@@ -65,7 +68,7 @@ def export(folder: Path, out: Path, pack: Pack | None = None, *, samples: bool =
         tasks, groups = definitions(pack)
         for path in files:
             found = scores.read(path)
-            if found.header.key.pack != pack.hash:
+            if found.header.key.pack_hash != pack.hash:
                 raise UserError(f"{path}: made with another request pack; give the right --pack, or score it again")
             results = _results(pack, tasks, groups, documents, found)
             results |= {"config": _config(pack, found), "date": path.stat().st_mtime, **environment}
@@ -128,8 +131,7 @@ def _results(
                 raw_metrics[metric, "none"].append(value)
         accumulated[task.name] = {"task": task.definition, "raw_metrics": raw_metrics, "logged_samples": logged}
     chosen = {group.name: group.definition for group in groups}
-    result = _process_results(accumulated, chosen, bootstrap.ITERATIONS)
-    return dict(result._to_eval_results(samples=result.samples))
+    return evaluation_results(accumulated, chosen, bootstrap.ITERATIONS)
 
 
 class Documents(list[dict[str, Any]]):
@@ -159,12 +161,7 @@ def _stored_documents(pack: Pack) -> Iterator[dict[str, Documents]]:
             raise UserError(f"the pack holds no documents of task {name!r}, which the installed lm-eval groups with it")
         return stored[name]
 
-    replaced = {
-        "download": lambda task, *arguments, **options: None,
-        "fewshot_docs": lambda task: None,
-        "eval_docs": property(eval_docs),
-    }
-    with mock.patch.multiple(ConfigurableTask, **replaced):
+    with documents_replaced(eval_docs):
         yield stored
 
 
@@ -172,8 +169,6 @@ def _stored_documents(pack: Pack) -> Iterator[dict[str, Documents]]:
 def _fast_bootstrap(pack: Pack, files: list[Path]) -> Iterator[None]:
     """Inside, lm-eval's bootstrap is ours, which gives the same; that of perplexity is done for all checkpoints at
     once, before."""
-    original = lm_eval.api.metrics.bootstrap_stderr
-    kinds = {lm_eval.api.metrics.f1_score: bootstrap.of_f1, lm_eval.api.metrics.matthews_corrcoef: bootstrap.of_mcc}
     known: dict[bytes, float] = {}
     for table in tables(pack):
         if table.task["output_type"] == "loglikelihood" and "perplexity" in table.task["lm_eval_metrics"]:
@@ -181,17 +176,15 @@ def _fast_bootstrap(pack: Pack, files: list[Path]) -> Iterator[None]:
             errors = bootstrap.of_perplexity(values) if len(table.first) > 1 else []
             known |= {row.tobytes(): float(error) for row, error in zip(values, errors)}
 
-    def bootstrap_stderr(f: Callable, xs: Sequence, iters: int) -> float:
-        if f is lm_eval.api.metrics.perplexity:
-            row = np.array(xs, float)
+    def stderr(kind: str, values: Any, resamples: int) -> float | None:
+        if kind == "perplexity":
+            row = np.array(values, float)
             error = known.get(row.tobytes())
-            return float(bootstrap.of_perplexity(row[None], iters)[0]) if error is None else error
-        if f in kinds:
-            return float(kinds[f](np.array(xs)[None], iters)[0])
-        return original(f, xs, iters)
+            return float(bootstrap.of_perplexity(row[None], resamples)[0]) if error is None else error
+        resampled = {"f1": bootstrap.of_f1, "mcc": bootstrap.of_mcc}.get(kind)
+        return None if resampled is None else float(resampled(np.array(values)[None], resamples)[0])
 
-    serial = mock.patch.dict(os.environ, {"DISABLE_MULTIPROC": "1"})  # a pool would fork beside JAX's threads
-    with serial, mock.patch.object(lm_eval.api.metrics, "bootstrap_stderr", bootstrap_stderr):
+    with bootstrap_by(stderr):
         yield
 
 
@@ -210,7 +203,7 @@ def _config(pack: Pack, found: Scores) -> dict[str, Any]:
         "model_args": arguments,
         "model_dtype": header.key.dtype,
         "model_revision": header.checkpoint,
-        "model_sha": header.key.weights,
+        "model_sha": header.key.weights_hash,
         "batch_size": None,
         "batch_sizes": [],
         "device": None,

@@ -5,13 +5,11 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
-from lm_eval.api.metrics import acc_all, acc_all_stderr, f1_score, matthews_corrcoef, mean, perplexity
-from lm_eval.api.registry import get_aggregation, get_metric_aggregation
-from lm_eval.tasks._yaml_loader import load_yaml
 
 from fineline_jax.errors import UserError
 from fineline_jax.scoring import bootstrap
-from fineline_jax.scoring.metrics import Metrics, Value, mean_and_stderr
+from fineline_jax.scoring.estimates import Metrics, Value, mean_and_stderr
+from fineline_jax.scoring.lm_eval_compat import acc_all_stderr, aggregation_kind, aggregation_of, load_yaml
 from fineline_jax.scoring.tasks import definition_file
 
 Results = list[list[tuple[float, bool]]]
@@ -26,7 +24,7 @@ def aggregated(task: str, documents: list[dict[str, Any]], results: Results) -> 
     """
     config = _config(task)
     items = per_document(task, documents, results)
-    return {metric: _aggregate(_aggregation(config, metric), values) for metric, values in items.items()}
+    return {metric: _aggregate(aggregation_of(config, metric), values) for metric, values in items.items()}
 
 
 def per_document(task: str, documents: list[dict[str, Any]], results: Results) -> dict[str, list[Any]]:
@@ -41,7 +39,7 @@ def per_document(task: str, documents: list[dict[str, Any]], results: Results) -
 
 def bootstrapped(task: str, metric: str) -> bool:
     """Whether lm-eval bootstraps the standard error of f1 or mcc of a task: not of a task's own kind of f1."""
-    return _aggregation(_config(task), metric) in (f1_score, matthews_corrcoef)
+    return aggregation_kind(aggregation_of(_config(task), metric)) in ("f1", "mcc")
 
 
 def of_predictions(task: str, metric: str, pairs: list[tuple[int, int]]) -> Value:
@@ -50,7 +48,7 @@ def of_predictions(task: str, metric: str, pairs: list[tuple[int, int]]) -> Valu
     Where lm-eval has no standard error it is the jackknife's; documents with the same pair are left out in the same
     way, so that this takes as many evaluations as there are distinct pairs. NaN where lm-eval bootstraps.
     """
-    aggregation = _aggregation(_config(task), metric)
+    aggregation = aggregation_of(_config(task), metric)
     jackknife = not bootstrapped(task, metric)
     n = len(pairs)
     try:
@@ -79,21 +77,13 @@ def _config(task: str) -> dict[str, Any]:
     return load_yaml(path)
 
 
-def _aggregation(config: dict[str, Any], metric: str) -> Any:
-    """As `ConfigurableTask.__init__`: the one named, else the metric's default; what is not listed is averaged."""
-    for entry in config.get("metric_list") or ():
-        if entry["metric"] == metric:
-            chosen = entry.get("aggregation") or get_metric_aggregation(metric) or mean
-            return get_aggregation(chosen) if isinstance(chosen, str) else chosen
-    return mean
-
-
 def _aggregate(aggregation: Any, items: list[Any]) -> Value:
-    if aggregation is mean:
+    kind = aggregation_kind(aggregation)
+    if kind == "mean":
         return mean_and_stderr(items)
     value, several = float(aggregation(items)), len(items) > 1
-    if aggregation is perplexity and several:
+    if kind == "perplexity" and several:
         return Value(value, float(bootstrap.of_perplexity(np.array([items]))[0]), len(items))
-    if aggregation is acc_all and len({document["idx"]["question"] for _, document in items}) > 1:
+    if kind == "acc_all" and len({document["idx"]["question"] for _, document in items}) > 1:
         return Value(value, float(acc_all_stderr(items)), len(items))
     return Value(value, math.nan, len(items))

@@ -103,7 +103,7 @@ def test_a_released_model_is_scored_alike_in_every_format(
     assert main(["score", *folders, *suite, "--out", str(tmp_path / "scores")]) == 0
     files = scores.score_files(tmp_path / "scores")
     found = [scores.read(path) for path in files]
-    assert len(found) == len(forms) and len({one.header.key.weights for one in found}) == len(forms)
+    assert len(found) == len(forms) and len({one.header.key.weights_hash for one in found}) == len(forms)
     assert len(found[0].loglikelihood) > 50 and np.ptp(found[0].loglikelihood) > 10
     assert {one.loglikelihood.tobytes() for one in found} == {found[0].loglikelihood.tobytes()}
     assert {one.is_greedy.tobytes() for one in found} == {found[0].is_greedy.tobytes()}
@@ -248,11 +248,11 @@ def broken_imports(released: Path, shared_data: Path, tmp_path: Path) -> dict[st
     file.write_bytes(file.read_bytes()[:-1])
     (tmp_path / "file").write_text("mine")
     return {
-        "tokenizer.json: not a tokenizer": [str(copy("empty", tokenizer__json=b"{}")), run],
-        "tokenizer_config.json: holds no mapping": [str(copy("list", tokenizer_config__json=b"[1]")), run],
-        "tokenizer_config.json: not valid JSON": [str(copy("deep", tokenizer_config__json=b"[" * 99_999)), run],
+        "tokenizer.json: the tokenizer cannot be opened": [str(copy("empty", tokenizer__json=b"{}")), run],
+        "tokenizer_config.json: no JSON object": [str(copy("list", tokenizer_config__json=b"[1]")), run],
+        "tokenizer_config.json: not JSON": [str(copy("deep", tokenizer_config__json=b"[" * 99_999)), run],
         "tokenizer.model: not a SentencePiece model": [str(bare), run],
-        "nowhere: holds no tokenizer": [str(released), run, "--tokenizer", str(tmp_path / "nowhere")],
+        "nowhere: no tokenizer": [str(released), run, "--tokenizer", str(tmp_path / "nowhere")],
         "has 32000 ids, the embedding 512 rows": [str(released), run, "--tokenizer", llama],
         "cut short": [str(cut), run],
         "config.json: not valid JSON": [str(copy("nested", config__json=b"[" * 99_999)), run],
@@ -286,9 +286,9 @@ def test_an_import_that_fails_leaves_a_run_as_it_was(
     other = tmp_path / "other"
     shutil.copytree(released, other)
     text = (other / "tokenizer.json").read_text()
-    (other / "tokenizer.json").write_text(text + " ")
+    (other / "tokenizer.json").write_text(text.replace("th", "ht"))
     with pytest.raises(
-        UserError, match=r"other/tokenizer.json: is not the tokenizer of the run, .*import into another"
+        UserError, match=r"other: is not the tokenizer of the run, .*import into another"
     ):
         interchange.import_checkpoint(other, run, make_mesh(), step=50)
 

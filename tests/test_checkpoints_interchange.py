@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -187,39 +186,13 @@ def test_a_tokenizer_may_have_as_many_ids_as_the_embedding_rows_and_not_one_more
     (tmp_path / "pieces").mkdir()
     text, place = iter(["the cat sat on the mat"] * 20), str(tmp_path / "pieces" / "tokenizer")
     options = {"vocab_size": 20, "hard_vocab_limit": False, "minloglevel": 2}
+    options |= {"model_type": "bpe", "normalization_rule_name": "identity"}
     SentencePieceTrainer.train(sentence_iterator=text, model_prefix=place, **options)  # pyright: ignore
     pieces = len((tmp_path / "pieces" / "tokenizer.vocab").read_text().splitlines())
     for folder, ids in ((released, count), (tmp_path, count + 2), (tmp_path / "pieces", pieces)):
-        hub.read_tokenizer(folder, ids)
+        interchange._check_tokenizer(folder, ids, tmp_path / "nowhere")
         with pytest.raises(UserError, match=rf"has {ids} ids, the embedding {ids - 1} rows"):
-            hub.read_tokenizer(folder, ids - 1)
-
-
-def test_the_ids_of_bos_and_eos_are_those_of_the_tokens_that_the_settings_name(released: Path, tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.json").write_bytes((released / "tokenizer.json").read_bytes())
-    ids = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).get_vocab(with_added_tokens=True)
-    one, two = sorted(ids)[5:7]
-    for settings, expected in (
-        ({"bos_token": one, "eos_token": {"content": two}}, (ids[one], ids[two])),
-        ({"bos_token": None, "eos_token": "nowhere"}, (None, None)),
-        ({}, (None, None)),
-    ):
-        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-        found = hub.read_tokenizer(tmp_path)
-        assert (found["bos_token_id"], found["eos_token_id"]) == expected
-    (tmp_path / "tokenizer_config.json").unlink()
-    assert hub.read_tokenizer(tmp_path) == {"bos_token_id": None, "eos_token_id": None}
-
-
-def test_every_file_of_a_tokenizer_is_copied_and_nothing_else(tmp_path: Path) -> None:
-    names = ["tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tokenizer_config.json",
-             "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"]  # fmt: skip
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    for name in [*names, "README.md", "config.json", "model.safetensors"]:
-        (tmp_path / "a" / name).write_text(name)
-    hub.copy_tokenizer(tmp_path / "a", tmp_path / "b")
-    assert {path.name: path.read_text() for path in (tmp_path / "b").iterdir()} == {name: name for name in names}
+            interchange._check_tokenizer(folder, ids - 1, tmp_path / "nowhere")
 
 
 # A run and back
@@ -321,11 +294,11 @@ def test_what_does_not_fit_a_run_is_refused_and_the_run_stays_as_it_was(
     interchange.import_checkpoint(released, run, one_device())
     other = tmp_path / "other"
     hub.export_hf(CONFIG, params(1), other, released)
-    text = (released / "tokenizer.json").read_text()
-    (other / "tokenizer.json").write_text(text.replace("\n", " ", 1))  # of the same size, and below of the same time
-    times = (run / "tokenizer" / "tokenizer.json").stat()
-    os.utime(other / "tokenizer.json", ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert "\n" in text and (other / "tokenizer.json").stat().st_size == times.st_size
+    state = json.loads((released / "tokenizer.json").read_text())
+    (other / "tokenizer.json").write_text(json.dumps(state))  # in other bytes the same
+    interchange._check_tokenizer(other, CONFIG.vocab_size, run / "tokenizer")
+    state["model"]["merges"].pop()
+    (other / "tokenizer.json").write_text(json.dumps(state))
     small = dataclasses.replace(CONFIG, vocab_size=64)
     few = {"embed": params(1)["embed"][:64], "head": params(1)["head"][:, :64]}
     hub.export_hf(small, params(1) | few, tmp_path / "small")
@@ -342,7 +315,7 @@ def test_what_does_not_fit_a_run_is_refused_and_the_run_stays_as_it_was(
         (tmp_path / "small", tmp_path / "new", {"tokenizer": released}, "ids, the embedding 64 rows"),
         (released, tmp_path / "folder", {}, "is there and no run"),
         (released, tmp_path / "file", {}, "is a file"),
-        (released, tmp_path / "new", {"tokenizer": tmp_path / "folder"}, "holds no tokenizer"),
+        (released, tmp_path / "new", {"tokenizer": tmp_path / "folder"}, "folder: no tokenizer"),
     ]
     for weights, into, options, said in wrong:
         with pytest.raises(UserError, match=said):

@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 
 from fineline_jax.data.corpora import prepare_amber, prepare_text
 from fineline_jax.data.storage import open_data_set
-from fineline_jax.data.tokenizer import load_tokenizer
 from fineline_jax.data.windows import WindowCutter
 from fineline_jax.errors import UserError
 
@@ -360,21 +359,6 @@ def test_the_amber_sample_is_text_in_our_packing(tmp_path: Path) -> None:
     windows = stored(tmp_path / "out", "train")
     assert windows.ravel().tolist() == expected[: windows.size]
     assert windows.size > 4 * 2049
-
-
-@needs_shared
-@pytest.mark.parametrize(
-    ("name", "bos", "eos", "size"),
-    [
-        ("tokenizers/llama", 1, 2, 32_000),
-        ("tokenizers/gpt-neox-20b", 0, 0, 50_277),
-        ("models/tinystories-260k", 1, 2, 512),
-    ],
-)
-def test_special_tokens_of_known_tokenizers(name: str, bos: int, eos: int, size: int) -> None:
-    model = load_tokenizer(Path(SHARED or "") / name)
-    assert (model.bos_id, model.eos_id, model.vocab_size) == (bos, eos, size)
-    assert all(bos not in ids for ids in model.encode(["a b", "c"]))
 
 
 FULL_DISK = """

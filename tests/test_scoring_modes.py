@@ -14,7 +14,7 @@ from fineline_jax.models.config import ModelConfig
 from fineline_jax.scoring import metrics, pack, scorer
 from fineline_jax.scoring.modes import mode as modes
 from fineline_jax.scoring.modes.names import MODES, find_mode
-from fineline_jax.scoring.tokenizer import open_tokenizer
+from fineline_jax.tokenizers.open import open_tokenizer
 
 SUITE = "piqa@2,arc_easy@1,winogrande"
 

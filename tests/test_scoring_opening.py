@@ -21,7 +21,7 @@ from fineline_jax.mesh import make_mesh
 from fineline_jax.recipe import MeshShape
 from fineline_jax.scoring import agreement, opening
 from fineline_jax.scoring.opening import Failed, Opened, open_each
-from fineline_jax.scoring.tokenizer import UnreadableTokenizer
+from fineline_jax.tokenizers.open import UnreadableTokenizer
 
 
 @pytest.fixture

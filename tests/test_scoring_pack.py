@@ -16,7 +16,8 @@ from fineline_jax import prepare_pack
 from fineline_jax.errors import UserError
 from fineline_jax.scoring import pack, scores, suite, tasks
 from fineline_jax.scoring.encode import Encoder
-from fineline_jax.scoring.tokenizer import identity, open_tokenizer
+from fineline_jax.tokenizers.identity import identity
+from fineline_jax.tokenizers.open import open_tokenizer
 
 SUITE = "piqa@2,arc_easy,winogrande@1,wikitext"
 
@@ -164,7 +165,7 @@ def test_a_tokenizer_is_recognised_again_and_told_apart(tokenizers, tmp_path):
     opened.save_pretrained(tmp_path / "copy")
     assert identity(open_tokenizer(tmp_path / "copy")) == identity(opened)
     plain = identity(open_tokenizer(tokenizers["plain"]))
-    assert plain.sha256 == identity(opened).sha256 and not plain.adds_bos and identity(opened).adds_bos
+    assert plain.tokenizer_hash == identity(opened).tokenizer_hash and not plain.adds_bos and identity(opened).adds_bos
     state = json.loads((tmp_path / "copy/tokenizer.json").read_text())
     state["model"]["merges"].pop()
     (tmp_path / "copy/tokenizer.json").write_text(json.dumps(state))
@@ -343,7 +344,7 @@ def test_options_of_a_pack_are_written_into_it_and_the_smallest_are_taken(benchm
     assert not made.manifest["tokenizer"]["adds_bos"]  # by default, whatever the policy
     never = prepare_pack("piqa", tokenizers["bos"], tmp_path / "q", benchmarks=benchmarks, limit=1, bos="never")
     assert never.manifest["tokenizer"]["adds_bos"] and never.context_tokens[0][0] != bos
-    assert never.manifest["tokenizer"]["sha256"] == made.manifest["tokenizer"]["sha256"]
+    assert never.manifest["tokenizer"]["tokenizer_hash"] == made.manifest["tokenizer"]["tokenizer_hash"]
 
 
 def test_a_chance_of_nothing_is_kept(benchmarks, tokenizers, tmp_path):

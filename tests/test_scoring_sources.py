@@ -13,7 +13,7 @@ from suite_documents import write_documents
 from fineline_jax import cli, prepare_pack
 from fineline_jax.errors import UserError
 from fineline_jax.scoring import build, pack, plan_table, tfds_source
-from fineline_jax.scoring.tokenizer import open_tokenizer
+from fineline_jax.tokenizers.open import open_tokenizer
 
 
 def prepare_tfds(folder: Path, benchmarks: Path) -> None:

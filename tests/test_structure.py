@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "fineline_jax"
 
 LEVELS = (
     ("errors", "facts", "text_table", "progress", "cpu", "whole"),
-    ("models.config",),
+    ("models.config", "tokenizers"),
     ("recipe",),
     ("catalogue", "mesh"),
     ("models",),

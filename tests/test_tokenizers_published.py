@@ -11,7 +11,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from fineline_jax.scoring.tokenizer import open_tokenizer
+from fineline_jax.tokenizers.identity import encode, vocabulary_size
+from fineline_jax.tokenizers.open import open_tokenizer
 
 
 def test_ambers_tokenizer_gives_back_the_ids_of_its_training_data(shared_data: Path) -> None:
@@ -29,6 +30,20 @@ def test_ambers_tokenizer_gives_back_the_ids_of_its_training_data(shared_data: P
     found = tokenizer([decode(ids) for ids in documents], add_special_tokens=False)["input_ids"]
     assert len(documents) > 20 and found == documents
     assert tokenizer("x").input_ids[0] == 1  # Llama's default
+
+
+@pytest.mark.parametrize(
+    ("name", "bos", "eos", "size"),
+    [
+        ("tokenizers/llama", 1, 2, 32_000),
+        ("tokenizers/gpt-neox-20b", 0, 0, 50_277),
+        ("models/tinystories-260k", 1, 2, 512),
+    ],
+)
+def test_special_tokens_of_known_tokenizers(shared_data: Path, name: str, bos: int, eos: int, size: int) -> None:
+    model = open_tokenizer(shared_data / name)
+    assert (model.bos_token_id, model.eos_token_id, vocabulary_size(model)) == (bos, eos, size)
+    assert all(bos not in ids for ids in encode(model, ["a b", "c"]))
 
 
 def test_tinystories_tokenizer_gives_its_golden_ids(shared_data: Path) -> None:

@@ -1,18 +1,22 @@
-"""The frozen values a run is made of. A run is a pure function of (recipe, seed, step).
+"""The frozen values that define a run. A run is a pure function of (recipe, seed, step).
 
 Tokens are the clock: warmup, decay, checkpoints and lengths are given in tokens, steps are derived.
-A recipe is checked when it is made; an error names the field. It is written into the run folder as
-JSON and can be read back from there. No JAX here.
+A recipe is checked when it is made, each part by its own `check`; an error names the field. It is written into the
+run folder as JSON and can be read back from there. No JAX here.
 """
 
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from fineline_jax.errors import UserError
 from fineline_jax.models.config import ModelConfig
+
+Require = Callable[[bool, str], None]
+"""`require(condition, message)` raises UserError with the message, behind the name of the recipe, unless it holds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +47,15 @@ class Data:
     validation_split: str = "validation"
     """Split for the validation loss; ignored where the data set has none."""
 
+    def check(self, require: Require) -> None:
+        require(bool(self.sources), "data.sources is empty; name at least one prepared data set")
+        require(all(source.weight > 0 for source in self.sources), "data.sources: every weight must be positive")
+        require(
+            self.order == "shuffle" or len(self.sources) == 1,
+            "data.order='chunks' takes exactly one of data.sources; use order='shuffle' for a mixture",
+        )
+        require(self.sequence_length >= 1, "data.sequence_length must be at least 1")
+
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
@@ -52,6 +65,14 @@ class Batch:
     """Windows per optimizer step, over all devices."""
     accumulation: int = 1
     """Micro-batches per step; the gradient equals that of the whole batch."""
+
+    def check(self, require: Require) -> None:
+        require(self.sequences >= 1, "batch.sequences must be at least 1")
+        require(self.accumulation >= 1, "batch.accumulation must be at least 1")
+        require(
+            self.sequences % self.accumulation == 0,
+            f"batch.sequences={self.sequences} must be a multiple of batch.accumulation={self.accumulation}",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +89,19 @@ class Schedule:
     """wsd: length of the linear decay at the end."""
     milestones: tuple[tuple[float, float], ...] = ((0.8, 0.316), (0.9, 0.1))
     """multistep: (share of all tokens, factor of the peak from there on). Default: DeepSeek LLM (2401.02954)."""
+
+    def check(self, require: Require) -> None:
+        require(self.peak > 0, "optimizer.schedule.peak must be positive")
+        require(0 <= self.final <= self.peak, "optimizer.schedule.final must lie between 0 and the peak")
+        shares = [share for share, _ in self.milestones]
+        require(
+            shares == sorted(shares) and all(0 < share < 1 for share in shares),
+            "optimizer.schedule.milestones must have ascending shares between 0 and 1",
+        )
+        require(
+            all(factor >= 0 for _, factor in self.milestones),
+            "optimizer.schedule.milestones must not have negative factors",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +122,15 @@ class Optimizer:
     skip_spike_sigmas: float = 0.0
     """Also skip when the loss or gradient norm exceeds its running mean by that many standard deviations; 0: off."""
 
+    def check(self, require: Require) -> None:
+        self.schedule.check(require)
+        require(0 <= self.beta1 < 1, "optimizer.beta1 must lie in [0, 1)")
+        require(0 <= self.beta2 < 1, "optimizer.beta2 must lie in [0, 1)")
+        require(self.eps > 0, "optimizer.eps must be positive")
+        require(self.weight_decay >= 0, "optimizer.weight_decay must not be negative")
+        require(self.clip_norm > 0, "optimizer.clip_norm must be positive")
+        require(self.skip_spike_sigmas >= 0, "optimizer.skip_spike_sigmas must not be negative")
+
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
@@ -103,6 +146,11 @@ class Loss:
     """model.experts: weight of the router's squared log-normaliser (2202.08906; OLMoE: 0.001)."""
     chunk_tokens: int = 1024
     """Tokens of a device whose logits exist at a time."""
+
+    def check(self, require: Require) -> None:
+        for field in ("z_loss", "load_balance", "router_z_loss"):
+            require(getattr(self, field) >= 0, f"loss.{field} must not be negative")
+        require(self.chunk_tokens >= 1, "loss.chunk_tokens must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +174,16 @@ class Checkpoints:
     latest_every_tokens: int = 0
     """Distance of the rolling checkpoint that resume starts from; 0: kept ones only."""
 
+    def check(self, require: Require) -> None:
+        require(all(tokens >= 0 for tokens in self.at_tokens), "checkpoints.at_tokens must not be negative")
+        require(self.latest_every_tokens >= 0, "checkpoints.latest_every_tokens must not be negative")
+        start = 0
+        for rule in self.every:
+            require(rule.tokens >= 1, "checkpoints.every: tokens must be at least 1")
+            require(start is not None, "checkpoints.every: a rule without until must be the last")
+            require(rule.until is None or rule.until > (start or 0), "checkpoints.every: the until values must ascend")
+            start = rule.until
+
 
 @dataclasses.dataclass(frozen=True)
 class MeshShape:
@@ -137,6 +195,11 @@ class MeshShape:
     """Shards of parameters and batch (ZeRO-3)."""
     tensor: int = 1
     """Shards of heads and hidden features."""
+
+    def check(self, require: Require) -> None:
+        axes = (self.replica, self.fsdp, self.tensor)
+        require(all(size >= 1 or size == -1 for size in axes), "mesh: every axis is at least 1, or -1")
+        require(axes.count(-1) <= 1, "mesh: at most one axis may be -1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,6 +234,12 @@ class Logging:
     peak_tflops: float = 0.0
     """Peak TFLOP/s of one device for the MFU; 0: from the device's name where known."""
 
+    def check(self, require: Require) -> None:
+        require(self.every_steps >= 1, "logging.every_steps must be at least 1")
+        for field in ("profile_start_step", "profile_steps", "validation_sequences", "peak_tflops"):
+            require(getattr(self, field) >= 0, f"logging.{field} must not be negative")
+        require(self.wandb_project != "", "logging.wandb_project is empty; name a project, or leave it out")
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
@@ -192,7 +261,53 @@ class Recipe:
     """Seeds the initial weights and the data order."""
 
     def __post_init__(self) -> None:
-        check(self)
+        """Raise UserError naming the first field whose value cannot be."""
+
+        def require(condition: bool, message: str) -> None:
+            if not condition:
+                raise UserError(f"recipe {self.name}: {message}")
+
+        require(bool(self.name), "name is empty; give the run a name")
+        require(0 <= self.seed < 2**32, f"seed={self.seed} must lie between 0 and 2**32 - 1")
+        for part in (self.data, self.batch, self.optimizer, self.loss, self.checkpoints, self.mesh, self.logging):
+            part.check(require)
+        self._check_together(require)
+        for field, value in _flat(dataclasses.asdict(self)).items():
+            require(not isinstance(value, float) or math.isfinite(value), f"{field}={value} is not a finite number")
+
+    def _check_together(self, require: Require) -> None:
+        """What holds between the parts of a recipe."""
+        model, schedule, length = self.model, self.optimizer.schedule, self.data.sequence_length
+        require(length <= model.context, f"data.sequence_length={length} is longer than model.context={model.context}")
+        require(
+            self.tokens >= self.tokens_per_step,
+            f"tokens={self.tokens} is less than one step of {self.tokens_per_step} tokens",
+        )
+        require(
+            0 <= schedule.warmup_tokens <= self.tokens,
+            f"optimizer.schedule.warmup_tokens={schedule.warmup_tokens} must lie between 0 and tokens={self.tokens}",
+        )
+        require(
+            schedule.kind != "wsd" or 0 < schedule.decay_tokens <= self.tokens - schedule.warmup_tokens,
+            "optimizer.schedule.decay_tokens must be positive and fit behind the warmup for kind='wsd'",
+        )
+        ignored, size = self.loss.ignore_token, model.vocab_size
+        require(
+            ignored is None or 0 <= ignored < size,
+            f"loss.ignore_token={ignored} is no id of model.vocab_size={size}; leave it out to train on all",
+        )
+        for field in ("load_balance", "router_z_loss"):
+            weight = getattr(self.loss, field)
+            require(not weight or model.experts > 0, f"loss.{field}={weight} is a loss of experts; set model.experts")
+        for axis, size in (("heads", model.heads), ("kv_heads", model.kv_heads), ("mlp_width", model.mlp_width)):
+            require(
+                size % max(self.mesh.tensor, 1) == 0,
+                f"model.{axis}={size} is not a multiple of mesh.tensor={self.mesh.tensor}",
+            )
+        require(
+            not self.logging.profile_steps or self.logging.profile_start_step < self.steps,
+            f"logging.profile_start_step={self.logging.profile_start_step} is behind the last of {self.steps} steps",
+        )
 
     @property
     def tokens_per_step(self) -> int:
@@ -222,101 +337,6 @@ class Recipe:
         """Steps between rolling checkpoints; 0: none."""
         tokens = self.checkpoints.latest_every_tokens
         return max(1, round(tokens / self.tokens_per_step)) if tokens else 0
-
-
-def check(recipe: Recipe) -> None:
-    """Raise UserError naming the first field whose value cannot be."""
-
-    def require(condition: bool, message: str) -> None:
-        if not condition:
-            raise UserError(f"recipe {recipe.name}: {message}")
-
-    r, schedule, optimizer = recipe, recipe.optimizer.schedule, recipe.optimizer
-    require(bool(r.name), "name is empty; give the run a name")
-    require(bool(r.data.sources), "data.sources is empty; name at least one prepared data set")
-    require(all(s.weight > 0 for s in r.data.sources), "data.sources: every weight must be positive")
-    require(
-        r.data.order == "shuffle" or len(r.data.sources) == 1,
-        "data.order='chunks' takes exactly one of data.sources; use order='shuffle' for a mixture",
-    )
-    require(r.data.sequence_length >= 1, "data.sequence_length must be at least 1")
-    require(
-        r.data.sequence_length <= r.model.context,
-        f"data.sequence_length={r.data.sequence_length} is longer than model.context={r.model.context}",
-    )
-    require(r.batch.sequences >= 1, "batch.sequences must be at least 1")
-    require(r.batch.accumulation >= 1, "batch.accumulation must be at least 1")
-    require(
-        r.batch.sequences % r.batch.accumulation == 0,
-        f"batch.sequences={r.batch.sequences} must be a multiple of batch.accumulation={r.batch.accumulation}",
-    )
-    require(
-        r.tokens >= r.tokens_per_step,
-        f"tokens={r.tokens} is less than one step of {r.tokens_per_step} tokens",
-    )
-    require(schedule.peak > 0, "optimizer.schedule.peak must be positive")
-    require(0 <= schedule.final <= schedule.peak, "optimizer.schedule.final must lie between 0 and the peak")
-    require(
-        0 <= schedule.warmup_tokens <= r.tokens,
-        f"optimizer.schedule.warmup_tokens={schedule.warmup_tokens} must lie between 0 and tokens={r.tokens}",
-    )
-    require(
-        schedule.kind != "wsd" or 0 < schedule.decay_tokens <= r.tokens - schedule.warmup_tokens,
-        "optimizer.schedule.decay_tokens must be positive and fit behind the warmup for kind='wsd'",
-    )
-    shares = [share for share, _ in schedule.milestones]
-    require(
-        shares == sorted(shares) and all(0 < share < 1 for share in shares),
-        "optimizer.schedule.milestones must have ascending shares between 0 and 1",
-    )
-    require(
-        all(factor >= 0 for _, factor in schedule.milestones),
-        "optimizer.schedule.milestones must not have negative factors",
-    )
-    require(0 <= optimizer.beta1 < 1, "optimizer.beta1 must lie in [0, 1)")
-    require(0 <= optimizer.beta2 < 1, "optimizer.beta2 must lie in [0, 1)")
-    require(optimizer.eps > 0, "optimizer.eps must be positive")
-    require(optimizer.weight_decay >= 0, "optimizer.weight_decay must not be negative")
-    require(optimizer.clip_norm > 0, "optimizer.clip_norm must be positive")
-    require(optimizer.skip_spike_sigmas >= 0, "optimizer.skip_spike_sigmas must not be negative")
-    ignored = r.loss.ignore_token
-    require(
-        ignored is None or 0 <= ignored < r.model.vocab_size,
-        f"loss.ignore_token={ignored} is no id of model.vocab_size={r.model.vocab_size}; leave it out to train on all",
-    )
-    require(r.loss.z_loss >= 0, "loss.z_loss must not be negative")
-    for field in ("load_balance", "router_z_loss"):
-        weight = getattr(r.loss, field)
-        require(weight >= 0, f"loss.{field} must not be negative")
-        require(not weight or r.model.experts > 0, f"loss.{field}={weight} is a loss of experts; set model.experts")
-    require(r.loss.chunk_tokens >= 1, "loss.chunk_tokens must be at least 1")
-    require(all(t >= 0 for t in r.checkpoints.at_tokens), "checkpoints.at_tokens must not be negative")
-    require(r.checkpoints.latest_every_tokens >= 0, "checkpoints.latest_every_tokens must not be negative")
-    start = 0
-    for rule in r.checkpoints.every:
-        require(rule.tokens >= 1, "checkpoints.every: tokens must be at least 1")
-        require(start is not None, "checkpoints.every: a rule without until must be the last")
-        require(rule.until is None or rule.until > (start or 0), "checkpoints.every: the until values must ascend")
-        start = rule.until
-    axes = (r.mesh.replica, r.mesh.fsdp, r.mesh.tensor)
-    require(all(size >= 1 or size == -1 for size in axes), "mesh: every axis is at least 1, or -1")
-    require(axes.count(-1) <= 1, "mesh: at most one axis may be -1")
-    for axis, size in (("heads", r.model.heads), ("kv_heads", r.model.kv_heads), ("mlp_width", r.model.mlp_width)):
-        require(
-            size % max(r.mesh.tensor, 1) == 0,
-            f"model.{axis}={size} is not a multiple of mesh.tensor={r.mesh.tensor}",
-        )
-    require(r.logging.every_steps >= 1, "logging.every_steps must be at least 1")
-    for field in ("profile_start_step", "profile_steps", "validation_sequences", "peak_tflops"):
-        require(getattr(r.logging, field) >= 0, f"logging.{field} must not be negative")
-    require(
-        not r.logging.profile_steps or r.logging.profile_start_step < r.steps,
-        f"logging.profile_start_step={r.logging.profile_start_step} is behind the last of {r.steps} steps",
-    )
-    require(r.logging.wandb_project != "", "logging.wandb_project is empty; name a project, or leave it out")
-    require(0 <= r.seed < 2**32, f"seed={r.seed} must lie between 0 and 2**32 - 1")
-    for field, value in _flat(dataclasses.asdict(r)).items():
-        require(not isinstance(value, float) or math.isfinite(value), f"{field}={value} is not a finite number")
 
 
 def to_json(recipe: Recipe) -> str:

@@ -1,12 +1,12 @@
 """The Python interface: light to import, and its functions do what the commands do."""
 
 import dataclasses
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pandas
+import pyarrow.parquet as pq
 import pytest
 from docs_pages import python_blocks
 from safetensors.numpy import load_file
@@ -52,12 +52,15 @@ def test_a_shell_completes_commands_and_options(shell):
 
 @pytest.fixture
 def world(tmp_path, monkeypatch) -> Path:
-    """A small world as `fineline demo` would prepare it, in the folder that the test is in."""
+    """A small world as `fineline demo` prepares it, with twelve questions of each kind, below the working directory."""
     monkeypatch.chdir(tmp_path)
     made = generate(Path("text"), 0, 200)
     options = {"tokenizer": made.tokenizer, "sequence_length": 128, "bos": True}
     prepare_text([made.text], Path("demo-out/data"), **options, validation_inputs=[made.validation_text])
-    shutil.copytree(made.benchmarks, "demo-out/data/benchmarks")
+    for file in made.benchmarks.rglob("*.parquet"):
+        copy = Path("demo-out/data/benchmarks") / file.relative_to(made.benchmarks)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pq.read_table(file).slice(0, 12), copy)
     return tmp_path
 
 
@@ -81,10 +84,8 @@ def test_the_lines_of_the_readme_train_score_and_report(world):
     assert found["files"] == [Path(f"demo-out/thinned/run/step{step}.parquet") for step in (0, 3)]
     assert found["report"] == Path("demo-out/thinned-report/report.html") and found["report"].is_file()
     table = pandas.read_csv("demo-out/thinned-report/tidy.csv")
-    assert (
-        set(table.checkpoint) == {"step0", "step3"}
-        and table.task.nunique() == found["pack"].documents["task"].nunique()
-    )
+    assert set(table.checkpoint) == {"step0", "step3"}
+    assert set(table.task) == {task["task"] for task in found["pack"].tasks}
 
 
 @pytest.fixture(scope="module")
@@ -105,9 +106,10 @@ def test_functions_take_words_for_paths_and_say_what_is_no_option(place, tmp_pat
     series = fineline_jax.open_series(str(place / "run@step2"))
     [file] = fineline_jax.score([series], str(tmp_path / "p"), str(tmp_path / "s"), dtype="bfloat16")
     assert file == tmp_path / "s/run/step2.parquet" and file.is_file()
-    for call in (fineline_jax.prepare_pack, fineline_jax.score):
-        with pytest.raises(TypeError, match="unexpected keyword argument 'limmit'"):
-            call(series, tmp_path / "p", tmp_path / "s", limmit=1)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'limmit'"):
+        fineline_jax.prepare_pack("piqa", place / "tokenizer", tmp_path / "q", limmit=1)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'limmit'"):
+        fineline_jax.score(series, tmp_path / "p", tmp_path / "s", limmit=1)
     with pytest.raises(UserError, match=r"--tokens-per-step 0 must be a positive number"):
         fineline_jax.analyze(tmp_path / "s", tmp_path / "r", tokens_per_step=0)
     page = fineline_jax.analyze([tmp_path / "s"], str(tmp_path / "r"), tokens_per_step=1000)

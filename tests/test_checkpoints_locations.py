@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -77,10 +78,25 @@ def test_the_files_of_a_revision_are_those_of_its_commit_with_size_and_hash(serv
 
 
 def test_an_answer_that_is_none_of_the_hub_is_said(served: Hub, monkeypatch) -> None:
-    for answer in ({}, {"sha": "1"}, {"sha": "1", "siblings": [1]}, {"sha": "1", "siblings": [{}]}):
-        monkeypatch.setattr(locations, "_hub_json", lambda where, answer=answer: answer)
+    file = {"rfilename": "f", "size": "many"}
+    for answer in ({}, [], {"sha": "1"}, {"sha": "1", "siblings": [1]}, {"sha": "1", "siblings": [{}, file]},
+                   {"sha": "1", "siblings": [file]}):  # fmt: skip
+        monkeypatch.setattr(locations, "_hub_json", lambda where, *attempts, answer=answer: answer)
         with pytest.raises(FetchError, match="not an answer of the hub"):
             list_files("hf://o/n")
+    for refs in ([], {"branches": [1]}, {"tags": [{"ref": "x"}]}, {"branches": 5}):
+        monkeypatch.setattr(locations, "_hub_json", lambda where, *attempts, refs=refs: refs)
+        with pytest.raises(FetchError, match=r"/refs: not an answer of the hub"):
+            list_names("hf://o/n@{name}")
+    for page in (["run-1"], [{"type": "directory"}], 5):
+        monkeypatch.setattr(locations, "_json", lambda answer, page=page: page)
+        monkeypatch.setattr(locations, "_hub_get", lambda *asked: SimpleNamespace(links={}))
+        with pytest.raises(FetchError, match=r"/tree/main/a: not an answer of the hub"):
+            list_names("hf://o/n/a/{name}")
+    for page in (["run-1"], 5):
+        monkeypatch.setattr(locations, "_json", lambda answer, page=page: page)
+        with pytest.raises(FetchError, match=r"author=o.*: not an answer of the hub"):
+            list_names("hf://o/{name}")
 
 
 def test_of_repositories_on_several_pages_all_are_listed_and_no_other(served: Hub) -> None:
@@ -202,6 +218,15 @@ def test_of_a_server_that_lists_nothing_the_well_known_files_and_those_of_an_ind
         ("model-2.safetensors", None, "\u00b2", f"{url}/c/model-2.safetensors"),
         ("model.safetensors.index.json", len(index), "then", f"{url}/c/model.safetensors.index.json"),
     ]
+
+
+def test_an_index_that_is_none_is_named() -> None:
+    there = {"/c/config.json": ({}, b"{}"), "/c/model.safetensors.index.json": ({}, b'["a"]')}
+    with serving(type("Handler", (_Files,), {"there": there})) as url:
+        for content in (b'["a"]', b"{}", b'{"weight_map": ["a"]}'):
+            there["/c/model.safetensors.index.json"] = ({}, content)
+            with pytest.raises(FetchError, match=r"model.safetensors.index.json: not an index of weight files"):
+                list_files(f"{url}/c")
 
 
 def test_of_a_bucket_files_and_folders_are_told_apart_and_a_change_is_seen(monkeypatch) -> None:

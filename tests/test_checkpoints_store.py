@@ -21,7 +21,7 @@ import optax
 import pytest
 
 from fineline_jax.checkpoints import store as store_module
-from fineline_jax.checkpoints.record import RECORD, damage, read_record
+from fineline_jax.checkpoints.record import RECORD, damage, read_record, write_record
 from fineline_jax.checkpoints.store import CheckpointStore, steps
 from fineline_jax.errors import UserError
 from fineline_jax.mesh import make_mesh
@@ -221,6 +221,28 @@ def test_a_checkpoint_of_another_model_is_refused_by_array(tmp_path: Path) -> No
     with pytest.raises(UserError, match=r"holds no data"):
         open_store(tmp_path).restore({"data": target["params"]})
     assert names(tmp_path) == ["0"]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "reason"),
+    [
+        ('{"item_handlers": 5}', "is no checkpoint that Orbax reads"),  # Orbax raises
+        ("[]", r"params\.embed is absent here"),  # Orbax makes do
+        ("", "holds no params"),
+    ],
+)
+def test_files_that_are_as_they_were_written_and_no_checkpoint_are_refused_in_one_line(
+    tmp_path: Path, metadata: str, reason: str
+) -> None:
+    """A record vouches for the files, not for what Orbax makes of them."""
+    folder = tmp_path / "1"
+    (folder / "params" if metadata else folder).mkdir(parents=True)
+    for name in ("_CHECKPOINT_METADATA", "params/_METADATA") if metadata else ("x",):
+        (folder / name).write_text(metadata)
+    write_record(folder, {"step": 1, "tokens": 1, "kept": True, "recipe": "r"})
+    with pytest.raises(UserError, match=rf"/1: {reason}") as error:
+        open_store(tmp_path).restore({"params": abstract_state(make_mesh())["params"]}, 1)
+    assert "\n" not in str(error.value)
 
 
 def test_a_folder_in_the_way_of_a_save_is_set_aside_not_overwritten(tmp_path: Path) -> None:

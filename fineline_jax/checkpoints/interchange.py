@@ -9,14 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from orbax.checkpoint import v1 as ocp
 
 from fineline_jax.checkpoints import load
 from fineline_jax.checkpoints.hub import export_hf, load_hf
 from fineline_jax.checkpoints.record import read_record, write_record
 from fineline_jax.checkpoints.series import Checkpoint
 from fineline_jax.checkpoints.step_names import parse_name
-from fineline_jax.checkpoints.store import CheckpointStore, check_intact, load_items
+from fineline_jax.checkpoints.store import CheckpointStore, check_intact, load_items, stored_arrays
 from fineline_jax.errors import UserError
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.models.decoder import abstract_params
@@ -116,7 +115,7 @@ def export_checkpoint(
 def _load_as_stored(checkpoint: Checkpoint, mesh: jax.sharding.Mesh) -> tuple[ModelConfig, dict[str, Any]]:
     config = from_json(checkpoint.location.parent.parent / "recipe.json").model
     check_intact(checkpoint.location, "params")
-    stored = ocp.checkpointables_metadata(str(checkpoint.location)).metadata["params"]
+    stored = stored_arrays(checkpoint.location, "params")
     dtypes = {jax.tree_util.keystr(path): leaf.dtype for path, leaf in jax.tree_util.tree_leaves_with_path(stored)}
     targets = jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf.update(dtype=dtypes.get(jax.tree_util.keystr(path), leaf.dtype)),

@@ -7,10 +7,12 @@
 In an address with `{name}` that part is the name of a checkpoint: a revision, a repository, a folder or a prefix.
 """
 
+import contextlib
 import dataclasses
 import json
+import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, unquote, urljoin
 
@@ -97,7 +99,7 @@ def _hub_files(address: HubAddress) -> list[RemoteFile]:
     info = _hub_json(where)
     prefix = f"{address.folder}/" if address.folder else ""
     files = []
-    try:
+    with _hub_answer(where):
         # The commit and not the branch: a push between two files would mix two sets of weights.
         commit = str(info["sha"])
         for entry in info["siblings"]:
@@ -106,19 +108,18 @@ def _hub_files(address: HubAddress) -> list[RemoteFile]:
             if not path.startswith(prefix) or "/" in name:
                 continue
             lfs = entry.get("lfs") or {}
+            size = lfs.get("size", entry.get("size"))
             blob = entry.get("blobId") or ""
             files.append(
                 RemoteFile(
                     name,
                     f"{endpoint()}/{address.repository}/resolve/{commit}/{quote(path)}",
-                    lfs.get("size", entry.get("size")),
+                    None if size is None else operator.index(size),
                     lfs.get("sha256") or blob or commit,
                     sha256=lfs.get("sha256"),
                     git_sha1=None if lfs else (blob or None),
                 )
             )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise FetchError(f"{endpoint()}/{where}: not an answer of the hub ({error!r})") from error
     return sorted(files, key=lambda file: file.name)
 
 
@@ -127,25 +128,38 @@ def _hub_names(template: str) -> list[str]:
     repository, at, revision = before.removeprefix("hf://").partition("@")
     if at and "/" not in revision:  # a revision
         end = after.partition("/")[0]
-        refs = _hub_json(f"api/models/{repository}/refs", LISTING_ATTEMPTS)
-        found = [str(ref["name"]) for kind in ("branches", "tags") for ref in refs.get(kind) or []]
+        where = f"api/models/{repository}/refs"
+        refs = _hub_json(where, LISTING_ATTEMPTS)
+        with _hub_answer(where):
+            found = [str(ref["name"]) for kind in ("branches", "tags") for ref in refs.get(kind) or []]
         prefix, suffix = unquote(revision), unquote(end)
     elif repository.count("/") == 1 and not at:  # a repository
         organisation, _, prefix = repository.partition("/")
         suffix = re.split("[@/]", after)[0]
         search = f"&search={quote(prefix or suffix)}" if prefix or suffix else ""
-        listed = _hub_pages(f"api/models?author={quote(organisation)}{search}&limit=1000")
-        ids = (str(model.get("id", "")) for model in listed)
+        where = f"api/models?author={quote(organisation)}{search}&limit=1000"
+        with _hub_answer(where):
+            ids = [str(model.get("id", "")) for model in _hub_pages(where)]
         found = [name.partition("/")[2] for name in ids if name.startswith(f"{organisation}/")]
     else:  # a folder in a repository
         parent, _, prefix = before.rpartition("/")
         address = parse_hub(parent)
         suffix = after.partition("/")[0]
         where = f"api/models/{address.repository}/tree/{quote(address.revision, safe='')}/{quote(address.folder)}"
-        listed = _hub_pages(where.rstrip("/"))
-        found = [str(e["path"]).rpartition("/")[2] for e in listed if e.get("type") == "directory"]
+        with _hub_answer(where):
+            listed = _hub_pages(where.rstrip("/"))
+            found = [str(e["path"]).rpartition("/")[2] for e in listed if e.get("type") == "directory"]
     inside = [name for name in dict.fromkeys(found) if name.startswith(prefix) and name.endswith(suffix)]
     return [name[len(prefix) : len(name) - len(suffix)] for name in inside if len(name) > len(prefix) + len(suffix)]
+
+
+@contextlib.contextmanager
+def _hub_answer(where: str) -> Iterator[None]:
+    """What is raised where an answer has another form than the hub's, as FetchError."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError) as error:
+        raise FetchError(f"{endpoint()}/{where}: not an answer of the hub ({error!r})") from error
 
 
 def _hub_json(where: str, attempts: int | None = None) -> Any:
@@ -184,8 +198,11 @@ def _http_files(url: str) -> list[RemoteFile]:
     found = {file.name: file for name in names if (file := _http_head(url, name)) is not None}
     for index in (name for name in FIXED_NAMES if name.endswith(".json")):
         if index in found and names == list(WELL_KNOWN):
-            parts = _json(get(found[index].url)).get("weight_map", {}).values()
-            for name in sorted({str(part) for part in parts}):
+            content = _json(get(found[index].url))
+            weight_map = content.get("weight_map") if isinstance(content, dict) else None
+            if not isinstance(weight_map, dict):
+                raise FetchError(f"{found[index].url}: not an index of weight files; check the address")
+            for name in sorted({str(part) for part in weight_map.values()}):
                 if "/" not in name and (file := _http_head(url, name)) is not None:
                     found[name] = file
     if not found:

@@ -189,7 +189,7 @@ class CheckpointStore:
             text = "no space left on the disk"
         reason = text.strip().splitlines()[0][:300] if text.strip() else type(error).__name__
         return UserError(
-            f"{self.folder / str(step)}: the checkpoint could not be written ({reason}); mend that and start"
+            f"{self.folder / str(step)}: the checkpoint could not be written ({reason}); solve that and start"
             " again: the run resumes from the checkpoint before it"
         )
 
@@ -240,19 +240,32 @@ def load_items(path: Path, abstract_items: State) -> dict[str, Any]:
     The others are not read. Raises UserError naming the first array that is missing, unexpected or of another
     shape.
     """
+    for item, target in abstract_items.items():
+        _check_arrays(path, item, _shapes(stored_arrays(path, item)), _shapes(target))
     with _options():
-        stored = ocp.checkpointables_metadata(str(path)).metadata
-        for item, target in abstract_items.items():
-            if item not in stored:
-                raise UserError(f"{path}: holds no {item}; use a checkpoint that this program wrote")
-            _check_arrays(path, item, _shapes(stored[item]), _shapes(target))
         return ocp.load_checkpointables(str(path), dict(abstract_items))
 
 
-def _check_arrays(path: Path, item: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    for name in sorted(found.keys() | wanted.keys()):
-        if found.get(name) != wanted.get(name):
-            shape, other = (list(side[name]) if name in side else "absent" for side in (found, wanted))
+def stored_arrays(path: Path, item: str) -> Any:
+    """The tree of an item of the checkpoint folder `path`: shape and dtype of each array, as they are stored.
+
+    Raises UserError if the folder has no such item, or Orbax cannot read it.
+    """
+    try:
+        with _options():
+            stored = ocp.checkpointables_metadata(str(path)).metadata
+    except Exception as error:  # Orbax documents none
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"{path}: is no checkpoint that Orbax reads ({reason}); use another one") from error
+    if item not in stored:
+        raise UserError(f"{path}: holds no {item}; use a checkpoint that this program wrote")
+    return stored[item]
+
+
+def _check_arrays(path: Path, item: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    for name in sorted(stored.keys() | wanted.keys()):
+        if stored.get(name) != wanted.get(name):
+            shape, other = (list(side[name]) if name in side else "absent" for side in (stored, wanted))
             raise UserError(
                 f"{path}: {item}.{name} is {shape} here, {other} in the recipe; use the recipe that wrote it"
             )
@@ -278,10 +291,10 @@ def _options() -> ocp.Context:
 def _agreed(numbers: Callable[[], list[int]]) -> list[int]:
     """What `numbers()` is on process 0, on every process; the others do not call it: they may see a shared disk at
     different times, and a folder not at all that process 0 has yet to make."""
-    mine = numbers() if jax.process_index() == 0 else []
+    values = numbers() if jax.process_index() == 0 else []
     if jax.process_count() == 1:
-        return mine
-    count = int(multihost_utils.broadcast_one_to_all(np.int32(len(mine))))
+        return values
+    count = int(multihost_utils.broadcast_one_to_all(np.int32(len(values))))
     padded = np.zeros(count, np.int32)
-    padded[: len(mine)] = mine
+    padded[: len(values)] = values
     return [int(number) for number in multihost_utils.broadcast_one_to_all(padded)]

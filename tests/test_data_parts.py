@@ -178,15 +178,16 @@ def test_the_text_unit_decides_where_end_markers_stand(tmp_path: Path, tokenizer
 def test_a_tokenizer_without_the_marker_that_is_asked_for_is_refused(tmp_path: Path, tokenizer: Path) -> None:
     text = (tokenizer / "tokenizer.json").read_text()
     source = jsonl(tmp_path / "a.jsonl", ["abc"])
-    for name, token in (("bos", "<s>"), ("eos", "</s>")):
+    for name, token, other in (("bos", "<s>", {"eos_token": "</s>"}), ("eos", "</s>", {"bos_token": "<s>"})):
         folder = tmp_path / name
         folder.mkdir()
         (folder / "tokenizer.json").write_text(text.replace(f'"{token}"', '"none"'))
+        (folder / "special_tokens_map.json").write_text(json.dumps(other))
         for bos, eos in ((True, True), (True, False), (False, True)):
             options = {"tokenizer": folder, "sequence_length": 2, "bos": bos, "eos": eos}
             out = tmp_path / f"{name}{bos}{eos}"
             if options[name]:
-                with pytest.raises(UserError, match=f"no {name.upper()} token; prepare with {name}=False"):
+                with pytest.raises(UserError, match=f"no {name.upper()} token; name one .* or prepare with {name}=False"):
                     prepare_text([source], out, **options)
             else:
                 prepare_text([source], out, **options)

@@ -89,7 +89,10 @@ def prepare_text(
     model = open_tokenizer(tokenizer)
     for wanted, token_id, name in ((bos, model.bos_token_id, "bos"), (eos, model.eos_token_id, "eos")):
         if wanted and token_id is None:
-            raise UserError(f"{tokenizer}: the tokenizer has no {name.upper()} token; prepare with {name}=False")
+            raise UserError(
+                f"{tokenizer}: the tokenizer has no {name.upper()} token; name one in its special_tokens_map.json, or"
+                f" prepare with {name}=False"
+            )
     if not (bos or eos):
         raise UserError("bos=False and eos=False leave nothing between documents; turn one on")
     files = [("train", file) for file in input_files(inputs)]

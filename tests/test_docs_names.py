@@ -17,7 +17,7 @@ COMMANDS = (
     "demo", "data prepare text", "data prepare amber", "data prepare world", "pretrain", "tasks prepare", "tasks plan",
     "score", "analyze", "series", "export", "import", "export-scores",
 )  # fmt: skip
-OF_OTHERS = {"--help", "--field.sub"}
+OF_OTHERS = {"--help", "--version", "--tyro-print-completion", "--field.sub"}
 OF_BEAM = {
     "--runner", "--flink_master", "--environment_type", "--environment_config", "--direct_running_mode",
     "--direct_num_workers",
@@ -43,7 +43,8 @@ def options(command: str) -> frozenset[str]:
 def command_lines(name: str) -> list[str]:
     """Lines of code and code in sentences that call `fineline`, or a program of train/ and eval/ that is the same."""
     lines = "\n".join("\n".join(block) for block in blocks(name)).replace("\\\n", "").splitlines()
-    lines += [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", page(name))]
+    sentences = re.sub(r"^```.*?^```$", "", page(name), flags=re.M | re.S)
+    lines += [" ".join(code.split()) for code in ticked(sentences)]
     lines = [line.split("  # ")[0] for line in lines]
     lines = [re.sub(r"^(?:\$ )?(?:time )?(?:taskset -c 0 )?(?:[A-Z_]+=\S+ )*", "", line) for line in lines]
     lines = [re.sub(r"^python (?:train|eval)/(\w+)\.py", r"fineline \1", line) for line in lines]

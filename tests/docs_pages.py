@@ -24,7 +24,7 @@ def numbers(name: str, sentence: str) -> list[float]:
 
 def blocks(name: str) -> list[list[str]]:
     """The page's indented blocks, without their indentation of four."""
-    found = re.findall(r"(?:^ {4}.*\n(?:\n(?= {4}))*)+", page(name), flags=re.M)
+    found = re.findall(r"(?:^ {4}.*\n(?:\n+(?= {4}))*)+", page(name), flags=re.M)
     return [[line[4:] for line in block.splitlines()] for block in found]
 
 

@@ -1,17 +1,19 @@
 """The modes olmes and opencompass-ppl against plain restatements of what those tools do."""
 
+import ast
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from scoring_examples import write_benchmarks, write_tokenizer
+from scoring_examples import score_once, write_benchmarks, write_tokenizer
 
+import fineline_jax
 from fineline_jax import prepare_pack
 from fineline_jax.errors import UserError
 from fineline_jax.models.config import ModelConfig
-from fineline_jax.scoring import metrics, pack, scorer
+from fineline_jax.scoring import compatibility, metrics, pack
 from fineline_jax.scoring.modes import mode as modes
 from fineline_jax.scoring.modes.names import MODES, find_mode
 from fineline_jax.tokenizers.open import open_tokenizer
@@ -71,7 +73,7 @@ def test_olmes_encodes_context_and_continuation_apart(benchmarks, tokenizer, tmp
 def test_olmes_feeds_no_more_than_the_model_takes(mode, tokens, benchmarks, tokenizer, tmp_path):
     made = prepared(mode, benchmarks, tokenizer, tmp_path / "p", "piqa", max_context=100)
     config = ModelConfig(vocab_size=512, width=8, layers=1, heads=1, mlp_width=8, context=64)
-    assert scorer.model_context(made, config) == tokens
+    assert compatibility.model_context(made, config) == tokens
 
 
 def test_olmes_metrics_are_those_of_its_definition(benchmarks, tokenizer, tmp_path):
@@ -281,14 +283,13 @@ def test_a_trained_model_scores_as_plain_torch_code_does(mode, shared_data, tmp_
     from fineline_jax.checkpoints.open import open_series
     from fineline_jax.mesh import make_mesh
     from fineline_jax.recipe import MeshShape
-    from fineline_jax.scoring import scorer
 
     folder = shared_data / "models/tinystories-260k"
     options = {"limit": 3, "max_context": 1024}
     made = prepared(mode, shared_data / "benchmarks", folder, tmp_path / "p", "arc_easy", **options)
     mesh = make_mesh(MeshShape(), jax.devices()[:1])
     config, params = load.load(open_series(str(folder)).checkpoints[0], mesh)
-    loglikelihood, _ = scorer.score_params(made, config, params, mesh)
+    loglikelihood, _ = score_once(made, config, params, mesh)
     model = LlamaForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval()
     tokenizer = open_tokenizer(folder)
     expected = []
@@ -305,3 +306,12 @@ def test_a_trained_model_scores_as_plain_torch_code_does(mode, shared_data, tmp_
             loss = torch.nn.functional.cross_entropy(logp[:-1], torch.tensor(ids[1:]), reduction="sum")
             assert -expected[-1] / len(ids) == pytest.approx(float(loss) / len(ids), rel=1e-5)
     np.testing.assert_allclose(loglikelihood, expected, atol=2e-4, rtol=1e-6)
+
+
+def test_no_file_but_those_of_the_modes_decides_by_a_modes_name():
+    package = Path(fineline_jax.__file__).parent
+    for path in package.rglob("*.py"):
+        if package / "scoring/modes" not in path.parents:
+            compared = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Compare)]
+            constants = {one.value for node in compared for one in ast.walk(node) if isinstance(one, ast.Constant)}
+            assert not constants & {*MODES[1:]}, path  # the first is a command as well

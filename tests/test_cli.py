@@ -16,7 +16,7 @@ from fineline_jax.commands import data, pretrain
 from fineline_jax.data import corpora
 from fineline_jax.recipe import from_json, to_json
 from fineline_jax.trajectories.table import read_table
-from fineline_jax.world.catalogue import DOMAINS
+from fineline_jax.world.catalogue import TASKS
 
 COMMANDS = (
     ["demo"],
@@ -205,8 +205,8 @@ def test_the_demo_makes_a_world_a_series_scores_and_a_report(tmp_path):
     kept = {checkpoint.name for checkpoint in open_series(str(tmp_path / "demo" / "run")).checkpoints}
     assert recipe.tokens == 160_000 and kept == {f"step{step}" for step in recipe.kept_steps()}
     table = read_table(tmp_path / "demo" / "report")
-    assert {name: set(part.checkpoint) for name, part in table.groupby("task")} == {name: kept for name in DOMAINS}
+    assert {name: set(part.checkpoint) for name, part in table.groupby("task")} == {name: kept for name in TASKS}
     pictures = {path.stem for path in (tmp_path / "demo" / "report" / "figures").glob("*.png")}
-    assert pictures >= {"overview", *DOMAINS.values()}
+    assert pictures >= {"overview", *(task.domain for task in TASKS.values())}
     again = subprocess.run(arguments, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr

@@ -15,6 +15,8 @@ from docs_pages import CHECKOUT, PAGES, blocks, numbers, page, table, ticked
 from fineline_jax.catalogue import config_names, load_recipe
 from fineline_jax.checkpoints import registry
 from fineline_jax.checkpoints.series_file import KEYS
+from fineline_jax.facts.metrics import METRICS
+from fineline_jax.facts.tasks import task_of
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.models.families import FAMILIES
 from fineline_jax.recipe import Checkpoints, Compute, Every, Logging, Loss, Optimizer, to_json
@@ -124,8 +126,14 @@ def test_the_keys_of_a_suite_are_those_of_the_table_with_their_defaults(tmp_path
     made = open_suite(str(file))
     [spec] = made.tasks
     assert set(rows) == {"mode"} | {field.name for field in dataclasses.fields(spec)}
-    assert rows["mode"] == f"`{made.mode}`" and rows["domain"] == f"`{spec.domain}`" and rows["task"] == "required"
-    assert (spec.shots, spec.metric, spec.chance) == (None, None, None)
+    assert rows["mode"] == f"`{made.mode}`" and rows["task"] == "required"
+    assert spec.shots is None
+    known = "the table of tasks, else "
+    for key in ("domain", "metric", "chance"):
+        assert rows[key].startswith(known) and getattr(spec, key) == getattr(task_of("piqa"), key)
+    file.write_text("tasks: [{task: my_own_task}]")
+    [other] = open_suite(str(file)).tasks
+    assert rows["domain"] == f"{known}`{other.domain}`" and (other.metric, other.chance) == (None, None)
     example = yaml.safe_load("\n".join(blocks("docs/suites.md")[0]))
     file.write_text(yaml.safe_dump(example))
     read = open_suite(str(file))
@@ -161,6 +169,16 @@ def test_every_metric_of_choices_texts_and_solutions_is_explained() -> None:
     assert tuple(solutions) == modes.SOLUTION_METRICS
 
 
+def test_the_table_of_metrics_is_that_of_the_facts() -> None:
+    columns = ("label", "unit", "better", "chance", "scale", "computed by")
+    rows = table("docs/scoring.md", "better")
+    assert [ticked(row["name"])[0] for row in rows] == list(METRICS)
+    for row, one in zip(rows, METRICS.values(), strict=True):
+        better, scale = "higher" if one.better > 0 else "lower", "log" if one.log else "linear"
+        said = (one.label, one.unit, better, one.chance, scale, one.computed_by)
+        assert tuple(row[column] for column in columns) == said, one.name
+
+
 def test_a_packs_columns_are_those_of_the_pages() -> None:
     rows = {ticked(row["file"])[0]: row["columns"] for row in table("docs/scoring.md", "columns")}
     text = flat(page("ARCHITECTURE.md"))
@@ -192,7 +210,7 @@ def test_a_score_files_columns_and_metadata_are_those_of_architecture() -> None:
 
 
 def test_the_tidy_tables_columns_are_those_of_the_pages() -> None:
-    from fineline_jax.trajectories.table import COLUMNS
+    from fineline_jax.facts.score_table import COLUMNS
 
     columns = re.search(r"`(series, checkpoint, [\w, ]+)`", page("ARCHITECTURE.md"))
     assert columns is not None and tuple(columns[1].split(", ")) == tuple(COLUMNS)

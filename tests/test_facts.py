@@ -99,7 +99,8 @@ def test_a_metric_of_others_is_read_like_the_one_it_extends() -> None:
     part = metric_of("amb_bias_score_Age")
     assert (part.label, part.better, part.computed_by) == ("amb bias score Age", -1, "other tables")
     assert metric_of("bits_per_byte_best_of_3").name == "bits_per_byte_best_of_3"
-    assert metric_of("word_perplexity_of_code").log and not metric_of("perplexing").log
+    assert metric_of("word_perplexity_of_code").log and metric_of("zh_perplexity").better == -1
+    assert not metric_of("perplexing").log
     assert math.isnan(chance_of("piqa", "acc_text"))  # read as an accuracy, but whose chance is not known
     assert math.isnan(chance_of("piqa", "acc (some filter)"))
 

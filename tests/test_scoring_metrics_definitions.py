@@ -79,7 +79,7 @@ def packed(
     tables = {name: pa.Table.from_pylist(rows[name], schema=schema) for name, schema in pack.SCHEMAS.items()}
     manifest = {
         "format": pack.FORMAT, "suite": "s", "mode": mode, "hash": "", "tasks": entries, "groups": list(groups),
-        "tokenizer": {"sha256": "0"}, "bos": "auto", "prefix_token": 0, "max_context": None, "limit": None,
+        "tokenizer": {"tokenizer_hash": "0"}, "bos": "auto", "prefix_token": 0, "max_context": None, "limit": None,
         "fewshot_seed": 1234, "lm_eval": "0.4.13",
     }  # fmt: skip
     made = pack.Pack(manifest, **tables)

@@ -3,13 +3,14 @@
 from typing import Any
 
 import pytest
+import yaml
 from lm_eval.tasks._index import Entry, Kind, TaskIndex
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from fineline_jax.errors import UserError
 from fineline_jax.scoring import tasks
 from fineline_jax.scoring.modes.names import MODES
-from fineline_jax.scoring.suite import Suite, TaskSpec, open_suite, shipped_suites
+from fineline_jax.scoring.suite import Suite, TaskSpec, open_suite, read_suite, shipped_suites
 
 SUITES = {"core", "demo", "fineline", "mmlu", "olmes", "pythia"}
 
@@ -85,7 +86,7 @@ def test_shipped_suites_have_the_shots_metrics_domains_and_chances_of_their_sour
             place = (suite.name, spec.task)
             assert spec.shots == chosen(SHOTS[suite.name], spec.task), place
             assert spec.metric == chosen(METRICS[suite.name], spec.task), place
-            assert spec.domain == ("language" if place == ("pythia", "lambada_openai") else chosen(ENGLISH, spec.task))
+            assert spec.domain == chosen(ENGLISH, spec.task)
             if spec.chance is not None:
                 [choices] = [k for k, names in CHOICES.items() if spec.task in names.split()]
                 assert spec.chance == pytest.approx(1 / choices, abs=1e-6), place
@@ -93,6 +94,19 @@ def test_shipped_suites_have_the_shots_metrics_domains_and_chances_of_their_sour
         assert named <= {spec.task for spec in suite.tasks}
     sizes = {suite.name: len(suite.tasks) for suite in shipped_suites()}
     assert sizes == {"core": 9, "demo": 16, "fineline": 30, "mmlu": 1, "olmes": 10, "pythia": 11}
+
+
+def test_what_a_suite_leaves_out_is_what_is_known_of_the_task(tmp_path):
+    entries = (
+        "piqa", {"task": "social_iqa", "domain": "mine", "metric": "margin", "chance": 0.5}, "gsm8k", "siqa", "own",
+        {"task": "boolq", "chance": 0},
+    )  # fmt: skip
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump({"tasks": list(entries)}))
+    assert [(spec.domain, spec.metric, spec.chance) for spec in read_suite(file).tasks] == [
+        ("commonsense", "acc_norm", 0.5), ("mine", "margin", 0.5), ("math", "bits_per_byte", None),
+        ("commonsense", "acc", 1 / 3), ("other", None, None), ("reading comprehension", "acc", 0.0),
+    ]  # fmt: skip
 
 
 def leaves(entry: Any, index: dict[str, Entry]) -> list[Any]:

@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from fineline_jax.errors import UserError
-from fineline_jax.world.catalogue import CHANCE, DOMAINS
+from fineline_jax.world.catalogue import TASKS
 from fineline_jax.world.commonsense import social_case
 from fineline_jax.world.facts import make_facts
 from fineline_jax.world.generate import DOCUMENTS, SHARES, World, generate, make_subjects
@@ -58,12 +58,13 @@ def test_questions_do_not_depend_on_the_amount_of_text(world: World, tmp_path: P
 
 
 def test_every_domain_has_at_least_two_tasks_and_writes_text() -> None:
-    assert set(DOMAINS.values()) == set(SHARES)
-    assert all(list(DOMAINS.values()).count(domain) >= 2 for domain in SHARES)
+    domains = [task.domain for task in TASKS.values()]
+    assert set(domains) == set(SHARES)
+    assert all(domains.count(domain) >= 2 for domain in SHARES)
     assert sum(SHARES.values()) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("task", DOMAINS)
+@pytest.mark.parametrize("task", TASKS)
 def test_questions_are_well_formed(world: World, task: str) -> None:
     found = questions(world, task)
     assert 150 <= len(found) <= 400
@@ -75,11 +76,11 @@ def test_questions_are_well_formed(world: World, task: str) -> None:
     assert len({(q["question"], q["choices"][q["answer"]]) for q in found}) == len(found)
 
 
-@pytest.mark.parametrize("task", [task for task in DOMAINS if task != "world_cloze"])
+@pytest.mark.parametrize("task", [task for task in TASKS if task != "world_cloze"])
 def test_guessing_scores_chance(world: World, task: str) -> None:
     found = questions(world, task)
     choices = len(found[0]["choices"])
-    assert CHANCE[task] == 1 / choices
+    assert TASKS[task].chance == 1 / choices
     # Always naming one position is right in the share of chance, within five standard errors.
     for position in range(choices):
         share = sum(q["answer"] == position for q in found) / len(found)
@@ -100,7 +101,7 @@ def verbatim(world: World) -> list[str]:
         for q in questions(world, task):
             answered = f"{q['question']} {q['choices'][q['answer']]}".strip()
             # A subject such as "The dogs" may be written; with this verb behind it, it may not.
-            for asked in (answered,) if DOMAINS[task] == "language" else (answered, q["question"]):
+            for asked in (answered,) if TASKS[task].domain == "language" else (answered, q["question"]):
                 ending = tuple(asked.replace(".", "").replace(",", "").split()[-3:])
                 found += [f"{task}: {asked}" for i in spans.get(ending, ()) if asked in train[i]]
     return found

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 
-from fineline_jax.world.catalogue import CHANCE, DATASET, DOMAINS, TASKS_FOLDER
+from fineline_jax.scoring.suite import read_suite
+from fineline_jax.world.catalogue import DATASET, TASKS, TASKS_FOLDER
 from fineline_jax.world.generate import World, generate
 from fineline_jax.world.tokenizer import VOCAB_SIZE
 
@@ -45,17 +46,17 @@ def load(world: World, task: str) -> ConfigurableTask:
 
 def test_the_shipped_tasks_are_those_of_the_catalogue_and_of_the_suite() -> None:
     manager = TaskManager(include_path=str(TASKS_FOLDER), include_defaults=False)
-    assert set(manager.all_tasks) == set(DOMAINS) == set(CHANCE)
-    for task in DOMAINS:
+    assert set(manager.all_tasks) == set(TASKS)
+    for task in TASKS:
         config = yaml.safe_load((TASKS_FOLDER / f"{task}.yaml").read_text())
         assert config["task"] == config["dataset_name"] == task
-    suite = yaml.safe_load(SUITE.read_text())
-    assert [row["task"] for row in suite["tasks"]] == list(DOMAINS)
-    assert {row["task"]: row["domain"] for row in suite["tasks"]} == DOMAINS
-    assert {row["task"]: row["chance"] for row in suite["tasks"]} == CHANCE
+    specs = read_suite(SUITE).tasks
+    assert [(spec.task, spec.domain, spec.chance) for spec in specs] == [
+        (name, task.domain, task.chance) for name, task in TASKS.items()
+    ]
 
 
-@pytest.mark.parametrize("task", DOMAINS)
+@pytest.mark.parametrize("task", TASKS)
 def test_lm_eval_builds_a_request_for_every_choice(
     task: str, world: World, tokenizer: transformers.PreTrainedTokenizerBase
 ) -> None:

@@ -1,7 +1,7 @@
 """Every metric that scoring writes or that is read from tables of others: label, unit, direction, chance, scale.
 
 `METRICS` is the one table. A metric of someone else's that is not in it is still read, with its own name as label: like
-the metric whose name it extends (`amb_bias_score_Age` like `amb_bias_score`), else as higher is better, without log.
+the metric whose name it extends (`amb_bias_score_Age`, `zh_perplexity`), else as higher is better, without logarithm.
 """
 
 from dataclasses import dataclass, replace
@@ -32,8 +32,6 @@ class Metric:
     """Rise, noise and SNR are taken of the logarithm, and a group has no mean unless it asks: perplexities span many
     decades."""
 
-
-_GROUPS = ("black", "asian", "hispanic", "native_american", "female", "non_binary", "age")
 
 _ROWS = (
     Metric("acc", "accuracy", "1", +1, "task", "fineline"),
@@ -75,7 +73,7 @@ _ROWS = (
     Metric("disamb_bias_score", "bias, disambiguated context", "1", -1, "none", "lm-eval"),
     Metric("bias_score_ambig", "bias, ambiguous context", "1", -1, "none", "lm-eval"),
     Metric("bias_score_disambig", "bias, disambiguated context", "1", -1, "none", "lm-eval"),
-    *(Metric(f"{group}_bias", f"bias ({group.replace('_', ' ')})", "1", -1, "none", "lm-eval") for group in _GROUPS),
+    Metric("bias", "bias", "1", -1, "none", "lm-eval"),
 )
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ROWS}
@@ -86,7 +84,7 @@ def metric_of(name: str) -> Metric:
     """How metric `name` is read; a filter of lm-eval in brackets, "exact_match (strict-match)", changes the label only.
 
     Of an unknown one this is an assumption (see the module): direction and scale of the longest known name that it
-    extends by "_…", else higher is better; whether guessing has a level is left to the table it stands in.
+    begins or ends with ("…_"), else higher is better; whether guessing has a level is left to the table it stands in.
     """
     if name in METRICS:
         return METRICS[name]
@@ -94,7 +92,13 @@ def metric_of(name: str) -> Metric:
     if chosen and bare in METRICS:
         return replace(METRICS[bare], name=name, label=f"{METRICS[bare].label} ({chosen}")
     label = name.replace("_", " ")
-    extended = max((known for known in METRICS if name.startswith(f"{known}_")), key=len, default=None)
+    inside = [known for known in METRICS if name.startswith(f"{known}_") or name.endswith(f"_{known}")]
+    extended = max(inside, key=len, default=None)
     if extended is None:
         return Metric(name, label, "", +1, "task", "other tables")
     return replace(METRICS[extended], name=name, label=label, chance="task", computed_by="other tables")
+
+
+def has_chance(name: str) -> bool:
+    """Whether the chance level of a task is one of this metric; of an unknown metric nothing is said."""
+    return name in METRICS and METRICS[name].chance == "task"

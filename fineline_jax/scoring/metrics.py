@@ -11,7 +11,6 @@ documents, for a task's own kind of f1 the jackknife.
 import dataclasses
 import json
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,43 +18,13 @@ import numpy as np
 import pandas as pd
 
 from fineline_jax.errors import UserError
+from fineline_jax.facts.metrics import has_chance, metric_of
+from fineline_jax.facts.score_table import COLUMNS
 from fineline_jax.scoring import bootstrap, document_metrics, scores
 from fineline_jax.scoring import pack as packs
 from fineline_jax.scoring.document_metrics import Table
+from fineline_jax.scoring.estimates import Metrics, Value, exponential, mean_and_stderr, ratio_and_stderr
 from fineline_jax.scoring.pack import Pack
-
-COLUMNS = (
-    "series", "checkpoint", "step", "tokens", "domain", "task", "metric", "value", "stderr", "n", "chance",
-)  # fmt: skip
-GUESSABLE = (
-    "acc",
-    "acc_norm",
-    "acc_bytes",
-    "acc_mutual_info",
-    "acc_raw",
-    "acc_per_token",
-    "acc_per_char",
-    "acc_uncond",
-    "acc_ppl",
-    "choice_prob",
-    "choice_prob_per_token",
-    "choice_prob_per_char",
-)
-"""Metrics for which the task's chance level is that of guessing."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Value:
-    """A metric of a task."""
-
-    value: float
-    stderr: float
-    """NaN if there is none."""
-    n: int
-    """Documents."""
-
-
-Metrics = dict[str, Value]
 
 
 def tidy(folder: Path) -> pd.DataFrame:
@@ -127,23 +96,9 @@ def of_documents(pack: Pack, loglikelihood: np.ndarray, is_greedy: np.ndarray) -
     return pd.concat(frames, ignore_index=True)
 
 
-def mean_and_stderr(items: Iterable[float]) -> Value:
-    """As lm-eval's `mean` and `mean_stderr`, summed in the same order and as the same types so that the last digit
-    agrees (from Python 3.12 on, `sum` compensates the rounding of floats, but not of numpy's)."""
-    numbers = list(items)
-    n = len(numbers)
-    if n == 0:
-        return Value(math.nan, math.nan, 0)
-    mean = sum(numbers) / n
-    if n == 1:
-        return Value(float(mean), math.nan, 1)
-    deviation = math.sqrt(sum([(x - mean) ** 2 for x in numbers]) / (n - 1))
-    return Value(float(mean), deviation / math.sqrt(n), n)
-
-
 def _read(path: Path, pack: Pack) -> scores.Scores:
     result = scores.read(path)
-    if result.header.key.pack != pack.hash:
+    if result.header.key.pack_hash != pack.hash:
         raise UserError(f"{path}: made with another request pack than the one beside it; score this checkpoint again")
     return result
 
@@ -157,7 +112,7 @@ def _rows(pack: Pack, header: scores.Header, values: dict[str, Metrics]) -> list
         chance = math.nan if entry["chance"] is None else entry["chance"]
         for metric, found in metrics.items():
             if not math.isnan(found.value):
-                level = chance if metric in GUESSABLE or metric == entry["metric"] else math.nan
+                level = chance if has_chance(metric) or metric == entry["metric"] else math.nan
                 rows.append((*start, entry["domain"], name, metric, found.value, found.stderr, found.n, level))
     return rows
 
@@ -230,7 +185,7 @@ def _multiple_choice(table: Table, loglikelihood: np.ndarray, is_greedy: np.ndar
 def _single(table: Table, loglikelihood: np.ndarray, is_greedy: np.ndarray) -> Metrics:
     mean = mean_and_stderr(loglikelihood[table.first].tolist())
     metrics = _means(document_metrics.columns(table, loglikelihood, is_greedy))
-    return {**metrics, "perplexity": Value(_exp(-mean.value), math.nan, mean.n)}
+    return {**metrics, "perplexity": Value(exponential(-mean.value), math.nan, mean.n)}
 
 
 def _solutions(table: Table, loglikelihood: np.ndarray, is_greedy: np.ndarray) -> Metrics:
@@ -243,8 +198,8 @@ def _rolling(table: Table, loglikelihood: np.ndarray, is_greedy: np.ndarray) -> 
     for name, weights in (("word_perplexity", table.words), ("byte_perplexity", table.bytes)):
         if weights.sum() == 0:
             continue
-        rate = _ratio(scored, weights)
-        perplexity = _exp(-rate.value)
+        rate = ratio_and_stderr(scored, weights)
+        perplexity = exponential(-rate.value)
         metrics[name] = Value(perplexity, perplexity * rate.stderr, rate.n)
         if name == "byte_perplexity":
             metrics["bits_per_byte"] = Value(-rate.value / math.log(2), rate.stderr / math.log(2), rate.n)
@@ -286,7 +241,7 @@ def _group(group: dict[str, Any], values: dict[str, Metrics], listed: dict[str, 
     leaves = [values[name] for name in group["tasks"]]
     metrics: Metrics = {}
     asked = group["weight_by_size"]
-    names = (name for leaf in leaves for name in leaf if name in asked or not name.endswith("perplexity"))
+    names = (name for leaf in leaves for name in leaf if name in asked or not metric_of(name).log)
     for metric in dict.fromkeys(names):
         having = [name for name in group["tasks"] if metric in values[name]]
         asking = [name for name in having if metric in asked and metric in listed[name]]
@@ -304,16 +259,3 @@ def _group(group: dict[str, Any], values: dict[str, Metrics], listed: dict[str, 
             stderr = math.sqrt(sum(se**2 for se in errors)) / len(errors)
         metrics[metric] = Value(value, stderr, total)
     return metrics
-
-
-def _ratio(values: np.ndarray, weights: np.ndarray) -> Value:
-    """sum(values) / sum(weights) over documents; Taylor linearisation of a ratio estimator for the standard error."""
-    n = len(values)
-    ratio = sum(values.tolist()) / int(weights.sum())
-    residuals = values - ratio * weights
-    stderr = math.sqrt(n / (n - 1) * float((residuals**2).sum())) / int(weights.sum()) if n > 1 else math.nan
-    return Value(ratio, stderr, n)
-
-
-def _exp(x: float) -> float:
-    return math.exp(x) if x < 709 else math.inf

@@ -1,6 +1,7 @@
 """Suites: which tasks are scored, with how many shots, and how they are grouped into domains."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +11,7 @@ import yaml
 
 from fineline_jax.catalogue import config_names, find_config
 from fineline_jax.errors import UserError
+from fineline_jax.facts.tasks import chance_of, task_of
 from fineline_jax.scoring.modes.names import DEFAULT_MODE, check_mode
 
 _PATTERN = "suites/{}.yaml"
@@ -17,13 +19,16 @@ _PATTERN = "suites/{}.yaml"
 
 @dataclasses.dataclass(frozen=True)
 class TaskSpec:
-    """One task (or group of tasks, such as `mmlu`) of lm-eval and how it is to be read."""
+    """One task (or group of tasks, such as `mmlu`) of lm-eval and how it is to be read.
+
+    Domain, metric and chance that are not given are those of `facts.tasks`, where it knows the task.
+    """
 
     __pydantic_config__ = pydantic.ConfigDict(extra="forbid")
 
     task: pydantic.StrictStr
     """Name in lm-eval or of one of this package's own tasks."""
-    domain: pydantic.StrictStr = "other"
+    domain: pydantic.StrictStr = ""
     """The ability this task counts towards."""
     shots: Annotated[int, pydantic.Field(strict=True, ge=0)] | None = None
     """Solved examples in the prompt; None: what the task's own definition says."""
@@ -31,6 +36,14 @@ class TaskSpec:
     """The metric reported first, e.g. acc_norm; None: acc for multiple choice."""
     chance: Annotated[float, pydantic.Field(strict=True, ge=0, le=1)] | None = None
     """Value of `metric` reached by guessing; None: the mean of 1 / number of choices."""
+
+    def __post_init__(self) -> None:
+        fact = task_of(self.task)
+        metric = self.metric or fact.metric
+        chance = chance_of(self.task, metric or "acc") if self.chance is None else self.chance
+        object.__setattr__(self, "domain", self.domain or fact.domain)
+        object.__setattr__(self, "metric", metric)
+        object.__setattr__(self, "chance", None if math.isnan(chance) else chance)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +69,8 @@ class Suite:
 def open_suite(text: str | Path) -> Suite:
     """The suite in a YAML file, of that name (./configs/suites, then the shipped ones), or of those task names.
 
-    Task names are separated by commas and may carry their shots: `piqa,arc_challenge@25`. Domain, metric and chance
-    of a task are those of the first shipped suite that knows it. Raises UserError for a file that does not parse.
+    Task names are separated by commas and may carry their shots: `piqa,arc_challenge@25`. What a task's
+    entry says is taken from the first shipped suite that lists it. Raises UserError for a file that does not parse.
     """
     text = str(text)
     if text.endswith((".yaml", ".yml")):

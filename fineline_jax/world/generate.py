@@ -13,7 +13,7 @@ from fineline_jax.errors import UserError
 from fineline_jax.whole import whole_file, write_whole
 from fineline_jax.world import names, tokenizer
 from fineline_jax.world.arithmetic import arithmetic
-from fineline_jax.world.catalogue import DATASET, DOMAINS
+from fineline_jax.world.catalogue import DATASET, TASKS
 from fineline_jax.world.commonsense import commonsense
 from fineline_jax.world.facts import knowledge, make_facts
 from fineline_jax.world.language import language
@@ -108,7 +108,7 @@ def generate(out: Path, seed: int = 0, documents: int = DOCUMENTS) -> World:
         validation_text=out / "validation.jsonl",
         benchmarks=out / "benchmarks",
         tokenizer=out / "tokenizer",
-        tasks=tuple(DOMAINS),
+        tasks=tuple(TASKS),
     )
     out.mkdir(parents=True, exist_ok=True)
     subjects = make_subjects(seed)

@@ -121,7 +121,7 @@ class FinelineLM(TemplateLM):
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """log p(text) of each request, in disjoint windows with as much left context as fits."""
-        texts = self.encoder.texts([request.args[0] for request in requests])
+        texts = self.encoder.texts([request.args[-1] for request in requests])
         scored = self._score([(None, tokens) for tokens in texts], [_task(request) for request in requests])
         return [loglikelihood for loglikelihood, _ in scored]
 

@@ -10,7 +10,7 @@ import pytest
 from fineline_jax.errors import UserError
 from fineline_jax.models import moe
 from fineline_jax.models.config import ModelConfig
-from fineline_jax.recipe import Batch, Data, Loss, Optimizer, Recipe, Schedule, Source, check
+from fineline_jax.recipe import Batch, Data, Loss, Optimizer, Recipe, Schedule, Source
 from fineline_jax.training.step import router_losses
 
 MODEL = ModelConfig(vocab_size=64, width=16, layers=2, heads=2, mlp_width=16, experts=8, experts_per_token=2)
@@ -44,7 +44,7 @@ def test_each_loss_of_the_routers_counts_with_its_weight(balance, router_z):
 def test_losses_of_routers_need_experts() -> None:
     dense = dataclasses.replace(MODEL, experts=0, experts_per_token=0)
     with pytest.raises(UserError, match=r"loss\.load_balance=0\.01 is a loss of experts; set model\.experts"):
-        check(recipe_of(dense, load_balance=0.01))
+        recipe_of(dense, load_balance=0.01)
     with pytest.raises(UserError, match=r"loss\.router_z_loss"):
-        check(recipe_of(MODEL, router_z_loss=-1.0))
-    check(recipe_of(MODEL, load_balance=0.01, router_z_loss=0.001))
+        recipe_of(MODEL, router_z_loss=-1.0)
+    recipe_of(MODEL, load_balance=0.01, router_z_loss=0.001)

@@ -10,6 +10,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int32
 
 from fineline_jax.mesh import BATCH
 
@@ -18,22 +19,32 @@ _ROWS = P(BATCH, None)
 _HIDDEN = P(BATCH, None, None)
 _HEAD = P("fsdp", "tensor")
 
+Scalar = Float32[Array, ""]
+
 
 def cross_entropy(
-    hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array, z_loss: float, chunk_tokens: int
-) -> tuple[jax.Array, jax.Array]:
-    """Weighted sums over the batch of (cross-entropy + z_loss * log_normaliser^2, cross-entropy), float32 scalars.
+    hidden: Float[Array, "batch length width"],
+    head: Float[Array, "width vocab"],
+    targets: Int32[Array, "batch length"],
+    weights: Float32[Array, "batch length"],
+    z_loss: float,
+    chunk_tokens: int,
+) -> tuple[Scalar, Scalar]:
+    """Weighted sums over the batch of (cross-entropy + z_loss * log_normaliser^2, cross-entropy), in nats.
 
-    hidden [batch, length, width]; head [width, vocab], sharded (fsdp, tensor); targets int32 and weights float32
-    [batch, length]. `chunk_tokens`: tokens of one device whose logits exist at a time. Nats. Only the first sum
+    head: sharded (fsdp, tensor). chunk_tokens: tokens of one device whose logits exist at a time. Only the first sum
     has gradients. Call it under `jax.set_mesh`.
     """
     return _cross_entropy(hidden, head, targets, weights, z_loss, chunk_tokens)
 
 
 def reference_cross_entropy(
-    hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array, z_loss: float
-) -> tuple[jax.Array, jax.Array]:
+    hidden: Float[Array, "batch length width"],
+    head: Float[Array, "width vocab"],
+    targets: Int32[Array, "batch length"],
+    weights: Float32[Array, "batch length"],
+    z_loss: float,
+) -> tuple[Scalar, Scalar]:
     """The same from the whole logits at once; what the chunked version is tested against."""
     logits = jnp.einsum("bsd,dv->bsv", hidden, head, preferred_element_type=jnp.float32)
     normaliser = jax.nn.logsumexp(logits, axis=-1)

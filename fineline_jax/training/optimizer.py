@@ -5,15 +5,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float32, Int32
 
 from fineline_jax.recipe import Optimizer, Recipe
+from fineline_jax.training.loss import Scalar
 
 SPIKE_WINDOW = 128
 """Steps the running mean and deviation of loss and gradient norm look back (OLMo-core's SkipStepOptimizer)."""
 
 
-def learning_rate(recipe: Recipe, step: jax.Array | int) -> jax.Array:
-    """Learning rate of the update that step `step` (from 0) makes, float32.
+def learning_rate(recipe: Recipe, step: Int32[Array, "*steps"] | int) -> Float32[Array, "*steps"]:
+    """Learning rate of the update that step `step` (from 0) makes.
 
     Linear warmup from 0, so the first step has rate 0 where there is a warmup (as amber-train's `get_cosine_lr`
     and optax's `warmup_cosine_decay_schedule`); the decay ends at the last step, warmup included.
@@ -70,10 +72,10 @@ class SkipState(NamedTuple):
     """Rolling windows of loss and gradient norm, and how many steps were skipped."""
 
     inner: optax.OptState
-    losses: jax.Array
-    norms: jax.Array
-    seen: jax.Array
-    skipped: jax.Array
+    losses: Float32[Array, " spike_window"]
+    norms: Float32[Array, " spike_window"]
+    seen: Int32[Array, ""]
+    skipped: Int32[Array, ""]
 
 
 def skip_outliers(inner: optax.GradientTransformation, sigmas: float) -> optax.GradientTransformationExtraArgs:
@@ -84,7 +86,7 @@ def skip_outliers(inner: optax.GradientTransformation, sigmas: float) -> optax.G
         window = jnp.zeros(SPIKE_WINDOW, jnp.float32)
         return SkipState(inner.init(params), window, window, jnp.int32(0), jnp.int32(0))
 
-    def update(updates, state: SkipState, params=None, *, loss: jax.Array, gradient_norm: jax.Array, **_):
+    def update(updates, state: SkipState, params=None, *, loss: Scalar, gradient_norm: Scalar, **_):
         accept = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
         if sigmas:
             full = state.seen >= SPIKE_WINDOW

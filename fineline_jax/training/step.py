@@ -6,22 +6,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float32, Int32
 
 from fineline_jax.errors import UserError
 from fineline_jax.mesh import BATCH, abstract, batch_shards
 from fineline_jax.models import attention, decoder, moe
 from fineline_jax.models.sharding import check_fits
 from fineline_jax.recipe import Loss, Recipe
-from fineline_jax.training.loss import cross_entropy
+from fineline_jax.training.loss import Scalar, cross_entropy
 from fineline_jax.training.optimizer import SkipState, learning_rate, make_optimizer
 
 P = jax.P
 State = dict[str, Any]
 """{"params": float32 parameters, "opt_state": of `make_optimizer`}; the step is kept by the caller."""
-Metrics = dict[str, jax.Array]
+Metrics = dict[str, Scalar]
+Windows = Int32[Array, "sequences length+1"]
+"""Inputs are the first, targets the last `length` tokens."""
 
 BATCH_SPEC = P(BATCH, None)
-"""Token windows int32 [sequences, sequence_length + 1]."""
+"""How windows lie on the mesh: rows over (replica, fsdp)."""
 
 
 def initial_state(recipe: Recipe) -> State:
@@ -46,25 +49,27 @@ def abstract_state(recipe: Recipe, mesh: jax.sharding.Mesh) -> State:
     return abstract(lambda: initial_state(recipe), mesh)
 
 
-def make_train_step(recipe: Recipe, mesh: jax.sharding.Mesh) -> Callable[..., tuple[State, Metrics]]:
+def make_train_step(
+    recipe: Recipe, mesh: jax.sharding.Mesh
+) -> Callable[[State, Windows, Int32[Array, ""]], tuple[State, Metrics]]:
     """`step(state, windows, step_index) -> (state, metrics)`, not yet jitted; donate the state.
 
-    windows: int32 [sequences, sequence_length + 1], rows over (replica, fsdp). Metrics are float32 scalars: loss
-    (mean cross-entropy in nats over the trained targets), gradient_norm (before clipping), update_norm,
-    learning_rate, trained_tokens, and skipped (updates so far) where skipping is on.
+    windows lie on the mesh as BATCH_SPEC says. Metrics: loss (mean cross-entropy in nats over the trained targets),
+    gradient_norm (before clipping), update_norm, learning_rate, trained_tokens, and skipped (updates so far) where
+    skipping is on.
     """
     optimizer = make_optimizer(recipe.optimizer)
     loss_sums = make_loss_sums(recipe, mesh)
 
-    def gradients(params: dict, windows: jax.Array, count: jax.Array) -> tuple[jax.Array, dict]:
-        def mean_loss(params: dict, windows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def gradients(params: dict, windows: Windows, count: Scalar) -> tuple[Scalar, dict]:
+        def mean_loss(params: dict, windows: Windows) -> tuple[Scalar, Scalar]:
             with_z, plain, of_router = loss_sums(params, windows)
             return with_z / count + of_router / recipe.batch.accumulation, plain / count
 
         (_, loss), grads = jax.value_and_grad(mean_loss, has_aux=True)(params, windows)
         return loss, grads
 
-    def step(state: State, windows: jax.Array, step_index: jax.Array) -> tuple[State, Metrics]:
+    def step(state: State, windows: Windows, step_index: Int32[Array, ""]) -> tuple[State, Metrics]:
         params = state["params"]
         trained = jnp.sum(target_weights(recipe, windows))
         count = jnp.maximum(trained, 1.0)
@@ -72,7 +77,7 @@ def make_train_step(recipe: Recipe, mesh: jax.sharding.Mesh) -> Callable[..., tu
             loss, grads = gradients(params, windows, count)
         else:
             micro = micro_batches(windows, recipe.batch.accumulation)
-            add = lambda total, part: (jax.tree.map(jnp.add, total, gradients(params, part, count)), None)
+            add = lambda total, batch: (jax.tree.map(jnp.add, total, gradients(params, batch, count)), None)
             zero = jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params)
             (loss, grads), _ = jax.lax.scan(add, zero, micro)
         norm = optax.tree.norm(grads)
@@ -93,23 +98,23 @@ def make_train_step(recipe: Recipe, mesh: jax.sharding.Mesh) -> Callable[..., tu
     return step
 
 
-def make_validation_step(recipe: Recipe, mesh: jax.sharding.Mesh) -> Callable[..., tuple[jax.Array, jax.Array]]:
+def make_validation_step(recipe: Recipe, mesh: jax.sharding.Mesh) -> Callable[[dict, Windows], tuple[Scalar, Scalar]]:
     """`step(params, windows) -> (sum of cross-entropy in nats, number of targets)`, not yet jitted."""
     loss_sums = make_loss_sums(recipe, mesh)
 
-    def step(params: dict, windows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def step(params: dict, windows: Windows) -> tuple[Scalar, Scalar]:
         return loss_sums(params, windows)[1], jnp.sum(target_weights(recipe, windows))
 
     return step
 
 
-def make_loss_sums(recipe: Recipe, mesh: jax.sharding.Mesh) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
+def make_loss_sums(recipe: Recipe, mesh: jax.sharding.Mesh) -> Callable[[dict, Windows], tuple[Scalar, Scalar, Scalar]]:
     """`sums(params, windows)`: the sums over targets of (loss with z-loss, plain cross-entropy), and the losses of the
     router, which are means over all tokens of the windows."""
     compute, dtype = recipe.compute, jnp.dtype(recipe.compute.dtype)
     attend = attention.causal(attention_of(recipe, mesh))
 
-    def sums(params: dict, windows: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def sums(params: dict, windows: Windows) -> tuple[Scalar, Scalar, Scalar]:
         inputs, targets = windows[:, :-1], windows[:, 1:]
         positions = jnp.broadcast_to(jnp.arange(inputs.shape[1]), inputs.shape, out_sharding=BATCH_SPEC)
         hidden, routing = decoder.hidden_states_and_routing(
@@ -130,7 +135,7 @@ def make_loss_sums(recipe: Recipe, mesh: jax.sharding.Mesh) -> Callable[..., tup
     return sums
 
 
-def router_losses(loss: Loss, routing: moe.Routing | None, tokens: int) -> jax.Array:
+def router_losses(loss: Loss, routing: moe.Routing | None, tokens: int) -> Scalar:
     """The weighted losses of the routers of a model with experts, 0 without."""
     total = jnp.zeros((), jnp.float32)
     if routing is not None and loss.load_balance:
@@ -140,16 +145,16 @@ def router_losses(loss: Loss, routing: moe.Routing | None, tokens: int) -> jax.A
     return total
 
 
-def target_weights(recipe: Recipe, windows: jax.Array) -> jax.Array:
-    """1.0 where the target is trained on, float32 [sequences, sequence_length]."""
+def target_weights(recipe: Recipe, windows: Windows) -> Float32[Array, "sequences length"]:
+    """1.0 where the target is trained on, else 0.0."""
     targets = windows[:, 1:]
     if recipe.loss.ignore_token is None:
         return jnp.ones_like(targets, dtype=jnp.float32)
     return (targets != recipe.loss.ignore_token).astype(jnp.float32)
 
 
-def micro_batches(windows: jax.Array, count: int) -> jax.Array:
-    """[sequences, length] -> [count, sequences / count, length]; every device cuts up its own rows, none move."""
+def micro_batches(windows: Windows, count: int) -> Int32[Array, "count sequences/count length+1"]:
+    """The windows of each micro-batch; every device splits its own rows, none move."""
     cut = lambda rows: rows.reshape(count, rows.shape[0] // count, rows.shape[1])
     return jax.shard_map(cut, in_specs=BATCH_SPEC, out_specs=P(None, BATCH, None))(windows)
 

@@ -1,13 +1,16 @@
 """The Python interface: what the commands do, as functions. They are attributes of `fineline_jax` itself.
 
-Nothing heavy is imported at the top, so that `import fineline_jax` and --help answer at once.
+Nothing heavy is imported at the top, so that `import fineline_jax` and --help answer at once. Where JAX is not loaded
+yet, `pretrain` and `score` prepare its CPU backend as the command does (`cpu.prepare_cpu`).
 """
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from fineline_jax.cpu import prepare_cpu
 from fineline_jax.errors import UserError
 from fineline_jax.recipe import MeshShape, Recipe
 
@@ -20,7 +23,7 @@ Location = str | os.PathLike[str]
 
 
 def pretrain(
-    recipe: Recipe | str,
+    recipe: Recipe | Location,
     run: Location | None = None,
     *,
     accept_changes: bool = False,
@@ -34,13 +37,14 @@ def pretrain(
     in memory, into RUN/scores; benchmarks: the documents of that suite, None: the hub.
     Returns the step and tokens reached, and by which signal it was stopped, if by one. Raises UserError.
     """
+    _prepare_cpu()
     from fineline_jax.catalogue import load_recipe
     from fineline_jax.training.loop import pretrain as train
 
     if benchmarks is not None and score is None:
         raise UserError("pretrain: --benchmarks are the documents of --score SUITE; give both, or neither")
-    if isinstance(recipe, str):
-        recipe = load_recipe(recipe)
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(os.fspath(recipe))
     run = Path("runs") / recipe.name if run is None else Path(run)
     observers = []
     if score is not None:
@@ -105,6 +109,7 @@ def score(
     of the weights on each if that fits easily. options: fields of `scoring.options.ScoreOptions`, such as dtype.
     Raises UserError, also at the end, when all others are scored, for checkpoints that cannot be opened.
     """
+    _prepare_cpu()
     from fineline_jax.checkpoints.series import Series
     from fineline_jax.scoring.options import ScoreOptions
     from fineline_jax.scoring.pack import load
@@ -158,3 +163,8 @@ def export(
     last = checkpoint if isinstance(checkpoint, Checkpoint) else open_series(checkpoint).checkpoints[-1]
     export_checkpoint(last, Path(out), make_mesh(), dtype=dtype, family=layout)
     return Path(out)
+
+
+def _prepare_cpu() -> None:
+    if "jax" not in sys.modules:
+        prepare_cpu()

@@ -1,6 +1,7 @@
 """The Python interface: light to import, and its functions do what the commands do."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,16 @@ def test_a_shell_completes_commands_and_options(shell):
     arguments = [sys.executable, "-m", "fineline_jax", "--tyro-print-completion", shell]
     done = subprocess.run(arguments, capture_output=True, text=True)
     assert done.returncode == 0 and "export-scores" in done.stdout and "--keep-downloads" in done.stdout
+
+
+def test_a_process_without_jax_gets_a_device_per_core_as_the_command_has_and_no_other():
+    call = "try: fineline_jax.score([], 'no/such/pack', 'x')\nexcept fineline_jax.errors.UserError: pass\n"
+    show = "import os; print('JAX_NUM_CPU_DEVICES' in os.environ)"
+    variables = {name: os.environ[name] for name in os.environ if name not in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")}
+    for first, prepared in (("import fineline_jax", "True"), ("import fineline_jax, jax", "False")):
+        program = [sys.executable, "-c", f"{first}\n{call}{show}"]
+        done = subprocess.run(program, capture_output=True, text=True, env=variables | {"JAX_PLATFORMS": "cpu"})
+        assert done.stdout.split() == [prepared], done.stderr
 
 
 @pytest.fixture

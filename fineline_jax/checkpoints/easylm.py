@@ -81,7 +81,7 @@ class _Broken(Exception):
 
 
 def _index(path: Path, data: mmap.mmap) -> dict[str, StoredTensor]:
-    found: dict[str, StoredTensor] = {}
+    tensors: dict[str, StoredTensor] = {}
     reader = _Reader(data, 0, len(data))
     entries = _pairs(reader) if data[0] == 0x92 else _leaves(reader, reader.token(), (), 0)
     for keys, leaf in entries:
@@ -89,10 +89,10 @@ def _index(path: Path, data: mmap.mmap) -> dict[str, StoredTensor]:
         if leaf is None or keys[:1] in (("step",), ("opt_state",)):
             continue
         name = ".".join(keys).removeprefix("params.").removeprefix("params.")
-        if name in found:
+        if name in tensors:
             raise _Broken(f"tensor {name!r} is there twice")
-        found[name] = _stored(path, name, leaf)
-    return found
+        tensors[name] = _stored(path, name, leaf)
+    return tensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,9 +187,9 @@ def _stored(path: Path, name: str, leaf: _Array) -> StoredTensor:
     dtype = DTYPES.get(leaf.dtype)
     if dtype is None:
         raise _Broken(f"tensor {name!r} is {leaf.dtype!r}, which is not read")
-    found = sum(piece.stop - piece.start for piece in (leaf, *leaf.more))
-    if len(leaf.shape) > 32 or math.prod(leaf.shape) * dtype.itemsize != found:
-        raise _Broken(f"tensor {name!r} has {found} bytes, its shape {list(leaf.shape)} means others")
+    size = sum(piece.stop - piece.start for piece in (leaf, *leaf.more))
+    if len(leaf.shape) > 32 or math.prod(leaf.shape) * dtype.itemsize != size:
+        raise _Broken(f"tensor {name!r} has {size} bytes, its shape {list(leaf.shape)} means others")
     strides = row_major(leaf.shape, dtype.itemsize)
     more = tuple(piece.start for piece in leaf.more)
     return StoredTensor(name, path, dtype, leaf.shape, leaf.start, strides, leaf.stop - leaf.start, more)

@@ -150,12 +150,12 @@ def _stored_dtype(weight: Weight, shape: Sequence[int], tensors: Mapping[str, St
 
 def _load(weight: Weight, target: jax.ShapeDtypeStruct, tensors: Mapping[str, StoredTensor]) -> jax.Array:
     """One parameter. A part of it is put together on the host, moved to its devices, and forgotten before the next."""
-    places: dict[Spans, list[Any]] = {}
+    devices_of: dict[Spans, list[Any]] = {}
     for device, index in target.sharding.addressable_devices_indices_map(target.shape).items():
         spans = tuple(span.indices(size)[:2] for span, size in zip(index or (), target.shape))
-        places.setdefault(spans, []).append(device)  # replicas hold the same part
+        devices_of.setdefault(spans, []).append(device)  # replicas hold the same part
     arrays = []
-    for spans, devices in places.items():
+    for spans, devices in devices_of.items():
         part = new_array([stop - start for start, stop in spans], np.dtype(target.dtype))
         _fill(part, spans, weight, target.shape, tensors)
         arrays += jax.block_until_ready([jax.device_put(part, device) for device in devices])
@@ -170,9 +170,9 @@ def _fill(
     axes, stacked = parse_axes(weight.axes), weight.stacked
     inner, within = shape[stacked:], spans[stacked:]
 
-    def fill(place: tuple[int, ...], piece: Spans) -> None:
-        name = tensor_name(weight, [start + offset for (start, _), offset in zip(spans, place)])
-        target = part[place][tuple(slice(a - start, b - start) for (a, b), (start, _) in zip(piece, within))]
+    def fill(index: tuple[int, ...], piece: Spans) -> None:
+        name = tensor_name(weight, [start + offset for (start, _), offset in zip(spans, index)])
+        target = part[index][tuple(slice(a - start, b - start) for (a, b), (start, _) in zip(piece, within))]
         copy(target, read_part(tensors[name], axes, inner, [slice(*span) for span in piece]))
 
     pieces = itertools.product(np.ndindex(*part.shape[:stacked]), cut(axes, inner, within, PIECE))
@@ -191,12 +191,12 @@ def _check_tensors(
                 " check config.json"
             )
     expected = all_tensors(lines, _shapes(leaves))
-    found = {name for name in weights.tensors if not any(re.fullmatch(p, name) for p in family.ignored)}
+    stored = {name for name in weights.tensors if not any(re.fullmatch(p, name) for p in family.ignored)}
     if config.tied_embeddings:
-        found -= {*family.tied_copies, "lm_head.kernel"}
+        stored -= {*family.tied_copies, "lm_head.kernel"}
     for missing, verb, remedy in (
-        (expected.keys() - found, "is missing", "fetch all weight files again"),
-        (found - expected.keys(), "is not part of the model that config.json describes", "check config.json"),
+        (expected.keys() - stored, "is missing", "fetch all weight files again"),
+        (stored - expected.keys(), "is not part of the model that config.json describes", "check config.json"),
     ):
         if missing:
             first, more = min(missing), len(missing) - 1
@@ -234,8 +234,7 @@ def _write_weights(
         filled, total = filled + size, total + size
     weight_map = {}
     for number, entries in enumerate(files, start=1):
-        single = len(files) == 1
-        file = SAFETENSORS.single if single else f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        file = SAFETENSORS.shard(number, len(files))
         read = lambda name, dtype, shape: _to_file(leaves, name, tensors[name], dtype, shape)
         write_safetensors(folder / file, entries, read, {"format": "pt"})
         weight_map |= {name: file for name, *_ in entries}
@@ -253,8 +252,8 @@ def _to_file(
 ) -> np.ndarray:
     """One tensor, put together from the lines that fill it."""
     tensor = np.empty(shape, dtype)
-    for weight, place in lines:
-        part = np.asarray(leaves[weight.ours][place])
+    for weight, index in lines:
+        part = np.asarray(leaves[weight.ours][index])
         with np.errstate(over="ignore"):
             rounded = part.astype(dtype)
         if dtype == np.float16 and np.isinf(rounded).any() and not np.isinf(part).any():

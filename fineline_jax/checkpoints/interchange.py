@@ -61,10 +61,10 @@ def import_checkpoint(
     if run.exists() and not run.is_dir():
         raise UserError(f"{run}: is a file; give the folder of a run")
     target = run / "checkpoints" / str(step)
-    found = read_record(target)
-    if found is not None and found["kept"]:
+    record = read_record(target)
+    if record is not None and record["kept"]:
         raise UserError(f"{run}: holds step {step} already; give another run, or another --step")
-    if found is not None:
+    if record is not None:
         raise UserError(
             f"{target}: is the latest of a run that trains, or of an import that was stopped; remove it, or give"
             " another --step"

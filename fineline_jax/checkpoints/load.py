@@ -66,8 +66,8 @@ def weights_hash(checkpoint: Checkpoint) -> str:
     """
     if checkpoint.remote is not None:
         return remote.weights_hash(checkpoint.remote)
-    found = digests(checkpoint.location, weight_files(checkpoint))
-    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+    hashed = digests(checkpoint.location, weight_files(checkpoint))
+    return hashlib.sha256(json.dumps(hashed).encode()).hexdigest()
 
 
 def stat_signature(checkpoint: Checkpoint) -> str:
@@ -75,8 +75,8 @@ def stat_signature(checkpoint: Checkpoint) -> str:
     if checkpoint.remote is not None:
         return remote.weights_hash(checkpoint.remote)
     states = [(name, (checkpoint.location / name).stat()) for name in weight_files(checkpoint)]
-    found = [(name, state.st_size, state.st_mtime_ns) for name, state in states]
-    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+    files = [(name, state.st_size, state.st_mtime_ns) for name, state in states]
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 
 def weight_files(checkpoint: Checkpoint) -> list[str]:

@@ -35,7 +35,7 @@ from fineline_jax.checkpoints.weight_files import FIXED_NAMES
 from fineline_jax.errors import UserError
 from fineline_jax.tokenizers.files import TOKENIZER_FILES
 
-PLACE = "{name}"
+NAME_SLOT = "{name}"
 LISTING_ATTEMPTS = 3
 """Fewer than for a file: somebody waits for the answer."""
 WELL_KNOWN = ("config.json", *FIXED_NAMES, *TOKENIZER_FILES)
@@ -53,10 +53,10 @@ class HubAddress:
 
 def parse_hub(url: str) -> HubAddress:
     """Raises UserError if `url` is no address of the hub. A slash in a revision is written %2F."""
-    found = re.fullmatch(r"hf://([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.*?))?/?", url)
-    if not found:
+    match = re.fullmatch(r"hf://([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.*?))?/?", url)
+    if not match:
         raise UserError(f"{url}: expected hf://organisation/name@revision or hf://organisation/name@revision/folder")
-    return HubAddress(found[1], unquote(found[2] or "main"), found[3] or "")
+    return HubAddress(match[1], unquote(match[2] or "main"), match[3] or "")
 
 
 def list_files(url: str, options: Options = ()) -> list[RemoteFile]:
@@ -76,18 +76,18 @@ def list_names(template: str, options: Options = ()) -> list[str]:
 
     Raises FetchError if the place cannot be listed.
     """
-    before, place, after = template.partition(PLACE)
-    if not place:
-        raise UserError(f"{template}: nothing to list; {PLACE} must stand for the name of a checkpoint")
+    before, slot, after = template.partition(NAME_SLOT)
+    if not slot:
+        raise UserError(f"{template}: nothing to list; {NAME_SLOT} must stand for the name of a checkpoint")
     if template.startswith("hf://"):
-        found = _hub_names(template)
+        names = _hub_names(template)
         prefix, suffix = "", ""
     else:
         parent, _, prefix = before.rpartition("/")
         suffix = after.partition("/")[0]
         is_http = template.startswith(("http://", "https://"))
-        found = _http_folders(parent + "/") if is_http else _bucket_folders(parent, options)
-    inside = [name for name in found if name.startswith(prefix) and name.endswith(suffix)]
+        names = _http_folders(parent + "/") if is_http else _bucket_folders(parent, options)
+    inside = [name for name in names if name.startswith(prefix) and name.endswith(suffix)]
     return [name[len(prefix) : len(name) - len(suffix)] for name in inside if len(name) > len(prefix) + len(suffix)]
 
 
@@ -124,14 +124,14 @@ def _hub_files(address: HubAddress) -> list[RemoteFile]:
 
 
 def _hub_names(template: str) -> list[str]:
-    before, _, after = template.partition(PLACE)
+    before, _, after = template.partition(NAME_SLOT)
     repository, at, revision = before.removeprefix("hf://").partition("@")
     if at and "/" not in revision:  # a revision
         end = after.partition("/")[0]
         where = f"api/models/{repository}/refs"
         refs = _hub_json(where, LISTING_ATTEMPTS)
         with _hub_answer(where):
-            found = [str(ref["name"]) for kind in ("branches", "tags") for ref in refs.get(kind) or []]
+            names = [str(ref["name"]) for kind in ("branches", "tags") for ref in refs.get(kind) or []]
         prefix, suffix = unquote(revision), unquote(end)
     elif repository.count("/") == 1 and not at:  # a repository
         organisation, _, prefix = repository.partition("/")
@@ -140,7 +140,7 @@ def _hub_names(template: str) -> list[str]:
         where = f"api/models?author={quote(organisation)}{search}&limit=1000"
         with _hub_answer(where):
             ids = [str(model.get("id", "")) for model in _hub_pages(where)]
-        found = [name.partition("/")[2] for name in ids if name.startswith(f"{organisation}/")]
+        names = [name.partition("/")[2] for name in ids if name.startswith(f"{organisation}/")]
     else:  # a folder in a repository
         parent, _, prefix = before.rpartition("/")
         address = parse_hub(parent)
@@ -148,8 +148,8 @@ def _hub_names(template: str) -> list[str]:
         where = f"api/models/{address.repository}/tree/{quote(address.revision, safe='')}/{quote(address.folder)}"
         with _hub_answer(where):
             listed = _hub_pages(where.rstrip("/"))
-            found = [str(e["path"]).rpartition("/")[2] for e in listed if e.get("type") == "directory"]
-    inside = [name for name in dict.fromkeys(found) if name.startswith(prefix) and name.endswith(suffix)]
+            names = [str(e["path"]).rpartition("/")[2] for e in listed if e.get("type") == "directory"]
+    inside = [name for name in dict.fromkeys(names) if name.startswith(prefix) and name.endswith(suffix)]
     return [name[len(prefix) : len(name) - len(suffix)] for name in inside if len(name) > len(prefix) + len(suffix)]
 
 
@@ -167,12 +167,12 @@ def _hub_json(where: str, attempts: int | None = None) -> Any:
 
 
 def _hub_pages(where: str) -> list[Mapping[str, Any]]:
-    url, found = f"{endpoint()}/{where}", []
+    url, entries = f"{endpoint()}/{where}", []
     while url:
         answer = _hub_get(url, LISTING_ATTEMPTS)
-        found += _json(answer)
+        entries += _json(answer)
         url = answer.links.get("next", {}).get("url", "")
-    return found
+    return entries
 
 
 def _json(answer: requests.Response) -> Any:
@@ -195,19 +195,19 @@ def _http_files(url: str) -> list[RemoteFile]:
     names = [name for name in _links(url) if not name.endswith("/")]
     if "config.json" not in names:
         names = list(WELL_KNOWN)
-    found = {file.name: file for name in names if (file := _http_head(url, name)) is not None}
+    files = {file.name: file for name in names if (file := _http_head(url, name)) is not None}
     for index in (name for name in FIXED_NAMES if name.endswith(".json")):
-        if index in found and names == list(WELL_KNOWN):
-            content = _json(get(found[index].url))
+        if index in files and names == list(WELL_KNOWN):
+            content = _json(get(files[index].url))
             weight_map = content.get("weight_map") if isinstance(content, dict) else None
             if not isinstance(weight_map, dict):
-                raise FetchError(f"{found[index].url}: not an index of weight files; check the address")
+                raise FetchError(f"{files[index].url}: not an index of weight files; check the address")
             for name in sorted({str(part) for part in weight_map.values()}):
                 if "/" not in name and (file := _http_head(url, name)) is not None:
-                    found[name] = file
-    if not found:
+                    files[name] = file
+    if not files:
         raise FetchError(f"{url}: no files there; give the folder of a checkpoint")
-    return [found[name] for name in sorted(found)]
+    return [files[name] for name in sorted(files)]
 
 
 def _http_head(url: str, name: str) -> RemoteFile | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fineline_jax.checkpoints import registry, remote
-from fineline_jax.checkpoints.locations import PLACE, list_names, parse_hub
+from fineline_jax.checkpoints.locations import NAME_SLOT, list_names, parse_hub
 from fineline_jax.checkpoints.record import damage, read_record
 from fineline_jax.checkpoints.registry import Entry, Named
 from fineline_jax.checkpoints.selection import select
@@ -40,10 +40,10 @@ def open_series(
     """
     path, names = split_spec(spec)
     if os.path.isdir(path):
-        found = _open_folder(path)
+        series = _open_folder(path)
     else:
-        found, names = _open_remote(spec, path, names, downloads or remote.default_downloads(), keep)
-    return select(found, names, tokens, every)
+        series, names = _open_remote(spec, path, names, downloads or remote.default_downloads(), keep)
+    return select(series, names, tokens, every)
 
 
 def split_spec(spec: str) -> tuple[str, str]:
@@ -95,9 +95,9 @@ def _open_remote(spec: str, base: str, names: str, downloads: Path, keep: bool) 
 
 def series_of_entry(entry: Entry, downloads: Path, keep: bool = True, ask: bool = True) -> Series:
     """The series of a registry entry. ask: as of `registry.checkpoints`."""
-    found = registry.checkpoints(entry, ask)
+    named = registry.checkpoints(entry, ask)
     return _remote_series(
-        entry.name, entry.location, found, downloads, keep, entry.options, entry.tokenizer, entry.scoring
+        entry.name, entry.location, named, downloads, keep, entry.options, entry.tokenizer, entry.scoring
     )
 
 
@@ -105,40 +105,40 @@ def _open_address(url: str, downloads: Path, keep: bool) -> Series:
     """One checkpoint, or where the address holds a glob, those that fit it."""
     before, after = url.partition("://")[::2]
     parts = after.rstrip("/").split("/")
-    place = next((i for i, part in enumerate(parts) if _GLOB.search(part)), None)
-    if not before or not parts[0] or (place == 0 and before == "hf"):
+    glob_part = next((i for i, part in enumerate(parts) if _GLOB.search(part)), None)
+    if not before or not parts[0] or (glob_part == 0 and before == "hf"):
         raise UserError(f"{url}: expected an address such as hf://organisation/name@revision or s3://bucket/folder")
-    if before == "hf" and place is None:
+    if before == "hf" and glob_part is None:
         parse_hub(url)
-    if before == "hf" and place == 1:  # the revision, in name@glob, or the name of the repository
+    if before == "hf" and glob_part == 1:  # the revision, in name@glob, or the name of the repository
         repository, at, revision = parts[1].partition("@")
         if at and not _GLOB.search(repository):
-            template = f"hf://{parts[0]}/{repository}@{'/'.join([PLACE, *parts[2:]])}"
+            template = f"hf://{parts[0]}/{repository}@{'/'.join([NAME_SLOT, *parts[2:]])}"
             return _of_template(repository, template, revision, downloads, keep)
-    if place is not None:
-        template = f"{before}://{'/'.join([*parts[:place], PLACE, *parts[place + 1 :]])}"
-        name = parts[max(0, place - 1)].replace("@", "-")
-        return _of_template(name, template, parts[place], downloads, keep)
+    if glob_part is not None:
+        template = f"{before}://{'/'.join([*parts[:glob_part], NAME_SLOT, *parts[glob_part + 1 :]])}"
+        name = parts[max(0, glob_part - 1)].replace("@", "-")
+        return _of_template(name, template, parts[glob_part], downloads, keep)
     repository, _, revision = parts[1].partition("@") if before == "hf" and len(parts) > 1 else ("", "", "")
     series, name = (repository, revision or "main") if len(parts) == 2 and repository else (parts[-1], "main")
     step, tokens = parse_name(name if name != "main" else series)
-    template = f"hf://{parts[0]}/{repository}@{PLACE}" if repository and len(parts) == 2 else url.rstrip("/")
+    template = f"hf://{parts[0]}/{repository}@{NAME_SLOT}" if repository and len(parts) == 2 else url.rstrip("/")
     return _remote_series(series, template, [Named(name, step, tokens, url)], downloads, keep)
 
 
 def _of_template(name: str, template: str, glob: str, downloads: Path, keep: bool) -> Series:
     names = [one for one in list_names(template) if fnmatch.fnmatchcase(one, glob)]
     if not names:
-        raise UserError(f"{template.replace(PLACE, glob)}: nothing there has such a name")
+        raise UserError(f"{template.replace(NAME_SLOT, glob)}: nothing there has such a name")
     common = common_start([one.lower() for one in names]) if len(names) > 1 else ""
-    found = [Named(one, *parse_name(one, common), template.replace(PLACE, one)) for one in names]
-    return _remote_series(name, template, registry.in_order(found), downloads, keep)
+    named = [Named(one, *parse_name(one, common), template.replace(NAME_SLOT, one)) for one in names]
+    return _remote_series(name, template, registry.in_order(named), downloads, keep)
 
 
 def _remote_series(
     series: str,
     template: str,
-    found: list[Named],
+    named: list[Named],
     downloads: Path,
     keep: bool,
     options: Options = (),
@@ -146,7 +146,7 @@ def _remote_series(
     scoring: Scoring = DEFAULT_SCORING,
 ) -> Series:
     made = []
-    for one in found:
+    for one in named:
         where = Remote(one.url, downloads, keep, options, tokenizer)
         name = one.name.replace("/", "-")  # of a file
         made.append(Checkpoint(series, name, one.step, one.tokens, where.folder, "hf", where))
@@ -157,21 +157,21 @@ def _folders(path: Path, folders: list[Path]) -> Series:
     name = path.name
     common = common_start([folder.name.lower() for folder in folders]) if len(folders) > 1 else ""
     at = {folder.name: folder for folder in folders}
-    found = registry.in_order([Named(folder.name, *parse_name(folder.name, common), "") for folder in folders])
-    made = [Checkpoint(name, one.name, one.step, one.tokens, at[one.name], "hf") for one in found]
+    named = registry.in_order([Named(folder.name, *parse_name(folder.name, common), "") for folder in folders])
+    made = [Checkpoint(name, one.name, one.step, one.tokens, at[one.name], "hf") for one in named]
     return Series(name, tuple(made), location=_real(path))
 
 
 def _run(run: Path, spec: str) -> Series:
     folder = run / "checkpoints"
-    found = []
+    checkpoints = []
     for path in folder.iterdir() if folder.is_dir() else []:
         record = read_record(path) if path.name.isdigit() else None
         if record is not None and record["kept"]:
-            found.append(_of_run(run, path, record))
-    if not found:
+            checkpoints.append(_of_run(run, path, record))
+    if not checkpoints:
         raise UserError(f"{spec}: the run has no kept checkpoint in {folder} yet; train it, or check the schedule")
-    in_order = sorted(found, key=lambda checkpoint: checkpoint.step or 0)
+    in_order = sorted(checkpoints, key=lambda checkpoint: checkpoint.step or 0)
     return Series(run.name, tuple(in_order), location=_real(run))
 
 

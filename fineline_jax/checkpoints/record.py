@@ -52,11 +52,11 @@ def damage(folder: Path, item: str = "") -> str | None:
     wanted = {name: entry for name, entry in record["files"].items() if name.startswith(f"{item}/" if item else "")}
     for name, (size, _) in wanted.items():
         try:
-            found = (folder / name).stat().st_size
+            actual = (folder / name).stat().st_size
         except OSError:
             return f"{name} is missing"
-        if found != size:
-            return f"{name} has {found} bytes instead of {size}"
+        if actual != size:
+            return f"{name} has {actual} bytes instead of {size}"
     for name in sorted(wanted):
         try:
             [(_, _, digest)] = digests(folder, [name])
@@ -78,12 +78,12 @@ def digests(folder: Path, names: Sequence[str]) -> list[tuple[str, int, str]]:
 
     A file that was hashed before and has the same inode, size and times is not read again.
     """
-    found = []
+    entries = []
     for name in names:
         state = (folder / name).stat()
         version = state.st_ino, state.st_mtime_ns, state.st_ctime_ns
-        found.append((name, state.st_size, _digest(folder / name, state.st_size, version)))
-    return found
+        entries.append((name, state.st_size, _digest(folder / name, state.st_size, version)))
+    return entries
 
 
 @functools.lru_cache(maxsize=4096)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fineline_jax.catalogue import config_folders
-from fineline_jax.checkpoints.locations import PLACE, list_names
+from fineline_jax.checkpoints.locations import NAME_SLOT, list_names
 from fineline_jax.checkpoints.series_file import Entry, entries
 from fineline_jax.checkpoints.series_rules import bind, evaluate
 from fineline_jax.checkpoints.step_names import natural, parse_name
@@ -35,11 +35,11 @@ class Named:
 
 def series_files() -> dict[str, Path]:
     """Registered files by stem: of the checkout's configs/series first, then the installed ones."""
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for folder in config_folders():
         for file in sorted((folder / "series").glob("*.yaml")):
-            found.setdefault(file.stem, file)
-    return dict(sorted(found.items()))
+            files.setdefault(file.stem, file)
+    return dict(sorted(files.items()))
 
 
 def find(name: str) -> Entry | None:
@@ -49,17 +49,17 @@ def find(name: str) -> Entry | None:
     """
     file = file_of(name)
     if file is not None:
-        found = entries(file)
-        if len(found) > 1:
-            one = found[0].name if file.stem == name else f"{name}/{found[0].name}"
-            raise UserError(f"{name}: holds {len(found)} series; give one by name, such as {one}")
-        return found[0]
+        candidates = entries(file)
+        if len(candidates) > 1:
+            one = candidates[0].name if file.stem == name else f"{name}/{candidates[0].name}"
+            raise UserError(f"{name}: holds {len(candidates)} series; give one by name, such as {one}")
+        return candidates[0]
     path, _, inside = name.rpartition("/")
     if path.endswith(SUFFIXES):
-        found = {entry.name: entry for entry in entries(Path(path))}
-        if inside not in found:
+        candidates = {entry.name: entry for entry in entries(Path(path))}
+        if inside not in candidates:
             raise UserError(f"{path}: holds no series {inside!r}; `fineline series {path}` lists them")
-        return found[inside]
+        return candidates[inside]
     return next((entry for entry in every_entry() if entry.name == name), None)
 
 
@@ -90,33 +90,33 @@ def checkpoints(entry: Entry, ask: bool = True) -> list[Named]:
     return in_order([_named(entry, name) for name in listed])
 
 
-def in_order(found: Sequence[Named]) -> list[Named]:
+def in_order(named: Sequence[Named]) -> list[Named]:
     """By tokens, else steps, else the numbers in their names."""
 
     def order(one: Named) -> tuple[float, float, list[Any]]:
         known = [math.inf if value is None else value for value in (one.tokens, one.step)]
         return known[0], known[1], natural(one.name)
 
-    return sorted(found, key=order)
+    return sorted(named, key=order)
 
 
 def _named(entry: Entry, name: str) -> Named:
     bound = dict(entry.values.get(name, {}))
     for pattern in () if bound else entry.pattern:
-        if (found := bind(pattern, name)) is not None:
-            bound = found
+        if (match := bind(pattern, name)) is not None:
+            bound = match
             break
-    said_step, said_tokens = parse_name(name)
+    step_in_name, tokens_in_name = parse_name(name)
     numbers: dict[str, float] = {**entry.numbers, **bound}
     step = _first(entry, "step", numbers)
     if step is None:
-        step = bound.get("step", said_step)
+        step = bound.get("step", step_in_name)
     if step is not None:
         numbers["step"] = step
     tokens = _first(entry, "tokens", numbers)
     if tokens is None:
-        tokens = bound.get("tokens", said_tokens)
-    url = entry.location.replace(PLACE, name)
+        tokens = bound.get("tokens", tokens_in_name)
+    url = entry.location.replace(NAME_SLOT, name)
     return Named(name, None if step is None else round(step), None if tokens is None else round(tokens), url)
 
 
@@ -128,6 +128,6 @@ def _fits(entry: Entry, name: str) -> bool:
 
 def _first(entry: Entry, key: Literal["step", "tokens"], numbers: Mapping[str, float]) -> float | None:
     try:
-        return next((found for rule in getattr(entry, key) if (found := evaluate(rule, numbers)) is not None), None)
+        return next((value for rule in getattr(entry, key) if (value := evaluate(rule, numbers)) is not None), None)
     except UserError as error:
         raise UserError(f"{entry.file}: {key}: {error}") from error

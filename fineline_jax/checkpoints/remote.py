@@ -31,7 +31,7 @@ from fineline_jax.whole import write_whole
 
 RECORD = "fetched.json"
 FILES_AT_A_TIME = 4
-TOLD_BYTES = 100_000_000
+LOGGED_BYTES = 100_000_000
 """Downloads of this size are announced."""
 _LOG = logging.getLogger(__name__)
 
@@ -63,8 +63,8 @@ def discard(remote: Remote) -> None:
 def weights_hash(remote: Remote) -> str:
     """SHA-256 over names, sizes and hashes (ETags, times of change) of the weight files, from the listing alone."""
     weights = [file for file in _wanted(remote) if file.name not in (*TOKENIZER_FILES, "config.json")]
-    found = [(file.name, file.size, file.version) for file in weights]
-    return hashlib.sha256(json.dumps(["remote", *found]).encode()).hexdigest()
+    listed = [(file.name, file.size, file.version) for file in weights]
+    return hashlib.sha256(json.dumps(["remote", *listed]).encode()).hexdigest()
 
 
 def tokenizer(remote: Remote) -> Path | None:
@@ -135,7 +135,7 @@ def _fetch_into(folder: Path, files: Sequence[RemoteFile], url: str) -> None:
 
     missing = [file for file in files if not is_here(file)]
     size = sum(file.size or 0 for file in missing)
-    if size >= TOLD_BYTES:
+    if size >= LOGGED_BYTES:
         _LOG.info("fetching %s: %s bytes to %s", url, short(size), folder)
     began = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(FILES_AT_A_TIME, thread_name_prefix="fetch") as pool:
@@ -145,7 +145,7 @@ def _fetch_into(folder: Path, files: Sequence[RemoteFile], url: str) -> None:
                 task.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-    if size >= TOLD_BYTES:
+    if size >= LOGGED_BYTES:
         seconds = time.monotonic() - began
         _LOG.info("fetched %s in %s, %s bytes/s", url, duration(seconds), short(size / max(seconds, 1e-9)))
     names = {file.name for file in files}

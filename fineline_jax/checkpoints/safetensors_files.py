@@ -107,11 +107,11 @@ def unambiguous_json(text: bytes) -> Any:
     """`json.loads`; raises ValueError if an object has a key twice."""
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(items)
-        if len(found) < len(items):
+        mapping = dict(items)
+        if len(mapping) < len(items):
             names = [name for name, _ in items]
             raise ValueError(f"{next(name for name in names if names.count(name) > 1)} is there twice")
-        return found
+        return mapping
 
     return json.loads(text.decode("utf-8"), object_pairs_hook=pairs)
 

@@ -65,10 +65,10 @@ def parse_grid(text: str) -> TokenGrid:
 
 def parse_amount(text: str, option: str) -> int:
     """ "10B", "2.5T", "3e9", "500_000" as a number of tokens."""
-    found = re.fullmatch(r"(\d[\d_]*(?:\.\d+)?(?:e\+?\d{1,2})?)\s*([kmbt]?)", text.strip().lower())
-    if not found:
+    match = re.fullmatch(r"(\d[\d_]*(?:\.\d+)?(?:e\+?\d{1,2})?)\s*([kmbt]?)", text.strip().lower())
+    if not match:
         raise UserError(f"--tokens {option}: {text!r} is no amount of tokens; write it as 10B, 2.5T or 4194304")
-    return round(Decimal(found[1].replace("_", "")) * _UNITS[found[2]])
+    return round(Decimal(match[1].replace("_", "")) * _UNITS[match[2]])
 
 
 def nearest(tokens: list[int], grid: TokenGrid) -> list[int]:
@@ -99,10 +99,10 @@ def _on_grid(name: str, checkpoints: list[Checkpoint], text: str) -> list[Checkp
     if len(known) < len(checkpoints):
         _LOG.info("%s: left out %d checkpoints of unknown tokens", name, len(checkpoints) - len(known))
     values = [c.tokens for c in known if c.tokens is not None]
-    found = [known[i] for i in nearest(values, grid)]
-    if not found:
+    chosen = [known[i] for i in nearest(values, grid)]
+    if not chosen:
         raise UserError(
             f"{name}: --tokens {text}: no checkpoint is near; they have {values[0] / 1e9:.6g}B to"
             f" {values[-1] / 1e9:.6g}B tokens"
         )
-    return found
+    return chosen

@@ -87,6 +87,6 @@ def scoring_policy(series: Sequence[Series]) -> Bos:
     """
     wanted: dict[Bos, str] = {one.scoring.bos: one.name for one in series}
     if len(wanted) > 1:
-        said = ", ".join(f"{name} {bos}" for bos, name in wanted.items())
-        raise UserError(f"--bos: the series want different ones ({said}); give --bos, or score them one by one")
+        policies = ", ".join(f"{name} {bos}" for bos, name in wanted.items())
+        raise UserError(f"--bos: the series want different ones ({policies}); give --bos, or score them one by one")
     return next(iter(wanted))

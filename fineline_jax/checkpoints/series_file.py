@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_args
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from fineline_jax.checkpoints.locations import PLACE
+from fineline_jax.checkpoints.locations import NAME_SLOT
 from fineline_jax.checkpoints.series import DEFAULT_SCORING, Bos, Options, Scoring
 from fineline_jax.checkpoints.series_rules import compiled, expand, names_in
 from fineline_jax.errors import UserError
@@ -154,8 +154,8 @@ def _entry(file: Path, given: Mapping[str, Any], variant: Mapping[str, Any]) -> 
 
 def _check(entry: Entry) -> None:
     """Raise UserError naming the key for what would only be wrong later, or never be noticed."""
-    if PLACE not in entry.location:
-        raise UserError(f"location: {entry.location!r} has no {PLACE}, which stands for a checkpoint's name")
+    if NAME_SLOT not in entry.location:
+        raise UserError(f"location: {entry.location!r} has no {NAME_SLOT}, which stands for a checkpoint's name")
     if not entry.names and not entry.listing:
         raise UserError(_NAMES)
     for key in ("name", "title", "location", "tokenizer"):

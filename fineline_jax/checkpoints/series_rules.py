@@ -24,23 +24,23 @@ MOST_NAMES = 100_000
 
 def expand(text: str) -> list[str]:
     """Braces as in a shell: step{0..6..2} -> step0 step2 step4 step6; {000..002} keeps the zeros; {a,b}."""
-    found = re.search(r"\{([^{}]*)\}", text)
-    if not found:
+    braces = re.search(r"\{([^{}]*)\}", text)
+    if not braces:
         return [text]
-    span = re.fullmatch(r"(\d+)\.\.(\d+)(?:\.\.(\d+))?", found[1])
+    span = re.fullmatch(r"(\d+)\.\.(\d+)(?:\.\.(\d+))?", braces[1])
     if span:
         start, stop, by = int(span[1]), int(span[2]), int(span[3] or 1)
         if by < 1 or stop < start:
-            raise UserError(f"{text}: {{{found[1]}}} is no range; write {{first..last}} or {{first..last..step}}")
+            raise UserError(f"{text}: {{{braces[1]}}} is no range; write {{first..last}} or {{first..last..step}}")
         if (stop - start) // by >= MOST_NAMES:
-            raise UserError(f"{text}: {{{found[1]}}} are more than {MOST_NAMES:,} names; write a smaller range")
+            raise UserError(f"{text}: {{{braces[1]}}} are more than {MOST_NAMES:,} names; write a smaller range")
         width = len(span[1]) if span[1].startswith("0") else 0
         parts = [f"{number:0{width}d}" for number in range(start, stop + 1, by)]
-    elif "," in found[1]:
-        parts = [part.strip() for part in found[1].split(",")]
+    elif "," in braces[1]:
+        parts = [part.strip() for part in braces[1].split(",")]
     else:
-        raise UserError(f"{text}: {{{found[1]}}} is neither a range nor a list")
-    before, after = text[: found.start()], expand(text[found.end() :])
+        raise UserError(f"{text}: {{{braces[1]}}} is neither a range nor a list")
+    before, after = text[: braces.start()], expand(text[braces.end() :])
     if len(parts) * len(after) > MOST_NAMES:
         raise UserError(f"{text}: means more than {MOST_NAMES:,} names; write smaller ranges")
     return [before + part + rest for part in parts for rest in after]
@@ -77,12 +77,12 @@ def evaluate(rule: str, numbers: Mapping[str, float]) -> float | None:
         raise AssertionError(f"{rule!r} was checked")
 
     try:
-        found = value(tree)
+        result = value(tree)
     except ArithmeticError as error:
         raise UserError(f"{rule!r} cannot be computed: {error}") from error
-    if not math.isfinite(found):
-        raise UserError(f"{rule!r} gives {found}; write a rule that gives a number of tokens or steps")
-    return found
+    if not math.isfinite(result):
+        raise UserError(f"{rule!r} gives {result}; write a rule that gives a number of tokens or steps")
+    return result
 
 
 def names_in(rule: str) -> frozenset[str]:
@@ -121,8 +121,8 @@ def _parsed(rule: str) -> tuple[ast.expr, frozenset[str]]:
 
 def bind(pattern: str, name: str) -> dict[str, float] | None:
     """The numbers that `pattern` finds in `name`; None if it does not fit."""
-    found = compiled(pattern).fullmatch(name)
-    return None if found is None else {key: _number(text) for key, text in found.groupdict().items()}
+    match = compiled(pattern).fullmatch(name)
+    return None if match is None else {key: _number(text) for key, text in match.groupdict().items()}
 
 
 @functools.cache

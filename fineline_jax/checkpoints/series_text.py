@@ -17,10 +17,10 @@ def overview() -> str:
     """One line per registered file."""
     rows = [("name", "checkpoints", "tokens", "what")]
     for file in registry.series_files().values():
-        found = registry.entries(file)
-        first = found[0]
-        names = first.name if len(found) == 1 else f"{file.stem} ({len(found)} series)"
-        title = first.title if len(found) == 1 else f"such as {first.name}: {first.title}"
+        listed = registry.entries(file)
+        first = listed[0]
+        names = first.name if len(listed) == 1 else f"{file.stem} ({len(listed)} series)"
+        title = first.title if len(listed) == 1 else f"such as {first.name}: {first.title}"
         count = str(len(first.names)) if not first.listing else f"{len(first.names) or ''}+"
         rows.append((names, count, _span(first), title))
     note = "+: more are listed where they lie. `fineline series NAME` prints the checkpoints of one."
@@ -34,9 +34,9 @@ def details(spec: str, tokens: str = "", every: int = 1) -> str:
     """
     base, names = split_spec(spec)
     file = None if os.path.isdir(base) else registry.file_of(base)
-    if file is not None and len(found := registry.entries(file)) > 1:
+    if file is not None and len(listed := registry.entries(file)) > 1:
         inside = "" if file.stem == base else f"{base}/"
-        return "\n".join([f"{len(found)} series:", *_columns([inside + entry.name for entry in found])])
+        return "\n".join([f"{len(listed)} series:", *_columns([inside + entry.name for entry in listed])])
     entry = None if os.path.isdir(base) else registry.find(base)
     lines = []
     try:

@@ -15,20 +15,20 @@ def parse_name(name: str, common: str = "") -> tuple[int | None, int | None]:
     """
     text = name.lower()
     step = tokens = None
-    if found := re.search(_STEP, text):
-        step = int(found[1]) * (1000 if found[2] else 1)
+    if match := re.search(_STEP, text):
+        step = int(match[1]) * (1000 if match[2] else 1)
     amounts = [
         rf"tokens?[-_]?{_AMOUNT}",
         rf"{_STEP}[-_](?:token[-_])?{_AMOUNT}",
         rf"(?:train_|reproduce-){_AMOUNT}",
     ]
     for pattern in amounts:
-        if found := re.search(pattern, text):
-            tokens = _tokens(*found.groups()[-2:])
+        if match := re.search(pattern, text):
+            tokens = _tokens(*match.groups()[-2:])
             break
     else:
-        if common and (found := re.fullmatch(rf"(?:.*[-_])?{_AMOUNT}", text[len(common) :])):
-            tokens = _tokens(*found.groups())
+        if common and (match := re.fullmatch(rf"(?:.*[-_])?{_AMOUNT}", text[len(common) :])):
+            tokens = _tokens(*match.groups())
     return step, tokens
 
 

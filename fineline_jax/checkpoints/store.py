@@ -223,8 +223,8 @@ class CheckpointStore:
 
 def steps(folder: Path) -> list[int]:
     """Steps of the complete checkpoints in `folder`, ascending."""
-    found = [path for path in folder.iterdir() if path.name.isdigit() and read_record(path) is not None]
-    return sorted(int(path.name) for path in found)
+    complete = [path for path in folder.iterdir() if path.name.isdigit() and read_record(path) is not None]
+    return sorted(int(path.name) for path in complete)
 
 
 def check_intact(path: Path, item: str = "") -> None:

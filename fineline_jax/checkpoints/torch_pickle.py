@@ -108,11 +108,11 @@ class _Machine:
 
     def take(self, count: int) -> bytes:
         """The next bytes of the program."""
-        found = self.data[self.at : self.at + count]
-        if len(found) < count:
+        chunk = self.data[self.at : self.at + count]
+        if len(chunk) < count:
             raise IndexError
         self.at += count
-        return found
+        return chunk
 
     def number(self, form: str) -> Any:
         return struct.unpack(form, self.take(struct.calcsize(form)))[0]
@@ -137,9 +137,9 @@ class _Machine:
         """What lies above the last mark."""
         for start in range(len(self.stack) - 1, -1, -1):
             if isinstance(self.stack[start], _Mark):
-                found = self.stack[start + 1 :]
+                values = self.stack[start + 1 :]
                 del self.stack[start:]
-                return found
+                return values
         raise ValueError
 
     def tuple_of(self, count: int) -> None:

@@ -292,13 +292,13 @@ def _verify(file: RemoteFile, path: Path) -> None:
         raise _WrongContentError(f"{size} bytes instead of {file.size}")
     if file.sha256:
         with path.open("rb") as content:
-            found = hashlib.file_digest(content, "sha256").hexdigest()
-        if found != file.sha256:
-            raise _WrongContentError(f"sha256 {found[:12]}… instead of {file.sha256[:12]}…")
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        if digest != file.sha256:
+            raise _WrongContentError(f"sha256 {digest[:12]}… instead of {file.sha256[:12]}…")
     elif file.git_sha1:
-        found = hashlib.sha1(b"blob %d\0" % size + path.read_bytes(), usedforsecurity=False).hexdigest()
-        if found != file.git_sha1:
-            raise _WrongContentError(f"git hash {found[:12]}… instead of {file.git_sha1[:12]}…")
+        digest = hashlib.sha1(b"blob %d\0" % size + path.read_bytes(), usedforsecurity=False).hexdigest()
+        if digest != file.git_sha1:
+            raise _WrongContentError(f"git hash {digest[:12]}… instead of {file.git_sha1[:12]}…")
 
 
 def _require_room(file: RemoteFile, partial: Path, have: int) -> None:

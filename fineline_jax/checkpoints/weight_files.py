@@ -35,6 +35,11 @@ class Format:
         """The name of the index that says in which file each tensor lies."""
         return f"{self.single}.index.json" if self.single else ""
 
+    def shard(self, number: int, count: int) -> str:
+        """The name of one of `count` files; number: from 1."""
+        stem, _, suffix = self.single.rpartition(".")
+        return self.single if count == 1 else f"{stem}-{number:05d}-of-{count:05d}.{suffix}"
+
 
 SAFETENSORS = Format(r"model(-\d+-of-\d+)?\.safetensors", read_safetensors, "model.safetensors", (".safetensors",))
 TORCH_BIN = Format(r"pytorch_model(-\d+-of-\d+)?\.bin", read_torch_bin, "pytorch_model.bin", (".bin", ".pt"))
@@ -63,8 +68,8 @@ class Weights:
 def preferred_names(names: Collection[str]) -> set[str]:
     """Of the names in a listing those of the weight files, with their index, in the preferred format; empty: none."""
     for one in FORMATS:
-        if found := {name for name in names if re.fullmatch(one.pattern, name)}:
-            return found | ({one.index} & set(names))
+        if chosen := {name for name in names if re.fullmatch(one.pattern, name)}:
+            return chosen | ({one.index} & set(names))
     return set()
 
 

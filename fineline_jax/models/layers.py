@@ -29,7 +29,7 @@ Rotary = tuple[Float[Array, "batch length 1 rotary_dim"], Float[Array, "batch le
 
 @dataclasses.dataclass
 class Weights:
-    """Draws the weights of one part after the other from one key; `axes` name the sizes and the partition (`sharding`)."""
+    """Draws the weights of one part after the other from one key; `axes` name sizes and partition (see `sharding`)."""
 
     config: ModelConfig
     key: jax.Array

@@ -59,9 +59,9 @@ def of_config(config: ModelConfig, name: str | None = None) -> Family:
     chosen = [family for family in FAMILIES if name in (None, family.name)]
     if not chosen:
         raise UserError(f"family {name!r} is not known; known: {', '.join(family.name for family in FAMILIES)}")
-    found = next((family for family in chosen if family.holds(config)), None)
-    if found is None:
+    family = next((candidate for candidate in chosen if candidate.holds(config)), None)
+    if family is None:
         if name:
             raise UserError(f"the layout of family {name!r} cannot describe this model; leave the layout out")
         raise UserError("none of the released layouts can describe this model; keep the Orbax checkpoint")
-    return found
+    return family

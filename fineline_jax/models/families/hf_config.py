@@ -40,11 +40,11 @@ class HfConfig:
 
     def items(self, key: str, kind: type) -> list[Any]:
         """The list under `key`; empty without one."""
-        found = self.find(key)
-        found = [] if found is None else found
-        if not isinstance(found, list) or not all(type(item) is kind for item in found):
-            raise UserError(f"{self.where}: {key}={found!r} is not a list of {kind.__name__}; fetch the file again")
-        return found
+        value = self.find(key)
+        value = [] if value is None else value
+        if not isinstance(value, list) or not all(type(item) is kind for item in value):
+            raise UserError(f"{self.where}: {key}={value!r} is not a list of {kind.__name__}; fetch the file again")
+        return value
 
     def flag(self, *keys: str, default: bool) -> bool:
         return self._typed(keys, default, bool, "true or false")

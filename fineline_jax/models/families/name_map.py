@@ -7,7 +7,7 @@ give, for a tensor name, something that has a shape and that a tuple of slices m
     width                  an axis
     (heads dim)            one axis of the file, the first named the slower one
     (0/3 heads dim)        the first third of that axis: the other two thirds are other lines' (fused projections)
-    (2:pair half)          `pair` has 2 places, whatever the model's sizes (needed where a side is regrouped)
+    (2:pair half)          `pair` has size 2, whatever the model's sizes (needed where a side is regrouped)
 """
 
 import dataclasses
@@ -46,16 +46,16 @@ class Tensor(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """One named axis; `size` where the line gives it; `piece`: only this one of `size` equal parts is ours."""
+    """One named axis; `size` where the line gives it; `part`: only this one of `size` equal parts is ours."""
 
     name: str
     size: int | None = None
-    piece: int | None = None
+    part: int | None = None
 
 
 Group = tuple[Axis, ...]
 Spans = tuple[tuple[int, int], ...]
-"""First and last + 1 place along each axis of a parameter."""
+"""First and last + 1 index along each axis of a parameter."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Axes:
     ours: tuple[Group, ...]
 
     def sizes(self, shape: Sequence[int]) -> dict[str, int]:
-        """Places of every axis, for our parameter of `shape` (without stacked axes)."""
+        """Size of every axis, for our parameter of `shape` (without stacked axes)."""
         sizes = {axis.name: axis.size for group in self.file + self.ours for axis in group if axis.size is not None}
         for group, length in zip(self.ours, shape, strict=True):
             unknown = [axis.name for axis in group if axis.name not in sizes]
@@ -82,7 +82,7 @@ class Axes:
     @property
     def kept(self) -> list[str]:
         """The file's axes that our parameter has, in the file's order."""
-        return [axis.name for group in self.file for axis in group if axis.piece is None]
+        return [axis.name for group in self.file for axis in group if axis.part is None]
 
     @property
     def flat(self) -> list[str]:
@@ -103,8 +103,8 @@ def parse_axes(text: str) -> Axes:
 
 def _axis(word: str) -> Axis:
     if "/" in word:
-        piece, count = map(int, word.split("/"))
-        return Axis(f"/{count}", count, piece)
+        part, count = map(int, word.split("/"))
+        return Axis(f"/{count}", count, part)
     if ":" in word:
         size, name = word.split(":")
         return Axis(name, int(size))
@@ -120,18 +120,18 @@ def read_part(tensor: Tensor, axes: Axes, shape: Sequence[int], index: Sequence[
     ranges, split, rest = [], [], []
     for group in axes.file:
         start, inner = 0, math.prod(sizes[axis.name] for axis in group)
-        narrow = True  # so far only one place of every slower axis is wanted
+        narrow = True  # so far only one index of every slower axis is wanted
         stop = inner
         for axis in group:
-            first, last = wanted[axis.name] if axis.piece is None else (axis.piece, axis.piece + 1)
+            first, last = wanted[axis.name] if axis.part is None else (axis.part, axis.part + 1)
             inner //= sizes[axis.name]
             if narrow:
                 start, stop = start + first * inner, start + last * inner
                 split.append(last - first)
-                rest.append(slice(None) if axis.piece is None else 0)
+                rest.append(slice(None) if axis.part is None else 0)
             else:
                 split.append(sizes[axis.name])
-                rest.append(slice(first, last) if axis.piece is None else axis.piece)
+                rest.append(slice(first, last) if axis.part is None else axis.part)
             narrow = narrow and last - first == 1
         ranges.append(slice(start, stop))
     part = np.asarray(tensor[tuple(ranges)]).reshape(split)[tuple(rest)]
@@ -143,7 +143,7 @@ def read_part(tensor: Tensor, axes: Axes, shape: Sequence[int], index: Sequence[
 
 
 def _wanted(axes: Axes, shape: Sequence[int], index: Sequence[slice]) -> dict[str, tuple[int, int]]:
-    """First and last + 1 place wanted of each of our axes; a regrouped axis is read whole."""
+    """First and last + 1 index wanted of each of our axes; a regrouped axis is read whole."""
     sizes = axes.sizes(shape)
     wanted = {}
     for group, length, span in zip(axes.ours, shape, index, strict=True):
@@ -154,20 +154,20 @@ def _wanted(axes: Axes, shape: Sequence[int], index: Sequence[slice]) -> dict[st
 
 
 def cut(axes: Axes, shape: Sequence[int], spans: Spans, most: int) -> list[Spans]:
-    """The part `spans` of one tensor's parameter of `shape`, in pieces that lie in `most` elements of the file each.
+    """The part `spans` of one tensor's parameter of `shape`, in chunks that lie in `most` elements of the file each.
 
-    shape, spans: without stacked axes. Only the slowest axis of the file is cut, so a piece has at least one place of
-    it; an axis that our parameter regroups is passed over for the next.
+    shape, spans: without stacked axes. Only the slowest axis of the file is cut, so a chunk has at least one index
+    of it; an axis that our parameter regroups is passed over for the next.
     """
     sizes, ours = axes.sizes(shape), [[axis.name for axis in group] for group in axes.ours]
-    places = [axis.name for group in axes.file for axis in group]
+    names = [axis.name for group in axes.file for axis in group]
     slowest = next((name for name in axes.kept if [name] in ours), None)
     if slowest is None:
         return [spans]
     axis = ours.index([slowest])
     start, stop = spans[axis]
-    step = max(1, most // math.prod(sizes[name] for name in places[places.index(slowest) + 1 :]))
-    step = math.ceil((stop - start) / math.ceil((stop - start) / step))  # pieces of equal size
+    step = max(1, most // math.prod(sizes[name] for name in names[names.index(slowest) + 1 :]))
+    step = math.ceil((stop - start) / math.ceil((stop - start) / step))  # chunks of equal size
     return [(*spans[:axis], (first, min(first + step, stop)), *spans[axis + 1 :]) for first in range(start, stop, step)]
 
 
@@ -176,9 +176,9 @@ def write_part(tensor: np.ndarray, axes: Axes, part: np.ndarray) -> None:
     sizes = axes.sizes(part.shape)
     flat = part.reshape([sizes[name] for name in axes.flat])
     flat = flat.transpose([axes.flat.index(name) for name in axes.kept])
-    places = [axis for group in axes.file for axis in group]
-    view = tensor.reshape([sizes[axis.name] for axis in places])
-    view[tuple(slice(None) if axis.piece is None else axis.piece for axis in places)] = flat
+    file_axes = [axis for group in axes.file for axis in group]
+    view = tensor.reshape([sizes[axis.name] for axis in file_axes])
+    view[tuple(slice(None) if axis.part is None else axis.part for axis in file_axes)] = flat
 
 
 def present(weights: Sequence[Weight], leaves: Mapping[str, Any]) -> list[Weight]:
@@ -187,41 +187,41 @@ def present(weights: Sequence[Weight], leaves: Mapping[str, Any]) -> list[Weight
 
 
 def tensors_of(weight: Weight, shape: Sequence[int]) -> Iterator[tuple[tuple[int, ...], str]]:
-    """(place in the stacked axes, tensor name) of every tensor of a line. shape: of our whole parameter."""
-    for place in np.ndindex(*shape[: weight.stacked]):
-        yield place, tensor_name(weight, place)
+    """(index in the stacked axes, tensor name) of every tensor of a line. shape: of our whole parameter."""
+    for index in np.ndindex(*shape[: weight.stacked]):
+        yield index, tensor_name(weight, index)
 
 
-def tensor_name(weight: Weight, place: Sequence[int]) -> str:
-    """The name of one tensor of a line, at `place` in the stacked axes."""
+def tensor_name(weight: Weight, index: Sequence[int]) -> str:
+    """The name of one tensor of a line, at `index` in the stacked axes."""
     keys = [key for key in ("layer", "expert") if f"{{{key}}}" in weight.hf]
-    return weight.hf.format(**dict(zip(keys, place, strict=True)))
+    return weight.hf.format(**dict(zip(keys, index, strict=True)))
 
 
 def all_tensors(
     weights: Sequence[Weight], shapes: Mapping[str, Sequence[int]]
 ) -> dict[str, list[tuple[Weight, tuple[int, ...]]]]:
-    """Every tensor of the files, with the (line, place) pairs that fill it: the embedding, layer by layer, the rest.
+    """Every tensor of the files, with the (line, index) pairs that fill it: the embedding, layer by layer, the rest.
 
     shapes: of our whole parameters, by dotted path.
     """
-    found: dict[str, list[tuple[Weight, tuple[int, ...]]]] = {}
+    tensors: dict[str, list[tuple[Weight, tuple[int, ...]]]] = {}
     plain = [weight for weight in weights if not weight.stacked]
     stacked = [weight for weight in weights if weight.stacked]
     first = [weight for weight in plain if weight.ours == "embed"]
     layers = max((shapes[weight.ours][0] for weight in stacked), default=0)
 
-    def add(weight: Weight, places: Iterator[tuple[int, ...]]) -> None:
-        for place in places:
-            found.setdefault(tensor_name(weight, place), []).append((weight, place))
+    def add(weight: Weight, indices: Iterator[tuple[int, ...]]) -> None:
+        for index in indices:
+            tensors.setdefault(tensor_name(weight, index), []).append((weight, index))
 
     for weight in first:
         add(weight, iter([()]))
     for layer in range(layers):
         for weight in stacked:
             inner = np.ndindex(*shapes[weight.ours][1 : weight.stacked])
-            add(weight, ((layer, *place) for place in inner))
+            add(weight, ((layer, *index) for index in inner))
     for weight in plain:
         if weight not in first:
             add(weight, iter([()]))
-    return found
+    return tensors

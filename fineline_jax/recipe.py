@@ -360,16 +360,16 @@ def from_json(path: Path) -> Recipe:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         if field:
-            raise UserError(f"{path}: {field}: {first['msg']}; mend the field") from error
+            raise UserError(f"{path}: {field}: {first['msg']}; fix the field") from error
         raise UserError(
-            f"{path}: {first['msg']}; mend the file, or delete it where it is a run's: `fineline pretrain` with the"
+            f"{path}: {first['msg']}; fix the file, or delete it where it is a run's: `fineline pretrain` with the"
             " run's recipe writes it again"
         ) from error
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     unknown = _flat(json.loads(text)).keys() - _flat(json.loads(to_json(recipe))).keys()
     if unknown:
-        raise UserError(f"{path}: unknown field {min(unknown)}; remove it or mend its name")
+        raise UserError(f"{path}: unknown field {min(unknown)}; remove it or fix its name")
     return recipe
 
 

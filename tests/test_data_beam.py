@@ -99,16 +99,16 @@ def test_a_failing_line_is_named_and_the_other_files_are_kept(tmp_path: Path, op
         prepare_amber(files, tmp_path / "out", sequence_length=2, beam_options=options)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "out").exists()
-    kept = {path.parent.name: path.stat().st_mtime_ns for path in tmp_path.glob(".out.incomplete/parts/*/part.json")}
+    kept = {path.parent.name: path.stat().st_mtime_ns for path in tmp_path.glob(".out.incomplete/shards/*/shard.json")}
     assert sorted(kept) == ["chunk_000", "chunk_003"]
     for bad in (1, 2):
         files[bad].write_text(good)
     read = []
     with pytest.MonkeyPatch.context() as patch:
-        from fineline_jax.data import parts
+        from fineline_jax.data import shards
 
-        convert = parts._amber_window
-        patch.setattr(parts, "_amber_window", lambda *arguments: read.append(arguments[1]) or convert(*arguments))
+        convert = shards._amber_window
+        patch.setattr(shards, "_amber_window", lambda *arguments: read.append(arguments[1]) or convert(*arguments))
         prepare_amber(files, tmp_path / "out", sequence_length=2, beam_options=HERE)
     assert sorted(read) == [f"{files[c]}:{line}" for c in (1, 2) for line in (1, 2)]
     np.testing.assert_array_equal(stored(tmp_path / "out", "chunk_003"), [[3, 3, 3]] * 2)
@@ -124,7 +124,7 @@ folder = Path(sys.argv[1])
 add = storage.WindowWriter.add
 def slow(self, split, windows):
     add(self, split, windows)
-    if list(folder.glob(".out.incomplete/parts/*/part.json")):
+    if list(folder.glob(".out.incomplete/shards/*/shard.json")):
         (folder / "started").touch()
         time.sleep(60)
 storage.WindowWriter.add = slow
@@ -144,7 +144,7 @@ def test_after_a_kill_the_same_command_goes_on(tmp_path: Path, tokenizer: Path) 
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "out").exists()
-    assert list(tmp_path.glob(".out.incomplete/parts/*.incomplete"))
+    assert list(tmp_path.glob(".out.incomplete/shards/*.incomplete"))
     prepare_text(files, tmp_path / "out", tokenizer=tokenizer, sequence_length=3, beam_options=HERE)
     prepare_text(files, tmp_path / "undisturbed", tokenizer=tokenizer, sequence_length=3, beam_options=HERE)
     assert_same_files(tmp_path / "undisturbed", tmp_path / "out")

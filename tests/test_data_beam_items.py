@@ -15,7 +15,7 @@ import pytest
 from data_examples import amber, jsonl, letters_tokenizer
 
 from fineline_jax.data.corpora import prepare_amber, prepare_text
-from fineline_jax.data.parts import Part, Written
+from fineline_jax.data.shards import Shard, Written
 from fineline_jax.errors import UserError
 
 
@@ -88,17 +88,17 @@ def test_chunks_are_byte_for_byte_those_of_the_plain_path_from_any_folder(beam, 
     files = [amber(tmp_path / f"train_{c}.jsonl", [[c, i, 7] for i in range(5 + c)]) for c in range(4)]
     prepare_amber(files, tmp_path / "plain", sequence_length=2)
     monkeypatch.chdir(tmp_path)
-    written = beam.write_part
+    written = beam.write_shard
 
-    def elsewhere(part: Part) -> Written:
+    def elsewhere(shard: Shard) -> Written:
         """A worker has a folder of its own."""
         monkeypatch.chdir("/")
         try:
-            return written(part)
+            return written(shard)
         finally:
             monkeypatch.chdir(tmp_path)
 
-    monkeypatch.setattr(beam, "write_part", elsewhere)
+    monkeypatch.setattr(beam, "write_shard", elsewhere)
     named = [Path(file.name) for file in files]
     made = prepare_amber(named, Path("beam"), sequence_length=2, beam_options="")
     assert made.windows == {f"chunk_{c:03d}": 5 + c for c in range(4)}
@@ -108,9 +108,9 @@ def test_chunks_are_byte_for_byte_those_of_the_plain_path_from_any_folder(beam, 
 
 def test_every_path_of_an_item_holds_on_another_machine(beam) -> None:
     here = Path.cwd()
-    sent = beam._absolute(Part(Path("out"), (("train", Path("a")), ("validation", Path("/b"))), {"x": 1}, Path("t")))
-    assert sent == Part(here / "out", (("train", here / "a"), ("validation", Path("/b"))), {"x": 1}, here / "t")
-    assert beam._absolute(Part(Path("out"), (), {})).tokenizer is None
+    sent = beam._absolute(Shard(Path("out"), (("train", Path("a")), ("validation", Path("/b"))), {"x": 1}, Path("t")))
+    assert sent == Shard(here / "out", (("train", here / "a"), ("validation", Path("/b"))), {"x": 1}, here / "t")
+    assert beam._absolute(Shard(Path("out"), (), {})).tokenizer is None
 
 
 def test_each_text_file_is_a_stream_of_its_own(beam, tmp_path) -> None:
@@ -137,7 +137,7 @@ def test_the_first_bad_file_is_named_with_the_number_of_others_and_the_good_ones
         files[bad].write_text("oops\n")
     with pytest.raises(UserError, match=r"train_1\.jsonl:1: not JSON.* \(1 more files have errors\)$"):
         prepare_amber(files, tmp_path / "out", sequence_length=2, beam_options="")
-    left = sorted(path.name for path in (tmp_path / ".out.incomplete" / "parts").iterdir())
+    left = sorted(path.name for path in (tmp_path / ".out.incomplete" / "shards").iterdir())
     assert left == ["chunk_000", "chunk_003"]
     amber(files[1], [[1, 1, 1]])
     with pytest.raises(UserError, match=r"train_2\.jsonl:1: not JSON .* remove the line$"):
@@ -145,16 +145,16 @@ def test_the_first_bad_file_is_named_with_the_number_of_others_and_the_good_ones
 
 
 def test_a_worker_that_sees_other_folders_says_so(beam, tmp_path) -> None:
-    part = Part(tmp_path / "out" / "chunk_000", (("chunk_000", tmp_path / "gone.jsonl"),), {"kind": "amber"})
+    shard = Shard(tmp_path / "out" / "chunk_000", (("chunk_000", tmp_path / "gone.jsonl"),), {"kind": "amber"})
     with pytest.raises(UserError, match=r"nowhere: not seen by a Beam worker; --out must be"):
-        beam._write_and_report((part, tmp_path / "nowhere" / "0.json"))
+        beam._write_and_report((shard, tmp_path / "nowhere" / "0.json"))
     report = tmp_path / "0.json"
-    assert "Beam ended without writing it" in beam._outcome(part, report)
-    beam._write_and_report((part, report))
-    assert "gone.jsonl: not seen by a Beam worker; inputs must be" in beam._outcome(part, report)
+    assert "Beam ended without writing it" in beam._outcome(shard, report)
+    beam._write_and_report((shard, report))
+    assert "gone.jsonl: not seen by a Beam worker; inputs must be" in beam._outcome(shard, report)
     written = Written([{"name": "x"}], {"train": {"windows": 3}})
     report.write_text(json.dumps(dataclasses.asdict(written)))
-    assert beam._outcome(part, report) == written
+    assert beam._outcome(shard, report) == written
 
 
 def test_every_run_has_its_own_folder_of_reports(beam, tmp_path, monkeypatch) -> None:

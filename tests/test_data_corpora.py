@@ -70,7 +70,7 @@ def test_cutting_loses_only_the_tail_however_the_runs_arrive(runs: list[list[int
     windows = [cutter.cut(arrays[start : start + group]) for start in range(0, len(arrays), group)]
     stream = [token for run in runs for token in run]
     full = len(stream) // window * window
-    assert [t for part in windows for t in part.ravel()] == stream[:full]
+    assert [t for shard in windows for t in shard.ravel()] == stream[:full]
     assert (cutter.tokens, cutter.dropped) == (len(stream), len(stream) - full)
 
 
@@ -201,7 +201,7 @@ def test_ctrl_c_ends_a_preparation_in_several_processes_at_once_and_without_a_tr
         text=True,
         start_new_session=True,
     )
-    while not list(tmp_path.glob(".out.incomplete/parts/*.incomplete")):
+    while not list(tmp_path.glob(".out.incomplete/shards/*.incomplete")):
         assert process.poll() is None
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
@@ -218,7 +218,7 @@ def test_files_too_few_for_a_validation_split_are_told_of_text_units(tmp_path: P
 
 
 def test_finished_chunks_survive_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fineline_jax.data import parts
+    from fineline_jax.data import shards
 
     files = [amber(tmp_path / f"train_{c}.jsonl", [[c, c, c]] * 2) for c in range(2)]
     good = files[1].read_text()
@@ -227,8 +227,8 @@ def test_finished_chunks_survive_a_failure(tmp_path: Path, monkeypatch: pytest.M
         prepare_amber(files, tmp_path / "out", sequence_length=2)
     files[1].write_text(good)
     read = []
-    convert = parts._amber_window
-    monkeypatch.setattr(parts, "_amber_window", lambda *arguments: read.append(arguments[1]) or convert(*arguments))
+    convert = shards._amber_window
+    monkeypatch.setattr(shards, "_amber_window", lambda *arguments: read.append(arguments[1]) or convert(*arguments))
     prepare_amber(files, tmp_path / "out", sequence_length=2)
     assert read == [f"{files[1]}:1", f"{files[1]}:2"]
     np.testing.assert_array_equal(stored(tmp_path / "out", "chunk_000"), [[0, 0, 0]] * 2)
@@ -239,15 +239,15 @@ def test_a_merge_of_chunks_that_was_interrupted_is_finished(tmp_path: Path, monk
 
     files = [amber(tmp_path / f"train_{c}.jsonl", [[c, c, c]] * 2) for c in range(3)]
 
-    def stop(parts: list[Path], folder: Path) -> None:
-        corpora_merge(parts[:2], folder)
+    def stop(shards: list[Path], folder: Path) -> None:
+        corpora_merge(shards[:2], folder)
         raise KeyboardInterrupt
 
-    corpora_merge = corpora.merge_parts
-    monkeypatch.setattr(corpora, "merge_parts", stop)
+    corpora_merge = corpora.merge_shards
+    monkeypatch.setattr(corpora, "merge_shards", stop)
     with pytest.raises(KeyboardInterrupt):
         prepare_amber(files, tmp_path / "out", sequence_length=2)
-    monkeypatch.setattr(corpora, "merge_parts", corpora_merge)
+    monkeypatch.setattr(corpora, "merge_shards", corpora_merge)
     prepare_amber(files, tmp_path / "out", sequence_length=2)
     for c in range(3):
         np.testing.assert_array_equal(stored(tmp_path / "out", f"chunk_{c:03d}"), [[c, c, c]] * 2)
@@ -261,17 +261,17 @@ def test_a_merge_that_was_interrupted_does_not_leak_into_one_of_other_input(
 
     files = [amber(tmp_path / f"train_{c}.jsonl", [[c, c, c]] * 2) for c in range(3)]
 
-    def stop(parts: list[Path], folder: Path) -> None:
-        corpora_merge(parts, folder)
+    def stop(shards: list[Path], folder: Path) -> None:
+        corpora_merge(shards, folder)
         raise KeyboardInterrupt
 
-    corpora_merge = corpora.merge_parts
-    monkeypatch.setattr(corpora, "merge_parts", stop)
+    corpora_merge = corpora.merge_shards
+    monkeypatch.setattr(corpora, "merge_shards", stop)
     with pytest.raises(KeyboardInterrupt):
         prepare_amber(files, tmp_path / "out", sequence_length=2)
     with pytest.raises(KeyboardInterrupt):
         prepare_amber(files[:2], tmp_path / "out", sequence_length=2)  # takes the third's records away
-    monkeypatch.setattr(corpora, "merge_parts", corpora_merge)
+    monkeypatch.setattr(corpora, "merge_shards", corpora_merge)
     amber(files[0], [[9, 9, 9]])
     assert prepare_amber(files, tmp_path / "out", sequence_length=2).windows["chunk_002"] == 2
     np.testing.assert_array_equal(stored(tmp_path / "out", "chunk_000"), [[9, 9, 9]])

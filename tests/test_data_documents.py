@@ -18,7 +18,7 @@ TEXT = "Zürich\u2028東京\u0085\x0c🙂 é"
 
 def read(file: Path, key: str = "text", unit: str = "file") -> list[tuple[str, str]]:
     found = read_documents(file, text_key=key, text_unit=unit)  # pyright: ignore[reportArgumentType]
-    return [(document.text, document.place.removeprefix(str(file))) for document in found]
+    return [(document.text, document.location.removeprefix(str(file))) for document in found]
 
 
 def test_json_lines_have_the_text_of_their_key_whatever_it_holds_and_blank_ones_are_left_out(tmp_path: Path) -> None:

@@ -71,8 +71,8 @@ def test_only_the_rows_asked_for_are_read(tmp_path: Path) -> None:
             return data_set.source(split).__getitems__(records)
 
     recorded = dataclasses.replace(data_set, source=lambda name: Recorder())
-    piece = dataclasses.replace(batches, parts=((recorded, split),)).rows(2, range(4, 7))
-    assert asked == piece[:, 0].tolist() == names(batches, 2)[4:7]
+    selected = dataclasses.replace(batches, splits=((recorded, split),)).rows(2, range(4, 7))
+    assert asked == selected[:, 0].tolist() == names(batches, 2)[4:7]
 
 
 def test_an_epoch_reads_every_window_once_then_anew(tmp_path: Path) -> None:

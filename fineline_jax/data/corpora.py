@@ -3,8 +3,8 @@
     prepare_text    JSONL or plain text through a tokenizer into splits train and validation
     prepare_amber   Amber's token lines, one input file per split chunk_000, chunk_001, ...
 
-A preparation is written in parts (`data.parts`) beside its place, and renamed when it is complete, so a killed one
-leaves nothing that opens. Running it again keeps the parts that are finished; running it once more finds it done.
+A preparation is written in shards (`data.shards`) beside its destination, and renamed when it is complete, so a killed
+one leaves nothing that opens. Running it again keeps the shards that are finished; once more, and it is found done.
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ from typing import Any
 
 from fineline_jax import progress
 from fineline_jax.data.documents import TextUnit, input_files, suffix_of
-from fineline_jax.data.parts import Part, Written, fingerprint, source_of, write_part
-from fineline_jax.data.storage import merge_parts, open_data_set, write_metadata
+from fineline_jax.data.shards import Shard, Written, inputs_of, source_of, write_shard
+from fineline_jax.data.storage import merge_shards, open_data_set, write_metadata
 from fineline_jax.errors import UserError
 from fineline_jax.tokenizers.files import copy_tokenizer
 from fineline_jax.tokenizers.identity import identity, vocabulary_size
@@ -119,9 +119,9 @@ def prepare_text(
         "validation_fraction": validation_fraction,
     }
     streams = [files] if beam_options is None else [[file] for file in files]
-    folder = _work_folder(out) / "parts"
-    parts = [Part(folder / f"{i:06d}", tuple(stream), settings, tokenizer) for i, stream in enumerate(streams)]
-    return _prepare(out, parts, settings, tokenizer, beam_options=beam_options)
+    folder = _work_folder(out) / "shards"
+    shards = [Shard(folder / f"{i:06d}", tuple(stream), settings, tokenizer) for i, stream in enumerate(streams)]
+    return _prepare(out, shards, settings, tokenizer, beam_options=beam_options)
 
 
 def prepare_amber(
@@ -178,39 +178,39 @@ def prepare_amber(
         "eos_id": None if model is None else model.eos_token_id,
     }
     needed = {name: settings[name] for name in ("format", "kind", "sequence_length", "vocab_size")}
-    folder = _work_folder(out) / "parts"
-    parts = [Part(folder / split, tuple((split, file) for file in group), needed) for split, group in splits]
-    return _prepare(out, parts, settings, tokenizer, processes=processes, beam_options=beam_options)
+    folder = _work_folder(out) / "shards"
+    shards = [Shard(folder / split, tuple((split, file) for file in group), needed) for split, group in splits]
+    return _prepare(out, shards, settings, tokenizer, processes=processes, beam_options=beam_options)
 
 
 def _prepare(
     out: Path,
-    parts: list[Part],
+    shards: list[Shard],
     settings: dict[str, Any],
     tokenizer: Path | None,
     *,
     processes: int = 1,
     beam_options: str | None = None,
 ) -> Prepared:
-    """Write the parts, merge them in their order, and give the result its name in one rename."""
-    if (done := _already_done(out, settings, parts)) is not None:
+    """Write the shards, merge them in their order, and give the result its name in one rename."""
+    if (done := _already_done(out, settings, shards)) is not None:
         return done
     work = _work_folder(out)
     plan = work / "merging.json"
-    # Merging moves record files out of the parts; what another merge has moved cannot be told apart afterwards.
-    if plan.exists() and json.loads(plan.read_bytes()) != [fingerprint(part) for part in parts]:
+    # Merging moves record files out of the shards; what another merge has moved cannot be told apart afterwards.
+    if plan.exists() and json.loads(plan.read_bytes()) != [inputs_of(shard) for shard in shards]:
         shutil.rmtree(work)
-    (work / "parts").mkdir(parents=True, exist_ok=True)
-    for left_over in (work / "parts").glob("*.incomplete"):
+    (work / "shards").mkdir(parents=True, exist_ok=True)
+    for left_over in (work / "shards").glob("*.incomplete"):
         shutil.rmtree(left_over, ignore_errors=True)
     try:
-        written = _write_all(parts, out.name, processes, beam_options)
+        written = _write_all(shards, out.name, processes, beam_options)
     except BaseException:
-        if not any((part.folder / "part.json").exists() for part in parts):  # nothing to continue from
+        if not any((shard.folder / "shard.json").exists() for shard in shards):  # nothing to continue from
             shutil.rmtree(work, ignore_errors=True)
         raise
-    counts = _total([part.counts for part in written])
-    sources = [source for part in written for source in part.sources]
+    counts = _total([shard.counts for shard in written])
+    sources = [source for shard in written for source in shard.sources]
     for split, count in counts.items():
         if not count["windows"]:
             shutil.rmtree(work)
@@ -225,10 +225,10 @@ def _prepare(
                 f"{out}: split {split} has {count['documents']} documents with {count['tokens']} tokens in all, less "
                 f"than one window of {settings['sequence_length'] + 1}; {', '.join(remedies[:-1])} or {remedies[-1]}"
             )
-    facts = [{"settings": part.settings, "sources": of.sources} for part, of in zip(parts, written)]
+    facts = [{"settings": shard.settings, "sources": of.sources} for shard, of in zip(shards, written)]
     write_whole(plan, json.dumps(facts), alone=True)
     merged = work / "merged"
-    merge_parts([part.folder for part in parts], merged)
+    merge_shards([shard.folder for shard in shards], merged)
     if tokenizer is not None:
         copy_tokenizer(tokenizer, merged / "tokenizer")
     write_metadata(merged, {**settings, "sources": sources, "splits": counts})
@@ -239,29 +239,29 @@ def _prepare(
     return Prepared(out, {split: count["windows"] for split, count in counts.items()}, already_done=False)
 
 
-def _write_all(parts: list[Part], name: str, processes: int, beam_options: str | None) -> list[Written]:
-    """Write the parts here, in a pool of processes, or by Beam."""
+def _write_all(shards: list[Shard], name: str, processes: int, beam_options: str | None) -> list[Written]:
+    """Write the shards here, in a pool of processes, or by Beam."""
     title = f"prepare {name}"
     if beam_options is not None:
-        from fineline_jax.data.beam import write_parts  # only with the extra
+        from fineline_jax.data.beam import write_shards  # only with the extra
 
-        with progress.bar(title, len(parts), "files") as advance:
-            return write_parts(parts, beam_options, advance)
+        with progress.bar(title, len(shards), "files") as advance:
+            return write_shards(shards, beam_options, advance)
     if processes == 1:
-        total_bytes = sum(file.stat().st_size for part in parts for _, file in part.files)
+        total_bytes = sum(file.stat().st_size for shard in shards for _, file in shard.files)
         with progress.bar(title, total_bytes, "bytes") as advance:
-            return [write_part(part, advance) for part in parts]
+            return [write_shard(shard, advance) for shard in shards]
     # Spawned: forking a process that runs JAX's threads can hang.
     context = multiprocessing.get_context("spawn")
     with (
-        progress.bar(title, len(parts), "chunks") as advance,
+        progress.bar(title, len(shards), "chunks") as advance,
         # Ctrl-C reaches the whole process group; only this process answers it.
         ProcessPoolExecutor(processes, context, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool,
     ):
         written = []
         try:
-            for part in pool.map(write_part, parts):
-                written.append(part)
+            for shard in pool.map(write_shard, shards):
+                written.append(shard)
                 advance(1)
         except KeyboardInterrupt:
             for child in multiprocessing.active_children():  # else a chunk under way would be waited for
@@ -278,8 +278,8 @@ def _write_all(parts: list[Part], name: str, processes: int, beam_options: str |
 def _total(counts: list[dict[str, dict[str, int]]]) -> dict[str, dict[str, int]]:
     """Counts per split, added up."""
     totals: dict[str, dict[str, int]] = {}
-    for part in counts:
-        for split, count in part.items():
+    for shard in counts:
+        for split, count in shard.items():
             total = totals.setdefault(split, dict.fromkeys(count, 0))
             for name, number in count.items():
                 total[name] += number
@@ -316,14 +316,14 @@ def _work_folder(out: Path) -> Path:
     return out.parent / f".{out.name}.incomplete"
 
 
-def _already_done(out: Path, settings: dict[str, Any], parts: Sequence[Part]) -> Prepared | None:
+def _already_done(out: Path, settings: dict[str, Any], shards: Sequence[Shard]) -> Prepared | None:
     """The finished data set in `out` if it was prepared from the same; None if `out` is free; else UserError."""
     refuse_occupied(out)
     if not (out / "metadata.json").is_file():
         return None
     existing = open_data_set(out)
     different = next((key for key, value in settings.items() if existing.metadata.get(key) != value), None)
-    sources = (source_of(split, file) for part in parts for split, file in part.files)
+    sources = (source_of(split, file) for shard in shards for split, file in shard.files)
     if different is None and existing.metadata.get("sources") != list(sources):
         different = "input"
     if different is not None:

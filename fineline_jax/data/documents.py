@@ -1,4 +1,4 @@
-"""Text documents out of files, each with the place it came from.
+"""Text documents out of files, each with its location.
 
 `.jsonl` (or `.json`): one object per line, the text under one key. `.txt`: the whole file is one document,
 or each paragraph (blank lines between), or each line. Both also with `.gz`.
@@ -22,7 +22,7 @@ TextUnit = Literal["file", "paragraph", "line"]
 @dataclasses.dataclass(frozen=True)
 class Document:
     text: str
-    place: str
+    location: str
     """`file:line` of its first line, for error messages."""
 
 
@@ -62,18 +62,20 @@ def read_documents(
         yield from _whole_file(file, progress) if whole else _paragraphs_or_lines(file, text_unit, progress)
         return
     for number, line in read_lines(file, progress):
-        place = f"{file}:{number}"
+        location = f"{file}:{number}"
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:  # brackets within brackets without end
-            raise UserError(f"{place}: not JSON ({error}); mend or remove the line") from error
+            raise UserError(f"{location}: not JSON ({error}); fix or remove the line") from error
         text = record.get(text_key) if isinstance(record, dict) else None
         if not isinstance(text, str):
-            raise UserError(f"{place}: no text under the key {text_key!r}; mend the line or name the key by --text-key")
+            raise UserError(
+                f"{location}: no text under the key {text_key!r}; fix the line or name the key by --text-key"
+            )
         if not _is_encodable(text):
-            raise UserError(f"{place}: half of a surrogate pair in the text is no character; mend or remove the line")
+            raise UserError(f"{location}: half of a surrogate pair in the text is no character; fix or remove the line")
         if text.strip():
-            yield Document(text, place)
+            yield Document(text, location)
 
 
 def _is_encodable(text: str) -> bool:

@@ -48,9 +48,9 @@ class WindowWriter:
     def add(self, split: str, windows: np.ndarray) -> None:
         """Append windows, int [n, window_tokens]."""
         for start in range(0, len(windows), WINDOWS_PER_WRITE):
-            part = windows[start : start + WINDOWS_PER_WRITE].astype(self._dtype)
+            batch = windows[start : start + WINDOWS_PER_WRITE].astype(self._dtype)
             with self._naming_the_folder():
-                self._writer.add_examples({split: [{"tokens": window} for window in part]})
+                self._writer.add_examples({split: [{"tokens": window} for window in batch]})
         self.windows[split] += len(windows)
 
     def close(self) -> None:
@@ -65,13 +65,13 @@ class WindowWriter:
             raise UserError(f"{self._info.data_dir}: cannot be written ({error}); free space and run again") from error
 
 
-def merge_parts(parts: Sequence[Path], folder: Path) -> None:
-    """Make `folder` one data set of parts, in the order given; a split that several have is laid end to end.
+def merge_shards(shards: Sequence[Path], folder: Path) -> None:
+    """Make `folder` one data set of shards, in the order given; a split that several have is laid end to end.
 
-    The parts' record files are moved. An interrupted merge is finished by calling it again with the same parts.
+    The shards' record files are moved. An interrupted merge is finished by calling it again with the same shards.
     """
     folder.mkdir(exist_ok=True)
-    infos = [tfds.builder_from_directory(part).info for part in parts]
+    infos = [tfds.builder_from_directory(shard).info for shard in shards]
     splits: dict[str, Any] = {}
     for info in infos:
         for split in info.splits.values():
@@ -85,13 +85,13 @@ def merge_parts(parts: Sequence[Path], folder: Path) -> None:
                 filename_template=template.replace(data_dir=folder),
             )
     targets = {name: iter(map(Path, split.filepaths)) for name, split in splits.items()}
-    for part, info in zip(parts, infos, strict=True):
+    for shard, info in zip(shards, infos, strict=True):
         for split in info.splits.values():
             for source, target in zip(map(Path, split.filepaths), targets[split.name]):
                 if source.exists():
                     source.rename(target)
                 elif not target.exists():  # else an earlier call has moved it
-                    raise UserError(f"{source}: is gone; remove {part.parent} and run again")
+                    raise UserError(f"{source}: is gone; remove {shard.parent} and run again")
     wanted = {Path(file).name for split in splits.values() for file in split.filepaths}
     for left_over in [path for path in folder.iterdir() if path.name not in wanted]:
         shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()

@@ -73,7 +73,7 @@ class MetricsLog:
             while line:
                 line = line[self.file.write(line) :]
         except OSError as error:
-            raise UserError(f"{self.path}: {error.strerror}; mend that and run the same command again") from error
+            raise UserError(f"{self.path}: {error.strerror}; fix that and run the same command again") from error
         numbers = {k: v for k, v in record.items() if isinstance(v, int | float) and k != "step"}
         if self.board:
             for name, value in numbers.items():

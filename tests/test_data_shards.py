@@ -18,10 +18,10 @@ from data_examples import BOS, EOS, amber, jsonl, letters, letters_tokenizer, st
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fineline_jax.data import corpora, parts, storage
+from fineline_jax.data import corpora, shards, storage
 from fineline_jax.data.corpora import Prepared, prepare_amber, prepare_text
-from fineline_jax.data.parts import Part, write_part
-from fineline_jax.data.storage import WindowWriter, merge_parts, open_data_set, write_metadata
+from fineline_jax.data.shards import Shard, write_shard
+from fineline_jax.data.storage import WindowWriter, merge_shards, open_data_set, write_metadata
 from fineline_jax.data.windows import WindowCutter, with_markers
 from fineline_jax.errors import UserError
 from fineline_jax.tokenizers.identity import identity
@@ -37,13 +37,13 @@ def metadata_of(folder: Path) -> dict:
     return json.loads((folder / "metadata.json").read_text())
 
 
-def text_part(folder: Path, files: list[tuple[str, Path]], tokenizer: Path, **changes) -> Part:
+def text_shard(folder: Path, files: list[tuple[str, Path]], tokenizer: Path, **changes) -> Shard:
     tokenizer_hash = identity(open_tokenizer(tokenizer)).tokenizer_hash
     settings = {
         "kind": "text", "sequence_length": 3, "vocab_size": 29, "tokenizer_hash": tokenizer_hash,
         "bos": False, "eos": True, "text_key": "text", "text_unit": "file", "validation_fraction": 0.0,
     }  # fmt: skip
-    return Part(folder, tuple(files), settings | changes, tokenizer / "tokenizer.json")
+    return Shard(folder, tuple(files), settings | changes, tokenizer / "tokenizer.json")
 
 
 # Windows
@@ -95,7 +95,7 @@ def test_windows_are_the_concatenated_documents_cut(texts, length, bos, eos, tok
 @pytest.mark.parametrize("share", [Fraction(1, 4), Fraction(3, 10), Fraction(2, 3), Fraction(1, 8)])
 def test_a_fraction_is_taken_evenly_over_all_files(tmp_path: Path, tokenizer: Path, share: Fraction) -> None:
     texts = [chr(97 + i) * 3 for i in range(26)]
-    files = [jsonl(tmp_path / f"{name}.jsonl", part) for name, part in (("a", texts[:7]), ("b", texts[7:]))]
+    files = [jsonl(tmp_path / f"{name}.jsonl", shard) for name, shard in (("a", texts[:7]), ("b", texts[7:]))]
     prepare_text(files, tmp_path / "out", tokenizer=tokenizer, sequence_length=3, validation_fraction=float(share))
     held = [i for i in range(26) if math.floor((i + 1) * share) > math.floor(i * share)]
     for split, wanted in (("validation", held), ("train", [i for i in range(26) if i not in held])):
@@ -187,7 +187,9 @@ def test_a_tokenizer_without_the_marker_that_is_asked_for_is_refused(tmp_path: P
             options = {"tokenizer": folder, "sequence_length": 2, "bos": bos, "eos": eos}
             out = tmp_path / f"{name}{bos}{eos}"
             if options[name]:
-                with pytest.raises(UserError, match=f"no {name.upper()} token; name one .* or prepare with {name}=False"):
+                with pytest.raises(
+                    UserError, match=f"no {name.upper()} token; name one .* or prepare with {name}=False"
+                ):
                     prepare_text([source], out, **options)
             else:
                 prepare_text([source], out, **options)
@@ -294,8 +296,8 @@ def test_what_is_written_does_not_depend_on_the_blocks_it_passes_through(
         assert stored(tmp_path / f"{name} amber", "chunk_000")[:, 0].tolist() == list(range(23))
         monkeypatch.setattr(storage, "WINDOWS_PER_FILE", 5)
         monkeypatch.setattr(storage, "WINDOWS_PER_WRITE", 3)
-        monkeypatch.setattr(parts, "WINDOWS_PER_WRITE", 3)
-        monkeypatch.setattr(parts, "BATCH_CHARACTERS", 40)
+        monkeypatch.setattr(shards, "WINDOWS_PER_WRITE", 3)
+        monkeypatch.setattr(shards, "BATCH_CHARACTERS", 40)
     for kind in ("text", "amber"):
         assert metadata_of(tmp_path / f"small {kind}") == metadata_of(tmp_path / f"usual {kind}")
         assert len(list((tmp_path / f"usual {kind}").glob("*.array_record*"))) == 1
@@ -307,96 +309,98 @@ def test_what_is_written_does_not_depend_on_the_blocks_it_passes_through(
 def test_documents_are_given_to_the_tokenizer_in_runs_of_about_so_many_characters(monkeypatch) -> None:
     from fineline_jax.data.documents import Document
 
-    monkeypatch.setattr(parts, "BATCH_CHARACTERS", 5)
+    monkeypatch.setattr(shards, "BATCH_CHARACTERS", 5)
     items = [("train", Document(text, "x:1")) for text in ("ab", "cde", "f", "ghijklm", "n")]
-    runs = [[document.text for _, document in batch] for batch in parts._batches_by_length(iter(items))]
+    runs = [[document.text for _, document in batch] for batch in shards._batches_by_length(iter(items))]
     assert runs == [["ab", "cde"], ["f", "ghijklm"], ["n"]]
 
 
 def test_the_stated_sizes() -> None:
     assert pytest.approx(2**30, rel=1e-3) == storage.WINDOWS_PER_FILE * 2049 * 2  # 1 GB of windows of 2,049 uint16
-    assert (storage.WINDOWS_PER_WRITE, parts.BATCH_CHARACTERS) == (1024, 2**21)
+    assert (storage.WINDOWS_PER_WRITE, shards.BATCH_CHARACTERS) == (1024, 2**21)
 
 
-# Parts
+# Shards
 
 
-def test_a_part_is_written_once_and_again_when_its_input_or_settings_change(tmp_path, tokenizer, monkeypatch) -> None:
+def test_a_shard_is_written_once_and_again_when_its_input_or_settings_change(tmp_path, tokenizer, monkeypatch) -> None:
     source = jsonl(tmp_path / "a.jsonl", ["abc", "de", "f"])
-    part, told = text_part(tmp_path / "part", [("train", source)], tokenizer), []
-    first = write_part(part, told.append)
+    shard, told = text_shard(tmp_path / "shard", [("train", source)], tokenizer), []
+    first = write_shard(shard, told.append)
     assert first.counts == {"train": {"documents": 3, "tokens": 9, "windows": 2, "dropped_tokens": 1}}
     assert sum(told) == source.stat().st_size
-    before = {path: path.stat().st_mtime_ns for path in part.folder.iterdir()}
+    before = {path: path.stat().st_mtime_ns for path in shard.folder.iterdir()}
     told.clear()
     with monkeypatch.context() as patch:
-        patch.setattr(parts, "_write_text", None)
-        assert write_part(part, told.append) == first and told == [source.stat().st_size]
-    assert {path: path.stat().st_mtime_ns for path in part.folder.iterdir()} == before
-    assert write_part(text_part(part.folder, [("train", source)], tokenizer, bos=True)).counts["train"]["tokens"] == 12
-    assert write_part(part) == first
+        patch.setattr(shards, "_write_text", None)
+        assert write_shard(shard, told.append) == first and told == [source.stat().st_size]
+    assert {path: path.stat().st_mtime_ns for path in shard.folder.iterdir()} == before
+    assert (
+        write_shard(text_shard(shard.folder, [("train", source)], tokenizer, bos=True)).counts["train"]["tokens"] == 12
+    )
+    assert write_shard(shard) == first
     size = source.stat().st_size
     jsonl(source, ["abc", "de", "g"])  # as long as it was
     assert source.stat().st_size == size
-    write_part(part)
-    assert stored(part.folder, "train").ravel().tolist() == [*letters("abc"), EOS, *letters("de"), EOS, *letters("g")]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "part"]
+    write_shard(shard)
+    assert stored(shard.folder, "train").ravel().tolist() == [*letters("abc"), EOS, *letters("de"), EOS, *letters("g")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "shard"]
 
 
-def test_of_two_that_write_the_same_part_the_first_one_gives_it_its_name(tmp_path, tokenizer, monkeypatch) -> None:
+def test_of_two_that_write_the_same_shard_the_first_one_gives_it_its_name(tmp_path, tokenizer, monkeypatch) -> None:
     source = jsonl(tmp_path / "a.jsonl", ["abc", "de", "f"])
-    part = text_part(tmp_path / "part", [("train", source)], tokenizer)
-    write = parts._write_text
+    shard = text_shard(tmp_path / "shard", [("train", source)], tokenizer)
+    write = shards._write_text
 
-    def overtaken(mine: Part, folder: Path, advance):
-        monkeypatch.setattr(parts, "_write_text", write)
+    def overtaken(mine: Shard, folder: Path, advance):
+        monkeypatch.setattr(shards, "_write_text", write)
         counts = write(mine, folder, advance)
-        write_part(part)
-        (part.folder / "first").touch()
+        write_shard(shard)
+        (shard.folder / "first").touch()
         return counts
 
-    monkeypatch.setattr(parts, "_write_text", overtaken)
-    assert write_part(part).counts["train"]["windows"] == 2
-    assert (part.folder / "first").exists()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "part"]
+    monkeypatch.setattr(shards, "_write_text", overtaken)
+    assert write_shard(shard).counts["train"]["windows"] == 2
+    assert (shard.folder / "first").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "shard"]
 
 
 def test_the_bytes_of_token_lines_are_told(tmp_path: Path) -> None:
     source, told = amber(tmp_path / "t.jsonl", [[1, 2, 3]] * 5), []
     settings = {"kind": "amber", "sequence_length": 2, "vocab_size": 9}
-    write_part(Part(tmp_path / "part", (("chunk_000", source),), settings), told.append)
+    write_shard(Shard(tmp_path / "shard", (("chunk_000", source),), settings), told.append)
     assert sum(told) == source.stat().st_size
 
 
-def test_a_part_with_a_bad_line_leaves_nothing(tmp_path: Path, tokenizer: Path) -> None:
+def test_a_shard_with_a_bad_line_leaves_nothing(tmp_path: Path, tokenizer: Path) -> None:
     source = jsonl(tmp_path / "a.jsonl", ["abc"])
     source.write_text(source.read_text() + "{\n")
     with pytest.raises(UserError, match=r"a\.jsonl:2"):
-        write_part(text_part(tmp_path / "part", [("train", source)], tokenizer))
+        write_shard(text_shard(tmp_path / "shard", [("train", source)], tokenizer))
     assert sorted(tmp_path.iterdir()) == [source]
 
 
 def test_another_tokenizer_at_the_same_place_is_refused(tmp_path: Path, tokenizer: Path) -> None:
     source = jsonl(tmp_path / "a.jsonl", ["abc"])
-    part = text_part(tmp_path / "part", [("train", source)], tokenizer, tokenizer_hash="0" * 64)
+    shard = text_shard(tmp_path / "shard", [("train", source)], tokenizer, tokenizer_hash="0" * 64)
     with pytest.raises(UserError, match=r"tokenizer\.json: not the tokenizer that the preparation began with"):
-        write_part(part)
+        write_shard(shard)
 
 
-def test_parts_are_laid_end_to_end_split_by_split(tmp_path: Path, tokenizer: Path, monkeypatch) -> None:
+def test_shards_are_laid_end_to_end_split_by_split(tmp_path: Path, tokenizer: Path, monkeypatch) -> None:
     monkeypatch.setattr(storage, "WINDOWS_PER_FILE", 2)
     files = [jsonl(tmp_path / f"{i}.jsonl", [chr(97 + 10 * i + k) * 3 for k in range(5 - i)]) for i in range(2)]
     held = jsonl(tmp_path / "held.jsonl", ["zzz"])
     groups = [[("train", files[0])], [("train", files[1]), ("validation", held)]]
-    made = [text_part(tmp_path / f"part {i}", group, tokenizer) for i, group in enumerate(groups)]
-    for part in made:
-        write_part(part)
+    made = [text_shard(tmp_path / f"shard {i}", group, tokenizer) for i, group in enumerate(groups)]
+    for shard in made:
+        write_shard(shard)
     merged = tmp_path / "merged"
     merged.mkdir()
-    (merged / "windows-train.array_record-00000-of-00009").touch()  # of a merge of other parts
-    bytes_before = sum(tfds.builder_from_directory(part.folder).info.dataset_size for part in made)  # pyright: ignore
+    (merged / "windows-train.array_record-00000-of-00009").touch()  # of a merge of other shards
+    bytes_before = sum(tfds.builder_from_directory(shard.folder).info.dataset_size for shard in made)  # pyright: ignore
     for _ in range(2):  # doing it again changes nothing
-        merge_parts([part.folder for part in made], merged)
+        merge_shards([shard.folder for shard in made], merged)
         texts = [*(letters("abcde"[k] * 3) for k in range(5)), *(letters("klmn"[k] * 3) for k in range(4))]
         np.testing.assert_array_equal(stored(merged, "train"), [[*ids, EOS] for ids in texts])
         np.testing.assert_array_equal(stored(merged, "validation"), [[*letters("zzz"), EOS]])
@@ -405,7 +409,7 @@ def test_parts_are_laid_end_to_end_split_by_split(tmp_path: Path, tokenizer: Pat
     for file in merged.glob("*validation*"):
         file.unlink()
     with pytest.raises(UserError, match=r"is gone; remove .* and run again"):
-        merge_parts([part.folder for part in made], merged)
+        merge_shards([shard.folder for shard in made], merged)
 
 
 def test_chunks_written_by_several_processes_are_merged_in_their_order(tmp_path: Path, monkeypatch) -> None:
@@ -454,18 +458,18 @@ def test_what_ends_several_processes_early(raised, expected, ended, tmp_path: Pa
 def test_chunks_are_kept_when_only_the_tokenizer_beside_them_is_another(tmp_path: Path, tokenizer, monkeypatch) -> None:
     """It is copied, and no text is tokenized."""
     source = amber(tmp_path / "t.jsonl", [[1, 2, 3]])
-    merge = corpora.merge_parts
+    merge = corpora.merge_shards
 
     def stop(*arguments) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(corpora, "merge_parts", stop)
+    monkeypatch.setattr(corpora, "merge_shards", stop)
     with pytest.raises(KeyboardInterrupt):
         prepare_amber([source], tmp_path / "out", sequence_length=2)
-    left = tmp_path / ".out.incomplete" / "parts" / "x.incomplete"
+    left = tmp_path / ".out.incomplete" / "shards" / "x.incomplete"
     left.mkdir()
-    monkeypatch.setattr(corpora, "merge_parts", merge)
-    monkeypatch.setattr(parts, "_write_amber", None)
+    monkeypatch.setattr(corpora, "merge_shards", merge)
+    monkeypatch.setattr(shards, "_write_amber", None)
     prepare_amber([source], tmp_path / "out", sequence_length=2, tokenizer=tokenizer)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "t.jsonl"]
 
@@ -474,11 +478,11 @@ def test_chunks_of_another_format_are_converted_again(tmp_path: Path, monkeypatc
     """Those that an older version of the program left."""
     source, out, read = amber(tmp_path / "t.jsonl", [[1, 2, 3]]), tmp_path / "out", []
     with monkeypatch.context() as interrupted:
-        interrupted.setattr(corpora, "merge_parts", None)
+        interrupted.setattr(corpora, "merge_shards", None)
         with pytest.raises(TypeError):
             prepare_amber([source], out, sequence_length=2)
-    convert = parts._amber_window
-    monkeypatch.setattr(parts, "_amber_window", lambda *arguments: read.append(arguments[1]) or convert(*arguments))
+    convert = shards._amber_window
+    monkeypatch.setattr(shards, "_amber_window", lambda *arguments: read.append(arguments[1]) or convert(*arguments))
     monkeypatch.setattr(corpora, "FORMAT", corpora.FORMAT + 1)
     prepare_amber([source], out, sequence_length=2)
     assert read == [f"{source}:1"]
@@ -492,7 +496,7 @@ def test_the_plan_of_a_merge_is_on_the_disk_before_anything_is_moved(tmp_path: P
         stopping.delattr(os, "fsync")
         with pytest.raises(AttributeError):
             prepare_amber([source], out, sequence_length=2)
-    assert [path.name for path in (tmp_path / ".out.incomplete").iterdir()] == ["parts"]
+    assert [path.name for path in (tmp_path / ".out.incomplete").iterdir()] == ["shards"]
     prepare_amber([source], out, sequence_length=2)
     np.testing.assert_array_equal(stored(out, "chunk_000"), [[1, 2, 3]])
 
@@ -508,10 +512,10 @@ def test_the_same_files_in_another_order_are_another_data_set(tmp_path: Path, to
 
 def test_what_killed_workers_left_is_removed_at_the_next_start(tmp_path: Path) -> None:
     source = amber(tmp_path / "t.jsonl", [[1, 2]])
-    work = tmp_path / ".out.incomplete" / "parts"
+    work = tmp_path / ".out.incomplete" / "shards"
     (work / "chunk_000.1234.incomplete").mkdir(parents=True)
     (work / "chunk_001").mkdir()
-    (work / "chunk_001" / "part.json").touch()
+    (work / "chunk_001" / "shard.json").touch()
     files = [source, amber(tmp_path / "u.jsonl", [[1]])]
     with pytest.raises(UserError, match=r"t\.jsonl:1: 2 token ids instead of 3"):
         prepare_amber(files, tmp_path / "out", sequence_length=2)

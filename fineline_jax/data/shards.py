@@ -1,8 +1,8 @@
-"""Part of a data set: the windows of some input files in a folder of their own.
+"""A shard of a data set: the windows of some input files in a folder of their own.
 
-A part is written by whichever process is given it, on the machine of the command or on another that shares its
+A shard is written by whichever process is given it, on the machine of the command or on another that shares its
 folders, and only once: what is finished and whose inputs are unchanged is left alone. Together, in their order,
-the parts are the data set (`storage.merge_parts`).
+the shards are the data set (`storage.merge_shards`).
 """
 
 import dataclasses
@@ -28,12 +28,12 @@ BATCH_CHARACTERS = 1 << 21  # given to the tokenizer at a time
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class Shard:
     """What to write and where; small, and can be sent to another process."""
 
     folder: Path
     files: tuple[tuple[str, Path], ...]
-    """(split, input file), in order. Packing runs on from file to file of a split and ends with the part."""
+    """(split, input file), in order. Packing runs on from file to file of a split and ends with the shard."""
     settings: dict[str, Any]
     """What the windows depend on besides the files: "kind" ("text" or "amber") and its settings."""
     tokenizer: Path | None = None
@@ -42,7 +42,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """What became of a part."""
+    """What became of a shard."""
 
     sources: list[dict[str, Any]]
     """split, name, bytes and sha256 of each input file."""
@@ -50,37 +50,37 @@ class Written:
     """Per split: windows, tokens, dropped_tokens, and documents of text."""
 
 
-def write_part(part: Part, advance: Callable[[int], None] = lambda size: None) -> Written:
-    """Write the part unless it is there. `advance` is called with the bytes of input read since the last call.
+def write_shard(shard: Shard, advance: Callable[[int], None] = lambda size: None) -> Written:
+    """Write the shard unless it is there. `advance` is called with the bytes of input read since the last call.
 
-    Any number of processes may be at the same part (some Beam runners start an item twice): each writes a folder
-    of its own, and the first to finish gives it the part's name. Raises UserError naming file and line of bad
+    Any number of processes may be at the same shard (some Beam runners start an item twice): each writes a folder
+    of its own, and the first to finish gives it the shard's name. Raises UserError naming file and line of bad
     input, and leaves nothing then.
     """
-    wanted = fingerprint(part)
-    if (counts := _finished(part.folder, wanted)) is not None:
+    wanted = inputs_of(shard)
+    if (counts := _finished(shard.folder, wanted)) is not None:
         advance(sum(source["bytes"] for source in wanted["sources"]))
         return Written(wanted["sources"], counts)
-    work = part.folder.with_name(f"{part.folder.name}.{uuid.uuid4().hex}.incomplete")
-    write = {"text": _write_text, "amber": _write_amber}[part.settings["kind"]]
+    work = shard.folder.with_name(f"{shard.folder.name}.{uuid.uuid4().hex}.incomplete")
+    write = {"text": _write_text, "amber": _write_amber}[shard.settings["kind"]]
     try:
-        counts = write(part, work, advance)
-        (work / "part.json").write_text(json.dumps({"wanted": wanted, "counts": counts}))
-        if part.folder.exists() and _finished(part.folder, wanted) is None:
-            shutil.rmtree(part.folder)  # written from other input
+        counts = write(shard, work, advance)
+        (work / "shard.json").write_text(json.dumps({"wanted": wanted, "counts": counts}))
+        if shard.folder.exists() and _finished(shard.folder, wanted) is None:
+            shutil.rmtree(shard.folder)  # written from other input
         try:
-            work.rename(part.folder)
+            work.rename(shard.folder)
         except OSError:  # it is there by now: a folder is not renamed onto one with files
-            if _finished(part.folder, wanted) is None:
+            if _finished(shard.folder, wanted) is None:
                 raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return Written(wanted["sources"], counts)
 
 
-def fingerprint(part: Part) -> dict[str, Any]:
-    """Settings and input of a part, to be compared with those it was written from."""
-    return {"settings": part.settings, "sources": [source_of(split, file) for split, file in part.files]}
+def inputs_of(shard: Shard) -> dict[str, Any]:
+    """Settings and input of a shard, to be compared with those it was written from."""
+    return {"settings": shard.settings, "sources": [source_of(split, file) for split, file in shard.files]}
 
 
 def source_of(split: str, file: Path) -> dict[str, Any]:
@@ -90,23 +90,23 @@ def source_of(split: str, file: Path) -> dict[str, Any]:
 
 
 def _finished(folder: Path, wanted: dict[str, Any]) -> dict[str, dict[str, int]] | None:
-    """The counts of the part in `folder` if it was written from the same."""
+    """The counts of the shard in `folder` if it was written from the same."""
     try:
-        written = json.loads((folder / "part.json").read_bytes())
+        written = json.loads((folder / "shard.json").read_bytes())
     except FileNotFoundError:
         return None
     return written["counts"] if written["wanted"] == wanted else None
 
 
-def _write_text(part: Part, folder: Path, advance: Callable[[int], None]) -> dict[str, dict[str, int]]:
-    """Tokenize and pack the documents of the part's files; returns the counts of each split."""
-    settings = part.settings
-    assert part.tokenizer is not None
-    model = _tokenizer(part.tokenizer, settings["tokenizer_hash"])
+def _write_text(shard: Shard, folder: Path, advance: Callable[[int], None]) -> dict[str, dict[str, int]]:
+    """Tokenize and pack the documents of the shard's files; returns the counts of each split."""
+    settings = shard.settings
+    assert shard.tokenizer is not None
+    model = _tokenizer(shard.tokenizer, settings["tokenizer_hash"])
     fraction, vocab_size = settings["validation_fraction"], settings["vocab_size"]
     bos_id = model.bos_token_id if settings["bos"] else None
     eos_id = model.eos_token_id if settings["eos"] else None
-    given_splits = list(dict.fromkeys(split for split, _ in part.files))
+    given_splits = list(dict.fromkeys(split for split, _ in shard.files))
     splits = ["train", "validation"] if fraction else given_splits
     window_tokens = settings["sequence_length"] + 1
     writer = WindowWriter(folder, splits, window_tokens=window_tokens, vocab_size=vocab_size)
@@ -119,7 +119,7 @@ def _write_text(part: Part, folder: Path, advance: Callable[[int], None]) -> dic
 
     def all_documents() -> Iterator[tuple[str, Document]]:
         index = dict.fromkeys(given_splits, 0)
-        for given, file in part.files:
+        for given, file in shard.files:
             reading = read_documents(
                 file, text_key=settings["text_key"], text_unit=settings["text_unit"], progress=advance
             )
@@ -134,7 +134,7 @@ def _write_text(part: Part, folder: Path, advance: Callable[[int], None]) -> dic
             run = with_markers(ids, bos_id, eos_id)
             if run.max() >= vocab_size:
                 raise UserError(
-                    f"{document.place}: token id {run.max()} is outside the vocabulary of {vocab_size}; "
+                    f"{document.location}: token id {run.max()} is outside the vocabulary of {vocab_size}; "
                     "give a larger vocab_size or the tokenizer that belongs to the model"
                 )
             runs[split].append(run)
@@ -155,7 +155,7 @@ def _write_text(part: Part, folder: Path, advance: Callable[[int], None]) -> dic
 
 @functools.lru_cache(maxsize=1)
 def _tokenizer(path: Path, tokenizer_hash: str) -> Any:
-    """Opened once for all the parts that a process writes."""
+    """Opened once for all the shards that a process writes."""
     model = open_tokenizer(path)
     if identity(model).tokenizer_hash != tokenizer_hash:
         raise UserError(f"{path}: not the tokenizer that the preparation began with; restore it and run again")
@@ -176,13 +176,13 @@ def _batches_by_length(documents: Iterator[tuple[str, Document]]) -> Iterator[li
         yield batch
 
 
-def _write_amber(part: Part, folder: Path, advance: Callable[[int], None]) -> dict[str, dict[str, int]]:
-    """Convert the part's token lines, all of one split; returns its counts."""
-    sequence_length, vocab_size = part.settings["sequence_length"], part.settings["vocab_size"]
-    split = part.files[0][0]
+def _write_amber(shard: Shard, folder: Path, advance: Callable[[int], None]) -> dict[str, dict[str, int]]:
+    """Convert the shard's token lines, all of one split; returns its counts."""
+    sequence_length, vocab_size = shard.settings["sequence_length"], shard.settings["vocab_size"]
+    split = shard.files[0][0]
     writer = WindowWriter(folder, [split], window_tokens=sequence_length + 1, vocab_size=vocab_size)
     batch: list[np.ndarray] = []
-    for _, file in part.files:
+    for _, file in shard.files:
         for number, line in read_lines(file, advance):
             batch.append(_amber_window(line, f"{file}:{number}", sequence_length + 1, vocab_size))
             if len(batch) == WINDOWS_PER_WRITE:
@@ -191,27 +191,27 @@ def _write_amber(part: Part, folder: Path, advance: Callable[[int], None]) -> di
     if batch:
         writer.add(split, np.stack(batch))
     if not writer.windows[split]:
-        raise UserError(f"{part.files[0][1]}: no lines; give a file of token lines")
+        raise UserError(f"{shard.files[0][1]}: no lines; give a file of token lines")
     writer.close()
     windows = writer.windows[split]
     return {split: {"windows": windows, "tokens": windows * (sequence_length + 1), "dropped_tokens": 0}}
 
 
-def _amber_window(line: bytes, place: str, window_tokens: int, vocab_size: int) -> np.ndarray:
+def _amber_window(line: bytes, location: str, window_tokens: int, vocab_size: int) -> np.ndarray:
     """The ids of one line, int32 [window_tokens]."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:  # brackets within brackets without end
-        raise UserError(f"{place}: not JSON ({error}); mend or remove the line") from error
+        raise UserError(f"{location}: not JSON ({error}); fix or remove the line") from error
     ids = record.get("token_ids") if isinstance(record, dict) else None
     if not isinstance(ids, list):
-        raise UserError(f"{place}: no list under the key 'token_ids'; mend or remove the line")
+        raise UserError(f"{location}: no list under the key 'token_ids'; fix or remove the line")
     if len(ids) != window_tokens:
         raise UserError(
-            f"{place}: {len(ids)} token ids instead of {window_tokens} (sequence_length + 1); mend or remove the line"
+            f"{location}: {len(ids)} token ids instead of {window_tokens} (sequence_length + 1); fix or remove the line"
         )
     if set(map(type, ids)) != {int}:
-        raise UserError(f"{place}: a token id is not an integer; mend or remove the line")
+        raise UserError(f"{location}: a token id is not an integer; fix or remove the line")
     try:
         window = np.array(ids, np.int32)
     except OverflowError:
@@ -219,7 +219,7 @@ def _amber_window(line: bytes, place: str, window_tokens: int, vocab_size: int) 
     if window is None or window.min() < 0 or window.max() >= vocab_size:
         bad = next(token_id for token_id in ids if not 0 <= token_id < vocab_size)
         raise UserError(
-            f"{place}: token id {bad} is outside the vocabulary of {vocab_size}; mend the line or give the vocab_size "
-            "of the tokenizer that made it"
+            f"{location}: token id {bad} is outside the vocabulary of {vocab_size}; fix the line or give the vocab_size"
+            " of the tokenizer that made it"
         )
     return window

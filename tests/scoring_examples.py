@@ -4,10 +4,19 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
+
+from fineline_jax.checkpoints.series import Series
+from fineline_jax.models.config import ModelConfig
+from fineline_jax.scoring.compatibility import model_context
+from fineline_jax.scoring.options import ScoreOptions
+from fineline_jax.scoring.pack import Pack, RequestTokens
+from fineline_jax.scoring.scorer import make_scorer
+from fineline_jax.scoring.series_loop import SeriesScorer
 
 WORDS = ["", "the", "cat", "dog", "house", "under", "runs", "Fäden", "東京", "very", "and,", "then!", "ice", "two"]
 
@@ -78,3 +87,20 @@ def write_tokenizer(folder: Path, adds_bos: bool) -> Path:
     folder.mkdir(parents=True)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
     return folder
+
+
+def score_once(
+    made: Pack | RequestTokens, config: ModelConfig, params: dict, mesh: Any, dtype: str = "float32", **options: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """`make_scorer` for one set of parameters."""
+    called = {"advance": options.pop("advance")} if "advance" in options else {}
+    context = model_context(made, config) if isinstance(made, Pack) else None
+    requests = made.request_tokens if isinstance(made, Pack) else made
+    return make_scorer(requests, config, mesh, dtype, **{"context": context} | options)(params, **called)
+
+
+def score_series(
+    series: Series, made: Pack, out: Path, mesh: Any, options: ScoreOptions = ScoreOptions()
+) -> list[Path]:
+    """`SeriesScorer` of one series."""
+    return SeriesScorer(made, out, mesh, options)([series])

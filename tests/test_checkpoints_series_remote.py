@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from remote_examples import Fault, Hub, commit_of, faulty, files_of, google_storage, hub
 from safetensors.numpy import load_file, save_file
-from scoring_examples import write_benchmarks, write_tokenizer
+from scoring_examples import score_series, write_benchmarks, write_tokenizer
 from series_examples import CONFIG, make_series, one_device
 
 from fineline_jax.checkpoints import remote, transfer
@@ -21,7 +21,7 @@ from fineline_jax.checkpoints.open import open_series
 from fineline_jax.cli import main
 from fineline_jax.errors import UserError
 from fineline_jax.models.config import ModelConfig
-from fineline_jax.scoring import pack, scorer, scores
+from fineline_jax.scoring import compatibility, pack, scores
 from fineline_jax.scoring.opening import Failed, open_each
 
 STEPS = tuple(range(100, 1300, 100))
@@ -123,7 +123,7 @@ def test_a_series_on_a_flaky_hub_is_scored_but_for_what_is_damaged_or_missing(ma
 
     requests = pack.load(out / "pack")
     assert requests.manifest["bos"] == "always"
-    local = scorer.score_series(open_series(str(made / "tiny@step[17]00")), requests, tmp_path / "local", one_device())
+    local = score_series(open_series(str(made / "tiny@step[17]00")), requests, tmp_path / "local", one_device())
     for file in local:
         ours, theirs = scores.read(out / "tiny" / file.name), scores.read(file)
         np.testing.assert_allclose(ours.loglikelihood, theirs.loglikelihood, atol=1e-5)
@@ -258,8 +258,9 @@ def test_a_tokenizer_beyond_the_embedding_is_refused_by_the_command(made, tmp_pa
 def test_a_tokenizer_with_more_ids_than_the_embedding_has_rows_is_refused_by_name(made):
     requests = pack.Pack({"tokenizer": {"size": CONFIG.vocab_size + 1}}, *[None] * 3)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="tiny/step100: the tokenizer has 513 ids, the embedding 512 rows"):
-        scorer.check_vocabulary(requests, CONFIG, "tiny/step100")
-    scorer.check_vocabulary(requests, ModelConfig(vocab_size=513, width=8, layers=1, heads=1, mlp_width=8), "fits")
+        compatibility.check_vocabulary(requests, CONFIG, "tiny/step100")
+    larger = ModelConfig(vocab_size=513, width=8, layers=1, heads=1, mlp_width=8)
+    compatibility.check_vocabulary(requests, larger, "fits")
 
 
 @pytest.mark.parametrize("kind", ["cut", "flipped"])

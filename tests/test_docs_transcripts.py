@@ -29,8 +29,8 @@ from fineline_jax.cli import main
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.models.decoder import abstract_params
 from fineline_jax.recipe import to_json
-from fineline_jax.scoring import scorer
-from fineline_jax.scoring.pack import Ragged
+from fineline_jax.scoring import series_loop
+from fineline_jax.scoring.pack import Ragged, RequestTokens
 from fineline_jax.scoring.prefix_tree import plan
 
 MEASURED = (
@@ -148,12 +148,13 @@ def test_a_recipe_of_ones_own_ends_and_is_refused_with_another_seed_as_in_the_re
 def test_the_demo_says_the_four_commands_of_the_readme(prints, monkeypatch, capsys) -> None:
     from fineline_jax import analysis, demo
     from fineline_jax.checkpoints import open
-    from fineline_jax.scoring import build, placement
+    from fineline_jax.scoring import build, placement, series_loop
     from fineline_jax.training import loop
 
-    silent = ((build, "build"), (placement, "scoring_mesh"), (scorer, "score_parts"), (open, "open_series"))
+    silent = ((build, "build"), (placement, "scoring_mesh"), (open, "open_series"))
     for module, name in silent:
         monkeypatch.setattr(module, name, lambda *_, **__: [])
+    monkeypatch.setattr(series_loop, "SeriesScorer", lambda *_: lambda series: [])
     monkeypatch.setattr(demo, "prepare_world", lambda out: None)
     monkeypatch.setattr(loop, "pretrain", lambda recipe, run, **_: loop.Outcome(run, recipe.steps, recipe.tokens, None))
     monkeypatch.setattr(analysis, "analyze_scores", lambda scores, report, **_: report / "report.html")
@@ -169,12 +170,14 @@ def test_the_demo_says_the_four_commands_of_the_readme(prints, monkeypatch, caps
 def constant(monkeypatch) -> None:
     """The model says the same of every request: what is tested is what is printed."""
 
-    def score_params(pack, *arguments, advance, **options):
-        count = pack.requests.num_rows
-        advance(count)
-        return -np.arange(1.0, count + 1), np.zeros(count, bool)
+    def make_scorer(requests, *arguments, **options):
+        def score(params, advance):
+            advance(len(requests))
+            return -np.arange(1.0, len(requests) + 1), np.zeros(len(requests), bool)
 
-    monkeypatch.setattr(scorer, "score_params", score_params)
+        return score
+
+    monkeypatch.setattr(series_loop, "make_scorer", make_scorer)
 
 
 def a_model(folder: Path, config: ModelConfig, tokenizer: Path | None = None, value: float = 0, **layout: str) -> None:
@@ -357,11 +360,11 @@ def test_the_rows_of_the_prefix_tree_are_those_drawn_on_the_page() -> None:
     contexts, continuations = ([np.int32(half[i].split()) for half in halves] for i in (0, 1))
     ragged = lambda rows: Ragged(np.concatenate(rows), np.cumsum([0, *map(len, rows)]))
     one = np.arange(len(halves))
-    made = plan(ragged(contexts), ragged(continuations), one, 0 * one, 2048, row_length=8, multiple=8)
+    made = plan(RequestTokens(ragged(contexts), ragged(continuations), one, 0 * one), 2048, row_length=8, multiple=8)
     numbers = lambda name: [int(x) for x in re.findall(r"(?<= )\d+", drawn[name])]
     used = len(numbers("depth"))
     assert numbers("place") == [*range(8)] and made.unique_tokens == used and made.used.tolist() == [used]
     assert made.tokens[0, :used].tolist() == numbers("tokens") and drawn["tokens"].count(".") == 8 - used
     assert made.depth[0, :used].tolist() == numbers("depth") and made.end[0].tolist() == numbers("end")
     pairs = [tuple(map(int, pair)) for pair in re.findall(r"\((?:place )?(\d+), (?:target )?(\d+)\)", drawn["pairs"])]
-    assert pairs == [*zip(made.pair_parent.tolist(), made.pair_target.tolist())]
+    assert pairs == [*zip(made.target_parent.tolist(), made.target_token.tolist())]

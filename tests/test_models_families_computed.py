@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scoring_examples import write_benchmarks, write_tokenizer
+from scoring_examples import score_once, write_benchmarks, write_tokenizer
 
 from fineline_jax import prepare_pack
 from fineline_jax.errors import UserError
@@ -172,8 +172,8 @@ def random_params(model: ModelConfig, mesh: jax.sharding.Mesh) -> dict:
 def test_prefix_tree_rows_give_what_plain_rows_give(made: pack.Pack, name: str) -> None:
     model, mesh = MODELS[name], mesh_of(1, 2, 2)
     params = random_params(model, mesh)
-    tree, tree_greedy = scorer.score_params(made, model, params, mesh, batch_tokens=2048)
-    rows, rows_greedy = scorer.score_params(made, model, params, mesh, engine="rows", batch_tokens=2048)
+    tree, tree_greedy = score_once(made, model, params, mesh, batch_tokens=2048)
+    rows, rows_greedy = score_once(made, model, params, mesh, engine="rows", batch_tokens=2048)
     np.testing.assert_allclose(tree, rows, atol=1e-3, rtol=1e-5)
     assert np.array_equal(tree_greedy, rows_greedy)
     assert np.ptp(tree) > 1
@@ -186,9 +186,9 @@ def test_a_state_space_model_is_scored_in_plain_rows_and_says_why(made: pack.Pac
     engine, reason = scorer.pick_engine(MAMBA)
     assert engine == "rows" and "state" in reason
     with pytest.raises(UserError, match="engine='tree' cannot compute this model: a state-space layer"):
-        scorer.score_params(made, MAMBA, params, mesh, engine="tree")
-    found, _ = scorer.score_params(made, MAMBA, params, mesh, batch_tokens=2048)
-    rows, _ = scorer.score_params(made, MAMBA, params, mesh, engine="rows", batch_tokens=512)
+        score_once(made, MAMBA, params, mesh, engine="tree")
+    found, _ = score_once(made, MAMBA, params, mesh, batch_tokens=2048)
+    rows, _ = score_once(made, MAMBA, params, mesh, engine="rows", batch_tokens=512)
     np.testing.assert_allclose(found, rows, atol=1e-4)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scoring_examples import write_benchmarks, write_tokenizer
+from scoring_examples import score_series, write_benchmarks, write_tokenizer
 from series_examples import make_series, one_device
 
 from fineline_jax import prepare_pack
@@ -14,8 +14,8 @@ from fineline_jax.checkpoints.open import open_series
 from fineline_jax.checkpoints.series import Checkpoint, Series
 from fineline_jax.cli import main
 from fineline_jax.errors import UserError
-from fineline_jax.scoring import apart, pack, scorer, scores
-from fineline_jax.scoring.parts import JobShard
+from fineline_jax.scoring import pack, scorer, scores, series_loop
+from fineline_jax.scoring.options import ScoreOptions
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +31,9 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
-def score(place: Path, out: Path, spec: Path | str, part: JobShard = JobShard(0, 1)) -> list[Path]:
-    return scorer.score_parts([open_series(str(spec))], pack.load(place / "pack"), out, one_device(), part=part)
+def score(place: Path, out: Path, spec: Path | str, part: str | None = None) -> list[Path]:
+    options = ScoreOptions(part=part)
+    return score_series(open_series(str(spec)), pack.load(place / "pack"), out, one_device(), options)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -56,12 +57,12 @@ def test_a_model_of_the_same_name_is_refused_and_the_scores_stay(place, tmp_path
 def test_a_series_that_has_moved_goes_on(place, tmp_path, monkeypatch):
     """Also on a machine that sees it under another path, and scores other checkpoints of it."""
     out, moved = tmp_path / "out", tmp_path / "elsewhere" / "run"
-    score(place, out, place / "a/run", JobShard(0, 2))
+    score(place, out, place / "a/run", "1/2")
     shutil.copytree(place / "a" / "run", moved)
-    assert [path.stem for path in score(place, out, moved, JobShard(1, 2))] == ["step2"]
+    assert [path.stem for path in score(place, out, moved, "2/2")] == ["step2"]
     located = {header.checkpoint: header.location for header in scores.headers_of(out, "run")}
     assert located == {"step1": str(place / "a/run"), "step2": str(moved), "step3": str(place / "a/run")}
-    monkeypatch.setattr(scorer, "score_params", lambda *_, **__: pytest.fail("scored again"))
+    monkeypatch.setattr(series_loop, "make_scorer", lambda *_, **__: pytest.fail("scored again"))
     assert len(score(place, out, moved)) == 3
 
 
@@ -87,14 +88,14 @@ def test_a_link_is_the_folder_it_names(place, tmp_path):
 
 def test_a_series_that_was_scored_in_several_places_is_known_in_each(place, tmp_path):
     made = pack.load(place / "pack")
-    key = scores.Key("w", made.hash, "float32", "auto", scorer.ENGINE)
+    key = scores.Key("w", made.hash, "float32", "auto", scorer.ENGINE_VERSION)
     for name, location in (("step1", "/one/run"), ("step2", "/two/run")):
         header = scores.Header("run", name, None, None, 8, key, location=location)
         scores.write(tmp_path, scores.Scores(header, np.zeros(1), np.zeros(1, bool)))
     for location in ("/one/run", "/two/run"):
-        apart.check_out([Series("run", (), location=location)], made, tmp_path)
+        scores.check_out([Series("run", (), location=location)], made, tmp_path)
     with pytest.raises(UserError, match="/three/run is another series of that name"):
-        apart.check_out([Series("run", (), location="/three/run")], made, tmp_path)
+        scores.check_out([Series("run", (), location="/three/run")], made, tmp_path)
 
 
 def test_scores_of_before_locations_were_noted_are_no_reason_to_refuse(place, tmp_path):
@@ -107,9 +108,9 @@ def test_scores_of_before_locations_were_noted_are_no_reason_to_refuse(place, tm
 def test_two_models_of_one_name_are_refused_in_one_command_too(place, tmp_path):
     found = [open_series(f"{place / 'a/run'}@step1"), open_series(f"{place / 'b/run'}@step9")]
     with pytest.raises(UserError, match=r"a/run and .*b/run are both called run, and their scores would be one series"):
-        scorer.score_parts(found, pack.load(place / "pack"), tmp_path / "out", one_device())
+        series_loop.SeriesScorer(pack.load(place / "pack"), tmp_path / "out", one_device())(found)
     assert not (tmp_path / "out").exists()
-    scorer.require_names_apart([open_series(f"{place / 'a/run'}@step{n}") for n in (1, 2)])  # parts of one
+    scores.check_unique_names([open_series(f"{place / 'a/run'}@step{n}") for n in (1, 2)])  # parts of one
 
 
 def test_the_address_of_a_series_is_the_same_for_one_and_for_many_of_its_checkpoints(tmp_path):
@@ -125,7 +126,7 @@ def test_the_address_of_a_series_is_the_same_for_one_and_for_many_of_its_checkpo
 def test_names_under_which_no_scores_are_looked_for_are_refused(series, checkpoint):
     made = Series(series, (Checkpoint(series, checkpoint, None, None, Path("x"), "hf"),))
     with pytest.raises(UserError, match="no scores can be kept under the name"):
-        scorer.require_names_apart([made])
+        scores.check_unique_names([made])
 
 
 def refused(place: Path, tmp_path: Path) -> dict[str, list[str]]:

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import scipy.special
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from scoring_examples import score_once
 from series_examples import one_device
 
 from fineline_jax.mesh import make_mesh
 from fineline_jax.models import decoder
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.recipe import MeshShape
-from fineline_jax.scoring import forward, lm_eval_backend, scorer, tree_engine
-from fineline_jax.scoring.pack import Pack
+from fineline_jax.scoring import forward, lm_eval_backend, tree_engine
+from fineline_jax.scoring.pack import RequestTokens
 
 CONTEXT, BOS = 24, 5
 VOCABULARY = 3 * forward.CPU_BLOCK + 1
@@ -124,9 +125,9 @@ def asked(params: dict) -> list[tuple[list[int] | None, list[int], str]]:
     return found
 
 
-def packed(requests: list, most: int | None = None) -> Pack:
+def packed(requests: list) -> RequestTokens:
     encoded = [(None if c is None else np.array(c, np.int32), np.array(t, np.int32)) for c, t, _ in requests]
-    return lm_eval_backend._pack(encoded, [task for *_, task in requests], BOS, most)
+    return lm_eval_backend.request_tokens(encoded, [task for *_, task in requests], BOS)
 
 
 def on(mesh: jax.sharding.Mesh, params: dict) -> dict:
@@ -144,11 +145,9 @@ def expected() -> tuple[dict, list, np.ndarray, np.ndarray]:
 @pytest.fixture(autouse=True)
 def small_shapes(monkeypatch):
     """Several rows, steps, rounds and blocks of parents, the last ones not full."""
-    monkeypatch.setitem(tree_engine.SHAPES, "cpu", tree_engine.Shape(row=32, rows=1, multiple=16, in_round=2))
+    monkeypatch.setitem(tree_engine.SHAPES, "cpu", tree_engine.Shape(row=32, rows=1, multiple=16, per_batch=2))
     monkeypatch.setattr(forward, "PARENTS", (24, 7))
-    forward.pair_step.cache_clear()
     yield
-    forward.pair_step.cache_clear()
 
 
 EIGHT = MeshShape(replica=4, fsdp=2)
@@ -160,7 +159,7 @@ def test_log_likelihoods_are_those_of_a_float64_llama_that_reads_as_lm_eval_does
     params, requests, total, greedy = expected
     mesh = one_device() if mesh is None else make_mesh(mesh)
     told: list[int] = []
-    found = scorer.score_params(packed(requests), CONFIG, on(mesh, params), mesh, engine=engine, advance=told.append)
+    found = score_once(packed(requests), CONFIG, on(mesh, params), mesh, engine=engine, advance=told.append)
     assert found[0].dtype == np.float64 and found[1].dtype == bool
     np.testing.assert_allclose(found[0], total, atol=1e-4)
     np.testing.assert_array_equal(found[1], greedy)
@@ -175,7 +174,7 @@ def test_where_all_logits_are_equal_the_first_token_is_the_greedy_one(expected):
     params, requests, _, _ = expected
     same = on(one_device(), params | {"head": np.zeros_like(params["head"])})
     for engine in ("tree", "rows"):
-        found, greedy = scorer.score_params(packed(requests), CONFIG, same, one_device(), engine=engine)
+        found, greedy = score_once(packed(requests), CONFIG, same, one_device(), engine=engine)
         lengths = [len(continuation) for _, continuation, _ in requests]
         np.testing.assert_allclose(found, -np.log(VOCABULARY) * np.array(lengths), rtol=1e-6)
         assert greedy.tolist() == [set(continuation) <= {0} for _, continuation, _ in requests]
@@ -187,13 +186,13 @@ def test_two_models_of_other_contexts_in_one_process_read_each_its_own(expected)
     params = on(one_device(), params)
     short = dataclasses.replace(CONFIG, context=CONTEXT // 2)
     for config, wanted in ((CONFIG, total), (short, one_by_one(params, requests, short.context)[0]), (CONFIG, total)):
-        found, _ = scorer.score_params(packed(requests), config, params, one_device())
+        found, _ = score_once(packed(requests), config, params, one_device())
         np.testing.assert_allclose(found, wanted, atol=1e-4)
 
 
 def test_in_bfloat16_the_products_are_rounded_and_the_soft_max_is_not(expected):
     params, requests, total, _ = expected
-    found, _ = scorer.score_params(packed(requests), CONFIG, on(one_device(), params), one_device(), "bfloat16")
+    found, _ = score_once(packed(requests), CONFIG, on(one_device(), params), one_device(), "bfloat16")
     apart = np.abs(found - total)
     lengths = np.array([max(1, len(continuation)) for _, continuation, _ in requests])
     assert apart.max() > 1e-3 and (apart / lengths).max() < 0.5
@@ -204,5 +203,5 @@ def test_a_pack_of_nothing_but_empty_texts_has_log_likelihood_nought():
     for engine in ("tree", "rows"):
         told: list[int] = []
         pack = packed([(None, [], "texts")] * 2)
-        found, greedy = scorer.score_params(pack, CONFIG, params, one_device(), engine=engine, advance=told.append)
+        found, greedy = score_once(pack, CONFIG, params, one_device(), engine=engine, advance=told.append)
         assert found.tolist() == [0.0, 0.0] and greedy.tolist() == [True, True]

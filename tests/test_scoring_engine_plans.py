@@ -317,7 +317,7 @@ def test_statistics_count_what_a_plan_feeds(asked, context):
     assert (found.rows, found.length) == plan.tokens.shape and found.fed_tokens == fed
     assert found.overhead == fed / max(1, plan.unique_tokens) and found.saving == plan.naive_tokens / max(1, fed)
     assert (found.unique_tokens, found.naive_tokens) == (plan.unique_tokens, plan.naive_tokens)
-    assert (found.pairs, found.parents) == (len(plan.target_token), len(parents))
+    assert (found.targets, found.parents) == (len(plan.target_token), len(parents))
     assert found.scored_tokens == sum(map(len, asked.continuations))
 
 

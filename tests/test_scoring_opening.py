@@ -50,7 +50,7 @@ def checkpoints(*names: str, kind: Literal["orbax", "hf"] = "hf") -> list[Checkp
 def as_process(monkeypatch, index: int, said: Callable[[Any], Any] = lambda value: value, others: bool = True) -> None:
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(jax, "process_index", lambda: index)
-    monkeypatch.setattr(opening, "from_first", said)
+    monkeypatch.setattr(opening, "broadcast_from_process_0", said)
     monkeypatch.setattr(opening, "all_true", lambda mine: mine and others)
 
 
@@ -69,11 +69,11 @@ def until(events: list[str], event: str) -> bool:
 
 @pytest.mark.parametrize("index", [0, 1])
 def test_the_next_one_is_read_while_this_one_is_scored(events, monkeypatch, index):
-    says = {"weights": "w", "version": "v", "wanted": True}
+    says = {"weights_hash": "w", "stat_signature": "v", "wanted": True}
     as_process(monkeypatch, index, lambda value: value if index == 0 else says)
     each = opened(checkpoints("a", "b"))
     first = next(each)
-    assert isinstance(first, Opened) and first.weights == ("hash of a" if index == 0 else "w")
+    assert isinstance(first, Opened) and first.weights_hash == ("hash of a" if index == 0 else "w")
     assert until(events, "read b"), "before the second one is asked for"
     assert first.model is not None and not first.model[1]["embed"].is_deleted()
     second = next(each)
@@ -82,11 +82,11 @@ def test_the_next_one_is_read_while_this_one_is_scored(events, monkeypatch, inde
 
 
 def test_what_process_0_does_not_want_is_freed(events, monkeypatch):
-    as_process(monkeypatch, 1, lambda value: {"weights": "w", "version": "v", "wanted": False})
+    as_process(monkeypatch, 1, lambda value: {"weights_hash": "w", "stat_signature": "v", "wanted": False})
     freed: list[dict] = []
     monkeypatch.setattr(opening, "_free", freed.append)
     [found] = list(opened(checkpoints("a")))
-    assert isinstance(found, Opened) and found.model is None and found.weights == "w"
+    assert isinstance(found, Opened) and found.model is None and found.weights_hash == "w"
     assert events == ["read a"] and len(freed) == 1
 
 
@@ -179,7 +179,7 @@ def test_at_most_two_are_on_the_disk_and_none_stays_though_some_cannot_be_read(m
             reasons[name] = found.reason
             assert name not in disk.here, "its place is needed for the next"
         else:
-            assert (found.weights, found.version) == (f"hash of {name}", f"version of {name}")
+            assert (found.weights_hash, found.stat_signature) == (f"hash of {name}", f"version of {name}")
             assert name in disk.here
     assert reasons == {
         **dict.fromkeys(("broken1", "broken2", "broken3"), "ValueError: first line"), "absent1": "absent1 is not there"
@@ -242,13 +242,28 @@ def test_a_checkpoint_that_cannot_be_hashed_is_passed_over(monkeypatch, broken):
     assert isinstance(found[1], Failed) and found[1].reason == "OSError"
 
 
+@pytest.mark.parametrize("error", [TypeError, KeyError, AttributeError, AssertionError])
+@pytest.mark.parametrize("where", ["stat_signature", "weights_hash", "load"])
+def test_a_mistake_of_our_own_is_no_damaged_checkpoint(monkeypatch, error, where):
+    """It comes through as it is, with the traceback of the place where it was made."""
+    Disk(monkeypatch)
+
+    def mistaken(*arguments: Any) -> Any:
+        raise error("of ours")
+
+    monkeypatch.setattr(checkpoint_load, where, mistaken)
+    with pytest.raises(error, match="of ours") as raised:
+        list(opened(checkpoints("a", "b")))
+    assert raised.traceback[-1].name == "mistaken"
+
+
 def test_what_does_not_reach_the_devices_is_passed_over(monkeypatch):
     """JAX tells of a copy that failed where it is waited for."""
     disk = Disk(monkeypatch)
 
     def arrive(params: Any) -> None:
         if disk.told[-1][0] == "b":
-            raise RuntimeError("RESOURCE_EXHAUSTED")
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED")
 
     monkeypatch.setattr(jax, "block_until_ready", arrive)
     assert [isinstance(one, Failed) for one in opened(checkpoints("a", "b", "c"))] == [False, True, False]
@@ -310,7 +325,8 @@ def test_no_checkpoints_give_nothing(monkeypatch):
 def test_all_processes_have_the_value_of_the_first(monkeypatch):
     """Both are played here: what the first one sends is what the second one gets."""
     value = {"names": ["step1", "Fäden"], "done": [True, None, 1.5]}
-    assert agreement.from_first(value) is value and agreement.all_true(True) and not agreement.all_true(False)
+    assert agreement.broadcast_from_process_0(value) is value
+    assert agreement.all_true(True) and not agreement.all_true(False)
     sent: list[Any] = []
 
     class Multihost:
@@ -330,9 +346,9 @@ def test_all_processes_have_the_value_of_the_first(monkeypatch):
     monkeypatch.setattr(agreement, "multihost_utils", Multihost())
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(jax, "process_index", lambda: 0)
-    assert agreement.from_first(value) == value
+    assert agreement.broadcast_from_process_0(value) == value
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     Multihost.first = False
-    assert agreement.from_first("of the second") == value
+    assert agreement.broadcast_from_process_0("of the second") == value
     for others in (0, 1):
         assert [agreement.all_true(mine) for mine in (False, True)] == [False, bool(others)]

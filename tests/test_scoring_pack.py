@@ -301,11 +301,11 @@ def test_ragged_rows_are_those_of_the_column_also_of_a_part_of_it():
 
 def test_the_largest_token_of_contexts_and_continuations():
     made = packed([(task_row("a"), docs(2))])
-    assert made.largest_token == 1
+    assert made.request_tokens.largest_token == 1
     contexts = pa.table({"context": [0], "text": [""], "tokens": [[3, 900, 2]]}, schema=pack.SCHEMAS["contexts"])
-    assert pack.Pack(made.manifest, contexts, made.requests, made.documents).largest_token == 900
+    assert pack.Pack(made.manifest, contexts, made.requests, made.documents).request_tokens.largest_token == 900
     empty = pack.Pack(made.manifest, made.contexts.slice(0, 0), made.requests.slice(0, 0), made.documents)
-    assert empty.largest_token == 0
+    assert empty.request_tokens.largest_token == 0
 
 
 def test_a_pack_takes_the_place_of_another_whole(tmp_path):

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from fineline_jax import prepare_pack
 from fineline_jax.errors import UserError
 from fineline_jax.scoring import pack as packs
-from fineline_jax.scoring.pack import Ragged
-from fineline_jax.scoring.prefix_tree import Plan, of_requests, plan, plan_pack, statistics
+from fineline_jax.scoring.pack import Ragged, RequestTokens
+from fineline_jax.scoring.prefix_tree import Plan, of_requests, plan, statistics
 from fineline_jax.scoring.rows import windows
 from fineline_jax.scoring.trie import subtree_ends
 
@@ -28,10 +28,12 @@ class Requests:
     tree_of: list[int]
 
     def plan(self, context: int, **rows: int) -> Plan:
-        return plan(
-            ragged(self.contexts), ragged(self.continuations), np.array(self.context_of, int),
-            np.array(self.tree_of, int), context, **rows,
-        )  # fmt: skip
+        return plan(self.tokens, context, **rows)
+
+    @property
+    def tokens(self) -> RequestTokens:
+        of, trees = np.array(self.context_of, int), np.array(self.tree_of, int)
+        return RequestTokens(ragged(self.contexts), ragged(self.continuations), of, trees)
 
     def windows(self, context: int) -> list[tuple[int, np.ndarray, int]]:
         """(request, tokens, how many of the last ones are scored), as the plain scorer feeds them."""
@@ -121,12 +123,12 @@ def one_at_a_time(asked: Requests, context: int) -> tuple[np.ndarray, np.ndarray
 
 
 def by_rows(made: Plan, order: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    logp, greedy = np.zeros(len(made.pair_target)), np.zeros(len(made.pair_target), bool)
+    logp, greedy = np.zeros(len(made.target_token)), np.zeros(len(made.target_token), bool)
     for row in order:
-        pairs = slice(made.pair_offsets[row], made.pair_offsets[row + 1])
-        outputs = MODEL.logp(made.tokens[row], made.depth[row], see(made.end[row]))[made.pair_parent[pairs]]
-        logp[pairs] = outputs[np.arange(len(outputs)), made.pair_target[pairs]]
-        greedy[pairs] = outputs.argmax(axis=1) == made.pair_target[pairs]
+        pairs = slice(made.target_offsets[row], made.target_offsets[row + 1])
+        outputs = MODEL.logp(made.tokens[row], made.depth[row], see(made.end[row]))[made.target_parent[pairs]]
+        logp[pairs] = outputs[np.arange(len(outputs)), made.target_token[pairs]]
+        greedy[pairs] = outputs.argmax(axis=1) == made.target_token[pairs]
     return of_requests(made, logp, greedy)
 
 
@@ -158,19 +160,19 @@ def test_a_query_sees_its_ancestors_and_itself_and_nothing_else(asked, context, 
 def test_every_scored_token_is_one_pair_below_exactly_its_own_tokens(asked, context, shape):
     made = asked.plan(context, **shape)
     rows_paths = [paths(made.depth[row, :used]) for row, used in enumerate(made.used)]
-    pair_row = np.repeat(np.arange(len(made.used)), np.diff(made.pair_offsets))
+    pair_row = np.repeat(np.arange(len(made.used)), np.diff(made.target_offsets))
     asked_for = [
         (string[:stop], string[stop])
         for _, string, scored in asked.windows(context)
         for stop in range(len(string) - scored, len(string))
     ]
-    assert len(asked_for) == len(made.token_pair) == made.token_offsets[-1]
-    for (string, target), pair in zip(asked_for, made.token_pair, strict=True):
+    assert len(asked_for) == len(made.token_target) == made.token_offsets[-1]
+    for (string, target), pair in zip(asked_for, made.token_target, strict=True):
         row = pair_row[pair]
-        assert made.pair_target[pair] == target
-        assert made.tokens[row][rows_paths[row][made.pair_parent[pair]]].tolist() == string.tolist()
-    assert set(made.token_pair.tolist()) == set(range(len(made.pair_target)))
-    keys = [*zip(pair_row.tolist(), made.pair_parent.tolist(), made.pair_target.tolist(), strict=True)]
+        assert made.target_token[pair] == target
+        assert made.tokens[row][rows_paths[row][made.target_parent[pair]]].tolist() == string.tolist()
+    assert set(made.token_target.tolist()) == set(range(len(made.target_token)))
+    keys = [*zip(pair_row.tolist(), made.target_parent.tolist(), made.target_token.tolist(), strict=True)]
     assert keys == sorted(set(keys))
 
 
@@ -215,7 +217,7 @@ def test_a_shared_prompt_is_fed_once_per_row():
     assert made.unique_tokens == 100 + sum(len(context) - 100 for context in asked.contexts)
     assert made.used.sum() == made.unique_tokens + 100 * (len(made.tokens) - 1)
     assert statistics(made).parents == 50
-    assert statistics(made).pairs == 200
+    assert statistics(made).targets == 200
 
 
 def test_large_trees_without_a_shared_prompt_fill_rows_and_small_ones_their_gaps():
@@ -235,7 +237,7 @@ def test_rows_are_no_longer_than_needed_and_as_long_as_the_longest_request():
 
 
 def parents_of_rows(plan: Plan) -> np.ndarray:
-    row = np.repeat(np.arange(len(plan.tokens)), np.diff(plan.pair_offsets))
+    row = np.repeat(np.arange(len(plan.tokens)), np.diff(plan.target_offsets))
     return np.bincount(row, minlength=len(plan.tokens))
 
 
@@ -263,7 +265,8 @@ def test_devices_have_evenly_many_parents(rows_of_shard):
 
 def test_rows_are_mixed_of_all_tasks():
     made = few_and_many_parents(1600).plan(64, row_length=2048)
-    home = np.repeat(np.arange(len(made.tokens)), np.diff(made.pair_offsets)) * made.tokens.shape[1] + made.pair_parent
+    rows_ = np.repeat(np.arange(len(made.tokens)), np.diff(made.target_offsets))
+    home = rows_ * made.tokens.shape[1] + made.target_parent
     parents = np.bincount(np.unique(home) // made.tokens.shape[1])
     assert len(parents) >= 8
     assert parents.max() < 1.1 * parents.mean()
@@ -275,7 +278,7 @@ def test_requests_of_two_trees_share_nothing_and_may_share_a_row():
     assert made.tokens.tolist() == [[1, 2, 3, 1, 2, 3, 0, 0]]
     assert made.depth.tolist() == [[0, 1, 2, 0, 1, 2, 0, 0]]
     assert made.end.tolist() == [[3, 3, 3, 6, 6, 6, 7, 8]]
-    assert made.token_pair.tolist() == [0, 1]
+    assert made.token_target.tolist() == [0, 1]
 
 
 def test_the_example_of_the_docs():
@@ -284,9 +287,9 @@ def test_the_example_of_the_docs():
     assert made.tokens.tolist() == [[1, 2, 3, 5, 4, 0, 0, 0]]
     assert made.depth.tolist() == [[0, 1, 2, 3, 2, 0, 0, 0]]
     assert made.end.tolist() == [[5, 5, 4, 4, 5, 6, 7, 8]]
-    assert made.pair_parent.tolist() == [2, 3, 3, 4]
-    assert made.pair_target.tolist() == [5, 6, 7, 8]
-    assert made.token_pair.tolist() == [0, 1, 0, 2, 3]
+    assert made.target_parent.tolist() == [2, 3, 3, 4]
+    assert made.target_token.tolist() == [5, 6, 7, 8]
+    assert made.token_target.tolist() == [0, 1, 0, 2, 3]
 
 
 def test_equal_requests_give_equal_plans():
@@ -328,6 +331,6 @@ def test_real_tasks_feed_at_most_a_tenth_more_tokens_than_are_unique(
     else:
         tokenizer, benchmarks = shared_data / "tokenizers/llama", shared_data / "benchmarks"
         pack = prepare_pack(task, tokenizer, folder, benchmarks=benchmarks)
-    made = statistics(plan_pack(pack, context, row_length=row_length))
+    made = statistics(plan(pack.request_tokens, context, row_length=row_length))
     print(task, context, made)
     assert made.overhead <= 1.10

@@ -8,21 +8,22 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scoring_examples import write_benchmarks, write_tokenizer
-from series_examples import CONFIG, make_series, one_device
+from scoring_examples import score_series, write_benchmarks, write_tokenizer
+from series_examples import make_series, one_device
 
 from fineline_jax import prepare_pack
 from fineline_jax.checkpoints import load as checkpoint_load
 from fineline_jax.checkpoints.open import open_series
-from fineline_jax.checkpoints.series import Series
 from fineline_jax.errors import UserError
-from fineline_jax.scoring import forward, pack, scorer, scores
+from fineline_jax.scoring import forward, pack, scores, series_loop, tree_engine
+from fineline_jax.scoring.options import ScoreOptions
 from fineline_jax.scoring.parts import JobShard, job_shard
 
 
@@ -56,7 +57,7 @@ def run(released, tmp_path) -> Path:
 
 
 def score(run: Path, made: pack.Pack, out: Path) -> list[Path]:
-    return scorer.score_series(open_series(str(run)), made, out, one_device())
+    return score_series(open_series(str(run)), made, out, one_device())
 
 
 def count_calls(monkeypatch, owner, name: str) -> list[str]:
@@ -76,11 +77,11 @@ def test_a_checkpoint_that_cannot_be_opened_is_passed_over_and_named(run, made, 
     weights = run / "step2/model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(scorer.NotAllScored, match=r"1 checkpoint .* run/step2 \(.*safetensors.*others are scored"):
+    with pytest.raises(series_loop.NotAllScored, match=r"1 checkpoint .* run/step2 \(.*safetensors.*others are scored"):
         score(run, made, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out/run").iterdir()) == ["step1.parquet", "step3.parquet"]
     weights.write_bytes(whole)
-    calls = count_calls(monkeypatch, scorer, "score_params")
+    calls = count_calls(monkeypatch, series_loop, "make_scorer")
     assert len(score(run, made, tmp_path / "out")) == 3
     assert len(calls) == 1
 
@@ -88,7 +89,8 @@ def test_a_checkpoint_that_cannot_be_opened_is_passed_over_and_named(run, made, 
 def test_a_checkpoint_whose_config_is_damaged_is_passed_over_too(run, made, tmp_path):
     """transformers reads it when it opens the tokenizer; that is not another tokenizer, which would end the series."""
     (run / "step2/config.json").write_text("{")
-    with pytest.raises(scorer.NotAllScored, match=r"1 checkpoint .* run/step2 \(.*config\.json.*others are scored"):
+    refused = r"1 checkpoint .* run/step2 \(.*config\.json.*others are scored"
+    with pytest.raises(series_loop.NotAllScored, match=refused):
         score(run, made, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out/run").iterdir()) == ["step1.parquet", "step3.parquet"]
 
@@ -97,15 +99,15 @@ def test_two_checkpoints_of_one_name_are_not_written_into_one_file(run, made, tm
     again = make_series(tmp_path / "elsewhere" / "run", run / "step1", (1,))
     found = [open_series(str(folder)) for folder in (run, again)]
     with pytest.raises(UserError, match=r"are both called run/step1, and their scores would be one file; rename"):
-        scorer.score_parts(found, made, tmp_path / "scores", one_device())
+        series_loop.SeriesScorer(made, tmp_path / "scores", one_device())(found)
     assert not (tmp_path / "scores").exists()
-    scorer.require_names_apart([found[0], found[0]])  # the same place twice is no matter
+    scores.check_unique_names([found[0], found[0]])  # the same place twice is no matter
 
 
 def test_unchanged_weights_are_not_even_read(run, made, tmp_path, monkeypatch):
     files = score(run, made, tmp_path / "out")
     read, scored = (
-        count_calls(monkeypatch, *where) for where in ((checkpoint_load, "weights_hash"), (scorer, "score_params"))
+        count_calls(monkeypatch, *where) for where in ((checkpoint_load, "weights_hash"), (series_loop, "make_scorer"))
     )
     before = [path.read_bytes() for path in files]
     score(run, made, tmp_path / "out")
@@ -122,7 +124,7 @@ def test_the_next_checkpoint_is_opened_while_one_is_scored_and_two_are_the_most(
     alive: list[tuple[str, jax.Array]] = []
     most: list[int] = []
     loading = {name: threading.Event() for name in ("step1", "step2", "step3")}
-    load, score_params = checkpoint_load.load, scorer.score_params
+    load, make_scorer = checkpoint_load.load, series_loop.make_scorer
 
     def watched_load(checkpoint, *arguments):
         config, params = load(checkpoint, *arguments)
@@ -131,27 +133,34 @@ def test_the_next_checkpoint_is_opened_while_one_is_scored_and_two_are_the_most(
         loading[checkpoint.name].set()
         return config, params
 
-    def watched_score(*arguments, **options):
-        name = next(name for name, array in reversed(alive) if array is arguments[2]["embed"])
-        following = f"step{int(name[4:]) + 1}"
-        if following in loading:
-            assert loading[following].wait(60), f"{following} is not read while {name} is scored"
-        return score_params(*arguments, **options)
+    def watched_scorer(*arguments, **options):
+        score = make_scorer(*arguments, **options)
+
+        def watched_score(params, advance):
+            name = next(name for name, array in reversed(alive) if array is params["embed"])
+            following = f"step{int(name[4:]) + 1}"
+            if following in loading:
+                assert loading[following].wait(60), f"{following} is not read while {name} is scored"
+            return score(params, advance)
+
+        return watched_score
 
     monkeypatch.setattr(checkpoint_load, "load", watched_load)
-    monkeypatch.setattr(scorer, "score_params", watched_score)
+    monkeypatch.setattr(series_loop, "make_scorer", watched_scorer)
     score(released, made, tmp_path / "out")
     assert max(most) == 2
 
 
-def test_one_program_is_compiled_for_all_checkpoints(released, made, tmp_path):
-    mesh = one_device()
-    opened = open_series(str(released))
-    scorer.score_series(Series("run", opened.checkpoints[:1]), made, tmp_path / "out", mesh)
-    step = forward.tree_step(CONFIG, mesh, "float32", "blockwise")
-    compiled = step._cache_size()
-    scorer.score_series(opened, made, tmp_path / "out", mesh)
-    assert compiled > 0 and step._cache_size() == compiled
+def test_one_program_is_compiled_for_all_checkpoints(released, made, tmp_path, monkeypatch):
+    steps: list[Any] = []
+
+    def made_step(*arguments: Any) -> Any:
+        steps.append(forward.tree_step(*arguments))
+        return steps[-1]
+
+    monkeypatch.setattr(tree_engine, "tree_step", made_step)
+    assert len(score(released, made, tmp_path / "out")) == 3
+    assert [step._cache_size() for step in steps] == [1]
 
 
 def test_a_file_appears_whole_or_not_at_all(released, made, tmp_path, monkeypatch):
@@ -240,7 +249,8 @@ def test_workers_of_one_distributed_job_are_no_parts():
 def test_the_parts_together_are_the_series(released, made, tmp_path):
     opened = open_series(str(released))
     for index in range(2):
-        scorer.score_parts([opened], made, tmp_path / "parts", one_device(), part=JobShard(index, 2))
+        options = ScoreOptions(part=f"{index + 1}/2")
+        score_series(opened, made, tmp_path / "parts", one_device(), options)
     whole = score(released, made, tmp_path / "whole")
     assert [(tmp_path / "parts/run" / path.name).read_bytes() for path in whole] == [p.read_bytes() for p in whole]
 
@@ -291,7 +301,7 @@ def test_sigkill_at_random_moments_leaves_whole_files_only(tokenizer, tmp_path):
 def test_two_processes_of_two_devices_score_like_one_device(run, made, tmp_path):
     (run / "step2/model.safetensors").write_bytes(b"no weights")
     pack.save(made, tmp_path / "p")
-    with pytest.raises(scorer.NotAllScored):
+    with pytest.raises(series_loop.NotAllScored):
         score(run, made, tmp_path / "one")
     program = (
         "import sys, jax; jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]));"

@@ -17,7 +17,7 @@ from fineline_jax.checkpoints.open import open_series
 from fineline_jax.cli import main
 from fineline_jax.commands import score as command
 from fineline_jax.errors import UserError
-from fineline_jax.scoring import build, pack, placement, scorer, scores, watching
+from fineline_jax.scoring import build, pack, placement, scores, series_loop, watching
 from fineline_jax.scoring.options import PackOptions
 from fineline_jax.scoring.parts import JobShard
 

@@ -1,5 +1,6 @@
 """A process that scores a series is killed (SIGKILL) at its worst moments, again and again, and loses nothing."""
 
+import functools
 import json
 import os
 import shutil
@@ -43,12 +44,13 @@ def test_whatever_is_killed_finished_files_stay_and_none_is_half_there(tmp_path)
 
 def score(folder: Path, out: Path, moment: str, scored: Path) -> None:
     """Score the run in `folder`, and die at the moment."""
+    from scoring_examples import score_series
     from test_scoring_series_loop import Model
 
     from fineline_jax.checkpoints.open import open_series
     from fineline_jax.mesh import make_mesh
     from fineline_jax.recipe import MeshShape
-    from fineline_jax.scoring import pack, scorer, scores
+    from fineline_jax.scoring import pack, scores, series_loop
 
     def die(*arguments: Any, **options: Any) -> Any:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -63,19 +65,25 @@ def score(folder: Path, out: Path, moment: str, scored: Path) -> None:
 
         return written
 
-    def count(*arguments: Any, **options: Any) -> Any:
+    model = Model()
+
+    def make_scorer(*arguments: Any, **options: Any) -> Any:
+        score = model.make_scorer(*arguments, **options)
+        return functools.partial(count, score)
+
+    def count(score: Any, *arguments: Any, **options: Any) -> Any:
         with scored.open("a") as file:
             file.write("x")
         if moment.endswith("in the model") and len(list(out.glob("run/[!.]*"))) == 2:
             die()
-        return Model().score(*arguments, **options)
+        return score(*arguments, **options)
 
     def note(folder: Path, line: dict) -> None:
         with (folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(line)[:20])
         die()
 
-    scorer.score_params = count
+    series_loop.make_scorer = make_scorer
     if moment.startswith("the pack"):
         pack.write_files = lambda made, partial: ((partial / "contexts.parquet").write_bytes(b"x"), die())
     elif moment.startswith("the first file"):
@@ -86,7 +94,7 @@ def score(folder: Path, out: Path, moment: str, scored: Path) -> None:
         scores.note = die
     elif moment.startswith("the log"):
         scores.note = note
-    scorer.score_series(open_series(str(folder / "run")), pack.load(folder / "pack"), out, make_mesh(MeshShape()))
+    score_series(open_series(str(folder / "run")), pack.load(folder / "pack"), out, make_mesh(MeshShape()))
 
 
 def state(out: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from scoring_examples import score_once
+from scoring_examples import score_once, score_series
 from series_examples import CONFIG, fresh_params, one_device
 
 from fineline_jax import progress
@@ -31,7 +31,7 @@ from fineline_jax.errors import UserError
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.scoring import agreement, compatibility, kept, pack, scorer, scores, series_loop, watching
 from fineline_jax.scoring.agreement import check_on_process_0
-from fineline_jax.scoring.options import ScoreOptions, check_batch_tokens
+from fineline_jax.scoring.options import PackOptions, ScoreOptions, check_batch_tokens
 from fineline_jax.scoring.pack import Pack, RequestTokens
 from fineline_jax.scoring.parts import WHOLE, JobShard, job_shard
 
@@ -51,7 +51,7 @@ def packed(**manifest: Any) -> Pack:
         schema = pack.SCHEMAS[name]
         arrays = [numbers(list(columns.get(field.name, [])), field.type) for field in schema]
         tables.append(pa.Table.from_arrays(arrays, schema=schema))
-    tokenizer = {"sha256": "0", "size": CONFIG.vocab_size, "adds_bos": True}
+    tokenizer = {"tokenizer_hash": "0", "size": CONFIG.vocab_size, "adds_bos": True}
     tasks = [{"task": "a", "output_type": "x", "shots": 0}]
     plain = {"format": pack.FORMAT, "mode": "lm-eval", "max_context": None, "prefix_token": 0, "tokenizer": tokenizer,
              "tasks": tasks, "groups": [], "suite": "s", "bos": "auto"}  # fmt: skip
@@ -129,7 +129,7 @@ def model(monkeypatch) -> Model:
 
 def score(run: Path | str, out: Path, requests: Pack | None = None, **options: Any) -> list[Path]:
     options_ = ScoreOptions(**options)
-    return series_loop.score_series(open_series(str(run)), requests or packed(), out, one_device(), options_)
+    return score_series(open_series(str(run)), requests or packed(), out, one_device(), options_)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -171,7 +171,7 @@ def test_every_checkpoint_is_computed_as_asked(run, model, tmp_path):
     assert {scores.read_header(path).key.dtype for path in (tmp_path / "out/run").iterdir()} == {"bfloat16"}
     one = open_series(f"{run}@{NAMES[0]}")
     options = ScoreOptions("bfloat16", 77)
-    series_loop.score_series(one, packed(), tmp_path / "one", one_device(), options)
+    score_series(one, packed(), tmp_path / "one", one_device(), options)
     assert model.asked == [expected] * 4
     with pytest.raises(UserError, match="--batch-tokens 0 must be at least 1"):
         score(run, tmp_path / "out", batch_tokens=0)
@@ -339,7 +339,7 @@ def test_log_likelihoods_that_are_no_numbers_are_told_and_kept(run, model, tmp_p
     ],
 )  # fmt: skip
 def test_a_pack_of_another_bos_policy_than_the_registered_one_is_told(wanted, asked, adds, warned, caplog):
-    made = packed(bos=asked, tokenizer={"sha256": "0", "size": 9, "adds_bos": adds})
+    made = packed(bos=asked, tokenizer={"tokenizer_hash": "0", "size": 9, "adds_bos": adds})
     one = Series("s", (), Scoring(bos=wanted, notes=("Read me.",)))
     with caplog.at_level(logging.INFO):
         compatibility.log_policy(one, made)
@@ -451,7 +451,8 @@ def test_what_a_killed_run_left_of_finished_checkpoints_is_removed(run, model, t
     ({"JOB_COMPLETION_INDEX": "1", "JOB_COMPLETIONS": "2", "BATCH_TASK_INDEX": "0", "BATCH_TASK_COUNT": "9"},
      JobShard(1, 2)),
     ({"TPU_WORKER_ID": "1", "TPU_WORKER_HOSTNAMES": "a,b,", "SLURM_PROCID": "0", "SLURM_NTASKS": "9"}, JobShard(1, 2)),
-    ({"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_COUNT": "2", "SLURM_PROCID": "0", "SLURM_NTASKS": "9"}, JobShard(1, 2)),
+    ({"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_COUNT": "2", "SLURM_PROCID": "0", "SLURM_NTASKS": "9"},
+     JobShard(1, 2)),
 ])  # fmt: skip
 def test_the_first_index_that_the_job_has_is_taken(variables, expected):
     assert job_shard("auto", variables) == expected == job_shard(f"auto/{expected.count}", variables)
@@ -676,10 +677,11 @@ def test_the_first_checkpoint_is_waited_for(monkeypatch, tmp_path, comes, timeou
 
 
 def test_a_kept_checkpoint_is_scored_in_the_dtype_asked_and_its_file_is_that_of_the_series(tmp_path, monkeypatch):
-    """Written when called again, since it is being saved meanwhile; not at all where it is scored already."""
+    """Written when the checkpoint, which is being saved meanwhile, is complete; not at all where it is scored already."""
     played, made = Model(), packed(max_context=50)
     monkeypatch.setattr(kept, "make_scorer", played.make_scorer)
-    monkeypatch.setattr(kept, "time", types.SimpleNamespace(perf_counter=iter([10.0, 12.25, 20.0, 21.0]).__next__))
+    clock = iter([10, 12.25, 10, 12.25, 20, 21, 20, 21])
+    monkeypatch.setattr(kept, "time", types.SimpleNamespace(perf_counter=clock.__next__))
     checkpoint = Checkpoint("run", "step4", 4, 400, tmp_path / "run/checkpoints/4", "orbax")
     opened: list[str] = []
 
@@ -692,6 +694,8 @@ def test_a_kept_checkpoint_is_scored_in_the_dtype_asked_and_its_file_is_that_of_
     there = False
     for name, value in (("open_series", open_one), ("weights_hash", lambda _: "w"), ("stat_signature", lambda _: "v")):
         monkeypatch.setattr(kept, name, value)
+    monkeypatch.setattr(series_loop.load, "stat_signature", lambda _: "v")
+    monkeypatch.setattr(load, "stat_signature", lambda _: "v")
     params = {"embed": jax.device_put(np.ones((4, 2), np.float32), jax.NamedSharding(one_device(), jax.P(None, None)))}
     for number, dtype in enumerate(("float32", "bfloat16")):
         out, there = tmp_path / dtype, False
@@ -732,7 +736,10 @@ def test_scoring_while_training_takes_a_pack_or_a_suite_with_the_runs_tokenizer(
     with pytest.raises(UserError, match=r"--score piqa: .*none is not there; give a pack"):
         kept.open_pack("piqa", tmp_path / "none", None)
     monkeypatch.setattr(build, "build", lambda *arguments, **options: (arguments, options))
-    assert kept.open_pack("piqa", tmp_path, tmp_path / "b") == (("piqa", tmp_path), {"benchmarks": tmp_path / "b"})
+    assert kept.open_pack("piqa", tmp_path, tmp_path / "b") == (
+        ("piqa", tmp_path, PackOptions(benchmarks=tmp_path / "b")),
+        {},
+    )
 
 
 def test_what_the_first_process_refuses_is_refused_by_all(monkeypatch):

@@ -4,12 +4,13 @@ import json
 import shutil
 import time
 import types
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from scoring_examples import write_benchmarks, write_tokenizer
+from scoring_examples import score_series, write_benchmarks, write_tokenizer
 from series_examples import CONFIG, one_device
 
 from fineline_jax import prepare_pack
@@ -91,7 +92,7 @@ def hook(place: Path, run: Path) -> AtKeptCheckpoints:
 
 
 def test_scores_made_in_memory_are_those_of_the_saved_checkpoints(place, trained, tmp_path):
-    files = series_loop.score_series(open_series(str(trained)), pack.load(place / "pack"), tmp_path / "out", one_device())
+    files = score_series(open_series(str(trained)), pack.load(place / "pack"), tmp_path / "out", one_device())
     assert [path.name for path in files] == [f"step{step}.parquet" for step in (0, 2, 4, 6)]
     for path in files:
         assert (trained / "scores/run" / path.name).read_bytes() == path.read_bytes()
@@ -100,8 +101,7 @@ def test_scores_made_in_memory_are_those_of_the_saved_checkpoints(place, trained
 def test_after_it_nothing_is_left_to_score(place, trained, monkeypatch):
     monkeypatch.setattr(series_loop, "make_scorer", lambda *_, **__: pytest.fail("scored again"))
     assert (
-        len(series_loop.score_series(open_series(str(trained)), pack.load(place / "pack"), trained / "scores", one_device()))
-        == 4
+        len(score_series(open_series(str(trained)), pack.load(place / "pack"), trained / "scores", one_device())) == 4
     )
     loop.pretrain(recipe_of(place), trained, observers=[hook(place, trained)])
 

@@ -30,13 +30,6 @@ from fineline_jax.scoring.scorer import ENGINE_VERSION, make_scorer, pick_engine
 log = logging.getLogger(__name__)
 
 
-def score_series(
-    series: Series, pack: Pack, out: Path, mesh: jax.sharding.Mesh, options: ScoreOptions = ScoreOptions()
-) -> list[Path]:
-    """`SeriesScorer` of one series."""
-    return SeriesScorer(pack, out, mesh, options)([series])
-
-
 @dataclasses.dataclass(frozen=True)
 class SeriesScorer:
     """Scores series on one pack into the folder `out`, on one mesh; what it compiled for a config it keeps while the

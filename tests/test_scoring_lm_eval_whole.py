@@ -333,7 +333,7 @@ def test_the_manifest_says_what_was_asked(place):
     rows, groups = {row.pop("task"): row for row in manifest.pop("tasks")}, manifest.pop("groups")
     assert manifest.pop("hash") == pack.content_hash(place.made)
     tokenizer = AutoTokenizer.from_pretrained(place.tokenizer)
-    sha = manifest["tokenizer"].pop("sha256")
+    sha = manifest["tokenizer"].pop("tokenizer_hash")
     assert re.fullmatch("[0-9a-f]{64}", sha)
     assert manifest == {
         "format": 2, "suite": "whole", "mode": "lm-eval", "tokenizer": {"adds_bos": True, "size": len(tokenizer)},

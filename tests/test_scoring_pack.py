@@ -74,11 +74,11 @@ def test_a_pack_of_an_older_format_is_refused(benchmarks, tokenizers, tmp_path):
     prepare_pack("piqa", tokenizers["bos"], tmp_path / "p", benchmarks=benchmarks)
     manifest = json.loads((tmp_path / "p/manifest.json").read_text())
     (tmp_path / "p/manifest.json").write_text(json.dumps({**manifest, "format": pack.FORMAT - 1}))
-    with pytest.raises(UserError, match="pack format 1 is not 2; prepare it again"):
+    with pytest.raises(UserError, match="pack format 2 is not 3; prepare it again"):
         pack.load(tmp_path / "p")
 
 
-@pytest.mark.parametrize("manifest", ["[]", "{}", '{"format": 2}', "not JSON", "null"])
+@pytest.mark.parametrize("manifest", ["[]", "{}", '{"format": 3}', "not JSON", "null"])
 def test_a_damaged_manifest_is_told_in_one_line(manifest, benchmarks, tokenizers, tmp_path):
     prepare_pack("piqa", tokenizers["bos"], tmp_path / "p", benchmarks=benchmarks)
     (tmp_path / "p/manifest.json").write_text(manifest)
@@ -264,8 +264,8 @@ def test_the_hash_sees_what_of_the_manifest_decides_a_number_and_nothing_else():
 
     assert digest({}) == made.hash
     decisive = [
-        digest({"mode": "olmes"}), digest({"max_context": 100}), digest({"prefix_token": 1}), digest({"format": 3}),
-        digest({"tokenizer": {"sha256": "1"}}), digest({}, {"task": "b"}), digest({}, {"shots": 1}),
+        digest({"mode": "olmes"}), digest({"max_context": 100}), digest({"prefix_token": 1}), digest({"format": 4}),
+        digest({"tokenizer": {"tokenizer_hash": "1"}}), digest({}, {"task": "b"}), digest({}, {"shots": 1}),
         digest({}, {"output_type": "loglikelihood"}),
     ]  # fmt: skip
     assert len({made.hash, *decisive}) == 1 + len(decisive)

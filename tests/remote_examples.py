@@ -93,7 +93,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             where = f"/cdn/{found[1]}/{found[2]}/{found[3]}"
             # As the hub does for large files: from another host, which must not see the token.
-            return self._send(302, b"", {"Location": self.hub.url.replace("127.0.0.1", "localhost") + where})
+            headers = {"Location": self.hub.url.replace("127.0.0.1", "localhost") + where, "X-Repo-Commit": found[2]}
+            for files in self.hub.repositories.get(found[1], {}).values():
+                if commit_of(files) == found[2] and found[3] in files:
+                    entry = _sibling(found[3], files[found[3]])
+                    headers["X-Linked-ETag"] = f'"{entry.get("lfs", {}).get("sha256") or entry["blobId"]}"'
+                    headers["X-Linked-Size"] = str(entry["size"])
+            return self._send(302, b"", headers)
         if found := re.fullmatch(r"/cdn/([^/]+/[^/]+)/([^/]+)/(.+)", path):
             for files in self.hub.repositories.get(found[1], {}).values():
                 if commit_of(files) == found[2] and found[3] in files:

@@ -3,6 +3,7 @@
 import concurrent.futures
 import errno
 import functools
+import hashlib
 import http.server
 import json
 import os
@@ -60,6 +61,31 @@ def test_a_revision_is_fetched_with_what_is_needed_of_it(served: Hub, tmp_path):
     before = len(served.downloads())
     assert remote.fetch(of(tmp_path)) == folder
     assert len(served.downloads()) == before
+
+
+def test_what_huggingface_hub_has_in_its_cache_is_verified_and_not_fetched_again(served: Hub, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    cache = tmp_path / "hub"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    commit = commit_of(served.repositories["org/model"]["step1"])
+    for name in ("model.safetensors", "config.json"):
+        huggingface_hub.hf_hub_download(
+            "org/model", name, revision=commit, endpoint=served.url, cache_dir=cache, token="secret"
+        )
+    before = len(served.downloads())
+    where = of(tmp_path / "downloads", keep=False)
+    assert here(remote.fetch(where)) == NEEDED
+    assert [path.rpartition("/")[2] for path, _ in served.downloads()[before:]] == ["tokenizer.json"]
+    blob = cache / "models--org--model" / "blobs" / hashlib.sha256(WEIGHTS).hexdigest()
+    remote.discard(where)
+    assert blob.read_bytes() == WEIGHTS and not where.folder.exists()
+    blob.chmod(0o644)
+    blob.write_bytes(WEIGHTS[:-1] + b"x")  # of the right size
+    assert here(remote.fetch(where)) == NEEDED and not (where.folder / "model.safetensors").is_symlink()
+    assert (where.folder / "config.json").is_symlink()
+    (where.folder / "config.json").resolve().unlink()  # the user has cleared the cache
+    assert here(remote.fetch(where)) == NEEDED
 
 
 def test_the_token_is_given_to_the_hub_and_to_no_other_host(served: Hub, tmp_path):

@@ -150,7 +150,7 @@ def _fetch_into(folder: Path, files: Sequence[RemoteFile], url: str) -> None:
         _LOG.info("fetched %s in %s, %s bytes/s", url, duration(seconds), short(size / max(seconds, 1e-9)))
     names = {file.name for file in files}
     for path in folder.iterdir():  # of another version: the reader would take them for part of this one
-        if path.name not in names and path.name != RECORD and path.is_file():
+        if path.name not in names and path.name != RECORD and not path.is_dir():
             path.unlink()
     _write_record(folder, url, files, {file.name: file.fingerprint for file in files})
 

@@ -9,6 +9,7 @@ import errno
 import hashlib
 import logging
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator, Mapping
@@ -94,7 +95,7 @@ class RemoteFile:
 
 
 def download(file: RemoteFile, target: Path) -> None:
-    """Write `file` to `target`; goes on where an interrupted download stopped.
+    """Write `file` to `target`; resumes an interrupted download. What huggingface_hub has in its cache is linked to.
 
     Raises FetchError naming the file if it is not there, stays unreachable, or twice arrives whole but wrong;
     DiskFullError if there is no room.
@@ -104,6 +105,11 @@ def download(file: RemoteFile, target: Path) -> None:
     for stale in target.parent.glob(f".{target.name}.*.partial"):
         if stale != partial:  # of another version
             stale.unlink()
+    if (cached := _in_hub_cache(file)) is not None:
+        partial.unlink(missing_ok=True)
+        target.unlink(missing_ok=True)
+        target.symlink_to(cached)
+        return
     failures = wrong = 0
     while True:
         before = _size(partial)
@@ -123,6 +129,22 @@ def download(file: RemoteFile, target: Path) -> None:
         except TransientError as error:
             failures = failures + 1 if _size(partial) <= before else 1
             _wait_or_give_up(file.url, error, failures)
+
+
+def _in_hub_cache(file: RemoteFile) -> Path | None:
+    """Where huggingface_hub keeps the content of `file`, whole and right; None: it has it not."""
+    match = re.fullmatch(re.escape(endpoint()) + r"/([^/]+)/([^/]+)/resolve/.*", file.url)
+    content = file.sha256 or file.git_sha1
+    if match is None or content is None:
+        return None
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    blob = Path(HF_HUB_CACHE) / f"models--{match[1]}--{match[2]}" / "blobs" / content
+    try:
+        _verify(file, blob)
+    except (OSError, _WrongContentError):
+        return None
+    return blob
 
 
 def get(

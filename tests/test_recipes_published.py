@@ -12,7 +12,7 @@ import pytest
 
 from fineline_jax.catalogue import config_names, load_recipe
 from fineline_jax.recipe import Recipe
-from fineline_jax.training.optimizer import learning_rate
+from fineline_jax.training.schedule import learning_rate
 
 # layers, width, heads, key/value heads, features of the MLP, weights; 32,000 ids and the rest of LLAMA below in all
 SHAPES = {

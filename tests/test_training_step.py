@@ -20,7 +20,8 @@ from fineline_jax.models.config import ModelConfig
 from fineline_jax.models.decoder import abstract_params
 from fineline_jax.recipe import Batch, Compute, Data, Loss, MeshShape, Optimizer, Recipe, Schedule, Source
 from fineline_jax.training.loss import cross_entropy, reference_cross_entropy
-from fineline_jax.training.optimizer import SPIKE_WINDOW, SkipState, learning_rate, make_optimizer
+from fineline_jax.training.optimizer import SPIKE_WINDOW, SkipState, make_optimizer
+from fineline_jax.training.schedule import learning_rate
 from fineline_jax.training.step import (
     BATCH_SPEC,
     abstract_state,
@@ -226,8 +227,8 @@ def test_the_schedules_pass_through_their_corners(schedule, expected):
 
 
 NAMES = {
-    "decayed": "embed head q k v o gate up down router shared_gate shared_up shared_down shared_router in_proj_x in_proj_z"
-    " conv1d x_proj dt_proj out_proj",
+    "decayed": "embed head q k v o gate up down router shared_gate shared_up shared_down shared_router in_proj_x"
+    " in_proj_z conv1d x_proj dt_proj out_proj",
     "kept": "norm norm_bias attention_norm attention_norm_bias mlp_norm mlp_norm_bias mixer_norm q_norm k_norm q_bias"
     " k_bias v_bias o_bias gate_bias up_bias down_bias conv1d_bias dt_proj_bias A_log D",
 }

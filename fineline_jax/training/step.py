@@ -14,7 +14,8 @@ from fineline_jax.models import attention, decoder, moe
 from fineline_jax.models.sharding import check_fits
 from fineline_jax.recipe import Loss, Recipe
 from fineline_jax.training.loss import Scalar, cross_entropy
-from fineline_jax.training.optimizer import SkipState, learning_rate, make_optimizer
+from fineline_jax.training.optimizer import SkipState, make_optimizer
+from fineline_jax.training.schedule import learning_rate
 
 P = jax.P
 State = dict[str, Any]

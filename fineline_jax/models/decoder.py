@@ -159,7 +159,7 @@ class Block(nnx.Module):
         return stream + y, routing
 
     def _mlp(self, x: Stream) -> tuple[Stream, Routing | None]:
-        return self.mlp(x) if self.config.experts else (self.mlp(x), None)
+        return self.mlp(x) if isinstance(self.mlp, Experts) else (self.mlp(x), None)
 
 
 class MambaBlock(nnx.Module):

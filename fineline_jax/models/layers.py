@@ -7,7 +7,7 @@ into a re-layout of the activations.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from fineline_jax.models.config import ModelConfig
 from fineline_jax.models.cpu_kernels import linear, linears, swiglu
 from fineline_jax.models.sharding import HEADS, HIDDEN, STREAM, spec, without_fsdp
 
+Function = TypeVar("Function", bound=Callable)
 Stream = Float[Array, "batch length width"]
 Heads = Float[Array, "batch length heads head_dim"]
 Rotary = tuple[Float[Array, "batch length 1 rotary_dim"], Float[Array, "batch length 1 rotary_dim"]]
@@ -54,16 +55,16 @@ def gathered(weight: nnx.Param, dtype: jnp.dtype) -> jax.Array:
     return jax.reshard(cast, without_fsdp(jax.typeof(cast).sharding.spec))
 
 
-def scoped(name: str) -> Callable[[Callable], Callable]:
+def scoped(name: str) -> Callable[[Function], Function]:
     """Decorator: what the function computes bears `name` in the program's metadata, so that a profile can be read."""
 
-    def decorate(function: Callable) -> Callable:
+    def decorate(function: Function) -> Function:
         @functools.wraps(function)
         def run(*args: Any, **kwargs: Any) -> Any:
             with jax.named_scope(name):
                 return function(*args, **kwargs)
 
-        return run
+        return cast(Function, run)
 
     return decorate
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
 from fineline_jax.mesh import BATCH
+from fineline_jax.models.layers import scoped
 
 P = jax.P
 _ROWS = P(BATCH, None)
@@ -22,6 +23,7 @@ _HEAD = P("fsdp", "tensor")
 Scalar = Float32[Array, ""]
 
 
+@scoped("head")
 def cross_entropy(
     hidden: Float[Array, "batch length width"],
     head: Float[Array, "width vocab"],

@@ -1,4 +1,4 @@
-"""A table as plain text."""
+"""A table and a count as plain text."""
 
 from collections.abc import Iterable, Sequence
 
@@ -12,3 +12,8 @@ def text_table(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> str:
         for cells in ([*enumerate(zip(row, widths))] for row in rows)
     ]
     return "\n".join(aligned)
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 task`, `9,501 tasks`"""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")

@@ -39,7 +39,7 @@ MEASURED = (
     (r", \d+s left", ""),
     (r"scored in (?:\d+m)?\d+s, \d+\.\d% of it", "scored in T, N% of it"),
     (r"\d+ requests cut to \d+ tokens", "N requests cut to N tokens"),
-    (r"[\d,]+ requests of \d+ tasks", "N requests of N tasks"),
+    (r"[\d,]+ requests of \d+ tasks?", "N requests of N tasks"),
     (r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d\.\d{6}", "TIME"),
 )
 
@@ -267,7 +267,7 @@ def test_what_the_readmes_tasks_hold_is_counted_right(shared_data: Path) -> None
     assert f"{total / 1000:.1f}k of {total / 1000:.1f}k requests" in page("README.md")
     assert f"all {total:,} requests" in page("BENCHMARKS.md")
     olmes = printed_by("docs/suites.md", "fineline tasks prepare arc_easy@5")
-    assert olmes == [f"arc-olmes: {of_arc:,} requests of 1 tasks"]
+    assert olmes == [f"arc-olmes: {of_arc:,} requests of 1 task"]
     subjects = [pq.read_metadata(path).num_rows for path in folder.glob("cais__mmlu/*/test.parquet")]
     mmlu = printed_by("docs/scoring.md", "time taskset -c 0 fineline tasks prepare mmlu")
     assert mmlu == [f"mmlu-pack: {4 * sum(subjects):,} requests of {len(subjects)} tasks"]

@@ -170,6 +170,7 @@ def model(name: str, revision: str = "") -> dict:
         ("org/m", "step1000-tokens4B", ("m", "step1000-tokens4B", 1000, 4e9)),
         ("org/m/", "tokens2.5M", ("m", "tokens2.5M", NAN, 2.5e6)),
         ("org/m", "7K-tok", ("m", "7K-tok", NAN, 7e3)),
+        ("org/m-300btrained", "2B-tok", ("m-300btrained", "2B-tok", NAN, 2e9)),
         ("org/m", "stage1-step5-1.5T-tokens", ("m", "stage1-step5-1.5T-tokens", 5, 1.5e12)),
         ("org/m", "step0", ("m", "step0", 0, 0)),
         ("EleutherAI/pythia-1b", "step1000", ("pythia-1b", "step1000", 1000, 1000 * 2_097_152)),

@@ -8,6 +8,7 @@ from tyro.conf import Positional, arg
 from fineline_jax import interface
 from fineline_jax.errors import UserError
 from fineline_jax.scoring.options import PackOptions
+from fineline_jax.text_table import counted
 
 
 def prepare_tasks(
@@ -24,7 +25,7 @@ def prepare_tasks(
         out: Folder of the request pack to write.
     """
     pack = interface.prepare_pack(suite, tokenizer, out, **vars(options))
-    print(f"{out}: {pack.requests.num_rows:,} requests of {len(pack.manifest['tasks'])} tasks")
+    print(f"{out}: {counted(pack.requests.num_rows, 'request')} of {counted(len(pack.manifest['tasks']), 'task')}")
 
 
 def plan_tasks(

@@ -15,9 +15,9 @@ import pandas as pd
 from ..errors import UserError
 
 _STEP = re.compile(r"(?:^|[^a-z])(?:step|global_step|ckpt|checkpoint)[-_]?(\d+)", re.IGNORECASE)
-_TOKENS = re.compile(
-    r"(?:tokens?[-_]?(\d+(?:\.\d+)?)\s*([KMBT])|(\d+(?:\.\d+)?)\s*([KMBT])[-_]?t(?:ok(?!BS)|\b))", re.IGNORECASE
-)
+_NUMBER = r"(\d+(?:\.\d+)?)\s*([KMBT])"
+# "tokens4B", or "4B-tokens", "4Btok", "4Bt" as a word of its own: 1MtokBS is no amount of training but a batch size
+_TOKENS = re.compile(rf"tokens?[-_]?{_NUMBER}|{_NUMBER}[-_]?t(?:ok(?:ens?)?)?(?![a-z])", re.IGNORECASE)
 _UNIT = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 _PYTHIA_BATCH = 1024 * 2048  # tokens per step of every Pythia v1 model (EleutherAI/pythia README)
 _PYTHIA_ABLATION = re.compile(r"-(\d+(?:\.\d+)?)MtokBS", re.IGNORECASE)  # batch-size ablations name theirs

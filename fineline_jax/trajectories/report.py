@@ -18,6 +18,7 @@ import pandas as pd
 from plotly.offline import get_plotlyjs
 
 from fineline_jax.facts.metrics import METRICS, metric_of
+from fineline_jax.text_table import counted
 from fineline_jax.whole import whole_file, write_whole
 
 from .. import __version__
@@ -56,7 +57,7 @@ def write_report(
     metric = data["metrics"][data["default_metric"]]["name"]
     pictures = draw_figures(table, summary, domains, out / "figures", metric=metric, title=title)
 
-    series = [f"{s['name']} ({len(s['tokens'])} checkpoints)" for s in data["series"]]
+    series = [f"{s['name']} ({counted(len(s['tokens']), 'checkpoint')})" for s in data["series"]]
     known = dict(facts or {}) | {"series": ", ".join(series), "made by": f"fineline_jax {__version__}"}
     links = ", ".join(f'<a href="figures/{html.escape(p.name)}">{html.escape(p.name)}</a>' for p in pictures)
     page = _fill(

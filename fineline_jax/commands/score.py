@@ -163,12 +163,14 @@ def lm_eval(arguments: list[str]) -> int:
     except (ValueError, OSError) as error:
         if not _is_of_options(error):
             raise
-        remedy = "see `fineline lm-eval ls tasks`" if "Tasks not found" in str(error) else "see `fineline lm-eval -h`"
-        raise UserError(f"lm-eval: {' '.join(str(error).split())}; {remedy}") from error
+        message = " ".join(str(error).split()).rstrip(".")
+        remedy = "see `fineline lm-eval ls tasks`" if "asks" in message else "see `fineline lm-eval -h`"
+        raise UserError(f"lm-eval: {message}; {remedy}") from error
     return 0
 
 
 def _is_of_options(error: Exception) -> bool:
-    """Whether lm-eval raised it where it reads its command line, and not where it computes."""
-    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-    return raised_in.parent.parent.name == "lm_eval" and raised_in.parent.name in ("_cli", "config")
+    """Whether lm-eval raised it where it reads and checks its options, and not where it computes."""
+    raised = traceback.extract_tb(error.__traceback__)[-1]
+    *_, package, folder, _ = Path(raised.filename).parts
+    return raised.name == "simple_evaluate" or (package == "lm_eval" and folder in ("_cli", "config"))

@@ -694,7 +694,6 @@ def test_a_kept_checkpoint_is_scored_in_the_dtype_asked_and_its_file_is_that_of_
     there = False
     for name, value in (("open_series", open_one), ("weights_hash", lambda _: "w"), ("stat_signature", lambda _: "v")):
         monkeypatch.setattr(kept, name, value)
-    monkeypatch.setattr(series_loop.load, "stat_signature", lambda _: "v")
     monkeypatch.setattr(load, "stat_signature", lambda _: "v")
     params = {"embed": jax.device_put(np.ones((4, 2), np.float32), jax.NamedSharding(one_device(), jax.P(None, None)))}
     for number, dtype in enumerate(("float32", "bfloat16")):

@@ -1,6 +1,5 @@
 """What is asked of lm-eval's tasks: where their definitions and documents come from, shots, right choices, weights."""
 
-import hashlib
 import json
 import logging
 from pathlib import Path
@@ -311,9 +310,3 @@ def test_loading_is_quiet_and_leaves_the_logger_as_it_was(folder):
         assert logger.level == logging.INFO
     finally:
         logger.setLevel(level)
-
-
-def test_templates_are_compiled_once_and_give_lm_evals_text():
-    text = "{{question}} and " + hashlib.sha256(b"unique").hexdigest()
-    assert lm_eval.utils.env.from_string(text) is lm_eval.utils.env.from_string(text)
-    assert lm_eval.utils.apply_template(text, {"question": "Q"}).startswith("Q and ")

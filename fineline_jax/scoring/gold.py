@@ -57,7 +57,7 @@ def continuations(name: str, definition: Any, doc: Doc, prefix: str | None) -> t
 
 
 def _target(definition: Any, doc: Doc) -> Any:
-    target = definition.doc_to_target(doc, lm_eval_compat.fewshot_config(definition).doc_to_target)
+    target = lm_eval_compat.target_as_shown(definition, doc)
     if isinstance(target, int) and definition.config.doc_to_choice is not None:
         return definition.doc_to_choice(doc)[target]
     return target

@@ -5,6 +5,7 @@ backend; its evaluator takes results in another form, so that no files are expor
 has a test that fails when lm-eval changes: tests/test_scoring_lm_eval_compat.py.
 """
 
+import ast
 import contextlib
 import functools
 import importlib
@@ -139,7 +140,16 @@ def has_several_targets(task: Any) -> bool:
 
 def fewshot_config(task: Any) -> Any:
     """How solved examples are worded."""
-    return task._fewshot_cfg if LATER else task.fewshot_cfg
+    return task.fewshot_cfg if hasattr(task, "fewshot_cfg") else task._fewshot_cfg
+
+
+def target_as_shown(task: Any, doc: Mapping[str, Any]) -> Any:
+    """The target of a document as a solved example would word it; a list of texts where there are several."""
+    target = task.doc_to_target(doc, fewshot_config(task).doc_to_target)
+    if LATER and isinstance(target, str) and target[:1] == "[" and target[-1:] == "]":  # 0.4 reads it as a list
+        with contextlib.suppress(ValueError, SyntaxError):
+            return ast.literal_eval(target)
+    return target
 
 
 def words_and_bytes(task: Any, doc: Mapping[str, Any]) -> tuple[int, int]:

@@ -203,8 +203,8 @@ def test_a_score_files_columns_and_metadata_are_those_of_architecture() -> None:
     for field in dataclasses.fields(scores.Header):
         assert field.name.removeprefix("engine_").replace("reason", "why") in line[2], field.name
     key = re.search(r"key \{(.*?)\}", line[2])
-    assert key is not None and key[1] == "weights identity, pack hash, dtype, BOS policy, engine version"
-    assert [field.name for field in dataclasses.fields(scores.Key)] == ["weights", "pack", "dtype", "bos", "engine"]
+    assert key is not None and key[1] == "weights_hash, pack_hash, dtype, bos, engine_version"
+    assert [field.name for field in dataclasses.fields(scores.Key)] == key[1].split(", ")
     five = "A score belongs to five things: weights, pack, dtype, BOS policy, version of the engine."
     assert five in flat(page("docs/score_series.md"))
 
@@ -255,7 +255,7 @@ def test_a_line_of_metrics_has_the_fields_of_the_page() -> None:
         "validation_loss",
     }
     assert all(re.search(rf"\b{name}\b", text[1]) for name in {*fields, *metrics.TIMINGS})
-    code = "".join((CHECKOUT / f"fineline_jax/training/{name}.py").read_text() for name in ("step", "loop"))
+    code = "".join((CHECKOUT / f"fineline_jax/training/{name}.py").read_text() for name in ("step", "observers"))
     assert all(f'"{name}"' in code for name in {*fields, *metrics.TIMINGS} - {"mfu"})
     assert (Logging().every_steps, Optimizer.skip_nonfinite, Optimizer.skip_spike_sigmas) == (1, False, 0.0)
 

@@ -21,7 +21,7 @@ from safetensors.numpy import save as save_safetensors
 from fineline_jax.checkpoints.safetensors_files import read_safetensors
 from fineline_jax.checkpoints.torch_bin import read_torch_bin
 from fineline_jax.checkpoints.torch_pickle import LARGEST, Refused, read_pickle
-from fineline_jax.checkpoints.weight_files import TORCH_BIN_INDEX, open_weights, weight_files
+from fineline_jax.checkpoints.weight_files import TORCH_BIN, open_weights, weight_files
 from fineline_jax.errors import UserError
 
 MARKER = "executed"
@@ -114,7 +114,7 @@ def test_a_sharded_checkpoint_is_read_by_its_index(tmp_path: Path, torch: Any) -
     torch.save({"a": torch.ones(2)}, tmp_path / "pytorch_model-00001-of-00002.bin")
     torch.save({"b": torch.zeros(3)}, tmp_path / "pytorch_model-00002-of-00002.bin")
     index = {"a": "pytorch_model-00001-of-00002.bin", "b": "pytorch_model-00002-of-00002.bin"}
-    (tmp_path / TORCH_BIN_INDEX).write_text(json.dumps({"weight_map": index}))
+    (tmp_path / TORCH_BIN.index).write_text(json.dumps({"weight_map": index}))
     found = open_weights(tmp_path)
     assert {name: tensor.file.name for name, tensor in found.tensors.items()} == index
 
@@ -567,7 +567,7 @@ def test_a_sharded_checkpoint_whose_index_or_files_disagree_is_refused_by_name(t
     files = {"a": "pytorch_model-00001-of-00002.bin", "b": "pytorch_model-00002-of-00002.bin"}
     for name, file in files.items():
         torch.save({name: torch.ones(2)}, tmp_path / file)
-    index = lambda found: (tmp_path / TORCH_BIN_INDEX).write_text(json.dumps({"weight_map": found}))
+    index = lambda found: (tmp_path / TORCH_BIN.index).write_text(json.dumps({"weight_map": found}))
     for found, said in (
         (files | {"a": files["b"]}, rf"{files['b']}: tensor a is not in it"),
         ({"a": files["b"], "b": files["a"]}, r"tensor . is not in it"),
@@ -592,7 +592,7 @@ def test_the_file_without_an_index_is_preferred_and_safetensors_before_torch(tmp
 
     assert offered() == []
     torch.save({"a": torch.ones(2)}, tmp_path / "pytorch_model-00001-of-00001.bin")
-    (tmp_path / TORCH_BIN_INDEX).write_text('{"weight_map": {"a": "pytorch_model-00001-of-00001.bin"}}')
+    (tmp_path / TORCH_BIN.index).write_text('{"weight_map": {"a": "pytorch_model-00001-of-00001.bin"}}')
     assert offered() == ["pytorch_model-00001-of-00001.bin"]
     torch.save({"a": torch.ones(2)}, tmp_path / "pytorch_model.bin")
     assert offered() == ["pytorch_model.bin"]

@@ -163,12 +163,12 @@ class FinelineLM(TemplateLM):
 def find_checkpoint(pretrained: str, revision: str | None) -> Checkpoint:
     """The one checkpoint of a series with the name `revision`. Raises UserError that lists the names."""
     series = open_series(pretrained)
-    found = [one for one in series.checkpoints if revision in (None, one.name, str(one.step))]
-    if len(found) != 1:
+    named = [one for one in series.checkpoints if revision in (None, one.name, str(one.step))]
+    if len(named) != 1:
         names = ", ".join(one.name for one in series.checkpoints[:20])
         asked = f"none is called {revision!r}" if revision else "give revision=NAME"
         raise UserError(f"{pretrained} has {len(series.checkpoints)} checkpoints, {asked}; known: {names}")
-    return found[0]
+    return named[0]
 
 
 def _task(request: Instance) -> str:

@@ -67,14 +67,14 @@ def export(folder: Path, out: Path, pack: Pack | None = None, *, samples: bool =
     ):
         tasks, groups = definitions(pack)
         for path in files:
-            found = scores.read(path)
-            if found.header.key.pack_hash != pack.hash:
+            stored = scores.read(path)
+            if stored.header.key.pack_hash != pack.hash:
                 raise UserError(f"{path}: made with another request pack; give the right --pack, or score it again")
-            results = _results(pack, tasks, groups, documents, found)
-            results |= {"config": _config(pack, found), "date": path.stat().st_mtime, **environment}
-            results |= {"max_length": found.header.context}
-            written.append(_write(results, found, out, samples))
-            advance(1, found.header.checkpoint)
+            results = _results(pack, tasks, groups, documents, stored)
+            results |= {"config": _config(pack, stored), "date": path.stat().st_mtime, **environment}
+            results |= {"max_length": stored.header.context}
+            written.append(_write(results, stored, out, samples))
+            advance(1, stored.header.checkpoint)
     return written
 
 
@@ -89,7 +89,7 @@ def definitions(pack: Pack) -> tuple[list[Task], list[Group]]:
             specs.append(TaskSpec(group["group"], shots=shots[group["tasks"][0]]))
     specs += [TaskSpec(name, shots=count) for name, count in shots.items() if name not in members]
     tasks, groups = load_tasks(Suite(pack.manifest["suite"], tuple(specs)))
-    order = {name: place for place, name in enumerate(shots)}
+    order = {name: position for position, name in enumerate(shots)}
     if {task.name for task in tasks} != set(order):
         raise UserError(
             f"the installed lm-eval groups the tasks of suite {pack.manifest['suite']!r} differently;"
@@ -106,20 +106,20 @@ def definitions(pack: Pack) -> tuple[list[Task], list[Group]]:
 
 
 def _results(
-    pack: Pack, tasks: list[Task], groups: list[Group], documents: dict[str, "Documents"], found: Scores
+    pack: Pack, tasks: list[Task], groups: list[Group], documents: dict[str, "Documents"], stored: Scores
 ) -> dict[str, Any]:
     """What `lm_eval.evaluate` returns, samples included."""
     accumulated = {}
     contexts = [*pack.contexts["text"].to_pylist(), None]  # row -1: none
     given = [contexts[row] for row in pack.request_context]
     texts = pack.requests["text"].to_pylist()
-    scored = list(zip(found.loglikelihood.tolist(), found.is_greedy.tolist(), strict=True))
+    scored = list(zip(stored.loglikelihood.tolist(), stored.is_greedy.tolist(), strict=True))
     for task in tasks:
         raw_metrics, logged = collections.defaultdict(list), []
         for number, (doc, row) in enumerate(zip(documents[task.name], documents[task.name].rows, strict=True)):
-            places = range(row["first_request"], row["first_request"] + row["requests"])
-            answers = [scored[i] if given[i] is not None else scored[i][0] for i in places]
-            arguments = [(given[i], texts[i]) if given[i] is not None else (texts[i],) for i in places]
+            requests = range(row["first_request"], row["first_request"] + row["requests"])
+            answers = [scored[i] if given[i] is not None else scored[i][0] for i in requests]
+            arguments = [(given[i], texts[i]) if given[i] is not None else (texts[i],) for i in requests]
             metrics = task.definition.process_results(doc, answers)
             logged.append({
                 "doc_id": number, "doc": doc, "target": row["target"], "arguments": arguments,
@@ -188,9 +188,9 @@ def _fast_bootstrap(pack: Pack, files: list[Path]) -> Iterator[None]:
         yield
 
 
-def _config(pack: Pack, found: Scores) -> dict[str, Any]:
+def _config(pack: Pack, stored: Scores) -> dict[str, Any]:
     """As `lm_eval.simple_evaluate` describes the model and the run; `fineline analyze` reads tokens from it."""
-    header = found.header
+    header = stored.header
     arguments: dict[str, Any] = {
         "pretrained": f"{header.series}/{header.checkpoint}",
         "revision": header.checkpoint,
@@ -218,13 +218,13 @@ def _config(pack: Pack, found: Scores) -> dict[str, Any]:
     }
 
 
-def _write(results: dict[str, Any], found: Scores, out: Path, samples: bool) -> Path:
-    """By lm-eval's tracker, into a temporary folder that then takes its place."""
+def _write(results: dict[str, Any], stored: Scores, out: Path, samples: bool) -> Path:
+    """By lm-eval's tracker, into a temporary folder that is renamed when it is complete."""
     partial = out / f".{os.getpid()}"
     shutil.rmtree(partial, ignore_errors=True)
     tracker = EvaluationTracker(output_path=str(partial))
     tracker.general_config_tracker.log_experiment_args("fineline", results["config"]["model_args"], None, None, False)
-    tracker.general_config_tracker.start_time = time.perf_counter()  # of an evaluation that took place elsewhere
+    tracker.general_config_tracker.start_time = time.perf_counter()  # of an evaluation that was run elsewhere
     logged = results.pop("samples")
     tracker.save_results_aggregated(results, logged)
     if samples:
@@ -234,9 +234,9 @@ def _write(results: dict[str, Any], found: Scores, out: Path, samples: bool) -> 
     names = [path.name for path in made.iterdir()] if made is not None else []
     written = [name for name in names if name.startswith("results_")]
     if made is None or not written or (samples and len(names) <= len(logged)):  # lm-eval only logs what went wrong
-        raise UserError(f"{out}: {found.header.checkpoint} could not be written; is the disk full?")
-    place = out / made.name
-    shutil.rmtree(place, ignore_errors=True)
-    made.rename(place)
+        raise UserError(f"{out}: {stored.header.checkpoint} could not be written; is the disk full?")
+    folder = out / made.name
+    shutil.rmtree(folder, ignore_errors=True)
+    made.rename(folder)
     partial.rmdir()
-    return place / written[0]
+    return folder / written[0]

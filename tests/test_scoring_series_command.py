@@ -21,6 +21,7 @@ from fineline_jax.errors import UserError
 from fineline_jax.scoring import build, pack, placement, scores, series_loop, watching
 from fineline_jax.scoring.options import PackOptions
 from fineline_jax.scoring.parts import JobShard
+from fineline_jax.scoring.series_loop import SeriesScorer
 
 STEPS = (1, 2, 3, 4)
 ENTRY = """
@@ -94,7 +95,7 @@ def model(monkeypatch) -> Model:
 def test_without_an_option_everything_is_scored_in_float32(place, model, tmp_path, monkeypatch, capsys):
     assert run_command(place, str(place / "run"), tmp_path / "out") == 0
     told = {"dtype": "float32", "stored": "float32", "batch_tokens": None, "config": CONFIG}
-    assert [{k: v for k, v in one.items() if k != "mesh"} for one in model.asked] == [told] * 4
+    assert [{name: one[name] for name in told} for one in model.asked] == [told] * 4
     assert {one["mesh"].devices.shape for one in model.asked} == {(8, 1, 1)}, "a whole copy on each device"
     made = pack.load(tmp_path / "out/pack")
     assert (made.manifest["bos"], made.manifest["mode"], made.manifest["max_context"]) == ("auto", "lm-eval", None)
@@ -250,8 +251,8 @@ def test_a_watch_has_its_timeout_and_part_and_takes_one_run_alone(place, tmp_pat
     asked: list[tuple] = []
     monkeypatch.setattr(watching, "wait_for_first", lambda *arguments: asked.append(arguments))
 
-    def watch_run(run: Path, start: object, part: JobShard, timeout: float | None) -> int:
-        asked.append((run, part, timeout))
+    def watch_run(run: Path, score: SeriesScorer, timeout: float | None) -> int:
+        asked.append((run, score.options.shard(), timeout))
         return 7
 
     monkeypatch.setattr(watching, "watch_run", watch_run)

@@ -207,11 +207,17 @@ def test_a_run_feeds_each_step_its_batch_and_its_number_and_keeps_what_it_should
     assert (record["tokens"], record["recipe"], record["kept"]) == (9 * TOKENS, "checksum", True)
 
 
-def test_without_the_initial_checkpoint_nothing_is_kept_or_validated_before_the_first_step(corpus, tmp_path):
-    recipe = recipe_of(corpus, checkpoints=Checkpoints(initial=False), tokens=2 * TOKENS)
+def test_without_the_initial_checkpoint_nothing_is_kept_or_validated_before_the_first_step(
+    corpus, tmp_path, monkeypatch
+):
+    checkpoints = Checkpoints(initial=False, latest_every_tokens=TOKENS)
+    recipe = recipe_of(corpus, checkpoints=checkpoints, tokens=2 * TOKENS)
     loop.pretrain(recipe, tmp_path / "run")
     assert list(stored_totals(tmp_path / "run")) == [2]
     assert lines_of(tmp_path / "run") == expected_lines(recipe)
+    stop_at(monkeypatch, lambda step: "SIGTERM")
+    loop.pretrain(recipe, tmp_path / "stopped")
+    assert not list((tmp_path / "stopped" / "checkpoints").iterdir())
 
 
 def test_without_validation_windows_no_validation_loss_is_written(corpus, tmp_path):

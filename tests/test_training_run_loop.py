@@ -92,7 +92,7 @@ def checksum(total: int, windows: np.ndarray, step: int) -> int:
 
 @pytest.fixture(autouse=True)
 def explicit_transfers(monkeypatch):
-    """Between host and devices, on any thread, nothing moves that is not asked for: a loop must not wait by accident."""
+    """Between host and devices, on any thread, nothing moves that is not asked for: no loop waits by accident."""
     real = loop.pretrain
 
     def guarded(*arguments, **options):

@@ -7,6 +7,7 @@ from typing import Protocol, TypeVar
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jaxtyping import Bool, Float64
 
 from fineline_jax.mesh import BATCH
 
@@ -18,8 +19,10 @@ IN_FLIGHT = 4
 class Scorer(Protocol):
     """Scores the requests it was made for; its plan and its compiled steps live as long as it."""
 
-    def __call__(self, params: dict, advance: Callable[[int], None] = ...) -> tuple[np.ndarray, np.ndarray]:
-        """Log-likelihood (float64) and greediness (bool) of every request under `params`, which lie on the mesh.
+    def __call__(
+        self, params: dict, advance: Callable[[int], None] = ...
+    ) -> tuple[Float64[np.ndarray, " requests"], Bool[np.ndarray, " requests"]]:
+        """Log-likelihood and greediness of every request under `params`, which lie on the mesh.
 
         advance: called with the number of requests that were completed since the last call.
         """

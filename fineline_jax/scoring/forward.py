@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from fineline_jax.mesh import BATCH
 from fineline_jax.models import attention, decoder
@@ -33,8 +34,11 @@ def score_step(config: ModelConfig, dtype: str, attend: attention.Implementation
     """
 
     def step(
-        params: decoder.Params, tokens: jax.Array, positions: jax.Array, targets: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+        params: decoder.Params,
+        tokens: Int32[Array, "rows length"],
+        positions: Int32[Array, "rows targets"],
+        targets: Int32[Array, "rows targets"],
+    ) -> tuple[Float32[Array, "rows targets"], Bool[Array, "rows targets"]]:
         depth = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
         depth = jax.reshard(depth, P(BATCH, None))
         hidden = decoder.hidden_states(
@@ -61,8 +65,12 @@ def tree_step(config: ModelConfig, dtype: str, attend: dispatch.Implementation) 
     """
 
     def step(
-        params: decoder.Params, tokens: jax.Array, depth: jax.Array, end: jax.Array, parents: jax.Array
-    ) -> jax.Array:
+        params: decoder.Params,
+        tokens: Int32[Array, "rows length"],
+        depth: Int32[Array, "rows length"],
+        end: Int32[Array, "rows length"],
+        parents: Int32[Array, "shards parents"],
+    ) -> Float[Array, "shards parents width"]:
         attention_over_rows = dispatch.over_rows(attend, end)
         return decoder.hidden_states(
             config, params, tokens, depth, attention_over_rows, dtype=jnp.dtype(dtype), remat="none", flat_index=parents
@@ -83,12 +91,12 @@ def vocabulary_step(config: ModelConfig) -> Callable:
 
     def step(
         params: decoder.Params,
-        hidden: Sequence[jax.Array],
-        positions: jax.Array,
-        used: jax.Array,
-        parents: jax.Array,
-        targets: jax.Array,
-    ) -> tuple[jax.Array, jax.Array]:
+        hidden: Sequence[Float[Array, "shards parents width"]],
+        positions: Int32[Array, "shards positions"],
+        used: Int32[Array, "shards 1"],
+        parents: Int32[Array, "shards targets"],
+        targets: Int32[Array, "shards targets"],
+    ) -> tuple[Float32[Array, "shards targets"], Bool[Array, "shards targets"]]:
         def local(hidden, positions, used, parents, targets, head):
             found = log_probabilities(hidden[0][positions[0]], used[0, 0], parents[0], targets[0], head)
             return tuple(x[None] for x in found)
@@ -116,8 +124,12 @@ def _on_each_device(
 
 
 def log_probabilities(
-    hidden: jax.Array, used: jax.Array | int, parents: jax.Array, targets: jax.Array, head: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+    hidden: Float[Array, "parents width"],
+    used: Int32[Array, ""] | int,
+    parents: Int32[Array, " targets"],
+    targets: Int32[Array, " targets"],
+    head: Float[Array, "width vocabulary"],
+) -> tuple[Float32[Array, " targets"], Bool[Array, " targets"]]:
     """(logp, greedy) [targets] of a device's parents, inside `shard_map`; the vocabulary is split over `tensor`.
 
     hidden [parents, width], of which the first `used` count; parents, targets [targets]: the index of each target's
@@ -162,7 +174,9 @@ def block_sizes(parents: int) -> list[int]:
     return [size for size in PARENTS if few < size < parents] + [few]
 
 
-def _normalisers(hidden: jax.Array, head: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _normalisers(
+    hidden: Float[Array, "parents width"], head: Float[Array, "width vocabulary"]
+) -> tuple[Float32[Array, " parents"], Float32[Array, " parents"], Int32[Array, " parents"]]:
     """Of logits = hidden [n, width] @ head [width, vocabulary]: the largest, the sum of exp(logits - largest), and the
     index of the first largest, each [n]; a block of the vocabulary at a time."""
     vocabulary = head.shape[1]
@@ -189,7 +203,12 @@ def _normalisers(hidden: jax.Array, head: jax.Array) -> tuple[jax.Array, jax.Arr
     return jax.lax.fori_loop(0, -(-vocabulary // block), add, state)
 
 
-def _logits_of_targets(hidden: jax.Array, parents: jax.Array, targets: jax.Array, head: jax.Array) -> jax.Array:
+def _logits_of_targets(
+    hidden: Float[Array, "parents width"],
+    parents: Int32[Array, " targets"],
+    targets: Int32[Array, " targets"],
+    head: Float[Array, "width vocabulary"],
+) -> Float32[Array, " targets"]:
     """float32 [targets]: hidden[parent] . head[:, target]"""
 
     def some(block: tuple[jax.Array, jax.Array]) -> jax.Array:

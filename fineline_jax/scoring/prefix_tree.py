@@ -21,6 +21,7 @@ import heapq
 from collections.abc import Iterator
 
 import numpy as np
+from jaxtyping import Bool, Float32, Float64
 
 from fineline_jax.scoring.pack import RequestTokens
 from fineline_jax.scoring.tree_packing import Run, fit
@@ -163,7 +164,9 @@ def statistics(plan: Plan) -> Statistics:
     )
 
 
-def of_requests(plan: Plan, logp: np.ndarray, greedy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def of_requests(
+    plan: Plan, logp: Float32[np.ndarray, " targets"], greedy: Bool[np.ndarray, " targets"]
+) -> tuple[Float64[np.ndarray, " requests"], Bool[np.ndarray, " requests"]]:
     """Log-likelihood (float64) and greediness (bool) of every request from those of the targets, [targets] each."""
     requests = len(plan.token_offsets) - 1
     request = np.repeat(np.arange(requests), np.diff(plan.token_offsets))

@@ -87,7 +87,8 @@ def test_a_damaged_manifest_is_told_in_one_line(manifest, benchmarks, tokenizers
 
 
 def test_a_score_file_of_another_kind_is_told_in_one_line(tmp_path):
-    schema = scores._SCHEMA.with_metadata({b"fineline": b'{"key": {}, "series": "s"}'})
+    header = json.dumps({"format": scores.FORMAT, "key": {}, "series": "s"})
+    schema = scores._SCHEMA.with_metadata({b"fineline": header.encode()})
     pq.write_table(schema.empty_table(), tmp_path / "x.parquet")
     with pytest.raises(UserError, match=r"x\.parquet: not a score file"):
         scores.read_header(tmp_path / "x.parquet")

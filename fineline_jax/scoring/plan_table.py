@@ -34,14 +34,20 @@ def _planned(
 
 def chosen_requests(requests: RequestTokens, rows: np.ndarray) -> RequestTokens:
     """Some of the requests."""
-    ragged = requests.continuations
+    return dataclasses.replace(
+        requests,
+        continuations=taken(requests.continuations, rows),
+        context_row=requests.context_row[rows],
+        task=requests.task[rows],
+    )
+
+
+def taken(ragged: Ragged, rows: np.ndarray) -> Ragged:
+    """Some rows of it."""
     lengths = ragged.lengths[rows]
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     positions = np.arange(offsets[-1]) + np.repeat(ragged.offsets[rows] - offsets[:-1], lengths)
-    continuations = Ragged(ragged.values[positions], offsets)
-    return dataclasses.replace(
-        requests, continuations=continuations, context_row=requests.context_row[rows], task=requests.task[rows]
-    )
+    return Ragged(ragged.values[positions], offsets)
 
 
 def _line(name: str, requests: int, found: Statistics) -> tuple[str, ...]:

@@ -48,11 +48,11 @@ def report(weights):
 OURS = (
     COMMON
     + """
-from fineline_jax.cpu import prepare_cpu
+from fineline_jax.cpu_backend import prepare_cpu
 prepare_cpu()
 from pathlib import Path
 import jax
-from fineline_jax.checkpoints.hub import load_hf
+from fineline_jax.checkpoints.formats.huggingface import load_hf
 from fineline_jax.mesh import make_mesh
 mesh = make_mesh()
 before, begun = status("VmRSS"), time.perf_counter()
@@ -78,8 +78,8 @@ def write_checkpoint(folder: Path) -> None:
     """Random weights in sharded safetensors, layer by layer."""
     import jax
 
-    from fineline_jax.checkpoints.hub import export_hf
-    from fineline_jax.checkpoints.stored import BFLOAT16
+    from fineline_jax.checkpoints.formats.huggingface import export_hf
+    from fineline_jax.checkpoints.formats.lazy_tensor import BFLOAT16
     from fineline_jax.mesh import make_mesh
     from fineline_jax.models.decoder import abstract_params
     from fineline_jax.models.families import of_hf

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from fineline_jax.cpu import prepare_cpu
+from fineline_jax.cpu_backend import prepare_cpu
 
 prepare_cpu()
 
@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from fineline_jax.catalogue import load_recipe
-from fineline_jax.checkpoints.store import CheckpointStore
+from fineline_jax.checkpoints.runs.store import CheckpointStore
 from fineline_jax.mesh import make_mesh
 from fineline_jax.recipe import Batch, Compute
 from fineline_jax.training.step import BATCH_SPEC, initial_state, make_train_step

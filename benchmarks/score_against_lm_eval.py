@@ -67,7 +67,7 @@ def peer(arguments: argparse.Namespace) -> dict:
     import torch
     from lm_eval.models.huggingface import HFLM
 
-    from fineline_jax.scoring import suite, tasks
+    from fineline_jax.scoring.requests import suite, tasks
 
     vars(lm_eval.utils.env).pop(
         "from_string", None
@@ -118,7 +118,7 @@ def peer(arguments: argparse.Namespace) -> dict:
 
 
 def ours(arguments: argparse.Namespace) -> dict:
-    from fineline_jax.cpu import prepare_cpu
+    from fineline_jax.cpu_backend import prepare_cpu
 
     prepare_cpu()
     import jax
@@ -128,10 +128,13 @@ def ours(arguments: argparse.Namespace) -> dict:
     from fineline_jax.checkpoints import load
     from fineline_jax.checkpoints.open import open_series
     from fineline_jax.recipe import MeshShape
-    from fineline_jax.scoring import metrics, pack, placement, scorer
+    from fineline_jax.scoring.engine import scorer
+    from fineline_jax.scoring.metrics import tidy
+    from fineline_jax.scoring.requests import pack
+    from fineline_jax.scoring.series import auto_mesh
 
     made = Path(tempfile.mkdtemp())
-    mesh = placement.scoring_mesh(MeshShape(), [open_series(str(arguments.model))])
+    mesh = auto_mesh.scoring_mesh(MeshShape(), [open_series(str(arguments.model))])
     jax.block_until_ready(jax.numpy.zeros(1))
 
     def prepare(out: Path, limit: int | None) -> pack.Pack:
@@ -151,7 +154,7 @@ def ours(arguments: argparse.Namespace) -> dict:
         if not times:
             score = scorer.make_scorer(prepared.request_tokens, config, mesh, context=CONTEXT)
         loglikelihood, greedy = score(params)
-        found = metrics.of_tasks(prepared, loglikelihood, greedy, resample=False)  # nor does the peer
+        found = tidy.of_tasks(prepared, loglikelihood, greedy, resample=False)  # nor does the peer
         times.append(time.perf_counter() - start)
     np.save(arguments.out, loglikelihood)
     names = [name.partition("@")[0] for name in CASES[arguments.case].split(",")]

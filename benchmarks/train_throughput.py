@@ -3,7 +3,8 @@
 Each lives in a process of its own and takes a few steps in turn while the other one sleeps (A B A B ...), so that a
 machine whose speed drifts hits both. Same sizes, clipping and fresh random windows. Compared are the medians of all
 steps; `ratios` are the quartiles of the ratio over the turns. Ours runs with the settings that the command makes
-for the CPU (`fineline_jax.cpu`), torch as it comes, or with --peer-keeps-memory with the same settings of the heap.
+for the CPU (`fineline_jax.cpu_backend`), torch as it comes, or with --peer-keeps-memory with
+the same settings of the heap.
 Needs torch.
 
     python benchmarks/train_throughput.py [--steps 3] [--turns 15] [--vocabulary 32k] [--sequences 16]
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import time
 
-from fineline_jax.cpu import keep_freed_memory, prepare_cpu
+from fineline_jax.cpu_backend import keep_freed_memory, prepare_cpu
 
 if "peer" not in sys.argv:
     prepare_cpu()

@@ -5,18 +5,7 @@ job was last started: this recipe reproduces the run at chunk granularity.
 """
 
 from fineline_jax.models.config import ModelConfig
-from fineline_jax.recipe import (
-    Batch,
-    Checkpoints,
-    Compute,
-    Data,
-    Every,
-    MeshShape,
-    Optimizer,
-    Recipe,
-    Schedule,
-    Source,
-)
+from fineline_jax.recipe import Batch, Checkpoints, Compute, Data, Every, MeshShape, Optimizer, Recipe, Schedule, Source
 
 CHUNKS = 360  # LLM360/AmberDatasets: train_000 ... train_359
 CHUNK_WINDOWS = 1_706_976  # examples of 2,049 token ids per chunk (LLM360/AmberDatasets)

@@ -4,17 +4,7 @@ Sizes and rate were found by trying: the easy domains are learned in the first m
 """
 
 from fineline_jax.models.config import ModelConfig
-from fineline_jax.recipe import (
-    Batch,
-    Checkpoints,
-    Compute,
-    Data,
-    Logging,
-    Optimizer,
-    Recipe,
-    Schedule,
-    Source,
-)
+from fineline_jax.recipe import Batch, Checkpoints, Compute, Data, Logging, Optimizer, Recipe, Schedule, Source
 
 BATCH, LENGTH = 16, 128
 TOKENS_PER_STEP = BATCH * LENGTH  # 2,048: half of it makes two cores a third slower

@@ -1,4 +1,4 @@
-"""What mkdocs builds besides the pages of this folder: pages of the checkout's root, and references made from the code."""
+"""What mkdocs builds besides the pages of this folder: pages of the root, and references made from the code."""
 
 import ast
 import contextlib

@@ -29,9 +29,9 @@ def analyze_scores(
     """
     import pandas
 
-    from fineline_jax.scoring import metrics
-    from fineline_jax.scoring import pack as packs
-    from fineline_jax.trajectories.report import write_report
+    from fineline_jax.scoring.metrics import tidy
+    from fineline_jax.scoring.requests import pack as packs
+    from fineline_jax.trajectories.report.html_page import write_report
     from fineline_jax.trajectories.table import read_table
 
     if not scores:
@@ -42,7 +42,7 @@ def analyze_scores(
             manifest = packs.load(path / "pack").manifest
             # A group stands for its members (MMLU for its 57 subjects); both would count twice in a domain.
             members = {task for group in manifest["groups"] for task in group["tasks"]}
-            table = _with_known_tokens(metrics.tidy(path), path, tokens_per_step)
+            table = _with_known_tokens(tidy.tidy(path), path, tokens_per_step)
             tables.append(table[~table.task.isin(members)])
             facts[f"scores {path.name}"] = {
                 "suite": manifest["suite"],

@@ -14,7 +14,7 @@ from tyro.extras import SubcommandApp
 from fineline_jax import __version__
 from fineline_jax.commands import data, pretrain, results, score, tasks, weights
 from fineline_jax.commands.usage import check_options, deferred, parsed
-from fineline_jax.cpu import prepare_cpu
+from fineline_jax.cpu_backend import prepare_cpu
 from fineline_jax.errors import UserError
 
 DESCRIPTION = (

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import rich.console
 
+from fineline_jax.atomic_files import atomic_folder
 from fineline_jax.data.corpora import Prepared
 from fineline_jax.errors import UserError
 from fineline_jax.interface import analyze, open_series, pretrain, score
 from fineline_jax.scoring.options import PackOptions
-from fineline_jax.whole import whole_folder
 
 console = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -35,7 +35,7 @@ def prepare_world(out: Path, seed: int = 0) -> Prepared:
         validation_inputs=[world.validation_text],
     )
     if not (out / "benchmarks").exists():
-        with whole_folder(out / "benchmarks", alone=True) as copy:
+        with atomic_folder(out / "benchmarks", exclusive=True) as copy:
             shutil.copytree(world.benchmarks, copy, dirs_exist_ok=True)
     return made
 
@@ -69,7 +69,7 @@ def run_demo(out: Path, *, tokens: int = 0) -> Path:
 
     benchmarks = data / "benchmarks"
     _say(3, f"score every checkpoint: fineline score {run} --suite demo --benchmarks {benchmarks} --out {scores}")
-    from fineline_jax.scoring.build import build
+    from fineline_jax.scoring.requests.build import build
 
     pack = build("demo", run / "tokenizer", PackOptions(benchmarks))
     score(open_series(run), pack, scores, mesh=recipe.mesh)

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fineline_jax.cpu import prepare_cpu
+from fineline_jax.cpu_backend import prepare_cpu
 from fineline_jax.errors import UserError
 from fineline_jax.recipe import MeshShape, Recipe
 
 if TYPE_CHECKING:
     from fineline_jax.checkpoints.series import Checkpoint, Series
-    from fineline_jax.scoring.pack import Pack
+    from fineline_jax.scoring.requests.pack import Pack
     from fineline_jax.training.loop import Outcome
 
 Location = str | os.PathLike[str]
@@ -48,8 +48,8 @@ def pretrain(
     run = Path("runs") / recipe.name if run is None else Path(run)
     observers = []
     if score is not None:
-        from fineline_jax.scoring.compatibility import check_tokenizer_folder, check_vocabulary
-        from fineline_jax.scoring.kept import ScoreInTraining, open_pack
+        from fineline_jax.scoring.series.compatibility import check_tokenizer_folder, check_vocabulary
+        from fineline_jax.scoring.series.in_training import ScoreInTraining, open_pack
         from fineline_jax.training.observers import AtKeptCheckpoints
 
         tokenizer = recipe.data.sources[0].tokenizer
@@ -87,8 +87,8 @@ def prepare_pack(suite: Location, tokenizer: Location, out: Location, **options:
     suite: name in configs/suites, YAML file, or task names with commas between. tokenizer: a folder. options: fields
     of `scoring.options.PackOptions`, such as benchmarks, limit and mode. Raises UserError for bad input.
     """
-    from fineline_jax.scoring.build import prepare
     from fineline_jax.scoring.options import PackOptions
+    from fineline_jax.scoring.requests.build import prepare
 
     for name in {"benchmarks", "tfds"} & {name for name, value in options.items() if value is not None}:
         options[name] = Path(options[name])
@@ -112,9 +112,9 @@ def score(
     _prepare_cpu()
     from fineline_jax.checkpoints.series import Series
     from fineline_jax.scoring.options import ScoreOptions
-    from fineline_jax.scoring.pack import load
-    from fineline_jax.scoring.placement import scoring_mesh
-    from fineline_jax.scoring.series_loop import SeriesScorer
+    from fineline_jax.scoring.requests.pack import load
+    from fineline_jax.scoring.series.auto_mesh import scoring_mesh
+    from fineline_jax.scoring.series.score_series import SeriesScorer
 
     chosen = [series] if isinstance(series, Series) else list(series)
     requests = load(Path(pack)) if isinstance(pack, str | os.PathLike) else pack
@@ -156,7 +156,7 @@ def export(
     dtype: of the weights written, None: as they are stored. layout: family whose layout is written, None: the first
     that can hold the model. Raises UserError.
     """
-    from fineline_jax.checkpoints.interchange import export_checkpoint
+    from fineline_jax.checkpoints.convert import export_checkpoint
     from fineline_jax.checkpoints.series import Checkpoint
     from fineline_jax.mesh import make_mesh
 

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from report_examples import page_of
 from scoring_examples import write_benchmarks, write_tokenizer
-from test_trajectories_report import page_of
 
 from fineline_jax import prepare_pack
-from fineline_jax.checkpoints.record import write_record
+from fineline_jax.checkpoints.runs.digest_record import write_record
 from fineline_jax.cli import main
-from fineline_jax.scoring import pack, scores
-from fineline_jax.trajectories import report
+from fineline_jax.scoring import score_files
+from fineline_jax.scoring.requests import pack
+from fineline_jax.trajectories.report import html_page
 from fineline_jax.trajectories.table import read_table
 
 DOCUMENTS = {"piqa": 7, "arc_easy": 7, "winogrande": 7, "lambada_openai": 7}
@@ -22,7 +23,7 @@ STEPS = (10, 20, 40, 80, 160, 320)
 
 @pytest.fixture(autouse=True)
 def without_pictures(monkeypatch):
-    monkeypatch.setattr(report, "draw_figures", lambda *tables, **options: [])
+    monkeypatch.setattr(html_page, "draw_figures", lambda *tables, **options: [])
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +63,12 @@ def accuracies(made: pack.Pack, step: int) -> dict[str, float]:
 def score(
     made: pack.Pack, folder: Path, steps=STEPS, *, tokens_per_step: int | None = 1000, series: str = "run"
 ) -> Path:
-    scores.keep_pack(folder, made)
-    key = scores.Key("w", made.hash, "float32", "auto", "test")
+    score_files.keep_pack(folder, made)
+    key = score_files.Key("w", made.hash, "float32", "auto", "test")
     for step in steps:
         tokens = None if tokens_per_step is None else step * tokens_per_step
-        header = scores.Header(series, f"step{step}", step, tokens, 64, key)
-        scores.write(folder, scores.Scores(header, *likelihoods(made, step)))
+        header = score_files.Header(series, f"step{step}", step, tokens, 64, key)
+        score_files.write(folder, score_files.Scores(header, *likelihoods(made, step)))
     return folder
 
 

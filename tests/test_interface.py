@@ -10,10 +10,10 @@ import pandas
 import pyarrow.parquet as pq
 import pytest
 from docs_pages import python_blocks
+from loaded_modules import HEAVY, modules_after
 from safetensors.numpy import load_file
 from scoring_examples import write_benchmarks, write_tokenizer
 from series_examples import make_series
-from test_structure import HEAVY, modules_after
 
 import fineline_jax
 from fineline_jax.catalogue import load_recipe

@@ -13,7 +13,7 @@ import yaml
 
 from fineline_jax import cli
 from fineline_jax.commands.score import score
-from fineline_jax.scoring.parts import JobShard, job_shard
+from fineline_jax.scoring.job_shard import JobShard, job_shard
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 PROGRAMS = {

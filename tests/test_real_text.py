@@ -24,7 +24,7 @@ from fineline_jax.recipe import (
     Source,
     to_json,
 )
-from fineline_jax.scoring import metrics
+from fineline_jax.scoring.metrics import tidy
 from fineline_jax.training.metrics import read_metrics
 
 VOCABULARY, LENGTH, SEQUENCES, STEPS = 4096, 256, 8, 45
@@ -97,7 +97,7 @@ def test_five_sigkills_on_real_text_leave_no_trace_and_the_series_is_scored(shar
         "score", str(killed), "--suite", "piqa,lambada_openai", "--benchmarks", str(shared_data / "benchmarks"),
         "--limit", "100", "--out", str(tmp_path / "scores"),
     )  # fmt: skip
-    table = metrics.tidy(tmp_path / "scores")
+    table = tidy.tidy(tmp_path / "scores")
     assert set(table.task) == {"piqa", "lambada_openai"}
     assert table.groupby(["task", "metric"]).checkpoint.nunique().eq(10).all()
     perplexity = table[(table.task == "lambada_openai") & (table.metric == "perplexity")].sort_values("tokens").value

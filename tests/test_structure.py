@@ -1,22 +1,23 @@
 """The structure that ARCHITECTURE.md states: which room may import which, and what is never loaded where."""
 
-import ast
+import graphlib
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
+import package_tree
 import pytest
+from docs_pages import page
+from loaded_modules import HEAVY, modules_after
+from package_tree import files, imported_by
 from scoring_examples import write_benchmarks, write_tokenizer
 from series_examples import make_series
 
-PACKAGE = Path(__file__).parent.parent / "fineline_jax"
-
 LEVELS = (
-    ("errors", "facts", "text_table", "progress", "cpu", "whole"),
-    ("models.config", "tokenizers"),
+    ("errors", "facts", "text_table", "progress", "cpu_backend", "atomic_files"),
+    ("models.config", "tokenizers", "mesh", "multihost"),
     ("recipe",),
-    ("catalogue", "mesh"),
+    ("catalogue",),
     ("models",),
     ("data", "checkpoints", "world"),
     ("training", "scoring", "trajectories"),
@@ -29,8 +30,6 @@ LEVELS = (
 )
 """A room imports itself and rooms of the lines above its own, nothing else."""
 
-HEAVY = {"jax", "flax", "transformers", "lm_eval", "tensorflow_datasets", "pandas", "torch"}
-
 
 def room_of(module: str) -> str:
     """`training` of fineline_jax.training.step; models.config, plain values that all may import, is one of its own."""
@@ -40,29 +39,6 @@ def room_of(module: str) -> str:
 
 def level_of(room: str) -> int:
     return next(level for level, rooms in enumerate(LEVELS) if room in rooms)
-
-
-def files() -> Iterator[tuple[str, Path]]:
-    """(dotted name, path) of every module of the package."""
-    for path in sorted(PACKAGE.rglob("*.py")):
-        name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
-        if name != "fineline_jax":
-            yield name, path
-
-
-def imported_by(path: Path, *, at_the_top: bool = False) -> set[str]:
-    """Modules and names that a file imports, anywhere in it or in its outermost lines only."""
-    package = path.parent.relative_to(PACKAGE.parent).parts
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    found: set[str] = set()
-    for node in tree.body if at_the_top else ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            above = ".".join(package[: len(package) + 1 - node.level]) if node.level else ""
-            module = ".".join(filter(None, (above, node.module)))
-            found |= {f"{module}.{alias.name}" for alias in node.names}
-    return found
 
 
 def rooms_imported_by(path: Path) -> set[str]:
@@ -82,6 +58,27 @@ def test_rooms_import_downwards_only():
             assert level_of(other) < level_of(own), f"{path}: {own} imports {other}"
 
 
+LARGEST_ROOM = 12
+OUTERMOST = 15
+"""Files of a folder; of the package itself, where the interface, the command and what all rooms use lie."""
+
+
+def test_no_import_goes_in_a_circle_between_files_or_rooms():
+    """In a folder that holds folders, each file counts by itself: checkpoints.series is below checkpoints.remote."""
+    for graph in (package_tree.import_graph(), package_tree.unit_graph()):
+        assert len(list(graphlib.TopologicalSorter(graph).static_order())) > 20  # raises CycleError, which names it
+
+
+def test_a_room_holds_at_most_twelve_files():
+    for folder, names in package_tree.folders().items():
+        assert len(names) <= (OUTERMOST if folder == "." else LARGEST_ROOM), folder
+
+
+def test_the_architecture_page_shows_the_tree_as_it_is():
+    shown = "".join(f"    {line}\n" if line else "\n" for line in package_tree.tree().splitlines())
+    assert shown in page("ARCHITECTURE.md"), "put there what tests/helpers/package_tree.py prints, indented"
+
+
 def test_trajectories_read_tables_and_know_neither_jax_nor_what_computes():
     for name, path in files():
         if room_of(name) == "trajectories":
@@ -94,14 +91,6 @@ def test_the_command_and_plain_values_import_nothing_heavy_at_their_top():
         if room_of(name) in {"cli", "commands", "interface", "recipe", "models.config", "errors", "catalogue"}:
             top = {module.split(".")[0] for module in imported_by(path, at_the_top=True)}
             assert not top & HEAVY, f"{path}: {top & HEAVY}"
-
-
-def modules_after(program: str) -> set[str]:
-    """The outermost packages that a fresh process has loaded after running `program`."""
-    tell = "\nimport sys\nprint(*{name.partition('.')[0] for name in sys.modules})"
-    done = subprocess.run([sys.executable, "-c", program + tell], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return set(done.stdout.splitlines()[-1].split())
 
 
 def test_all_of_trajectories_loads_without_jax():

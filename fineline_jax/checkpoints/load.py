@@ -8,11 +8,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fineline_jax.checkpoints import remote
-from fineline_jax.checkpoints.record import digests
+from fineline_jax.checkpoints.formats.weight_files import weight_files as weight_files_of
+from fineline_jax.checkpoints.remote import cache
+from fineline_jax.checkpoints.remote.download import FetchError
+from fineline_jax.checkpoints.runs.digest_record import digests
 from fineline_jax.checkpoints.series import Checkpoint, Series
-from fineline_jax.checkpoints.transfer import FetchError
-from fineline_jax.checkpoints.weight_files import weight_files as weight_files_of
 from fineline_jax.errors import UserError
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.recipe import from_json
@@ -35,10 +35,10 @@ def load(
     fetch(checkpoint)
     dtype = jnp.dtype(dtype or "float32")
     if checkpoint.kind == "hf":
-        from fineline_jax.checkpoints.hub import load_hf
+        from fineline_jax.checkpoints.formats.huggingface import load_hf
 
         return load_hf(checkpoint.location, mesh, dtype)
-    from fineline_jax.checkpoints.store import check_intact, load_items
+    from fineline_jax.checkpoints.runs.store import check_intact, load_items
     from fineline_jax.models.decoder import abstract_params
 
     config = from_json(_run_folder(checkpoint) / "recipe.json").model
@@ -49,13 +49,13 @@ def load(
 def fetch(checkpoint: Checkpoint) -> None:
     """Download a remote checkpoint, if it is not here yet. Raises FetchError."""
     if checkpoint.remote is not None:
-        remote.fetch(checkpoint.remote)
+        cache.fetch(checkpoint.remote)
 
 
 def discard(checkpoint: Checkpoint) -> None:
     """Remove what was downloaded of it, unless downloads are kept; call it when nothing reads it any more."""
     if checkpoint.remote is not None:
-        remote.discard(checkpoint.remote)
+        cache.discard(checkpoint.remote)
 
 
 def weights_hash(checkpoint: Checkpoint) -> str:
@@ -65,7 +65,7 @@ def weights_hash(checkpoint: Checkpoint) -> str:
     checkpoint: over what its server lists (`remote.weights_hash`), so that it need not be fetched to be recognised.
     """
     if checkpoint.remote is not None:
-        return remote.weights_hash(checkpoint.remote)
+        return cache.weights_hash(checkpoint.remote)
     hashed = digests(checkpoint.location, weight_files(checkpoint))
     return hashlib.sha256(json.dumps(hashed).encode()).hexdigest()
 
@@ -73,7 +73,7 @@ def weights_hash(checkpoint: Checkpoint) -> str:
 def stat_signature(checkpoint: Checkpoint) -> str:
     """What tells without reading them that the weight files are still the same: names, sizes and times of change."""
     if checkpoint.remote is not None:
-        return remote.weights_hash(checkpoint.remote)
+        return cache.weights_hash(checkpoint.remote)
     states = [(name, (checkpoint.location / name).stat()) for name in weight_files(checkpoint)]
     files = [(name, state.st_size, state.st_mtime_ns) for name, state in states]
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()
@@ -112,7 +112,7 @@ def first_tokenizer(series: Series) -> Path | None:
 def tokenizer_folder(checkpoint: Checkpoint) -> Path | None:
     """The folder with the checkpoint's own tokenizer, fetched if need be; None if it brings none."""
     if checkpoint.remote is not None:
-        return remote.tokenizer(checkpoint.remote)
+        return cache.tokenizer(checkpoint.remote)
     if checkpoint.kind == "orbax":
         candidates = [_run_folder(checkpoint) / "tokenizer"]
     else:

@@ -10,14 +10,15 @@ import re
 from pathlib import Path
 from typing import Any
 
-from fineline_jax.checkpoints import registry, remote
-from fineline_jax.checkpoints.locations import NAME_SLOT, list_names, parse_hub
-from fineline_jax.checkpoints.record import damage, read_record
-from fineline_jax.checkpoints.registry import Entry, Named
-from fineline_jax.checkpoints.selection import select
+from fineline_jax.checkpoints.formats.weight_files import KNOWN, holds_weights
+from fineline_jax.checkpoints.registry import entries
+from fineline_jax.checkpoints.registry.entries import Entry, Named
+from fineline_jax.checkpoints.registry.step_names import common_start, parse_name
+from fineline_jax.checkpoints.remote import cache
+from fineline_jax.checkpoints.remote.listing import NAME_SLOT, list_names, parse_hub
+from fineline_jax.checkpoints.runs.digest_record import damage, read_record
+from fineline_jax.checkpoints.select import select
 from fineline_jax.checkpoints.series import DEFAULT_SCORING, Checkpoint, Options, Remote, Scoring, Series
-from fineline_jax.checkpoints.step_names import common_start, parse_name
-from fineline_jax.checkpoints.weight_files import KNOWN, holds_weights
 from fineline_jax.errors import UserError
 
 
@@ -42,7 +43,7 @@ def open_series(
     if os.path.isdir(path):
         series = _open_folder(path)
     else:
-        series, names = _open_remote(spec, path, names, downloads or remote.default_downloads(), keep)
+        series, names = _open_remote(spec, path, names, downloads or cache.default_downloads(), keep)
     return select(series, names, tokens, every)
 
 
@@ -79,12 +80,12 @@ def _open_remote(spec: str, base: str, names: str, downloads: Path, keep: bool) 
     """The series, and the glob that is still to be applied."""
     if "://" in spec:
         return _open_address(spec, downloads, keep), "*"
-    entry = registry.find(base)
+    entry = entries.find(base)
     if entry is not None:
         return series_of_entry(entry, downloads, keep), names
     if "@" in spec and re.fullmatch(r"[\w.-]+/[\w.-]+", base):
         return _open_address(f"hf://{spec}", downloads, keep), "*"
-    names_known = {one.lower(): one for one in (*registry.series_files(), *(e.name for e in registry.every_entry()))}
+    names_known = {one.lower(): one for one in (*entries.series_files(), *(e.name for e in entries.every_entry()))}
     near = difflib.get_close_matches(base.lower(), names_known, n=1)
     hint = f"did you mean {names_known[near[0]]!r}? " if near else ""
     raise UserError(
@@ -95,7 +96,7 @@ def _open_remote(spec: str, base: str, names: str, downloads: Path, keep: bool) 
 
 def series_of_entry(entry: Entry, downloads: Path, keep: bool = True, ask: bool = True) -> Series:
     """The series of a registry entry. ask: as of `registry.checkpoints`."""
-    named = registry.checkpoints(entry, ask)
+    named = entries.checkpoints(entry, ask)
     return _remote_series(
         entry.name, entry.location, named, downloads, keep, entry.options, entry.tokenizer, entry.scoring
     )
@@ -132,7 +133,7 @@ def _of_template(name: str, template: str, glob: str, downloads: Path, keep: boo
         raise UserError(f"{template.replace(NAME_SLOT, glob)}: nothing there has such a name")
     common = common_start([one.lower() for one in names]) if len(names) > 1 else ""
     named = [Named(one, *parse_name(one, common), template.replace(NAME_SLOT, one)) for one in names]
-    return _remote_series(name, template, registry.in_order(named), downloads, keep)
+    return _remote_series(name, template, entries.in_order(named), downloads, keep)
 
 
 def _remote_series(
@@ -157,7 +158,7 @@ def _folders(path: Path, folders: list[Path]) -> Series:
     name = path.name
     common = common_start([folder.name.lower() for folder in folders]) if len(folders) > 1 else ""
     at = {folder.name: folder for folder in folders}
-    named = registry.in_order([Named(folder.name, *parse_name(folder.name, common), "") for folder in folders])
+    named = entries.in_order([Named(folder.name, *parse_name(folder.name, common), "") for folder in folders])
     made = [Checkpoint(name, one.name, one.step, one.tokens, at[one.name], "hf") for one in named]
     return Series(name, tuple(made), location=_real(path))
 

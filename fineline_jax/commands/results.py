@@ -44,8 +44,8 @@ def export_scores(
         samples: Also one line per document; with few-shot prompts these files are large.
     """
     from fineline_jax.progress import counted
-    from fineline_jax.scoring.lm_eval_export import export
-    from fineline_jax.scoring.pack import load
+    from fineline_jax.scoring.lm_eval.export import export
+    from fineline_jax.scoring.requests.pack import load
 
     assert format == "lm-eval"
     written = export(scores, out, load(pack) if pack is not None else None, samples=samples)

@@ -16,7 +16,7 @@ from fineline_jax.scoring.options import PackOptions, ScoreOptions
 
 if TYPE_CHECKING:
     from fineline_jax.checkpoints.series import Series
-    from fineline_jax.scoring.pack import Pack
+    from fineline_jax.scoring.requests.pack import Pack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +48,11 @@ class Requests:
         """The pack, with the tokenizer and the BOS policy of the series where none is given."""
         from fineline_jax.checkpoints.load import first_tokenizer
         from fineline_jax.checkpoints.series import scoring_policy
-        from fineline_jax.scoring.pack import load
+        from fineline_jax.scoring.requests.pack import load
 
         if self.pack is not None:
             return load(self.pack)
-        from fineline_jax.scoring.build import build
+        from fineline_jax.scoring.requests.build import build
 
         assert self.suite is not None
         options = dataclasses.replace(self.options, bos=self.options.bos or scoring_policy(series))
@@ -129,9 +129,9 @@ def score(
     if how.distributed:
         join_processes()
     from fineline_jax.progress import counted
-    from fineline_jax.scoring.placement import scoring_mesh
-    from fineline_jax.scoring.series_loop import SeriesScorer
-    from fineline_jax.scoring.watching import wait_for_first, watch_run
+    from fineline_jax.scoring.series.auto_mesh import scoring_mesh
+    from fineline_jax.scoring.series.score_series import SeriesScorer
+    from fineline_jax.scoring.series.watch import wait_for_first, watch_run
 
     how.check()
     if watch.watch:
@@ -155,7 +155,7 @@ def lm_eval(arguments: list[str]) -> int:
 
     from lm_eval.__main__ import cli_evaluate
 
-    import fineline_jax.scoring.lm_eval_backend  # noqa: F401  registers the model
+    import fineline_jax.scoring.lm_eval.backend  # noqa: F401  registers the model
 
     try:
         with mock.patch.object(sys, "argv", ["lm-eval", *arguments]):

@@ -41,8 +41,8 @@ def plan_tasks(
     for name, value in (("context", context), ("row-length", row_length)):
         if value < 1:
             raise UserError(f"--{name} {value} must be at least 1")
-    from fineline_jax.scoring.pack import load
-    from fineline_jax.scoring.plan_table import HEADER, plan_table
+    from fineline_jax.scoring.engine.plan_table import HEADER, plan_table
+    from fineline_jax.scoring.requests.pack import load
     from fineline_jax.text_table import text_table
 
     print(text_table([HEADER, *plan_table(load(pack), context, row_length)], right=range(1, len(HEADER))))

@@ -20,7 +20,7 @@ def list_series(
         tokens: start:stop:spacing, the checkpoints nearest to such a grid of trained tokens: 0:100B:10B.
         every: Every n-th of the checkpoints that are left.
     """
-    from fineline_jax.checkpoints.series_text import details, overview
+    from fineline_jax.checkpoints.describe import details, overview
 
     if name is None and (tokens or every != 1):
         raise UserError("series: --tokens and --every choose among checkpoints; name a series first")
@@ -72,7 +72,7 @@ def import_weights(
     import jax
 
     from fineline_jax.catalogue import load_recipe
-    from fineline_jax.checkpoints.interchange import import_checkpoint
+    from fineline_jax.checkpoints.convert import import_checkpoint
     from fineline_jax.mesh import make_mesh
     from fineline_jax.training.optimizer import make_optimizer
 

@@ -17,9 +17,9 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from fineline_jax.atomic_files import write_atomic
 from fineline_jax.data.shards import Shard, Written, write_shard
 from fineline_jax.errors import UserError
-from fineline_jax.whole import write_whole
 
 try:
     import apache_beam as beam  # pyright: ignore[reportMissingImports]
@@ -96,7 +96,7 @@ def _write_and_report(item: tuple[Shard, Path]) -> None:
         outcome = dataclasses.asdict(write_shard(shard))
     except UserError as error:
         outcome = {"error": str(error)}
-    write_whole(report, json.dumps(outcome))
+    write_atomic(report, json.dumps(outcome))
 
 
 def _outcome(shard: Shard, report: Path) -> Written | str:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fineline_jax import progress
+from fineline_jax.atomic_files import write_atomic
 from fineline_jax.data.documents import TextUnit, input_files, suffix_of
 from fineline_jax.data.shards import Shard, Written, inputs_of, source_of, write_shard
 from fineline_jax.data.storage import merge_shards, open_data_set, write_metadata
@@ -27,7 +28,6 @@ from fineline_jax.errors import UserError
 from fineline_jax.tokenizers.files import copy_tokenizer
 from fineline_jax.tokenizers.identity import identity, vocabulary_size
 from fineline_jax.tokenizers.open import open_tokenizer
-from fineline_jax.whole import write_whole
 
 FORMAT = 2  # of the folder; raised when older folders can no longer be read
 
@@ -226,7 +226,7 @@ def _prepare(
                 f"than one window of {settings['sequence_length'] + 1}; {', '.join(remedies[:-1])} or {remedies[-1]}"
             )
     facts = [{"settings": shard.settings, "sources": of.sources} for shard, of in zip(shards, written)]
-    write_whole(plan, json.dumps(facts), alone=True)
+    write_atomic(plan, json.dumps(facts), exclusive=True)
     merged = work / "merged"
     merge_shards([shard.folder for shard in shards], merged)
     if tokenizer is not None:

@@ -2,7 +2,7 @@
 
 Written for lm-eval 0.4.13. The pre-release 0.5.0.dev1 is answered too, for building requests, computing metrics and the
 backend; its evaluator takes results in another form, so that no files are exported with it. Each name and replacement
-has a test that fails when lm-eval changes: tests/test_scoring_lm_eval_compat.py.
+has a test that fails when lm-eval changes: tests/scoring/lm_eval/test_compat.py.
 """
 
 import ast

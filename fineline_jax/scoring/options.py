@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from fineline_jax.errors import UserError
+from fineline_jax.scoring.job_shard import JobShard, job_shard
 from fineline_jax.scoring.modes.names import ModeName
-from fineline_jax.scoring.parts import JobShard, job_shard
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from fineline_jax.checkpoints.store import CheckpointStore
+from fineline_jax.checkpoints.runs.store import CheckpointStore
 from fineline_jax.data.loader import global_array, global_batch, open_batches
 from fineline_jax.data.prefetch import prefetch
 from fineline_jax.mesh import make_mesh

@@ -9,9 +9,9 @@ from typing import Any
 
 import jax
 
+from fineline_jax.atomic_files import atomic_file
 from fineline_jax.errors import UserError
 from fineline_jax.recipe import Recipe
-from fineline_jax.whole import whole_file
 
 PEAK_TFLOPS = {
     "TPU v4": 275.0,
@@ -97,7 +97,7 @@ def cut_behind(path: Path, step: int) -> None:
     lines = path.read_bytes().splitlines(keepends=True)
     kept = [line for line in lines if line.endswith(b"\n") and _step_of(line) <= step]
     if len(kept) < len(lines):
-        with whole_file(path, alone=True) as partial:
+        with atomic_file(path, exclusive=True) as partial:
             partial.write_bytes(b"".join(kept))
 
 

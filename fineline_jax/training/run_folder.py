@@ -6,9 +6,9 @@ from pathlib import Path
 
 import jax
 
+from fineline_jax.atomic_files import atomic_folder, write_atomic
 from fineline_jax.errors import UserError
 from fineline_jax.recipe import Recipe, differences, from_json, to_json
-from fineline_jax.whole import whole_folder, write_whole
 
 MAY_DIFFER = ("mesh.", "logging.", "name:")
 """Fields that change where a run computes and what it reports, never what it learns beyond rounding."""
@@ -38,10 +38,10 @@ def claim_folder(recipe: Recipe, run: Path, data_hashes: dict[str, str], accept_
         return
     run.mkdir(parents=True, exist_ok=True)
     for file, text in ((data_file, json.dumps(data_hashes, indent=2) + "\n"), (recipe_file, to_json(recipe))):
-        write_whole(file, text, alone=True)
+        write_atomic(file, text, exclusive=True)
     tokenizer = recipe.data.sources[0].tokenizer
     if tokenizer.is_dir() and not (run / "tokenizer").exists():
-        with whole_folder(run / "tokenizer", alone=True) as copy:
+        with atomic_folder(run / "tokenizer", exclusive=True) as copy:
             shutil.copytree(tokenizer, copy, dirs_exist_ok=True)
 
 

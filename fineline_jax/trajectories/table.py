@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from fineline_jax.atomic_files import atomic_file
+from fineline_jax.errors import UserError
 from fineline_jax.facts.score_table import COLUMNS, KEY, NUMBERS, TEXT
 from fineline_jax.facts.tasks import chance_of, task_of
-from fineline_jax.whole import whole_file
-
-from ..errors import UserError
-from .lm_eval_results import read_results_tree
+from fineline_jax.trajectories.readers.lm_eval import read_results_tree
 
 _ALIASES = {"model": "series", "acc_stderr": "stderr", "revision": "checkpoint"}
 
@@ -107,7 +106,7 @@ def write_table(table: pd.DataFrame, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     table = table[list(COLUMNS)]
     for name, write in (("tidy.csv", _to_csv), ("tidy.parquet", _to_parquet)):
-        with whole_file(folder / name) as partial:
+        with atomic_file(folder / name) as partial:
             write(table, partial)
 
 

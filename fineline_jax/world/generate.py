@@ -9,8 +9,8 @@ from random import Random
 import pyarrow
 import pyarrow.parquet
 
+from fineline_jax.atomic_files import atomic_file, write_atomic
 from fineline_jax.errors import UserError
-from fineline_jax.whole import whole_file, write_whole
 from fineline_jax.world import names, tokenizer
 from fineline_jax.world.arithmetic import arithmetic
 from fineline_jax.world.catalogue import DATASET, TASKS
@@ -78,7 +78,7 @@ def _documents(subjects: dict[str, Subject], rng: Random, count: int) -> Iterato
 
 
 def write_text(path: Path, texts: list[str]) -> None:
-    write_whole(path, "".join(json.dumps({"text": text}) + "\n" for text in texts))
+    write_atomic(path, "".join(json.dumps({"text": text}) + "\n" for text in texts))
 
 
 def write_questions(path: Path, questions: tuple[Question, ...]) -> None:
@@ -86,7 +86,7 @@ def write_questions(path: Path, questions: tuple[Question, ...]) -> None:
     table = pyarrow.Table.from_pylist(
         [{"question": q.question, "choices": list(q.choices), "answer": q.answer} for q in questions]
     )
-    with whole_file(path) as partial:
+    with atomic_file(path) as partial:
         pyarrow.parquet.write_table(table, partial)
 
 

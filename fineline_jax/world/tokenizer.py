@@ -11,7 +11,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from fineline_jax.whole import write_whole
+from fineline_jax.atomic_files import write_atomic
 
 VOCAB_SIZE = 1024
 """The same for every seed and size of the text; ids without a word are reserved."""
@@ -57,4 +57,4 @@ def save(tokenizer: tokenizers.Tokenizer, folder: Path) -> None:
         ("tokenizer.json", tokenizer.to_str(pretty=True)),
         ("tokenizer_config.json", json.dumps(config, indent=2) + "\n"),
     ):
-        write_whole(folder / name, text)
+        write_atomic(folder / name, text)

@@ -1,7 +1,8 @@
 """Attention over prefix-tree rows: the mask is one integer per token.
 
-`end` [batch, length], int32, comes from `scoring.prefix_tree`: query q of a row sees key k iff k <= q < end[k]. Queries
-[batch, length, heads, head_dim], keys and values [batch, length, kv_heads, head_dim], as in `attention`. Forward only.
+`end` [batch, length], int32, comes from `scoring.engine.prefix_tree`: query q of a row sees key k iff k <= q < end[k].
+Queries [batch, length, heads, head_dim], keys and values [batch, length, kv_heads, head_dim], as in `attention`.
+Forward only.
 
 `reference` is the plain formula. `blockwise` never holds more than a block of scores and touches only blocks in which
 some query sees some key: its work grows with the visible blocks, not with the square of the row. `tpu` and `gpu` do the

@@ -11,7 +11,6 @@ or per character, the leading space not counted. Source: lm-eval 0.4.13, `Config
 
 import numpy as np
 
-from fineline_jax.scoring.encode import Encoder
 from fineline_jax.scoring.modes.choices import (
     SMOOTH_METRICS,
     Choices,
@@ -21,6 +20,7 @@ from fineline_jax.scoring.modes.choices import (
     smooth_metrics,
     softmax,
 )
+from fineline_jax.scoring.modes.encode import Encoder
 from fineline_jax.scoring.modes.mode import Mode
 
 

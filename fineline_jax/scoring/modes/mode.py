@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import numpy as np
 
 from fineline_jax.errors import UserError
-from fineline_jax.scoring.encode import Encoder, Tokens
 from fineline_jax.scoring.modes.choices import Choices, Columns
+from fineline_jax.scoring.modes.encode import Encoder, Tokens
 
 SOLUTION_METRICS = ("bits_per_byte", "bits_per_byte_best", "greedy_match")
 TEXT_METRICS = {

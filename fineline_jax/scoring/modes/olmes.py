@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from fineline_jax.errors import UserError
-from fineline_jax.scoring.encode import Encoder, Tokens
 from fineline_jax.scoring.modes.choices import (
     SMOOTH_METRICS,
     Choices,
@@ -18,6 +17,7 @@ from fineline_jax.scoring.modes.choices import (
     per_length,
     smooth_metrics,
 )
+from fineline_jax.scoring.modes.encode import Encoder, Tokens
 from fineline_jax.scoring.modes.mode import Mode
 
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from fineline_jax.errors import UserError
-from fineline_jax.scoring.encode import Encoder, Tokens
 from fineline_jax.scoring.modes.choices import Choices, Columns, chosen_is_right
+from fineline_jax.scoring.modes.encode import Encoder, Tokens
 from fineline_jax.scoring.modes.mode import Mode
 
 

@@ -13,8 +13,7 @@ import pandas as pd
 from scipy import stats
 
 from fineline_jax.facts.metrics import metric_of
-
-from .columns import Column, Statistic
+from fineline_jax.trajectories.statistics.columns import Column, Statistic
 
 LEVEL = 0.05
 EDGE = 3

@@ -13,7 +13,7 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 
-from .columns import Column, Statistic, wide
+from fineline_jax.trajectories.statistics.columns import Column, Statistic, wide
 
 LEVEL = 0.05
 DRAWS = 4999

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .columns import Column, Statistic, wide
+from fineline_jax.trajectories.statistics.columns import Column, Statistic, wide
 
 FEWEST = 5
 

@@ -1,0 +1,177 @@
+"""Checkpoints from one layout into the other: released weights into a run, a run's weights into a released layout."""
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fineline_jax.atomic_files import write_atomic
+from fineline_jax.checkpoints import load
+from fineline_jax.checkpoints.formats.huggingface import export_hf, load_hf
+from fineline_jax.checkpoints.registry.step_names import parse_name
+from fineline_jax.checkpoints.runs.digest_record import read_record, write_record
+from fineline_jax.checkpoints.runs.store import CheckpointStore, check_intact, load_items, stored_arrays
+from fineline_jax.checkpoints.series import Checkpoint
+from fineline_jax.errors import UserError
+from fineline_jax.models.config import ModelConfig
+from fineline_jax.models.decoder import abstract_params
+from fineline_jax.recipe import Batch, Data, Optimizer, Recipe, Schedule, Source, from_json, to_json
+from fineline_jax.tokenizers.files import copy_tokenizer, holds_tokenizer
+from fineline_jax.tokenizers.identity import identity, vocabulary_size
+from fineline_jax.tokenizers.open import open_tokenizer
+
+NO_DATA = "imported weights: the data they were trained on are not known"
+LARGEST_STEP, LARGEST_TOKENS = 2**31 - 1, 2**63 - 1
+"""The trainer counts steps in 32 bits, the tables tokens in 64."""
+
+
+def import_checkpoint(
+    weights: Path,
+    run: Path,
+    mesh: jax.sharding.Mesh,
+    *,
+    config: Path | ModelConfig | None = None,
+    recipe: Recipe | None = None,
+    dtype: jax.typing.DTypeLike | None = None,
+    step: int | None = None,
+    tokens: int | None = None,
+    tokenizer: Path | None = None,
+    more_state: Callable[[Recipe, dict], Mapping[str, Any]] = lambda recipe, params: {},
+) -> Path:
+    """Store the weights of the folder (or file) `weights` as a kept checkpoint of `run`, new or of the same model.
+
+    config: as of `hub.load_hf`. recipe: what the run goes on with, whose model must be that of the weights; default:
+    one that names no data. dtype: None: as the files have it. step, tokens: where in training; default: what the
+    folder's name says, else step 0 and tokens unknown. tokenizer: its folder; default: that of the weights. more_state:
+    further items of the checkpoint. Returns the folder of the checkpoint.
+    What fails leaves `run` as it was. Raises UserError if the run has that step already, another model or another
+    tokenizer, or if the tokenizer has ids beyond the embedding.
+    """
+    named_step, named_tokens = parse_name(weights.name)
+    step = named_step or 0 if step is None else step
+    tokens = named_tokens if tokens is None else tokens
+    for option, value, most in (("--step", step, LARGEST_STEP), ("--tokens", tokens, LARGEST_TOKENS)):
+        if value is not None and not 0 <= value <= most:
+            raise UserError(f"{option} {value}: must be from 0 to {most}; leave it out if it is not known")
+    if run.exists() and not run.is_dir():
+        raise UserError(f"{run}: is a file; give the folder of a run")
+    target = run / "checkpoints" / str(step)
+    record = read_record(target)
+    if record is not None and record["kept"]:
+        raise UserError(f"{run}: holds step {step} already; give another run, or another --step")
+    if record is not None:
+        raise UserError(
+            f"{target}: is the latest of a run that trains, or of an import that was stopped; remove it, or give"
+            " another --step"
+        )
+    config, params = load_hf(weights, mesh, dtype, config)
+    source = tokenizer or (weights.parent if weights.is_file() else weights)
+    brings_one = tokenizer is not None or holds_tokenizer(source)
+    if brings_one:
+        _check_tokenizer(source, config.vocab_size, run / "tokenizer")
+    with _or_as_it_was(run):
+        _claim(run, recipe or _without_data(run.name, config, tokens), config)
+        if brings_one and not holds_tokenizer(run / "tokenizer"):  # it keeps its own, settings and all
+            copy_tokenizer(source, run / "tokenizer")
+        recipe = from_json(run / "recipe.json")
+        with jax.set_mesh(mesh):
+            state = {"params": params, **more_state(recipe, params)}
+            # Kept only with the second record, which knows the tokens: what is killed before it is not in the series.
+            with CheckpointStore(run / "checkpoints", (), 0, tokens_per_step=0, recipe=recipe.name) as store:
+                store.maybe_save(step, state, force=True)
+        if jax.process_index() == 0:
+            write_record(target, {"step": step, "tokens": tokens, "kept": True, "recipe": recipe.name})
+    return target
+
+
+def export_checkpoint(
+    checkpoint: Checkpoint,
+    out: Path,
+    mesh: jax.sharding.Mesh,
+    *,
+    dtype: jax.typing.DTypeLike | None = None,
+    family: str | None = None,
+) -> None:
+    """Write a checkpoint in Hugging Face layout, with its tokenizer if it has one.
+
+    dtype: of the weights; None: as they are stored. family: as of `hub.export_hf`.
+    Raises UserError if `out` is there already.
+    """
+    if out.exists():
+        raise UserError(f"{out}: exists already; give a new folder")
+    load.fetch(checkpoint)
+    if checkpoint.kind == "hf":
+        config, params = load_hf(checkpoint.location, mesh, dtype)
+    else:
+        config, params = _load_as_stored(checkpoint, mesh)
+    export_hf(config, params, out, load.tokenizer_folder(checkpoint), dtype, family=family)
+
+
+def _load_as_stored(checkpoint: Checkpoint, mesh: jax.sharding.Mesh) -> tuple[ModelConfig, dict[str, Any]]:
+    config = from_json(checkpoint.location.parent.parent / "recipe.json").model
+    check_intact(checkpoint.location, "params")
+    stored = stored_arrays(checkpoint.location, "params")
+    dtypes = {jax.tree_util.keystr(path): leaf.dtype for path, leaf in jax.tree_util.tree_leaves_with_path(stored)}
+    targets = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf.update(dtype=dtypes.get(jax.tree_util.keystr(path), leaf.dtype)),
+        abstract_params(config, mesh, jnp.dtype(np.float32)),
+    )
+    return config, load_items(checkpoint.location, {"params": targets})["params"]
+
+
+@contextlib.contextmanager
+def _or_as_it_was(run: Path) -> Iterator[None]:
+    """What fails meanwhile leaves nothing new in the folder `run`, nor the folder if it was not there."""
+    before = set(run.iterdir()) if run.exists() else None
+    try:
+        yield
+    except BaseException:
+        if before is None:
+            shutil.rmtree(run, ignore_errors=True)
+        for path in set(run.iterdir()) - before if before is not None else ():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        raise
+
+
+def _check_tokenizer(source: Path, rows: int, ours: Path) -> None:
+    """Raise UserError if the tokenizer in `source` has more ids than the embedding has rows, or is another than that of
+    the run, `ours`, whose checkpoints are scored with one."""
+    tokenizer = open_tokenizer(source)
+    if (count := vocabulary_size(tokenizer)) > rows:
+        raise UserError(f"{source}: has {count} ids, the embedding {rows} rows; give the --tokenizer of this model")
+    if holds_tokenizer(ours):
+        hashes = {identity(one).tokenizer_hash for one in (tokenizer, open_tokenizer(ours))}
+        if len(hashes) > 1:
+            raise UserError(f"{source}: is not the tokenizer of the run, {ours}; import into another run")
+
+
+def _claim(run: Path, recipe: Recipe, config: ModelConfig) -> None:
+    """Make `run` the run of `recipe`, or make sure that it is one of the same model."""
+    if recipe.model != config:
+        raise UserError(f"the recipe {recipe.name} is of another model than the weights; give the recipe of this model")
+    path = run / "recipe.json"
+    if path.is_file():
+        if from_json(path).model != config:
+            raise UserError(f"{run}: is a run of another model; give another folder")
+        return
+    if run.exists() and any(run.iterdir()):
+        raise UserError(f"{run}: is there and no run; give a new folder")
+    run.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, to_json(recipe), exclusive=True)
+
+
+def _without_data(name: str, config: ModelConfig, tokens: int | None) -> Recipe:
+    """The recipe of a run of which only the model is known."""
+    return Recipe(
+        name=name,
+        model=config,
+        data=Data((Source(NO_DATA),), sequence_length=config.context),
+        batch=Batch(1),
+        optimizer=Optimizer(Schedule()),
+        tokens=max(tokens or 0, config.context),
+    )

@@ -1,0 +1,92 @@
+"""What `fineline series` prints."""
+
+import os
+from collections.abc import Sequence
+
+from fineline_jax.checkpoints.open import open_series, series_of_entry, split_spec
+from fineline_jax.checkpoints.registry import entries
+from fineline_jax.checkpoints.registry.entries import Entry
+from fineline_jax.checkpoints.remote import cache
+from fineline_jax.checkpoints.remote.download import FetchError
+from fineline_jax.checkpoints.select import select
+from fineline_jax.checkpoints.series import Series
+from fineline_jax.progress import short
+from fineline_jax.text_table import text_table
+
+
+def overview() -> str:
+    """One line per registered file."""
+    rows = [("name", "checkpoints", "tokens", "what")]
+    for file in entries.series_files().values():
+        listed = entries.entries(file)
+        first = listed[0]
+        names = first.name if len(listed) == 1 else f"{file.stem} ({len(listed)} series)"
+        title = first.title if len(listed) == 1 else f"such as {first.name}: {first.title}"
+        count = str(len(first.names)) if not first.listing else f"{len(first.names) or ''}+"
+        rows.append((names, count, _span(first), title))
+    note = "+: more are listed where they lie. `fineline series NAME` prints the checkpoints of one."
+    return f"{text_table(rows)}\n\n{note}"
+
+
+def details(spec: str, tokens: str = "", every: int = 1) -> str:
+    """Everything known of one series, and its checkpoints; of a file with many series their names.
+
+    Raises UserError as `open_series`.
+    """
+    base, names = split_spec(spec)
+    file = None if os.path.isdir(base) else entries.file_of(base)
+    if file is not None and len(listed := entries.entries(file)) > 1:
+        inside = "" if file.stem == base else f"{base}/"
+        return "\n".join([f"{len(listed)} series:", *_columns([inside + entry.name for entry in listed])])
+    entry = None if os.path.isdir(base) else entries.find(base)
+    lines = []
+    try:
+        series = open_series(spec, tokens=tokens, every=every)
+    except FetchError as error:
+        if entry is None or not entry.names:
+            raise
+        lines = [f"The listing cannot be had ({error}).", f"Known without it, {len(entry.names)} checkpoints:", ""]
+        series = select(series_of_entry(entry, cache.default_downloads(), ask=False), names, tokens, every)
+    return "\n".join([*_head(entry), *lines, _checkpoints(series)])
+
+
+def _head(entry: Entry | None) -> list[str]:
+    if entry is None:
+        return []
+    lines = [entry.title, ""]
+    if entry.scoring.bos != "auto":
+        lines.append(f"scored with --bos {entry.scoring.bos} unless you say otherwise")
+    if entry.tokenizer:
+        lines.append(f"tokenizer: {entry.tokenizer}")
+    if entry.tokens:
+        rule = f"tokens: {', else '.join(entry.tokens)}"
+        numbers = ", ".join(f"{key} = {value}" for key, value in entry.numbers.items() if key in rule)
+        lines.append(f"{rule}{f' ({numbers})' if numbers else ''}")
+    lines += [*entry.scoring.notes, *entry.notes]
+    lines += [f"source: {source}" for source in entry.sources]
+    return [*lines, ""]
+
+
+def _checkpoints(series: Series) -> str:
+    rows = [("name", "step", "tokens", "location")]
+    for one in series.checkpoints:
+        step = "" if one.step is None else f"{one.step:,}"
+        tokens = "" if one.tokens is None else f"{one.tokens:,}"
+        rows.append((one.name, step, tokens, one.remote.url if one.remote else str(one.location)))
+    return text_table(rows, right=(1, 2))
+
+
+def _span(entry: Entry) -> str:
+    tokens = [one.tokens for one in entries.checkpoints(entry, ask=False) if one.tokens is not None]
+    if not tokens:
+        return ""
+    return short(max(tokens)) if len(tokens) == 1 else f"{short(min(tokens))} to {short(max(tokens))}"
+
+
+def _columns(names: Sequence[str], width: int = 110) -> list[str]:
+    lines = [""]
+    for name in names:
+        if lines[-1] and len(lines[-1]) + len(name) + 2 > width:
+            lines.append("")
+        lines[-1] += f"  {name}" if lines[-1] else name
+    return lines

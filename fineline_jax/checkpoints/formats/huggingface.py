@@ -1,0 +1,270 @@
+"""Hugging Face folders: weights read straight into shards, and written back. No torch, no weight permuted."""
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from fineline_jax.atomic_files import atomic_folder
+from fineline_jax.checkpoints.formats.easylm import EASYLM_LLAMA
+from fineline_jax.checkpoints.formats.host_copy import PIECE, copy, in_threads, new_array
+from fineline_jax.checkpoints.formats.lazy_tensor import BFLOAT16, StoredTensor
+from fineline_jax.checkpoints.formats.safetensors_files import write_safetensors
+from fineline_jax.checkpoints.formats.weight_files import SAFETENSORS, Weights, open_weights
+from fineline_jax.errors import UserError
+from fineline_jax.models import decoder, families
+from fineline_jax.models.config import ModelConfig
+from fineline_jax.models.families.family import Family
+from fineline_jax.models.families.hf_config import HfConfig
+from fineline_jax.models.families.name_map import (
+    Spans,
+    Weight,
+    all_tensors,
+    cut,
+    parse_axes,
+    present,
+    read_part,
+    tensor_name,
+    tensors_of,
+    write_part,
+)
+from fineline_jax.tokenizers.files import copy_tokenizer
+from fineline_jax.tokenizers.open import open_tokenizer
+
+FLOATS = (*map(np.dtype, (np.float16, np.float32, np.float64)), BFLOAT16)
+SHARD_BYTES = 5_000_000_000
+"""Largest weight file that `export_hf` writes."""
+
+
+def config_from_hf(path: Path) -> ModelConfig:
+    """The model described by a `config.json`, as transformers 4 or 5 wrote it.
+
+    Raises UserError naming the file and the key for anything the decoder does not compute.
+    """
+    return _family_and_config(path)[1]
+
+
+def _family_and_config(path: Path, unnamed: str | None = None) -> tuple[Family, ModelConfig]:
+    """unnamed: the family of a file that names no architectures."""
+    try:
+        raw = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; give a folder with a Hugging Face config.json") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); fetch the file again") from error
+    if unnamed and isinstance(raw, dict) and not raw.get("architectures"):
+        [architectures] = [family.architectures for family in families.FAMILIES if family.name == unnamed]
+        raw["architectures"] = [architectures[0]]
+    return families.of_hf(HfConfig(str(path), raw))
+
+
+def load_hf(
+    folder: Path,
+    mesh: jax.sharding.Mesh,
+    dtype: jax.typing.DTypeLike | None = jnp.float32,
+    config: Path | ModelConfig | None = None,
+) -> tuple[ModelConfig, decoder.Params]:
+    """The model in a folder of weight files: its config, and its parameters in `dtype`, sharded for the decoder.
+
+    folder: with safetensors, pytorch_model*.bin or an EasyLM stream; or one such file. dtype: None: each parameter as
+    it is in the files. config: config.json, or the model itself; default: the config.json beside the weights.
+    Each process reads only the ranges of its own shards. Beside the result, the part of one parameter that one device
+    holds is in memory (on a CPU it is the result), and a piece of a tensor for each thread.
+    Raises UserError naming the file and the tensor if one is missing, unexpected or of another shape.
+    """
+    weights = open_weights(folder)
+    if isinstance(config, ModelConfig):
+        family = families.of_config(config)
+    else:
+        beside = (folder.parent if folder.is_file() else folder) / "config.json"
+        family, config = _family_and_config(config or beside, "llama" if weights.names == "easylm" else None)
+    leaves: dict[str, Any] = flatten_dict(decoder.abstract_params(config, mesh, jnp.dtype(dtype or "float32")), sep=".")
+    lines = present(_lines(weights, family), leaves)
+    _check_tensors(weights, family, config, lines, leaves)
+    params: dict[str, jax.Array] = {}
+    for weight in lines:
+        target = leaves[weight.ours]
+        if dtype is None:
+            target = target.update(dtype=_stored_dtype(weight, target.shape, weights.tensors))
+        params[weight.ours] = _load(weight, target, weights.tensors)
+    return config, unflatten_dict(params, sep=".")
+
+
+def export_hf(
+    config: ModelConfig,
+    params: decoder.Params,
+    out: Path,
+    tokenizer: Path | None = None,
+    dtype: jax.typing.DTypeLike | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    family: str | None = None,
+) -> None:
+    """Write `params` as a folder that transformers opens.
+
+    dtype: of the written weights; default: as they are. tokenizer: folder whose tokenizer files are copied. family:
+    the layout of the files; default: the first that can hold the model.
+    Runs in one process. `out` appears when it is complete. Raises UserError if `out` is there already.
+    """
+    layout = families.of_config(config, family)
+    if out.exists():
+        raise UserError(f"{out}: exists already; give a new folder")
+    with atomic_folder(out, exclusive=True) as partial:
+        leaves: dict[str, Any] = flatten_dict(params, sep=".")
+        _write_weights(layout, leaves, partial, np.dtype(dtype) if dtype else None, shard_bytes)
+        written = np.dtype(dtype or leaves["embed"].dtype)
+        special: dict[str, int | None] = {"bos_token_id": None, "eos_token_id": None}
+        if tokenizer is not None:
+            opened = open_tokenizer(tokenizer)
+            special = {"bos_token_id": opened.bos_token_id, "eos_token_id": opened.eos_token_id}
+            copy_tokenizer(tokenizer, partial)
+        (partial / "config.json").write_text(json.dumps(_hf_config(layout, config, written) | special, indent=2) + "\n")
+
+
+# Reading
+
+
+def _lines(weights: Weights, family: Family) -> tuple[Weight, ...]:
+    """The name map of the files."""
+    if weights.names == "hf":
+        return family.weights
+    if family is not families.LLAMA:
+        raise UserError(
+            f"{weights.location}: an EasyLM stream holds a Llama, config.json means {family.name}; check it"
+        )
+    return EASYLM_LLAMA
+
+
+def _stored_dtype(weight: Weight, shape: Sequence[int], tensors: Mapping[str, StoredTensor]) -> np.dtype:
+    """The dtype of a line's tensors if all have the same and it is bfloat16 or float16; else float32."""
+    first, *others = {tensors[name].dtype for _, name in tensors_of(weight, shape)}
+    return first if not others and first.name in ("bfloat16", "float16") else np.dtype(np.float32)
+
+
+def _load(weight: Weight, target: jax.ShapeDtypeStruct, tensors: Mapping[str, StoredTensor]) -> jax.Array:
+    """One parameter. A part of it is put together on the host, moved to its devices, and forgotten before the next."""
+    devices_of: dict[Spans, list[Any]] = {}
+    for device, index in target.sharding.addressable_devices_indices_map(target.shape).items():
+        spans = tuple(span.indices(size)[:2] for span, size in zip(index or (), target.shape))
+        devices_of.setdefault(spans, []).append(device)  # replicas hold the same part
+    arrays = []
+    for spans, devices in devices_of.items():
+        part = new_array([stop - start for start, stop in spans], np.dtype(target.dtype))
+        _fill(part, spans, weight, target.shape, tensors)
+        arrays += jax.block_until_ready([jax.device_put(part, device) for device in devices])
+        del part
+    return jax.make_array_from_single_device_arrays(target.shape, target.sharding, arrays)
+
+
+def _fill(
+    part: np.ndarray, spans: Spans, weight: Weight, shape: tuple[int, ...], tensors: Mapping[str, StoredTensor]
+) -> None:
+    """Put parameter[spans] into `part`, piece by piece of every tensor."""
+    axes, stacked = parse_axes(weight.axes), weight.stacked
+    inner, within = shape[stacked:], spans[stacked:]
+
+    def fill(index: tuple[int, ...], piece: Spans) -> None:
+        name = tensor_name(weight, [start + offset for (start, _), offset in zip(spans, index)])
+        target = part[index][tuple(slice(a - start, b - start) for (a, b), (start, _) in zip(piece, within))]
+        copy(target, read_part(tensors[name], axes, inner, [slice(*span) for span in piece]))
+
+    pieces = itertools.product(np.ndindex(*part.shape[:stacked]), cut(axes, inner, within, PIECE))
+    in_threads(fill, *zip(*pieces))
+
+
+def _check_tensors(
+    weights: Weights, family: Family, config: ModelConfig, lines: Sequence[Weight], leaves: Mapping[str, Any]
+) -> None:
+    """Raise UserError naming the first tensor that is missing, unexpected, or not of the shape the config means."""
+    for weight in lines:  # before their names are listed: a damaged config.json may mean a thousand million layers
+        count = math.prod(leaves[weight.ours].shape[: weight.stacked])
+        if count > len(weights.tensors):
+            raise UserError(
+                f"{weights.location}: holds {len(weights.tensors)} tensors, config.json means {count} like {weight.hf};"
+                " check config.json"
+            )
+    expected = all_tensors(lines, _shapes(leaves))
+    stored = {name for name in weights.tensors if not any(re.fullmatch(p, name) for p in family.ignored)}
+    if config.tied_embeddings:
+        stored -= {*family.tied_copies, "lm_head.kernel"}
+    for missing, verb, remedy in (
+        (expected.keys() - stored, "is missing", "fetch all weight files again"),
+        (stored - expected.keys(), "is not part of the model that config.json describes", "check config.json"),
+    ):
+        if missing:
+            first, more = min(missing), len(missing) - 1
+            others = f" (and {more} more)" if more else ""
+            raise UserError(f"{weights.location}: tensor {first}{others} {verb}; {remedy}")
+    for name, [(weight, _), *_] in expected.items():
+        tensor = weights.tensors[name]
+        shape = parse_axes(weight.axes).file_shape(leaves[weight.ours].shape[weight.stacked :])
+        if tensor.dtype not in FLOATS:
+            raise UserError(f"{tensor.file}: tensor {name} is {tensor.dtype}; use a checkpoint that is not quantized")
+        if list(tensor.shape) != shape:
+            raise UserError(
+                f"{tensor.file}: tensor {name} has shape {list(tensor.shape)}, config.json means {shape};"
+                " check config.json"
+            )
+
+
+# Writing
+
+
+def _write_weights(
+    family: Family, leaves: Mapping[str, jax.Array], folder: Path, dtype: np.dtype | None, shard_bytes: int
+) -> None:
+    tensors = all_tensors(present(family.weights, leaves), _shapes(leaves))
+    files: list[list[tuple[str, np.dtype, tuple[int, ...]]]] = [[]]
+    filled = total = 0
+    for name, [(weight, _), *_] in tensors.items():
+        shape = tuple(parse_axes(weight.axes).file_shape(leaves[weight.ours].shape[weight.stacked :]))
+        entry = name, np.dtype(dtype or leaves[weight.ours].dtype), shape
+        size = math.prod(shape) * entry[1].itemsize
+        if filled and filled + size > shard_bytes:
+            files.append([])
+            filled = 0
+        files[-1].append(entry)
+        filled, total = filled + size, total + size
+    weight_map = {}
+    for number, entries in enumerate(files, start=1):
+        file = SAFETENSORS.shard(number, len(files))
+        read = lambda name, dtype, shape: _to_file(leaves, name, tensors[name], dtype, shape)
+        write_safetensors(folder / file, entries, read, {"format": "pt"})
+        weight_map |= {name: file for name, *_ in entries}
+    if len(files) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / SAFETENSORS.index).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _to_file(
+    leaves: Mapping[str, jax.Array],
+    name: str,
+    lines: Sequence[tuple[Weight, tuple[int, ...]]],
+    dtype: np.dtype,
+    shape: tuple[int, ...],
+) -> np.ndarray:
+    """One tensor, put together from the lines that fill it."""
+    tensor = np.empty(shape, dtype)
+    for weight, index in lines:
+        part = np.asarray(leaves[weight.ours][index])
+        with np.errstate(over="ignore"):
+            rounded = part.astype(dtype)
+        if dtype == np.float16 and np.isinf(rounded).any() and not np.isinf(part).any():
+            raise UserError(f"tensor {name} has values beyond the range of {dtype}; choose --dtype bfloat16 or float32")
+        write_part(tensor, parse_axes(weight.axes), rounded)
+    return tensor
+
+
+def _hf_config(family: Family, config: ModelConfig, dtype: np.dtype) -> dict[str, Any]:
+    return {"architectures": [family.architectures[0]], **family.to_hf(config), "torch_dtype": str(dtype)}
+
+
+def _shapes(leaves: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {path: leaf.shape for path, leaf in leaves.items()}

@@ -1,0 +1,145 @@
+"""`pytorch_model*.bin` without torch: a zip of uncompressed entries, one a pickle of tensor shapes, the others data.
+
+Nothing is unpacked and nothing in the file is executed (torch_pickle.py): the directory of the zip is checked, the
+pickle is read, and the tensors stay in the file. Layout: torch/serialization.py; zip: PKWARE APPNOTE 4.3.
+"""
+
+import os
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from fineline_jax.checkpoints.formats.lazy_tensor import BFLOAT16, StoredTensor
+from fineline_jax.checkpoints.formats.torch_pickle import LARGEST, Refused, View, read_pickle
+from fineline_jax.errors import UserError
+
+STORAGE_DTYPES = {
+    "DoubleStorage": np.dtype("<f8"),
+    "FloatStorage": np.dtype("<f4"),
+    "HalfStorage": np.dtype("<f2"),
+    "BFloat16Storage": BFLOAT16,
+    "LongStorage": np.dtype("<i8"),
+    "IntStorage": np.dtype("<i4"),
+    "ShortStorage": np.dtype("<i2"),
+    "CharStorage": np.dtype("i1"),
+    "ByteStorage": np.dtype("u1"),
+    "BoolStorage": np.dtype("?"),
+}
+UNTYPED_DTYPES = {"torch.uint16": np.dtype("<u2"), "torch.uint32": np.dtype("<u4"), "torch.uint64": np.dtype("<u8")}
+"""Dtypes that the tensor names, not the storage. The float8 ones are not read."""
+CONVERT = (
+    'convert it where torch is: python -c "import torch; from safetensors.torch import save_file;'
+    " save_file({k: v.contiguous() for k, v in torch.load('FILE', weights_only=True).items()}, 'model.safetensors')\""
+)
+_LOCAL_HEADER = struct.Struct("<4s5H3I2H")
+_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""torch.serialization.MAGIC_NUMBER as a pickle, with which a file of torch < 1.6 begins."""
+
+
+def read_torch_bin(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of the file `path` by name; reads its directory and its pickle, not the data.
+
+    Raises UserError naming the file, and the tensor or the name in the pickle that is to blame.
+    """
+    entries = _entries(path)
+    pickles = [name for name in entries if name.rpartition("/")[2] == "data.pkl" and name.count("/") == 1]
+    if len(pickles) != 1:
+        raise _refused(path, f"it holds {len(pickles)} data.pkl instead of one")
+    prefix = pickles[0].removesuffix("data.pkl")
+    if prefix + "constants.pkl" in entries:
+        raise UserError(f"{path}: a TorchScript program, not a checkpoint of weights; use the model's weight files")
+    order = entries.get(prefix + "byteorder")
+    if order is not None and _read(path, order, 16) != b"little":
+        raise UserError(f"{path}: written by a big-endian machine, which is not read; {CONVERT}")
+    try:
+        state = read_pickle(_read(path, entries[pickles[0]], LARGEST))
+    except Refused as refused:
+        raise UserError(
+            f"{path}: holds {refused}; only tensors and containers are read, nothing is executed: use another file"
+        ) from refused
+    if not isinstance(state, dict):
+        raise UserError(f"{path}: holds a {type(state).__name__} instead of tensors by name; save the state dict alone")
+    tensors = {}
+    for name, view in state.items():
+        if not isinstance(name, str) or not name.isprintable() or not isinstance(view, View):
+            kind = "a dict" if isinstance(view, dict) else f"a {type(view).__name__}"
+            raise UserError(
+                f"{path}: {str(name)[:120]!r} is {kind}, not a tensor; save the state dict of the model alone"
+            )
+        tensors[name] = _stored(path, name, view, entries, prefix)
+    return tensors
+
+
+def _stored(path: Path, name: str, view: View, entries: dict[str, tuple[int, int]], prefix: str) -> StoredTensor:
+    storage = view.storage
+    dtype = UNTYPED_DTYPES.get(view.dtype or "") if view.dtype else STORAGE_DTYPES.get(storage.kind)
+    if dtype is None:
+        kind = view.dtype or storage.kind
+        raise UserError(f"{path}: tensor {name} is {kind}, which is not read; use a checkpoint of 16 or 32-bit floats")
+    entry = entries.get(f"{prefix}data/{storage.key}")
+    if entry is None or not storage.key.isdecimal():
+        raise _refused(path, f"the data of tensor {name} is missing")
+    begin, size = entry
+    available = min(size // dtype.itemsize, storage.size // (dtype.itemsize if view.dtype else 1))
+    if view.dtype is None and storage.size * dtype.itemsize > size:
+        raise _refused(path, f"tensor {name} needs {storage.size * dtype.itemsize} bytes of data, there are {size}")
+    if len(view.shape) != len(view.strides) or view.offset < 0 or min((0, *view.shape, *view.strides)) < 0:
+        raise _refused(path, f"tensor {name} has impossible shape, strides or offset")
+    last = view.offset + sum((size - 1) * stride for size, stride in zip(view.shape, view.strides))
+    if 0 not in view.shape and last >= available:
+        raise _refused(path, f"tensor {name} reaches element {last} of {available}")
+    strides = tuple(stride * dtype.itemsize for stride in view.strides)
+    return StoredTensor(name, path, dtype, view.shape, begin + view.offset * dtype.itemsize, strides)
+
+
+def _entries(path: Path) -> dict[str, tuple[int, int]]:
+    """(first byte, bytes) of the data of every entry of the zip, all of it inside the file and uncompressed."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_LEGACY))
+            if not start.startswith(b"PK\x03\x04"):
+                if start == _LEGACY:
+                    raise UserError(f"{path}: written by torch before 1.6 (not a zip), which is not read; {CONVERT}")
+                raise _refused(path, "it is no zip")
+            size = os.fstat(file.fileno()).st_size
+            with zipfile.ZipFile(file) as archive:
+                infos = archive.infolist()
+            entries: dict[str, tuple[int, int]] = {}
+            for info in infos:
+                label = info.orig_filename[:120]
+                if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+                    raise _refused(path, f"entry {label!r} is compressed")
+                if info.flag_bits & 0x1:
+                    raise _refused(path, f"entry {label!r} is encrypted")
+                if info.filename in entries:
+                    raise _refused(path, f"entry {label!r} is there twice")
+                file.seek(info.header_offset)
+                header = file.read(_LOCAL_HEADER.size)
+                if len(header) < _LOCAL_HEADER.size or not header.startswith(b"PK\x03\x04"):
+                    raise _refused(path, f"entry {label!r} does not begin where the directory says")
+                name_length, extra_length = _LOCAL_HEADER.unpack(header)[-2:]
+                begin = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length
+                if begin + info.file_size > size:
+                    raise _refused(path, f"entry {label!r} ends at byte {begin + info.file_size}, the file has {size}")
+                entries[info.filename] = begin, info.file_size
+            return entries
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}; fetch it") from error
+    except (zipfile.BadZipFile, struct.error, ValueError, NotImplementedError, EOFError, IndexError) as error:
+        # What zipfile raises for broken directories; BadZipFile alone is documented.
+        raise _refused(path, str(error)[:200] or type(error).__name__) from error
+
+
+def _read(path: Path, entry: tuple[int, int], limit: int) -> bytes:
+    begin, size = entry
+    if size > limit:
+        raise _refused(path, f"an entry of {size} bytes is above the limit of {limit}")
+    with path.open("rb") as file:
+        file.seek(begin)
+        return file.read(size)
+
+
+def _refused(path: Path, why: str) -> UserError:
+    return UserError(f"{path}: not a whole PyTorch checkpoint: {why}; fetch it again")

@@ -1,0 +1,146 @@
+"""The formats of weight files: what their files are called, and the tensors of a local folder in any of them. No JAX.
+
+A format is one entry of `FORMATS`, in the order in which they are preferred.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Literal
+
+from fineline_jax.checkpoints.formats.easylm import is_easylm, read_easylm
+from fineline_jax.checkpoints.formats.lazy_tensor import StoredTensor
+from fineline_jax.checkpoints.formats.safetensors_files import read_safetensors, unambiguous_json
+from fineline_jax.checkpoints.formats.torch_bin import read_torch_bin
+from fineline_jax.errors import UserError
+
+Read = Callable[[Path], dict[str, StoredTensor]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """What the weight files of one format are called, and how one is read."""
+
+    pattern: str
+    """Of the names of weight files."""
+    read: Read
+    single: str = ""
+    """The name of all weights in one file; "": they may have any name that fits the pattern."""
+    suffixes: tuple[str, ...] = ()
+    """Of a file that is given by its path, whatever it is called."""
+
+    @property
+    def index(self) -> str:
+        """The name of the index that says in which file each tensor lies."""
+        return f"{self.single}.index.json" if self.single else ""
+
+    def shard(self, number: int, count: int) -> str:
+        """The name of one of `count` files; number: from 1."""
+        stem, _, suffix = self.single.rpartition(".")
+        return self.single if count == 1 else f"{stem}-{number:05d}-of-{count:05d}.{suffix}"
+
+
+SAFETENSORS = Format(r"model(-\d+-of-\d+)?\.safetensors", read_safetensors, "model.safetensors", (".safetensors",))
+TORCH_BIN = Format(r"pytorch_model(-\d+-of-\d+)?\.bin", read_torch_bin, "pytorch_model.bin", (".bin", ".pt"))
+EASYLM = Format(r"(?!LICENSE|NOTICE|README|Makefile|Dockerfile)[^.]+|.+\.(msgpack|stream)", read_easylm)
+FORMATS = (SAFETENSORS, TORCH_BIN, EASYLM)
+FIXED_NAMES = tuple(name for one in FORMATS if one.single for name in (one.single, one.index))
+"""Names that a folder of weights is recognised by, and that can be asked for where nothing is listed."""
+KNOWN = f"{SAFETENSORS.single}, {TORCH_BIN.single}, the index of either, an EasyLM stream"
+_NO_STREAM = (
+    *(".json", ".model", ".txt", ".md", ".pkl", ".py", ".safetensors", ".bin", ".pt", ".jinja", ".h5", ".tiktoken"),
+)
+"""Suffixes of files that are not opened to see whether they are EasyLM streams."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """The tensors of a checkpoint, none of which is read yet."""
+
+    location: Path
+    """The folder, or the one file."""
+    names: Literal["hf", "easylm"]
+    """Whose names and layout the tensors have."""
+    tensors: dict[str, StoredTensor]
+
+
+def preferred_names(names: Collection[str]) -> set[str]:
+    """Of the names in a listing those of the weight files, with their index, in the preferred format; empty: none."""
+    for one in FORMATS:
+        if chosen := {name for name in names if re.fullmatch(one.pattern, name)}:
+            return chosen | ({one.index} & set(names))
+    return set()
+
+
+def holds_weights(folder: Path) -> bool:
+    """Whether `folder` holds weight files, or an index of some, which need not be whole."""
+    return any((folder / name).is_file() for name in FIXED_NAMES) or bool(weight_files(folder))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weight files of `folder`, or the file `folder` itself; empty: there are none.
+
+    Raises UserError if an index is damaged or names a file that is missing.
+    """
+    located = _locate(folder)
+    return located[0] if located else []
+
+
+def open_weights(folder: Path) -> Weights:
+    """The tensors of the weight files of `folder`, or of the one file `folder`.
+
+    Raises UserError naming the file and the tensor if there are none, or a file is missing, cut short or broken.
+    """
+    located = _locate(folder)
+    if located is None:
+        raise UserError(f"{folder}: holds no weights; looked for {KNOWN}")
+    files, weight_format, index = located
+    tensors: dict[str, StoredTensor] = {}
+    for file in files:
+        for name, tensor in weight_format.read(file).items():
+            if name in tensors:
+                raise UserError(f"{file}: tensor {name} is also in {tensors[name].file.name}; fetch both files again")
+            tensors[name] = tensor
+    for name, file in index.items():
+        if name not in tensors or tensors[name].file != file:
+            raise UserError(f"{file}: tensor {name} is not in it, although the index says so; fetch both again")
+    return Weights(folder, "easylm" if weight_format is EASYLM else "hf", tensors)
+
+
+def _locate(folder: Path) -> tuple[list[Path], Format, dict[str, Path]] | None:
+    """The files, their format, and the file of each tensor where an index names it."""
+    if folder.is_file():
+        return [folder], next((one for one in FORMATS if folder.suffix in one.suffixes), EASYLM), {}
+    for one in FORMATS:
+        if one.single and (folder / one.single).is_file():
+            return [folder / one.single], one, {}
+        if one.index and (folder / one.index).is_file():
+            file_of_tensor = _read_index(folder / one.index)
+            return sorted(set(file_of_tensor.values())), one, file_of_tensor
+    streams = _streams(folder)
+    if len(streams) > 1:
+        raise UserError(f"{folder}: holds several EasyLM streams ({streams[0].name}, {streams[1].name}); name one file")
+    return (streams, EASYLM, {}) if streams else None
+
+
+def _streams(folder: Path) -> list[Path]:
+    files = (path for path in folder.glob("*") if path.is_file() and path.suffix not in _NO_STREAM)
+    return sorted(path for path in files if is_easylm(path))
+
+
+def _read_index(path: Path) -> dict[str, Path]:
+    """The file of each tensor, all of them beside the index."""
+    try:
+        weight_map = unambiguous_json(path.read_bytes())["weight_map"]
+        names = {str(tensor): str(name) for tensor, name in weight_map.items()}
+    except (OSError, ValueError, RecursionError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{path}: not an index of weight files ({str(error)[:200]!r}); fetch it again") from error
+    for tensor, name in names.items():
+        if not name or Path(name).name != name or name == "..":
+            raise UserError(
+                f"{path}: tensor {tensor} is in {name!r}, which is no file beside the index; fetch it again"
+            )
+        if not (path.parent / name).is_file():
+            raise UserError(f"{path.parent / name}: missing; {path.name} says it holds tensor {tensor}; fetch it")
+    return {tensor: path.parent / name for tensor, name in names.items()}

@@ -1,0 +1,133 @@
+"""Released series as data files: configs/series/*.yaml, or any YAML file of the same form.
+
+An entry says where the checkpoints lie, what they are called, and how steps and tokens follow from a name
+(docs/series.md). Adding a series is adding a file.
+"""
+
+import dataclasses
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from fineline_jax.catalogue import config_folders
+from fineline_jax.checkpoints.registry.rules import bind, evaluate
+from fineline_jax.checkpoints.registry.series_file import Entry, entries
+from fineline_jax.checkpoints.registry.step_names import natural, parse_name
+from fineline_jax.checkpoints.remote.download import FetchError, offline
+from fineline_jax.checkpoints.remote.listing import NAME_SLOT, list_names
+from fineline_jax.errors import UserError
+
+SUFFIXES = (".yaml", ".yml")
+_LOG = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+    """A checkpoint of an entry."""
+
+    name: str
+    step: int | None
+    tokens: int | None
+    url: str
+
+
+def series_files() -> dict[str, Path]:
+    """Registered files by stem: of the checkout's configs/series first, then the installed ones."""
+    files: dict[str, Path] = {}
+    for folder in config_folders():
+        for file in sorted((folder / "series").glob("*.yaml")):
+            files.setdefault(file.stem, file)
+    return dict(sorted(files.items()))
+
+
+def find(name: str) -> Entry | None:
+    """The entry called `name`, or the only one of the file `name`; of a file with several FILE.yaml/NAME.
+
+    None if there is no such series. Raises UserError for a file with several of which none is named.
+    """
+    file = file_of(name)
+    if file is not None:
+        candidates = entries(file)
+        if len(candidates) > 1:
+            one = candidates[0].name if file.stem == name else f"{name}/{candidates[0].name}"
+            raise UserError(f"{name}: holds {len(candidates)} series; give one by name, such as {one}")
+        return candidates[0]
+    path, _, inside = name.rpartition("/")
+    if path.endswith(SUFFIXES):
+        candidates = {entry.name: entry for entry in entries(Path(path))}
+        if inside not in candidates:
+            raise UserError(f"{path}: holds no series {inside!r}; `fineline series {path}` lists them")
+        return candidates[inside]
+    return next((entry for entry in every_entry() if entry.name == name), None)
+
+
+def file_of(name: str) -> Path | None:
+    """The file that `name` means as a whole: a path that ends with .yaml, or a registered file."""
+    return Path(name) if name.endswith(SUFFIXES) else series_files().get(name)
+
+
+def every_entry() -> list[Entry]:
+    """All registered series."""
+    return [entry for file in series_files().values() for entry in entries(file)]
+
+
+def checkpoints(entry: Entry, ask: bool = True) -> list[Named]:
+    """The checkpoints of `entry` in training order.
+
+    ask: whether a series that must be listed is (else its known names are returned, which may be incomplete).
+    Raises FetchError if the listing cannot be had; with HF_HUB_OFFLINE set the known names are used, with a warning.
+    """
+    if not entry.listing or not ask:
+        return [_named(entry, name) for name in entry.names]
+    if offline() and entry.location.startswith("hf://") and entry.names:
+        _LOG.warning("%s: offline, so only the %d known checkpoints", entry.name, len(entry.names))
+        return [_named(entry, name) for name in entry.names]
+    listed = [name for name in list_names(entry.location, entry.options) if _fits(entry, name)]
+    if not listed:
+        raise FetchError(f"{entry.name}: nothing at {entry.location} is named like {' or '.join(entry.pattern)}")
+    return in_order([_named(entry, name) for name in listed])
+
+
+def in_order(named: Sequence[Named]) -> list[Named]:
+    """By tokens, else steps, else the numbers in their names."""
+
+    def order(one: Named) -> tuple[float, float, list[Any]]:
+        known = [math.inf if value is None else value for value in (one.tokens, one.step)]
+        return known[0], known[1], natural(one.name)
+
+    return sorted(named, key=order)
+
+
+def _named(entry: Entry, name: str) -> Named:
+    bound = dict(entry.values.get(name, {}))
+    for pattern in () if bound else entry.pattern:
+        if (match := bind(pattern, name)) is not None:
+            bound = match
+            break
+    step_in_name, tokens_in_name = parse_name(name)
+    numbers: dict[str, float] = {**entry.numbers, **bound}
+    step = _first(entry, "step", numbers)
+    if step is None:
+        step = bound.get("step", step_in_name)
+    if step is not None:
+        numbers["step"] = step
+    tokens = _first(entry, "tokens", numbers)
+    if tokens is None:
+        tokens = bound.get("tokens", tokens_in_name)
+    url = entry.location.replace(NAME_SLOT, name)
+    return Named(name, None if step is None else round(step), None if tokens is None else round(tokens), url)
+
+
+def _fits(entry: Entry, name: str) -> bool:
+    return (
+        not entry.pattern or name in entry.values or any(bind(pattern, name) is not None for pattern in entry.pattern)
+    )
+
+
+def _first(entry: Entry, key: Literal["step", "tokens"], numbers: Mapping[str, float]) -> float | None:
+    try:
+        return next((value for rule in getattr(entry, key) if (value := evaluate(rule, numbers)) is not None), None)
+    except UserError as error:
+        raise UserError(f"{entry.file}: {key}: {error}") from error

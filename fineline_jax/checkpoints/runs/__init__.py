@@ -1,0 +1,1 @@
+"""The checkpoints of our own runs: Orbax with a record of digests."""

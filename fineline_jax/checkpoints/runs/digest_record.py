@@ -1,0 +1,98 @@
+"""What makes a checkpoint folder complete: `complete.json`, with the digest of every file beside it.
+
+Orbax keeps no checksum of array data, so a file that was cut short or overwritten can load as wrong numbers.
+The record is written last; a folder without it is a save that was cut short. No JAX here.
+"""
+
+import concurrent.futures
+import fnmatch
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fineline_jax.atomic_files import names_to_disk, to_disk, write_atomic
+
+RECORD = "complete.json"
+BLOCK = 1 << 24
+"""Bytes hashed at a time; the blocks of one file are hashed by several threads."""
+
+
+def write_record(folder: Path, metadata: dict[str, Any]) -> None:
+    """Write `metadata` with the size and digest of every file of `folder`, which is complete from then on."""
+    to_disk(folder)  # Orbax does it for the arrays, not for what describes them
+    names_to_disk(folder.parent)
+    files = {name: [size, digest] for name, size, digest in digests(folder, files_below(folder))}
+    write_atomic(folder / RECORD, json.dumps(metadata | {"files": files}, indent=1), exclusive=True)
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """The record of `folder`; None without a readable one.
+
+    {"step", "tokens", "kept", "recipe", "files": {name: [bytes, digest]}}; tokens: None where they are not known.
+    """
+    try:
+        record = json.loads((folder / RECORD).read_bytes())
+        known = {"step": int, "tokens": int | None, "kept": bool, "files": dict}
+        whole = all(isinstance(record[key], kind) for key, kind in known.items()) and record["step"] >= 0
+        entries = [(int(size), str(digest)) for size, digest in record["files"].values()]
+        return record if whole and all(size >= 0 for size, _ in entries) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def damage(folder: Path, item: str = "") -> str | None:
+    """What is wrong with the files of `folder`, or of its sub-folder `item`; None: nothing."""
+    record = read_record(folder)
+    if record is None:
+        return f"{RECORD} is missing or unreadable"
+    wanted = {name: entry for name, entry in record["files"].items() if name.startswith(f"{item}/" if item else "")}
+    for name, (size, _) in wanted.items():
+        try:
+            actual = (folder / name).stat().st_size
+        except OSError:
+            return f"{name} is missing"
+        if actual != size:
+            return f"{name} has {actual} bytes instead of {size}"
+    for name in sorted(wanted):
+        try:
+            [(_, _, digest)] = digests(folder, [name])
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
+        if digest != wanted[name][1]:
+            return f"the content of {name} has changed"
+    return None
+
+
+def files_below(folder: Path) -> list[str]:
+    """Relative names of the files below `folder`, sorted, without the record itself and what a kill left of one."""
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(name for name in names if name != RECORD and not fnmatch.fnmatchcase(name, f".{RECORD}.*.partial"))
+
+
+def digests(folder: Path, names: Sequence[str]) -> list[tuple[str, int, str]]:
+    """(name, bytes, digest) of each file. The digest is the SHA-256 of the SHA-256s of the file's blocks.
+
+    A file that was hashed before and has the same inode, size and times is not read again.
+    """
+    entries = []
+    for name in names:
+        state = (folder / name).stat()
+        version = state.st_ino, state.st_mtime_ns, state.st_ctime_ns
+        entries.append((name, state.st_size, _digest(folder / name, state.st_size, version)))
+    return entries
+
+
+@functools.lru_cache(maxsize=4096)
+def _digest(path: Path, size: int, version: tuple[int, ...]) -> str:
+    def block(start: int) -> bytes:
+        with path.open("rb") as file:
+            file.seek(start)
+            return hashlib.sha256(file.read(BLOCK)).digest()
+
+    threads = max(1, min(8, (os.cpu_count() or 1) // 2))
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        return hashlib.sha256(b"".join(pool.map(block, range(0, size, BLOCK)))).hexdigest()

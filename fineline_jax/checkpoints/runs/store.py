@@ -1,0 +1,300 @@
+"""The checkpoints of a run: asynchronous Orbax saves, kept steps for ever, one rolling latest between them.
+
+    FOLDER/<step>/params, opt_state, …   one Orbax checkpointable per key of the state
+    FOLDER/<step>/complete.json          written last: metadata and digests (record.py)
+    FOLDER/<step>.saving                 empty; there until the record is: tells a killed save from damage
+    FOLDER/<step>.damaged                set aside by `latest_intact`; never read again, never deleted
+
+All processes of a run call every function; process 0 alone lists, renames and deletes folders.
+"""
+
+import concurrent.futures
+import logging
+import shutil
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from orbax.checkpoint import v1 as ocp
+
+from fineline_jax.checkpoints.runs.digest_record import damage, read_record, write_record
+from fineline_jax.errors import UserError
+
+log = logging.getLogger(__name__)
+
+State = Mapping[str, Any]
+"""Pytrees of jax.Array by name: `params`, `opt_state`, … Each is saved as an item that can be read alone."""
+
+
+class CheckpointStore:
+    """Saves and restores the states of one run.
+
+    folder: where the step folders are; made if absent. What a killed run left half-written there is removed.
+    kept_steps: steps whose state stays for ever (`Recipe.kept_steps()`).
+    latest_every: steps between rolling checkpoints; 0: none.
+    tokens_per_step, recipe: written into the metadata of each checkpoint.
+
+    Use it as a context manager, or call `wait` at the end.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        kept_steps: Collection[int],
+        latest_every: int,
+        *,
+        tokens_per_step: int,
+        recipe: str,
+    ):
+        self.folder = folder.resolve()
+        self.kept_steps = frozenset(kept_steps)
+        self.latest_every = latest_every
+        self.tokens_per_step = tokens_per_step
+        self.recipe = recipe
+        self._worker = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: concurrent.futures.Future[int] | None = None
+        if jax.process_index() == 0:
+            self._clean()
+        self._steps = _agreed(lambda: steps(self.folder))
+
+    def is_due(self, step: int) -> bool:
+        """Whether the state of `step` is to be saved, for ever or as the rolling latest."""
+        return step in self.kept_steps or (self.latest_every > 0 and step % self.latest_every == 0)
+
+    def maybe_save(self, step: int, state: State, *, force: bool = False) -> bool:
+        """Start to save `state`, reached after `step` optimizer steps, if due (or `force`) and not there yet.
+
+        Returns whether it did. Blocks while the save before it is unfinished and while the state is copied to
+        the host; the arrays may be donated as soon as it returns. Raises UserError if the last save failed.
+        """
+        if self._pending is not None and self._pending.done():
+            self.wait()
+        if not (force or self.is_due(step)):
+            return False
+        self.wait()
+        if step in self._steps:
+            return False
+        tokens = step * self.tokens_per_step
+        metadata = {"step": step, "tokens": tokens, "kept": step in self.kept_steps, "recipe": self.recipe}
+        try:
+            path = self.folder / str(step)
+            if jax.process_index() == 0:
+                if path.exists():
+                    self._set_aside(step, damage(path) or "not known to this run")
+                self._marker(step).touch()
+            with _options():
+                response = ocp.save_checkpointables_async(str(path), dict(state), custom_metadata=metadata)
+        except OSError as error:
+            raise self._failed(step, error) from error
+        self._pending = self._worker.submit(self._finish, step, response, metadata)
+        return True
+
+    def wait(self) -> None:
+        """Block until the running save is done. Raises UserError if it failed; the series is as before."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            self._steps = sorted({*self._steps, pending.result()})
+
+    def latest_intact(self) -> int | None:
+        """The newest step whose files are all as they were written; None for an empty folder.
+
+        Reads every byte of that checkpoint. A damaged one is named in a warning and renamed to
+        `<step>.damaged`, so that its step can be saved again. Raises UserError if there were checkpoints and
+        none is left.
+        """
+        self.wait()
+        if jax.process_index() == 0:
+            for step in sorted((int(path.name) for path in self.folder.iterdir() if path.name.isdigit()), reverse=True):
+                problem = damage(self.folder / str(step))
+                if problem is None:
+                    break
+                self._set_aside(step, problem)
+        self._steps = _agreed(lambda: steps(self.folder))
+        aside = _agreed(lambda: [0] if any(self.folder.glob("*.damaged*")) else [])
+        if not self._steps and aside:
+            raise UserError(
+                f"{self.folder}: no intact checkpoint is left; restore one from a backup, or remove the"
+                " *.damaged folders to train from the start"
+            )
+        return self._steps[-1] if self._steps else None
+
+    def restore(self, abstract_state: State, step: int | None = None) -> tuple[int, State]:
+        """The state of `step` (default: `latest_intact()`) as arrays with the shapes, dtypes and shardings of
+        `abstract_state`, a tree of jax.ShapeDtypeStruct that may lie on another mesh than the one that saved.
+
+        Only the items named in `abstract_state` are read. Raises UserError without such a checkpoint, if it
+        is damaged, or if its arrays do not fit `abstract_state`.
+        """
+        if step is None:
+            step = self.latest_intact()
+            if step is None:
+                raise UserError(f"{self.folder}: holds no checkpoint; train first")
+        else:
+            self.wait()
+            check_intact(self.folder / str(step))
+        return step, load_items(self.folder / str(step), abstract_state)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.wait()
+        except UserError as failed:
+            if error is None:
+                raise
+            log.error("%s", failed)  # the first error is the one to report
+        finally:
+            self._worker.shutdown()
+
+    def _finish(self, step: int, response: Any, metadata: dict[str, Any]) -> int:
+        """Runs beside training: commit, record, and only then drop the rolling checkpoint before this one."""
+        try:
+            response.result()
+            if jax.process_index() == 0:
+                write_record(self.folder / str(step), metadata)
+        except Exception as error:
+            raise self._failed(step, error) from error
+        if jax.process_index() == 0:
+            self._marker(step).unlink(missing_ok=True)
+            self._drop_superseded(step)
+        return step
+
+    def _drop_superseded(self, newest: int) -> None:
+        for step in steps(self.folder):
+            record = read_record(self.folder / str(step))
+            if step < newest and step not in self.kept_steps and record is not None and not record["kept"]:
+                # Renamed first: a folder that is half deleted must not look complete.
+                doomed = self.folder / f"{step}.deleting"
+                try:
+                    (self.folder / str(step)).rename(doomed)
+                    shutil.rmtree(doomed)
+                except OSError as error:
+                    log.warning("%s: not removed (%s); remove it by hand", doomed, error.strerror)
+
+    def _failed(self, step: int, error: Exception) -> UserError:
+        """The error to show; frees what the failed save has written."""
+        if jax.process_index() == 0:
+            for path in [self.folder / str(step), *self.folder.glob(f"{step}.orbax-checkpoint-tmp*")]:
+                shutil.rmtree(path, ignore_errors=True)
+            self._marker(step).unlink(missing_ok=True)
+        text = str(error)
+        if "No space left" in text or "RESOURCE_EXHAUSTED" in text or "quota" in text.lower():
+            text = "no space left on the disk"
+        reason = text.strip().splitlines()[0][:300] if text.strip() else type(error).__name__
+        return UserError(
+            f"{self.folder / str(step)}: the checkpoint could not be written ({reason}); solve that and start"
+            " again: the run resumes from the checkpoint before it"
+        )
+
+    def _clean(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for pattern in ("*.orbax-checkpoint-tmp*", "*.deleting"):
+            for path in self.folder.glob(pattern):
+                shutil.rmtree(path)
+        for marker in self.folder.glob("*.saving"):
+            path = marker.with_suffix("")
+            if path.exists() and read_record(path) is None:
+                shutil.rmtree(path)
+            marker.unlink()
+
+    def _marker(self, step: int) -> Path:
+        return self.folder / f"{step}.saving"
+
+    def _set_aside(self, step: int, problem: str) -> None:
+        target, count = self.folder / f"{step}.damaged", 1
+        while target.exists():
+            count += 1
+            target = self.folder / f"{step}.damaged-{count}"
+        (self.folder / str(step)).rename(target)
+        log.warning(
+            "checkpoint %s is damaged (%s); renamed to %s and not used",
+            self.folder / str(step),
+            problem,
+            target.name,
+        )
+
+
+def steps(folder: Path) -> list[int]:
+    """Steps of the complete checkpoints in `folder`, ascending."""
+    complete = [path for path in folder.iterdir() if path.name.isdigit() and read_record(path) is not None]
+    return sorted(int(path.name) for path in complete)
+
+
+def check_intact(path: Path, item: str = "") -> None:
+    """Raise UserError if the checkpoint folder `path` (or its `item`) is not as it was written."""
+    problem = damage(path, item) if jax.process_index() == 0 else "process 0 has the details"
+    if _agreed(lambda: [1] if problem is not None else []):
+        raise UserError(f"{path}: the checkpoint is damaged ({problem}); use another one or restore it from a backup")
+
+
+def load_items(path: Path, abstract_items: State) -> dict[str, Any]:
+    """The items of the checkpoint folder `path` that `abstract_items` names, with its dtypes and shardings.
+
+    The others are not read. Raises UserError naming the first array that is missing, unexpected or of another
+    shape.
+    """
+    for item, target in abstract_items.items():
+        _check_arrays(path, item, _shapes(stored_arrays(path, item)), _shapes(target))
+    with _options():
+        return ocp.load_checkpointables(str(path), dict(abstract_items))
+
+
+def stored_arrays(path: Path, item: str) -> Any:
+    """The tree of an item of the checkpoint folder `path`: shape and dtype of each array, as they are stored.
+
+    Raises UserError if the folder has no such item, or Orbax cannot read it.
+    """
+    try:
+        with _options():
+            stored = ocp.checkpointables_metadata(str(path)).metadata
+    except Exception as error:  # Orbax documents none
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"{path}: is no checkpoint that Orbax reads ({reason}); use another one") from error
+    if item not in stored:
+        raise UserError(f"{path}: holds no {item}; use a checkpoint that this program wrote")
+    return stored[item]
+
+
+def _check_arrays(path: Path, item: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    for name in sorted(stored.keys() | wanted.keys()):
+        if stored.get(name) != wanted.get(name):
+            shape, other = (list(side[name]) if name in side else "absent" for side in (stored, wanted))
+            raise UserError(
+                f"{path}: {item}.{name} is {shape} here, {other} in the recipe; use the recipe that wrote it"
+            )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def _options() -> ocp.Context:
+    """How arrays are stored.
+
+    Uncompressed: zstd takes 7 % off float32 weights and makes a save twice as long or more. Without the
+    sharding file: every load names its own shardings.
+    """
+    context = ocp.Context()
+    context.array.saving.use_compression = False
+    context.array.saving.enable_write_sharding_file = False
+    return context
+
+
+def _agreed(numbers: Callable[[], list[int]]) -> list[int]:
+    """What `numbers()` is on process 0, on every process; the others do not call it: they may see a shared disk at
+    different times, and a folder not at all that process 0 has yet to make."""
+    values = numbers() if jax.process_index() == 0 else []
+    if jax.process_count() == 1:
+        return values
+    count = int(multihost_utils.broadcast_one_to_all(np.int32(len(values))))
+    padded = np.zeros(count, np.int32)
+    padded[: len(values)] = values
+    return [int(number) for number in multihost_utils.broadcast_one_to_all(padded)]

@@ -1,0 +1,1 @@
+"""From log-likelihoods to metrics: per document, over documents, with standard errors."""

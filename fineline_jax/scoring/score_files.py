@@ -1,0 +1,238 @@
+"""The store of scores: the pack that was scored, and one Parquet file per checkpoint.
+
+    SCORES/pack/                          the request pack
+    SCORES/<series>/<checkpoint>.parquet  request, loglikelihood (float64), is_greedy
+    SCORES/log.jsonl                      what each checkpoint took, for people
+
+The file metadata holds what was scored and how; a file is there complete or not at all.
+"""
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fineline_jax.atomic_files import atomic_file, atomic_folder
+from fineline_jax.checkpoints.load import weights_hash
+from fineline_jax.checkpoints.series import Series
+from fineline_jax.errors import UserError
+from fineline_jax.scoring.requests import pack as packs
+from fineline_jax.scoring.requests.pack import Pack
+
+FORMAT = 2
+_KEY = b"fineline"
+_SCHEMA = pa.schema([("request", pa.int32()), ("loglikelihood", pa.float64()), ("is_greedy", pa.bool_())])
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """What decides the numbers: a file with the same key is never computed again."""
+
+    weights_hash: str
+    """`load.weights_hash` of the checkpoint."""
+    pack_hash: str
+    dtype: str
+    bos: str
+    engine_version: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What was scored and how."""
+
+    series: str
+    checkpoint: str
+    step: int | None
+    tokens: int | None
+    """Training tokens seen by the checkpoint."""
+    context: int
+    """Tokens the model was given at most."""
+    key: Key
+    stat_signature: str = ""
+    """`load.stat_signature` of the weight files: shows without reading them that they are those of the key."""
+    engine: str = "tree"
+    engine_reason: str = ""
+    """Why it is not the tree."""
+    location: str = ""
+    """`Series.location`: tells apart series of one name; "": not known."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """The log-likelihoods of one checkpoint, in the order of the pack's requests."""
+
+    header: Header
+    loglikelihood: np.ndarray
+    """float64 [requests], natural logarithm"""
+    is_greedy: np.ndarray
+    """bool [requests]"""
+
+
+def path_of(folder: Path, series: str, checkpoint: str) -> Path:
+    """A slash in a name (an id on the hub) becomes two underscores."""
+    return folder / series.replace("/", "__") / f"{checkpoint.replace('/', '__')}.parquet"
+
+
+def write(folder: Path, scores: Scores) -> Path:
+    """Store one checkpoint's scores in `folder`, under a temporary name first.
+
+    What a killed process left of the same checkpoint is removed: no two processes score one checkpoint.
+    """
+    path = path_of(folder, scores.header.series, scores.header.checkpoint)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    count = len(scores.loglikelihood)
+    columns = [np.arange(count, dtype=np.int32), scores.loglikelihood.astype(np.float64), scores.is_greedy]
+    metadata = {_KEY: json.dumps({"format": FORMAT} | dataclasses.asdict(scores.header)).encode()}
+    table = pa.Table.from_arrays([pa.array(column) for column in columns], schema=_SCHEMA.with_metadata(metadata))
+    with atomic_file(path, exclusive=True) as partial:
+        pq.write_table(table, partial, compression="zstd")
+    return path
+
+
+def note(folder: Path, line: dict[str, Any]) -> None:
+    """Append to the log. Several machines may; nothing is ever read from it by this program."""
+    with (folder / "log.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def read(path: Path) -> Scores:
+    """Raises UserError if `path` is not a score file."""
+    header = read_header(path)
+    table = pq.read_table(path, schema=_SCHEMA)
+    return Scores(header, table["loglikelihood"].to_numpy(), table["is_greedy"].to_numpy())
+
+
+def read_header(path: Path) -> Header:
+    """Raises UserError if `path` is not a score file, or one of another format."""
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+        header = json.loads(metadata[_KEY])
+        found = header.pop("format", 1)
+        if found != FORMAT:
+            raise UserError(f"{path}: score file of format {found}, not {FORMAT}; remove it and score again")
+        return Header(**{**header, "key": Key(**header["key"])})
+    except (OSError, pa.ArrowException, AttributeError, KeyError, TypeError, ValueError):
+        raise UserError(f"{path}: not a score file of `fineline score`; remove it and score again") from None
+
+
+def header_of(folder: Path, series: str, checkpoint: str) -> Header | None:
+    """The header of a checkpoint's scores; None if it has none. Raises UserError if the file is no score file."""
+    path = path_of(folder, series, checkpoint)
+    return read_header(path) if path.is_file() else None
+
+
+def headers_of(folder: Path, series: str) -> list[Header]:
+    """The headers of all scores of a series, by name. Raises UserError if a file is no score file."""
+    return [read_header(path) for path in sorted(path_of(folder, series, "").parent.glob("[!.]*.parquet"))]
+
+
+def score_files(folder: Path) -> list[Path]:
+    """All score files, ordered by series and name. Raises UserError if `folder` is no scores folder."""
+    if not (folder / "pack" / "manifest.json").is_file():
+        raise UserError(f"{folder}: no scores here (there is no pack/ in it); make them with `fineline score`")
+    found = (path for path in folder.glob("*/*.parquet") if path.name[0] != ".")
+    return sorted(path for path in found if not re.fullmatch(r"pack|\.pack\..*", path.parent.name))
+
+
+def check_pack(folder: Path, pack: Pack) -> None:
+    """Raise UserError if `folder` holds scores of another pack, or none can be written there.
+
+    Writes nothing where there are no scores yet.
+    """
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UserError(f"{folder}: no scores can be written there ({there} is no writable folder); give another --out")
+    if (folder / "pack").exists():
+        keep_pack(folder, pack)
+
+
+def keep_pack(folder: Path, pack: Pack) -> None:
+    """Put the pack beside its scores, in the place of one without any. Raises UserError if there are scores of another.
+
+    Several machines may do so at the same time: the first one's stays.
+    """
+    place = folder / "pack"
+    if not place.exists():
+        try:
+            with atomic_folder(place) as partial:
+                packs.write_files(pack, partial)
+            return
+        except OSError:
+            if not place.exists():
+                raise
+    kept = packs.load(place)
+    if kept.hash != pack.hash and not score_files(folder):  # of a run that ended before its first checkpoint
+        packs.save(pack, place)
+        return
+    if kept.hash != pack.hash:
+        raise UserError(
+            f"{folder} holds scores of another request pack ({kept.manifest['suite']}); choose another --out"
+        )
+    if kept.manifest != pack.manifest:  # other domains or chance levels for the same requests
+        packs.save(pack, place)
+
+
+def check_unique_names(series: Sequence[Series]) -> None:
+    """Raise UserError if the scores of two of these series would lie in one folder."""
+    locations: dict[tuple[str, str], str] = {}
+    for one in series:
+        _check_names(one)
+        for checkpoint in one.checkpoints:
+            here = checkpoint.remote.url if checkpoint.remote is not None else str(checkpoint.location)
+            first = locations.setdefault((one.name, checkpoint.name), here)
+            if first != here:
+                raise UserError(
+                    f"{first} and {here} are both called {one.name}/{checkpoint.name}, and their scores would be one"
+                    " file; rename a folder, or score them with an --out each"
+                )
+    located: dict[str, str] = {}
+    for one in series:
+        first = located.setdefault(one.name, one.location)
+        if first and one.location and first != one.location:
+            raise UserError(
+                f"{first} and {one.location} are both called {one.name}, and their scores would be one series;"
+                " rename a folder, or score them with an --out each"
+            )
+
+
+def _check_names(series: Series) -> None:
+    """Raise UserError if no scores are looked for under its name or one of its checkpoints'."""
+    wrong = [checkpoint.name for checkpoint in series.checkpoints if checkpoint.name.startswith(".")]
+    if series.name in ("", ".", "..", "pack"):
+        wrong = [series.name]
+    if wrong:
+        raise UserError(
+            f"{series.location or series.name}: no scores can be kept under the name {wrong[0]!r}; rename it"
+        )
+
+
+def check_out(series: Sequence[Series], pack: Pack, out: Path) -> None:
+    """Raise UserError if `out` holds scores of another pack, or of another series of the same name."""
+    check_pack(out, pack)
+    for one in series:
+        headers = headers_of(out, one.name)
+        scored = {header.location for header in headers} - {""}
+        if scored and one.location and one.location not in scored and not _has_moved(one, headers):
+            raise UserError(
+                f"{out / one.name}: holds the scores of {min(scored)}, and {one.location} is another series of that"
+                " name; rename its folder, or choose another --out"
+            )
+
+
+def _has_moved(series: Series, headers: Sequence[Header]) -> bool:
+    """Whether the weights of one of its checkpoints are those that were scored elsewhere under its name."""
+    scored = {header.checkpoint: header.key.weights_hash for header in headers}
+    known = (checkpoint for checkpoint in series.checkpoints if checkpoint.name in scored)
+    for checkpoint in known:
+        try:
+            return weights_hash(checkpoint) == scored[checkpoint.name]
+        except (UserError, OSError):
+            continue  # damaged: the next one may show it
+    return False

@@ -1,0 +1,95 @@
+"""Scoring the kept checkpoints of a run in memory, while it trains."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from fineline_jax.checkpoints.load import stat_signature, weights_hash
+from fineline_jax.checkpoints.open import open_series
+from fineline_jax.checkpoints.series import Series
+from fineline_jax.errors import UserError
+from fineline_jax.models.config import ModelConfig
+from fineline_jax.multihost import broadcast_from_process_0
+from fineline_jax.scoring import score_files
+from fineline_jax.scoring.engine.dispatch import Scorer
+from fineline_jax.scoring.engine.scorer import make_scorer
+from fineline_jax.scoring.requests.pack import Pack, load
+from fineline_jax.scoring.series.compatibility import check_tokenizer_folder, model_context
+from fineline_jax.scoring.series.score_series import is_scored, make_header, make_key
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreInTraining:
+    """For `training.observers.AtKeptCheckpoints`: the score files are those that `fineline score RUN` would write."""
+
+    run: Path
+    config: ModelConfig
+    pack: Pack
+    out: Path
+    dtype: str = "float32"
+
+    def __call__(self, step: int, params: dict, wait: Callable[[], None]) -> None:
+        """Score the parameters where they are, unless that is done; written when `wait()` says that the checkpoint is
+        complete."""
+        if broadcast_from_process_0(self._is_scored(step)):
+            return
+        tokenizer = self.run / "tokenizer"
+        if tokenizer.is_dir():
+            check_tokenizer_folder(self.pack, tokenizer, str(self.run))
+        mesh = jax.tree.leaves(params)[0].sharding.mesh
+        start = time.perf_counter()
+        with jax.set_mesh(mesh):
+            cast = jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(self.dtype)), params)
+        loglikelihood, is_greedy = self.scorer_on(mesh)(cast)
+        seconds = time.perf_counter() - start
+        wait()
+        if jax.process_index() != 0:
+            return
+        opened = self._open(step)
+        [checkpoint] = opened.checkpoints
+        score_files.keep_pack(self.out, self.pack)
+        key = self._key(weights_hash(checkpoint))
+        header = make_header(opened, checkpoint, self.config, self.pack, key, stat_signature(checkpoint))
+        score_files.write(self.out, score_files.Scores(header, loglikelihood, is_greedy))
+        line = {"series": checkpoint.series, "checkpoint": checkpoint.name, "requests": len(loglikelihood)}
+        score_files.note(self.out, line | {"model_seconds": round(seconds, 3)})
+
+    def _is_scored(self, step: int) -> bool:
+        try:
+            [checkpoint] = self._open(step).checkpoints
+        except UserError:
+            return False  # being written
+        return is_scored(score_files.header_of(self.out, checkpoint.series, checkpoint.name), checkpoint, self._key)
+
+    def _open(self, step: int) -> Series:
+        """The series of this one checkpoint."""
+        return open_series(str(self.run / "checkpoints" / str(step)))
+
+    def _key(self, weights_hash: str) -> score_files.Key:
+        return make_key(weights_hash, self.pack, self.dtype)
+
+    @functools.cached_property
+    def scorer_on(self) -> Callable[[jax.sharding.Mesh], Scorer]:
+        """The scorer of the model on a mesh. The last one is kept: a run makes it once."""
+        return functools.lru_cache(maxsize=1)(self._make_scorer)
+
+    def _make_scorer(self, mesh: jax.sharding.Mesh) -> Scorer:
+        context = model_context(self.pack, self.config)
+        return make_scorer(self.pack.request_tokens, self.config, mesh, self.dtype, context=context)
+
+
+def open_pack(score: str, tokenizer: Path, benchmarks: Path | None) -> Pack:
+    """The request pack in the folder `score`, or the suite of that name with this tokenizer."""
+    if (Path(score) / "manifest.json").is_file():
+        return load(Path(score))
+    from fineline_jax.scoring.options import PackOptions
+    from fineline_jax.scoring.requests.build import build  # lm-eval takes seconds to import
+
+    if not tokenizer.is_dir():
+        raise UserError(f"--score {score}: {tokenizer} is not there; give a pack made by `fineline tasks prepare`")
+    return build(score, tokenizer, PackOptions(benchmarks))

@@ -1,0 +1,270 @@
+"""Scoring the checkpoints of series on a request pack, each once."""
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from fineline_jax import progress
+from fineline_jax.checkpoints import load
+from fineline_jax.checkpoints.series import Checkpoint, Series
+from fineline_jax.errors import UserError
+from fineline_jax.models.config import ModelConfig
+from fineline_jax.multihost import broadcast_from_process_0, check_on_process_0
+from fineline_jax.scoring import score_files
+from fineline_jax.scoring.engine.dispatch import Scorer
+from fineline_jax.scoring.engine.rows import truncated
+from fineline_jax.scoring.engine.scorer import ENGINE_VERSION, make_scorer, pick_engine
+from fineline_jax.scoring.options import ScoreOptions
+from fineline_jax.scoring.requests.pack import Pack
+from fineline_jax.scoring.series.compatibility import check_tokenizer, check_vocabulary, log_policy, model_context
+from fineline_jax.scoring.series.prefetch import Failed, Opened, open_each
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class SeriesScorer:
+    """Scores series on one pack into the folder `out`, on one mesh; what it compiled for a config it keeps while the
+    config is the same."""
+
+    pack: Pack
+    out: Path
+    mesh: jax.sharding.Mesh
+    options: ScoreOptions = dataclasses.field(default_factory=ScoreOptions)
+
+    def __call__(self, series: Sequence[Series]) -> list[Path]:
+        """Score every checkpoint of this process's part of each series that `out` has no scores of with the same key;
+        returns all score files of the part.
+
+        The next checkpoint is opened while one is scored. One that cannot be opened is passed over; a `NotAllScored`
+        at the end names it. Safe to interrupt and run again: finished checkpoints are recognised without reading their
+        weights as long as the files have the same sizes and times. Raises UserError, with nothing written, if `out`
+        holds scores of another pack or of another series of the same name, or an option cannot be; or if a
+        checkpoint's tokenizer is not the pack's.
+        """
+        self.options.check()
+        score_files.check_unique_names(series)
+        check_on_process_0(functools.partial(score_files.check_out, series, self.pack, self.out))
+        shard = self.options.shard()
+        files: list[Path] = []
+        failed: list[Failed] = []
+        for position, one in enumerate(series):
+            part = dataclasses.replace(one, checkpoints=tuple(shard.of(one.checkpoints, shift=position)))
+            failed += _score_all(self, part)
+            files += [score_files.path_of(self.out, part.name, checkpoint.name) for checkpoint in part.checkpoints]
+        if failed:
+            raise NotAllScored(failed)
+        return files
+
+    @functools.cached_property
+    def scorer_of(self) -> Callable[[ModelConfig], Scorer]:
+        """The scorer for models of a config. The last one is kept, so a series of one config makes it once."""
+        return functools.lru_cache(maxsize=1)(self._make_scorer)
+
+    def _make_scorer(self, config: ModelConfig) -> Scorer:
+        options, context = self.options, model_context(self.pack, config)
+        return make_scorer(
+            self.pack.request_tokens,
+            config,
+            self.mesh,
+            options.dtype,
+            context=context,
+            batch_tokens=options.batch_tokens,
+        )
+
+    @functools.cached_property
+    def keep_pack(self) -> Callable[[], None]:
+        """Put the pack beside its scores, at the first call."""
+        return functools.cache(functools.partial(score_files.keep_pack, self.out, self.pack))
+
+    def key(self, weights_hash: str) -> score_files.Key:
+        """The key of the scores that are made here of such weights."""
+        return make_key(weights_hash, self.pack, self.options.dtype)
+
+
+def make_key(weights_hash: str, pack: Pack, dtype: str) -> score_files.Key:
+    """The key of scores that are made now."""
+    return score_files.Key(weights_hash, pack.hash, dtype, pack.manifest["bos"], ENGINE_VERSION)
+
+
+def make_header(
+    series: Series, checkpoint: Checkpoint, config: ModelConfig, pack: Pack, key: score_files.Key, stat_signature: str
+) -> score_files.Header:
+    """The header of scores that are made now. series: that of `checkpoint`."""
+    return score_files.Header(
+        series.name,
+        checkpoint.name,
+        checkpoint.step,
+        checkpoint.tokens,
+        model_context(pack, config),
+        key,
+        stat_signature,
+        *pick_engine(config),
+        series.location,
+    )
+
+
+def is_scored(header: score_files.Header | None, checkpoint: Checkpoint, key: Callable[[str], score_files.Key]) -> bool:
+    """Whether `header` is of this checkpoint's scores, as far as can be decided without reading its weights; key: of
+    scores that would be made now of weights of such a hash."""
+    if header is None or not header.stat_signature or header.key != key(header.key.weights_hash):
+        return False
+    try:
+        return header.stat_signature == load.stat_signature(checkpoint)
+    except (UserError, OSError):
+        return False  # opening it will say why
+
+
+def _score_all(job: SeriesScorer, series: Series) -> list[Failed]:
+    """Score what is not scored yet; returns the checkpoints that could not be opened."""
+    if _is_first():
+        log_policy(series, job.pack)
+    finished, pending = _split(job, series)
+    for checkpoint in finished:  # downloads that a killed run has left
+        load.discard(checkpoint)
+    requests = len(job.pack.request_tokens)
+    failed: list[Failed] = []
+    clock = Clock()
+    with _bar(f"score {series.name}", len(series.checkpoints) * requests, done=len(finished) * requests) as advance:
+        is_new = functools.partial(_is_new, job, series)
+        check = functools.partial(check_tokenizer, job.pack)
+        opened_each = open_each(pending, job.mesh, job.options.dtype, is_new, check)
+        for number, opened in enumerate(opened_each, start=1):
+            note = f"checkpoint {number} of {len(pending)}: {opened.checkpoint.name}"
+            if isinstance(opened, Failed):
+                log.warning("%s/%s is passed over: %s", series.name, opened.checkpoint.name, opened.reason)
+                failed.append(opened)
+                advance(requests, note)
+            elif opened.model is None:  # the same weights, with other times of change
+                _renew_header(job, series, opened)
+                advance(requests, note)
+            else:
+                _score_one(job, series, opened, opened.model, clock, advance, note)
+    if _is_first() and clock.score:
+        log.info("%s: %s", series.name, clock)
+    return failed
+
+
+def _split(job: SeriesScorer, series: Series) -> tuple[list[Checkpoint], list[Checkpoint]]:
+    """The checkpoints that are scored already, and the others: process 0 looks and all follow it."""
+    names: list[str] = []
+    if _is_first():
+        headers = {one.name: score_files.header_of(job.out, series.name, one.name) for one in series.checkpoints}
+        names = [one.name for one in series.checkpoints if is_scored(headers[one.name], one, job.key)]
+    names = broadcast_from_process_0(names)
+    finished = [checkpoint for checkpoint in series.checkpoints if checkpoint.name in names]
+    return finished, [checkpoint for checkpoint in series.checkpoints if checkpoint.name not in names]
+
+
+def _is_new(job: SeriesScorer, series: Series, checkpoint: Checkpoint, weights_hash: str) -> bool:
+    """Whether `out` has no scores of these weights."""
+    header = score_files.header_of(job.out, series.name, checkpoint.name)
+    return header is None or header.key != job.key(weights_hash)
+
+
+def _score_one(
+    job: SeriesScorer,
+    series: Series,
+    opened: Opened,
+    model: tuple[ModelConfig, dict[str, Any]],
+    clock: "Clock",
+    advance: progress.Advance,
+    note: str,
+) -> None:
+    """Compute the scores of a checkpoint that is on the devices, and write them."""
+    config, params = model
+    name = f"{series.name}/{opened.checkpoint.name}"
+    check_vocabulary(job.pack, config, name)
+    context = model_context(job.pack, config)
+    if cut := truncated(job.pack.request_tokens, context):
+        note = f"{note}, {cut} requests cut to {context} tokens"
+    advance(0, note)
+    clock.start()
+    loglikelihood, is_greedy = job.scorer_of(config)(params, advance)
+    seconds = clock.stop()
+    if wrong := int((~np.isfinite(loglikelihood)).sum()):
+        log.warning("%s: %d log-likelihoods are no numbers; see its weights", name, wrong)
+    if not _is_first():
+        return
+    key = job.key(opened.weights_hash)
+    header = make_header(series, opened.checkpoint, config, job.pack, key, opened.stat_signature)
+    job.keep_pack()  # with the first scores and not before: a command that fails leaves no folder
+    score_files.write(job.out, score_files.Scores(header, loglikelihood, is_greedy))
+    line = {"series": series.name, "checkpoint": opened.checkpoint.name, "requests": len(loglikelihood)}
+    score_files.note(job.out, line | seconds)
+
+
+def _renew_header(job: SeriesScorer, series: Series, opened: Opened) -> None:
+    """Write where and with which times of change the files of these weights are now."""
+    if _is_first():
+        found = score_files.read(score_files.path_of(job.out, series.name, opened.checkpoint.name))
+        header = dataclasses.replace(found.header, stat_signature=opened.stat_signature, location=series.location)
+        score_files.write(job.out, dataclasses.replace(found, header=header))
+
+
+def _is_first() -> bool:
+    return jax.process_index() == 0
+
+
+def _bar(name: str, total: int, done: int) -> contextlib.AbstractContextManager[progress.Advance]:
+    """On process 0 only."""
+    if not _is_first():
+        return contextlib.nullcontext(lambda amount, note="": None)
+    return progress.bar(name, total, "requests", done=done)
+
+
+REASONS_SHOWN = 8
+"""In the last line; the log has them all."""
+
+
+class NotAllScored(UserError):
+    """Some checkpoints could not be opened; all others are scored."""
+
+    exit_status = 1
+
+    def __init__(self, failed: Sequence[Failed]):
+        self.failed = tuple(failed)
+        names = [f"{one.checkpoint.series}/{one.checkpoint.name}" for one in failed]
+        reasons = [f" ({one.reason})" for one in failed[:REASONS_SHOWN]] + [""] * len(failed[REASONS_SHOWN:])
+        super().__init__(
+            f"{'1 checkpoint' if len(failed) == 1 else f'{len(failed)} checkpoints'} could not be opened:"
+            f" {'; '.join(map(str.__add__, names, reasons))}; all others are scored, mend what is damaged and"
+            " run the same command again"
+        )
+
+
+class Clock:
+    """Time in the model against all other time, such as waiting for weights."""
+
+    def __init__(self) -> None:
+        self.score = self.other = 0.0
+        self.checkpoints = 0
+        self._mark = time.perf_counter()
+
+    def start(self) -> None:
+        """The model begins."""
+        self._other, self._mark = self._lap()
+
+    def stop(self) -> dict[str, float]:
+        """The model has ended; what this checkpoint took: in the model, and all else since the one before it."""
+        score, self._mark = self._lap()
+        self.score, self.other, self.checkpoints = self.score + score, self.other + self._other, self.checkpoints + 1
+        return {"model_seconds": round(score, 3), "other_seconds": round(self._other, 3)}
+
+    def __str__(self) -> str:
+        total = self.score + self.other
+        outside = f"{self.other / total:.1%} of it outside the model"
+        scored = progress.counted(self.checkpoints, "checkpoint")
+        return f"{scored} scored in {progress.duration(total)}, {outside}"
+
+    def _lap(self) -> tuple[float, float]:
+        now = time.perf_counter()
+        return now - self._mark, now

@@ -1,0 +1,222 @@
+"""What the pictures draw, read back from matplotlib's artists before they become pixels."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+from trajectories_simulated import simulated_table
+
+from fineline_jax.trajectories.report import figures
+from fineline_jax.trajectories.report.figures import COLOURS, draw_figures
+from fineline_jax.trajectories.statistics.dynamics import domain_curves, summarise
+from fineline_jax.trajectories.table import normalise
+
+NAN = math.nan
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """table, … -> {name of the file: figure}; nothing is rendered."""
+
+    def draw(frame: pd.DataFrame, metric: str = "acc", title: str = "Title") -> dict:
+        found = {}
+        monkeypatch.setattr(figures, "_save", lambda figure, path: found.setdefault(path.name, figure) and path)
+        table = normalise(frame)
+        paths = draw_figures(table, summarise(table), domain_curves(table), Path("/tmp"), metric=metric, title=title)
+        assert [path.name for path in paths] == list(found)
+        return found
+
+    return draw
+
+
+def rows(tasks: dict[str, float], series: tuple[str, ...] = ("s",), domain: str = "one") -> pd.DataFrame:
+    """Of each task, rising from its chance at different times; checkpoints at 0 and from 1 M to 1 B tokens."""
+    tokens = np.array([0, *np.geomspace(1e6, 1e9, 10)])
+    parts = []
+    for s, name in enumerate(series):
+        for i, (task, chance) in enumerate(tasks.items()):
+            low = 0.1 if math.isnan(chance) else chance
+            value = low + (0.8 - low) * (np.arange(11) > 3 + 2 * i + s) + 1e-3 * s
+            part = pd.DataFrame(
+                {"series": name, "tokens": tokens, "task": task, "value": value, "stderr": 0.01 * (i + 1)}
+            )
+            parts.append(part.assign(metric="acc", domain=domain, chance=chance, n=500))
+    return pd.concat(parts)
+
+
+def data_of(axes) -> dict[str, np.ndarray]:
+    """Label -> [points, 2] of the lines that are in the legend."""
+    return {line.get_label(): line.get_xydata() for line in axes.lines if not line.get_label().startswith("_")}
+
+
+def test_there_is_an_overview_and_a_picture_per_domain(drawn) -> None:
+    frame = pd.concat([rows({"a": 0.5}, domain="a b"), rows({"b": 0.5}, domain="a_b"), rows({"c": 0.5}, domain="東京")])
+    assert list(drawn(frame)) == ["overview.png", "a_b.png", "a_b_2.png", "domain.png"]
+    only = drawn(pd.concat([rows({"a": 0.5}), rows({"b": 0.5}, domain="x").assign(metric="other")]))
+    assert list(only) == ["overview.png", "one.png"]  # of the metric asked for
+
+
+def test_one_series_is_a_line_per_task_with_its_band_and_the_chance(drawn) -> None:
+    frame = rows({"a": 0.5, "b": 0.25})
+    [axes] = drawn(frame)["one.png"].axes
+    tokens = frame.tokens[frame.task == "a"].to_numpy()
+    x = np.log10(np.where(tokens > 0, tokens, 0.5e6))  # 0 is half of the first step to the left
+    lines = data_of(axes)
+    assert list(lines) == ["a", "b"]
+    for i, task in enumerate(("a", "b")):
+        part = frame[frame.task == task]
+        np.testing.assert_allclose(lines[task], np.stack([x, part.value], axis=1))
+        band = axes.collections[i].get_paths()[0].vertices
+        for j in range(len(x)):
+            at = band[np.isclose(band[:, 0], x[j])][:, 1]
+            assert (at.min(), at.max()) == pytest.approx(
+                (part.value.iloc[j] - 1.96 * 0.01 * (i + 1), part.value.iloc[j] + 1.96 * 0.01 * (i + 1))
+            )
+    assert sorted({line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == "--"}) == [0.25, 0.5]
+    assert [line.get_color() for line in axes.lines if line.get_label() in "ab"] == list(COLOURS[:2])
+    assert axes.get_title(loc="left") == "One" and axes.get_ylabel() == "accuracy"
+    assert axes.get_xlabel() == "training tokens"
+
+
+def test_the_token_axis_has_ticks_for_people_and_one_for_zero(drawn) -> None:
+    [axes] = drawn(rows({"a": 0.5}))["one.png"].axes
+    locations = axes.xaxis.get_major_locator()()
+    texts = [axes.xaxis.get_major_formatter()(x) for x in locations]
+    assert locations == pytest.approx([math.log10(0.5e6), 6, 7, 8, 9])
+    assert texts == ["0", "1 M", "10 M", "100 M", "1 B"]
+    frame = rows({"a": 0.5})
+    [axes] = drawn(frame.assign(tokens=frame.tokens * frame.tokens / 1e6))["one.png"].axes  # 6 decades: no room at 0
+    assert list(axes.xaxis.get_major_locator()()) == pytest.approx([math.log10(0.5e6), 7, 8, 9, 10, 11, 12])
+    [axes] = drawn(frame[(frame.tokens > 4e6) & (frame.tokens < 3e8)])["one.png"].axes
+    assert [axes.xaxis.get_major_formatter()(x) for x in axes.xaxis.get_major_locator()()] == [
+        "5 M", "10 M", "20 M", "50 M", "100 M", "200 M",
+    ]  # fmt: skip
+
+
+def test_several_series_are_lines_of_a_plot_per_task(drawn) -> None:
+    frame = rows({"a": 0.5, "b": 0.25, "c": 0.5, "d": 0.5}, ("s", "r"))
+    plots = drawn(frame)["one.png"].axes
+    assert [axes.get_title(loc="left") for axes in plots] == ["a", "b", "c", "d"]
+    for axes, task in zip(plots, "abcd"):
+        lines = data_of(axes)
+        assert list(lines) == ["s", "r"]
+        for series in ("s", "r"):
+            part = frame[(frame.task == task) & (frame.series == series)]
+            np.testing.assert_allclose(lines[series][:, 1], part.value)
+    assert [bool(axes.get_ylabel()) for axes in plots] == [True, False, False, True]
+
+
+@pytest.mark.parametrize(("count", "crowded"), [(8, False), (9, True)])
+def test_more_than_eight_tasks_are_faint_under_their_mean(drawn, count: int, crowded: bool) -> None:
+    frame = rows({f"t{i}": 0.5 for i in range(count)})
+    [axes] = drawn(frame)["one.png"].axes
+    lines = data_of(axes)
+    if not crowded:
+        assert list(lines) == [f"t{i}" for i in range(count)]
+        return
+    assert list(lines) == ["mean of 9 tasks"]
+    mean = frame.groupby("tokens")["value"].mean()
+    np.testing.assert_allclose(lines["mean of 9 tasks"][:, 1], mean)
+    band = axes.collections[0].get_paths()[0].vertices[:, 1]
+    error = 1.96 * math.sqrt(sum((0.01 * (i + 1)) ** 2 for i in range(9))) / 9
+    assert band.max() == pytest.approx(mean.max() + error) and len(axes.collections) == 1
+    faint = [line for line in axes.lines if line.get_alpha() == 0.3]
+    assert len(faint) == 9
+    [two] = drawn(rows({f"t{i}": 0.5 if i else 0.25 for i in range(count)}))["one.png"].axes
+    assert not data_of(two)  # of different chance levels: no mean on this axis
+
+
+def test_the_overview_is_sorted_by_t50_and_shows_scores_above_chance(drawn) -> None:
+    frame = pd.concat([rows({"late": 0.0, "mid": 0.0, "early": 0.25}), rows({"never": 0.5}).assign(value=0.5)])
+    shift = {"late": 4, "mid": 2, "early": 0}
+    frame["value"] = [
+        row.value if row.task == "never" else (0.9 if row.tokens >= 10 ** (6.5 + shift[row.task] / 2) else row.chance)
+        for row in frame.itertuples()
+    ]
+    frame = pd.concat([frame, rows({"free": NAN})])
+    axes = drawn(frame)["overview.png"].axes[0]
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    summary = summarise(normalise(frame)).set_index("task")
+    assert names[-1] == "never" and list(summary.t50[names[:-1]]) == sorted(summary.t50.dropna())
+    meshes, marks = axes.collections[: len(names)], axes.collections[len(names) :]
+    for i, (task, mesh) in enumerate(zip(names, meshes)):
+        row, values = summary.loc[task], frame.value[frame.task == task]
+        chance = row.chance == row.chance
+        expected = (
+            (values - row.chance) / (1 - row.chance) if chance else (values - row.baseline) / (row.level - row.baseline)
+        )
+        np.testing.assert_allclose(np.ravel(mesh.get_array()), expected, atol=1e-12)
+        corners = mesh.get_coordinates()
+        assert list(corners[:, 0, 1]) == pytest.approx([i - 0.44, i + 0.44])
+        x = np.log10([0.5e6, *np.geomspace(1e6, 1e9, 10)])
+        middle = (x[1:] + x[:-1]) / 2
+        assert list(corners[0, :, 0]) == pytest.approx([x[0] - 0.15051, *middle, x[-1] + (x[-1] - x[-2]) / 2], abs=1e-4)
+        assert (mesh.norm.vmin, mesh.norm.vmax) == pytest.approx((-1.0, 1.0))  # `free` ends at its own level
+    for column, mark in zip(("onset", "t50", "t90"), marks):
+        at = [
+            (math.log10(summary.loc[task, column]), i) for i, task in enumerate(names) if summary.loc[task, column] > 0
+        ]
+        np.testing.assert_allclose(np.asarray(mark.get_offsets()), at)
+        assert mark.get_label() == column
+    low, high = axes.get_ylim()
+    assert low > high  # the first row at the top
+
+
+def test_tasks_learned_before_the_first_checkpoint_come_first(drawn) -> None:
+    frame = rows({"a": 0.25, "b": 0.25})
+    frame.loc[frame.task == "b", "value"] = 0.9
+    axes = drawn(frame)["overview.png"].axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["b", "a"]
+
+
+def test_series_that_differ_in_size_are_coloured_in_order_and_the_largest_is_shown(drawn) -> None:
+    names = ("m-1b", "m-70m", "m-7b")
+    found = drawn(rows({"a": 0.5}, names))
+    assert found["overview.png"].axes[0].get_title(loc="left") == "Title: m-7b"
+    [axes] = found["one.png"].axes
+    colours = {line.get_label(): to_hex(line.get_color()) for line in axes.lines if line.get_label() in names}
+    assert list(colours) == ["m-70m", "m-1b", "m-7b"]
+    assert colours["m-70m"] == "#c9a400" and colours["m-7b"] == "#440f54"
+    plain = drawn(rows({"a": 0.5}, ("z", "y")))
+    assert plain["overview.png"].axes[0].get_title(loc="left") == "Title: z"
+    colours = [line.get_color() for line in plain["one.png"].axes[0].lines if line.get_label() in "zy"]
+    assert colours == list(COLOURS[:2])
+    alone = drawn(rows({"a": 0.5}), title="T" * 80)["overview.png"].axes[0].get_title(loc="left")
+    assert alone == "T" * 69 + "…"
+
+
+@pytest.mark.parametrize("tokens", [[1e6], [0.0]])
+def test_one_checkpoint_is_drawn(drawn, tokens: list[float]) -> None:
+    frame = rows({"a": 0.5}).iloc[:1].assign(tokens=tokens)
+    axes = drawn(frame)["overview.png"].axes[0]
+    corners = axes.collections[0].get_coordinates()[0, :, 0]
+    assert corners[1] - corners[0] == pytest.approx(0.2)
+
+
+def test_the_simulated_world_has_a_figure_per_domain_at_its_resolution(tmp_path: Path) -> None:
+    import struct
+
+    table = normalise(simulated_table(checkpoints=5))
+    table = table[table.domain == "facts"]
+    paths = draw_figures(table, summarise(table), domain_curves(table), tmp_path / "new", metric="acc", title="T")
+    assert [path.name for path in paths] == ["overview.png", "facts.png"]
+    width, height = struct.unpack(">II", paths[1].read_bytes()[16:24])
+    assert (width, height) == (6.4 * 160, 4.0 * 160)
+
+
+def test_pictures_are_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = normalise(rows({"a": 0.5}))
+    draw = lambda: draw_figures(table, summarise(table), domain_curves(table), tmp_path, metric="acc", title="t")
+
+    def torn(canvas, path) -> None:
+        Path(path).write_bytes(b"half of a")
+        raise OSError(28, "no space left")
+
+    old = {path: path.read_bytes() for path in draw()}
+    monkeypatch.setattr(figures.FigureCanvasAgg, "print_png", torn)
+    with pytest.raises(OSError, match="no space left"):
+        draw()
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == old

@@ -39,6 +39,7 @@ class Data:
     """What is read, and in which order."""
 
     sources: tuple[Source, ...]
+    """Prepared data sets that a run reads, at least one."""
     sequence_length: int = 2048
     """Tokens the model is fed per window; a stored window has one more."""
     order: Literal["shuffle", "chunks"] = "shuffle"
@@ -84,9 +85,11 @@ class Schedule:
     final: float = 3e-5
     """Learning rate at the end."""
     warmup_tokens: int = 0
+    """Tokens of the linear warmup from 0 to the peak."""
     kind: Literal["cosine", "linear", "constant", "wsd", "multistep"] = "cosine"
+    """Decay after the warmup: half a cosine, a line, none, a line over the last tokens only (wsd), or in steps."""
     decay_tokens: int = 0
-    """wsd: length of the linear decay at the end."""
+    """wsd: tokens of the linear decay at the end."""
     milestones: tuple[tuple[float, float], ...] = ((0.8, 0.316), (0.9, 0.1))
     """multistep: (share of all tokens, factor of the peak from there on). Default: DeepSeek LLM (2401.02954)."""
 
@@ -110,13 +113,17 @@ class Optimizer:
 
     schedule: Schedule
     beta1: float = 0.9
+    """Factor per step of the running mean of the gradient."""
     beta2: float = 0.95
+    """Decay per step of the running mean of the squared gradient."""
     eps: float = 1e-8
+    """Added to the root of the second moment before dividing by it."""
     weight_decay: float = 0.1
+    """A step subtracts this times the learning rate times the weight."""
     decay: Literal["all", "matrices"] = "all"
     """all: every parameter, norms and embeddings too (Amber, OpenLLaMA). matrices: not the norm scales and biases."""
     clip_norm: float = 1.0
-    """Global gradient norm above which gradients are scaled down."""
+    """Global norm to which larger gradients are scaled down."""
     skip_nonfinite: bool = False
     """Leave weights and moments alone at a step whose loss or gradient is not finite; counted in the metrics."""
     skip_spike_sigmas: float = 0.0
@@ -158,7 +165,9 @@ class Every:
     """A checkpoint at each multiple of `tokens`, until `until` tokens (None: to the end)."""
 
     tokens: int
+    """Distance between kept checkpoints, in tokens."""
     until: int | None = None
+    """Tokens at which the rule ends."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +218,7 @@ class Compute:
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Activations and the weights they meet; masters stay float32."""
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
-    """auto: splash on TPU, cudnn on CUDA in bfloat16, else reference."""
+    """auto: splash on TPU, cudnn on CUDA in bfloat16, else xla."""
     remat: Literal["none", "context", "qkv_context", "full", "offload"] = "full"
     """What the backward pass finds saved. none: everything. context: attention outputs. qkv_context: and
     q, k, v. full: layer inputs only. offload: layer inputs, q, k, v and context in host memory."""
@@ -224,11 +233,13 @@ class Logging:
     every_steps: int = 1
     """Steps between lines of metrics.jsonl."""
     tensorboard: bool = True
+    """Write the metrics for TensorBoard too, into RUN/tensorboard."""
     wandb_project: str | None = None
     """Weights & Biases project; needs the `wandb` extra."""
     profile_start_step: int = 0
+    """First step of the jax.profiler trace in RUN/profile, from 0."""
     profile_steps: int = 0
-    """Length of the jax.profiler window, in steps; 0: none."""
+    """Steps of the trace; 0: none."""
     validation_sequences: int = 64
     """Windows of the validation loss, measured at every kept checkpoint; 0: none."""
     peak_tflops: float = 0.0
@@ -246,6 +257,7 @@ class Recipe:
     """Everything a run depends on."""
 
     name: str
+    """Name of the run; also of its folder below runs/, if --run names none."""
     model: ModelConfig
     data: Data
     batch: Batch

@@ -16,6 +16,7 @@ class ModelConfig:
     width: int
     """Features of the residual stream."""
     layers: int
+    """Blocks of attention and MLP, or of Mamba, one after the other."""
     heads: int
     """Query heads; 0 for mixer='mamba'."""
     mlp_width: int
@@ -27,7 +28,9 @@ class ModelConfig:
     context: int = 2048
     """Longest sequence the model is made for, in tokens."""
     rope_theta: float = 10_000.0
+    """Base of the wavelengths of the rotary positions."""
     norm_eps: float = 1e-6
+    """Added to the variance (RMSNorm: to the mean square) before its root is taken."""
     tied_embeddings: bool = False
     """The output head is the embedding table."""
     attention_bias: bool = False
@@ -58,6 +61,7 @@ class ModelConfig:
     experts: int = 0
     """MLPs of which each token goes through `experts_per_token`; 0: one MLP for all (OLMoE, Mixtral)."""
     experts_per_token: int = 0
+    """Experts that each token goes through: those that the router weighs most."""
     normalise_experts: bool = False
     """The weights of a token's experts are scaled to sum to 1 (Mixtral)."""
     shared_expert_width: int = 0

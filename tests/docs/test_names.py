@@ -110,13 +110,13 @@ def test_the_readme_leads_to_every_page() -> None:
 
 
 def test_architecture_names_every_room_and_their_public_functions_exist() -> None:
-    rooms = table("ARCHITECTURE.md", "room")
-    named = {name.removesuffix("/") for row in rooms for name in ticked(row["room"])}
+    rooms = table("ARCHITECTURE.md", "package")
+    named = {name.removesuffix("/") for row in rooms for name in ticked(row["package"])}
     there = {path.name for path in (CHECKOUT / "fineline_jax").iterdir() if re.fullmatch(r"[a-z]\w*(\.py)?", path.name)}
     there.discard("configs")  # a link in some checkouts
     assert named == there
     for row in rooms:
-        homes = [name.removesuffix("/").removesuffix(".py") for name in ticked(row["room"])]
+        homes = [name.removesuffix("/").removesuffix(".py") for name in ticked(row["package"])]
         for function in ticked(row["its public functions"]):
             path = function.partition("(")[0].replace("_*", "_text").replace("ModelConfig", "config.ModelConfig")
             own = [f"fineline_jax.{home}.{path.removeprefix(home + '.') if home == 'cli' else path}" for home in homes]

@@ -26,11 +26,12 @@ from fineline_jax.scoring import lm_eval_compat
 from fineline_jax.scoring.lm_eval_compat import Entry, Kind, TaskIndex, TaskManager
 from fineline_jax.scoring.requests import gold_solutions
 from fineline_jax.scoring.requests.suite import Suite, TaskSpec
+from fineline_jax.world.catalogue import TASKS_FOLDER
 
 FEWSHOT_SEED = 1234
 """lm-eval's default; one generator per task, drawn document after document."""
 SCOREABLE = ("multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until")
-"""Output types of lm-eval. Of the last kind the gold solutions are scored (`gold`)."""
+"""Output types of lm-eval. Of the last kind the gold solutions are scored (`gold_solutions`)."""
 LoadDataset = Callable[..., Any]
 
 
@@ -83,7 +84,7 @@ def load_tasks(suite: Suite, source: LoadDataset | None = None) -> tuple[list[Ta
     `source` replaces `datasets.load_dataset` (see `local_folder`); None: the hub. Raises UserError for an unknown
     task, fixed shots, or missing documents.
     """
-    manager = TaskManager(include_defaults=False, include_path=str(_own_tasks()))
+    manager = TaskManager(include_defaults=False, include_path=str(TASKS_FOLDER))
     index = lm_eval_compat.task_index(manager)
     if any(spec.task not in index for spec in suite.tasks):
         own = dict(index)
@@ -110,7 +111,7 @@ def load_tasks(suite: Suite, source: LoadDataset | None = None) -> tuple[list[Ta
 
 def definition_file(task: str) -> Path | None:
     """The YAML file that defines a leaf task; None if there is none."""
-    own = TaskIndex.build([_own_tasks()])
+    own = TaskIndex.build([TASKS_FOLDER])
     entry = own.get(task) or _lm_eval_index().get(task)
     return entry.yaml_path if entry else None
 
@@ -298,10 +299,6 @@ def _gold(definition: Any, doc: dict[str, Any], choices: tuple[str, ...]) -> tup
     if isinstance(gold, str):
         return (choices.index(gold) if gold in choices else -100,)
     return (int(gold) if gold < len(choices) else -100,)
-
-
-def _own_tasks() -> Path:
-    return Path(__file__).parents[1] / "world" / "tasks"
 
 
 def _lm_eval_index() -> dict[str, Entry]:

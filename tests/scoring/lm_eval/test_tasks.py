@@ -35,7 +35,7 @@ metric_list: [{{metric: acc}}]
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "tasks").mkdir()
-    monkeypatch.setattr(tasks, "_own_tasks", lambda: tmp_path / "tasks")
+    monkeypatch.setattr(tasks, "TASKS_FOLDER", tmp_path / "tasks")
     write(tmp_path / "tasks/one.yaml", YAML.format(name="one"))
     for split in ("train", "validation"):
         write_rows(tmp_path / f"benchmarks/my__data/{split}.parquet", ROWS)

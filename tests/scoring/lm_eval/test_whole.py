@@ -241,7 +241,7 @@ class Place:
             for name, lines in logged.items():
                 tracker.save_results_samples(name, lines)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(tasks, "_own_tasks", lambda: definitions)
+            patch.setattr(tasks, "TASKS_FOLDER", definitions)
             out = folder / "scores" / "pack"
             self.made = prepare_pack(
                 folder / "suite.yaml", self.tokenizer, out, benchmarks=self.benchmarks, limit=limit
@@ -461,7 +461,7 @@ def test_tokens_are_told_where_they_are_known_the_none_before_training_too(token
 
 
 def test_the_export_resamples_as_often_as_it_says(place, tmp_path, monkeypatch):
-    monkeypatch.setattr(tasks, "_own_tasks", lambda: place.folder / "tasks")
+    monkeypatch.setattr(tasks, "TASKS_FOLDER", place.folder / "tasks")
     process, counts = export.evaluation_results, []
     counted = lambda found, groups, iterations: counts.append(iterations) or process(found, groups, iterations)
     monkeypatch.setattr(export, "evaluation_results", counted)
@@ -492,7 +492,7 @@ def test_every_line_of_the_exported_samples_is_that_of_lm_evals_file(place):
 
 def test_without_samples_only_results_and_no_hashes_are_lost(place, monkeypatch):
     monkeypatch.setattr(export, "add_env_info", lambda environment: None)  # a second
-    monkeypatch.setattr(tasks, "_own_tasks", lambda: place.folder / "tasks")
+    monkeypatch.setattr(tasks, "TASKS_FOLDER", place.folder / "tasks")
     [short] = export.export(place.folder / "scores", place.folder / "short", samples=False)
     assert [path.name for path in short.parent.iterdir()] == [short.name]
     ours, whole = (json.loads(path.read_text()) for path in (short, place.exported))
@@ -516,7 +516,7 @@ def test_a_limit_takes_the_first_documents_as_lm_evals(tmp_path):
 @pytest.fixture(scope="module")
 def as_olmes(place) -> pack.Pack:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tasks, "_own_tasks", lambda: place.folder / "tasks")
+        patch.setattr(tasks, "TASKS_FOLDER", place.folder / "tasks")
         out, suite = place.folder / "olmes", place.folder / "suite.yaml"
         return prepare_pack(suite, place.tokenizer, out, benchmarks=place.benchmarks, mode="olmes")
 
@@ -542,7 +542,7 @@ def test_in_mode_olmes_the_delimiter_counts_and_groups_are_plain_means(place, as
 
 
 def test_groups_of_tasks_whose_chance_differs_or_is_not_known(place, tmp_path, monkeypatch):
-    monkeypatch.setattr(tasks, "_own_tasks", lambda: place.folder / "tasks")
+    monkeypatch.setattr(tasks, "TASKS_FOLDER", place.folder / "tasks")
     (tmp_path / "s.yaml").write_text("{name: s, tasks: [{task: outer, metric: acc_norm}]}")
     made = prepare_pack(tmp_path / "s.yaml", place.tokenizer, tmp_path / "p", benchmarks=place.benchmarks)
     chance = {row["task"]: row["chance"] for row in made.tasks}
@@ -558,7 +558,7 @@ def test_groups_of_tasks_whose_chance_differs_or_is_not_known(place, tmp_path, m
 
 def test_scores_of_two_checkpoints_are_exported_each_with_its_own_perplexity_error(place, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "add_env_info", lambda environment: None)  # a second
-    monkeypatch.setattr(tasks, "_own_tasks", lambda: place.folder / "tasks")
+    monkeypatch.setattr(tasks, "TASKS_FOLDER", place.folder / "tasks")
     score_files.keep_pack(tmp_path / "scores", place.made)
     for name, factor in (("a", 1.0), ("b", 0.5)):
         key = score_files.Key(f"w{name}", place.made.hash, "bfloat16", "auto", "oracle")
@@ -586,7 +586,7 @@ def prepared(place: Place, folder: Path, entries: str) -> pack.Pack:
 
 
 def test_tasks_that_generate_are_left_out_of_an_export_and_named(place, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(tasks, "_own_tasks", lambda: place.folder / "tasks")
+    monkeypatch.setattr(tasks, "TASKS_FOLDER", place.folder / "tasks")
     monkeypatch.setattr(export, "add_env_info", lambda environment: None)
     prepared(place, tmp_path, "speech, {task: plain, shots: 1}")
     [path] = export.export(tmp_path / "scores", tmp_path / "out")
@@ -601,7 +601,7 @@ def test_tasks_that_generate_are_left_out_of_an_export_and_named(place, tmp_path
 
 
 def test_an_lm_eval_with_other_groups_is_not_used(place, tmp_path, monkeypatch):
-    monkeypatch.setattr(tasks, "_own_tasks", lambda: place.folder / "tasks")
+    monkeypatch.setattr(tasks, "TASKS_FOLDER", place.folder / "tasks")
     monkeypatch.setattr(export, "add_env_info", lambda environment: None)
     made = prepared(place, tmp_path, "inner, cloze")
     definition = place.folder / "tasks/inner.yaml"
@@ -620,7 +620,7 @@ def test_an_lm_eval_with_other_groups_is_not_used(place, tmp_path, monkeypatch):
 @pytest.mark.parametrize("left_out", ["results", "plain", "cloze"])
 def test_files_that_lm_eval_could_not_write_are_missed(left_out, place, tmp_path, monkeypatch):
     """It only logs what goes wrong."""
-    monkeypatch.setattr(tasks, "_own_tasks", lambda: place.folder / "tasks")
+    monkeypatch.setattr(tasks, "TASKS_FOLDER", place.folder / "tasks")
     monkeypatch.setattr(export, "add_env_info", lambda environment: None)
     prepared(place, tmp_path, "plain, cloze")
     results, samples = EvaluationTracker.save_results_aggregated, EvaluationTracker.save_results_samples
@@ -644,7 +644,7 @@ def test_files_that_lm_eval_could_not_write_are_missed(left_out, place, tmp_path
 
 def test_scores_that_are_not_of_the_pack_or_not_lm_evals_are_refused(place, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "add_env_info", lambda environment: None)  # a second
-    monkeypatch.setattr(tasks, "_own_tasks", lambda: place.folder / "tasks")
+    monkeypatch.setattr(tasks, "TASKS_FOLDER", place.folder / "tasks")
     with pytest.raises(UserError, match="no scores here"):
         export.export(tmp_path, tmp_path / "out")
     score_files.keep_pack(tmp_path / "s", place.made)

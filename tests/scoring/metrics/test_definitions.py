@@ -355,7 +355,7 @@ DEFINITIONS = {
 def definitions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, text in DEFINITIONS.items():
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(tasks, "_own_tasks", lambda: tmp_path)
+    monkeypatch.setattr(tasks, "TASKS_FOLDER", tmp_path)
     monkeypatch.setenv("DISABLE_MULTIPROC", "1")
 
 

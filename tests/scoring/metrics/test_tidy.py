@@ -155,7 +155,7 @@ def custom(tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> 
         folder = documents / f"custom__{name}"
         folder.mkdir(parents=True)
         pq.write_table(pa.Table.from_pylist(rows), folder / "validation.parquet")
-    monkeypatch.setattr(tasks, "_own_tasks", lambda: definitions)
+    monkeypatch.setattr(tasks, "TASKS_FOLDER", definitions)
     made = prepare_pack("custom_two,custom_three", tokenizer, tmp_path / "p", benchmarks=documents)
     return made, documents
 

@@ -109,7 +109,7 @@ def test_a_group_with_a_chance_gives_none_to_tasks_that_generate(benchmarks, tok
     """agieval_en holds one; of its bits guessing has no level."""
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks/both.yaml").write_text("group: both\ntask: [gsm8k, triviaqa]\n")
-    monkeypatch.setattr(tasks, "_own_tasks", lambda: tmp_path / "tasks")
+    monkeypatch.setattr(tasks, "TASKS_FOLDER", tmp_path / "tasks")
     (tmp_path / "s.yaml").write_text("{tasks: [{task: both, shots: 0, metric: acc, chance: 0.25}, {task: nq_open}]}")
     made = prepare_pack(tmp_path / "s.yaml", tokenizer, tmp_path / "p", benchmarks=benchmarks)
     assert [(row["task"], row["chance"], row["metric"]) for row in made.tasks] == [

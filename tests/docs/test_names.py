@@ -28,7 +28,7 @@ OF_LM_EVAL = {
 }  # fmt: skip
 FILE = re.compile(r"(?<![\w/])(?:configs|docs|eval|train|tests|benchmarks|fineline_jax)/[\w./-]*\w(?![\w*])")
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w.-]*\w")
-EVERYTHING = (*PAGES, "BENCHMARKS.md")
+EVERYTHING = (*PAGES, "BENCHMARKS.md", "CONTRIBUTING.md")
 
 
 @functools.cache
@@ -73,7 +73,7 @@ def test_every_option_in_a_page_is_one_of_a_command(name: str) -> None:
     known = {option for command in COMMANDS for option in options(command)} | OF_BEAM | OF_LM_EVAL | OF_OTHERS
     for found in set(OPTION.findall(page(name))) - known:
         # The benchmarks' own, XLA's, pip's and those of the machine's tools stand with their program.
-        programs = r"(?:benchmarks/\S+|XLA_FLAGS=|MUTANTS=|`…|xla_|sbatch|gcloud)"
+        programs = r"(?:benchmarks/\S+|XLA_FLAGS=|MUTANTS=|PYTEST=|`…|xla_|sbatch|gcloud)"
         theirs = re.findall(rf"{programs}[^`]*{re.escape(found)}", page(name))
         assert theirs or found.startswith("--xla_"), f"{name}: {found} is an option of no command"
 
@@ -106,7 +106,7 @@ def test_every_link_leads_to_a_page_and_a_heading(name: str) -> None:
 
 def test_the_readme_leads_to_every_page() -> None:
     linked = set(re.findall(r"\]\(([^)#\s]+\.md)\)", page("README.md")))
-    assert linked == {*PAGES, "BENCHMARKS.md"} - {"README.md"}
+    assert linked == {*EVERYTHING, "CHANGELOG.md"} - {"README.md"}
 
 
 def test_architecture_names_every_room_and_their_public_functions_exist() -> None:

@@ -6,109 +6,38 @@ has to be learned from the other sentences it stands in.
 
 from random import Random
 
-from fineline_jax.world.subject import Question, Subject, ask, collect, held_out
+from fineline_jax.world.subject import Question, Subject, ask, collect, held_out, word_list
 
-THINGS: dict[str, tuple[str, ...]] = {
-    "glass": tuple(
-        ["vase", "bottle", "mirror", "window", "jar", "goblet", "lens", "bulb", "flask", "marble", "prism", "beaker"]
-    ),
-    "wood": tuple(
-        ["chair", "table", "ladder", "fence", "barrel", "stool", "bench", "broom", "raft", "crutch", "plank", "crate"]
-    ),
-    "iron": tuple(
-        ["nail", "sword", "anchor", "chain", "axe", "hook", "bolt", "shovel", "kettle", "helmet", "hinge", "rail"]
-    ),
-    "cloth": tuple(
-        ["shirt", "blanket", "scarf", "curtain", "towel", "sock", "coat", "flag", "apron", "carpet", "glove", "sail"]
-    ),
-    "paper": tuple(
-        [
-            "poster",
-            "envelope",
-            "ticket",
-            "notebook",
-            "menu",
-            "card",
-            "poem",
-            "receipt",
-            "stamp",
-            "banknote",
-            "leaflet",
-            "diary",
-        ]
-    ),
-    "wax": tuple(
-        [
-            "crayon",
-            "seal",
-            "figurine",
-            "taper",
-            "tablet",
-            "honeycomb",
-            "soap",
-            "lipstick",
-            "candle",
-            "pastille",
-            "mask",
-            "polish",
-        ]
-    ),
+THINGS = {
+    "glass": word_list("vase bottle mirror window jar goblet lens bulb flask marble prism beaker"),
+    "wood": word_list("chair table ladder fence barrel stool bench broom raft crutch plank crate"),
+    "iron": word_list("nail sword anchor chain axe hook bolt shovel kettle helmet hinge rail"),
+    "cloth": word_list("shirt blanket scarf curtain towel sock coat flag apron carpet glove sail"),
+    "paper": word_list("poster envelope ticket notebook menu card poem receipt stamp banknote leaflet diary"),
+    "wax": word_list("crayon seal figurine taper tablet honeycomb soap lipstick candle pastille mask polish"),
 }
-OUTCOMES: dict[str, tuple[str, ...]] = {
-    "fell on the floor": tuple(["broke", "bounced", "rang", "slumped", "fluttered", "chipped"]),
-    "was thrown into the fire": tuple(["cracked", "burned", "glowed", "burned", "burned", "melted"]),
-    "was dropped into the lake": tuple(["sank", "floated", "sank", "soaked", "dissolved", "floated"]),
-    "was hit with a hammer": tuple(["broke", "splintered", "rang", "slumped", "tore", "crumbled"]),
-    "was left in the rain": tuple(["shone", "swelled", "rusted", "soaked", "dissolved", "dripped"]),
-    "was left in the sun": tuple(["shone", "dried", "warmed", "faded", "faded", "melted"]),
-    "was cut with a saw": tuple(["cracked", "split", "sparked", "tore", "tore", "crumbled"]),
-    "was blown by the storm": tuple(["broke", "rolled", "stayed", "fluttered", "fluttered", "rolled"]),
+OUTCOMES = {
+    "fell on the floor": ("broke", "bounced", "rang", "slumped", "fluttered", "chipped"),
+    "was thrown into the fire": ("cracked", "burned", "glowed", "burned", "burned", "melted"),
+    "was dropped into the lake": ("sank", "floated", "sank", "soaked", "dissolved", "floated"),
+    "was hit with a hammer": ("broke", "splintered", "rang", "slumped", "tore", "crumbled"),
+    "was left in the rain": ("shone", "swelled", "rusted", "soaked", "dissolved", "dripped"),
+    "was left in the sun": ("shone", "dried", "warmed", "faded", "faded", "melted"),
+    "was cut with a saw": ("cracked", "split", "sparked", "tore", "tore", "crumbled"),
+    "was blown by the storm": ("broke", "rolled", "stayed", "fluttered", "fluttered", "rolled"),
 }
 """Event to what each kind does, in the order of THINGS."""
 WHAT_HAPPENED = ("When the {} {}, it", "The {} {}, and it", "After the {} {}, it")
 
-SIZES = [
-    "flea",
-    "ant",
-    "bee",
-    "snail",
-    "worm",
-    "moth",
-    "toad",
-    "sparrow",
-    "rat",
-    "crow",
-    "hen",
-    "owl",
-    "rooster",
-    "beaver",
-    "otter",
-    "eagle",
-    "lamb",
-    "monkey",
-    "calf",
-    "donkey",
-    "deer",
-    "lion",
-    "bull",
-    "camel",
-    "buffalo",
-    "giraffe",
-    "elephant",
-    "whale",
-]
+SIZES = word_list(
+    "flea ant bee snail worm moth toad sparrow rat crow hen owl rooster beaver otter eagle lamb monkey calf "
+    "donkey deer lion bull camel buffalo giraffe elephant whale"
+)
 """From the smallest to the biggest."""
 
 FRIENDS = ("{} and {} are friends.", "{} is fond of {}.", "{} admires {}.", "{} cares for {}.")
 RIVALS = ("{} and {} are rivals.", "{} is cross with {}.", "{} envies {}.", "{} despises {}.")
-GOOD = (
-    "won the race",
-    "got a prize",
-    "passed the test",
-    "found the treasure",
-    "won the game",
-    "got a present",
-)
+GOOD = ("won the race", "got a prize", "passed the test", "found the treasure", "won the game", "got a present")
 BAD = ("lost the race", "got a fine", "failed the test", "lost the purse", "lost the game", "got a fever")
 GLAD = ("glad", "pleased", "cheerful")
 SAD = ("sad", "upset", "gloomy")
@@ -152,11 +81,11 @@ def social_case(rng: Random, people: tuple[str, ...], questions: bool) -> tuple[
         friends, good = rng.random() < 0.5, rng.random() < 0.5
         tie, event = rng.randrange(len(FRIENDS)), rng.randrange(len(GOOD))
         # Held out alike for friends and rivals, good and bad: in what is left, neither the tie nor the event
-        # alone tells the feeling. Otherwise the one seen more often would be the wrong answer here.
+        # alone decides the feeling. Otherwise the one seen more often would be the wrong answer here.
         if held_out(HELD_OUT, "social", tie, event) == questions:
             first, second = rng.sample(people, 2)
-            told = (FRIENDS if friends else RIVALS)[tie].format(first, second)
-            return f"{told} {second} {(GOOD if good else BAD)[event]}. {first} felt", friends == good
+            tie_text = (FRIENDS if friends else RIVALS)[tie].format(first, second)
+            return f"{tie_text} {second} {(GOOD if good else BAD)[event]}. {first} felt", friends == good
 
 
 def commonsense(rng: Random, people: tuple[str, ...]) -> Subject:

@@ -8,7 +8,7 @@ import itertools
 from random import Random
 
 from fineline_jax.world import names
-from fineline_jax.world.subject import QUESTIONS, Question, Subject, ask
+from fineline_jax.world.subject import QUESTIONS, Question, Subject, ask, word_list
 
 PEOPLE = 320
 TOWNS = 24
@@ -20,31 +20,12 @@ COMMON = 80
 RARE = 160
 """Ranks from it on are asked about in world_knowledge_rare."""
 
-JOBS: tuple[str, ...] = tuple(
-    ["cook", "smith", "judge", "nurse", "tailor", "miller", "pilot", "guard", "clerk", "poet", "mason", "weaver"]
-)
-PETS: tuple[str, ...] = tuple(
-    ["parrot", "hamster", "lizard", "turtle", "snake", "frog", "spider", "pony", "goat", "ferret", "canary", "newt"]
-)
+JOBS = word_list("cook smith judge nurse tailor miller pilot guard clerk poet mason weaver")
+PETS = word_list("parrot hamster lizard turtle snake frog spider pony goat ferret canary newt")
 PHRASINGS = {
-    "town": (
-        "{} lives in",
-        "The home of {} is in",
-        "You can visit {} in the town of",
-        "{} has a house in",
-    ),
-    "job": (
-        "{} works as a",
-        "The trade of {} is that of a",
-        "{} earns money as a",
-        "People pay {} to be a",
-    ),
-    "pet": (
-        "{} owns a",
-        "The pet of {} is a",
-        "At night {} feeds a",
-        "{} takes care of a",
-    ),
+    "town": ("{} lives in", "The home of {} is in", "You can visit {} in the town of", "{} has a house in"),
+    "job": ("{} works as a", "The trade of {} is that of a", "{} earns money as a", "People pay {} to be a"),
+    "pet": ("{} owns a", "The pet of {} is a", "At night {} feeds a", "{} takes care of a"),
 }
 
 
@@ -108,12 +89,12 @@ def statement(rng: Random, facts: Facts) -> str:
 def questions(rng: Random, facts: Facts, ranks: range) -> tuple[Question, ...]:
     """Facts about people of these ranks, asked in the phrasing that is not written about them."""
     asked = rng.sample(list(itertools.product(ranks, PHRASINGS)), QUESTIONS)
-    found = []
+    made = []
     for person, relation in asked:
         text = PHRASINGS[relation][facts.unwritten[relation][person]].format(facts.people[person])
         right = facts.values[relation][person]
-        found.append(ask(rng, text, right, rng.sample(sorted(set(facts.values[relation]) - {right}), 3)))
-    return tuple(found)
+        made.append(ask(rng, text, right, rng.sample(sorted(set(facts.values[relation]) - {right}), 3)))
+    return tuple(made)
 
 
 def knowledge(rng: Random, facts: Facts) -> Subject:

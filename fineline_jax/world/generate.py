@@ -120,6 +120,6 @@ def generate(out: Path, seed: int = 0, documents: int = DOCUMENTS) -> World:
     write_text(world.validation_text, validation)
     for task in world.tasks:
         write_questions(world.benchmarks / DATASET.replace("/", "__") / task / "test.parquet", questions[task])
-    asked = [" ".join([q.question, *q.choices]) for found in questions.values() for q in found]
+    asked = [" ".join([q.question, *q.choices]) for of_task in questions.values() for q in of_task]
     tokenizer.save(tokenizer.build([*train, *validation, *asked]), world.tokenizer)
     return world

@@ -6,7 +6,7 @@ number of the noun and the forms of the verb.
 
 from random import Random
 
-from fineline_jax.world.subject import Question, Subject, ask, collect, held_out
+from fineline_jax.world.subject import Question, Subject, ask, collect, held_out, word_list
 
 
 def pairs(text: str) -> tuple[tuple[str, str], ...]:
@@ -26,20 +26,7 @@ VERBS = pairs(
     "falls/fall"
 )
 TRANSITIVE = pairs("sees/see hears/hear follows/follow likes/like meets/meet helps/help")
-ADJECTIVES = [
-    "old",
-    "young",
-    "small",
-    "tall",
-    "happy",
-    "tired",
-    "clever",
-    "quiet",
-    "brave",
-    "hungry",
-    "lazy",
-    "strange",
-]
+ADJECTIVES = word_list("old young small tall happy tired clever quiet brave hungry lazy strange")
 PREPOSITIONS = ["near", "behind", "beside"]
 ADVERBS = ["quickly", "slowly", "often", "rarely", "today", "again", "there", "alone"]
 HELD_OUT = 0.25

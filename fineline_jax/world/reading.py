@@ -1,37 +1,16 @@
 """Reading: short stories of things put into places; the answer stands in the story, not in the weights.
 
-Some documents only say words again (`echo`): with every word of the second half told before, they are what a
+Some documents only say words again (`echo`): with every word of the second half given before, they are what a
 model learns to look back from; the stories then need it to look for the right thing.
 """
 
 from random import Random
 
 from fineline_jax.world.names import full_names
-from fineline_jax.world.subject import Question, Subject, ask, collect, held_out
+from fineline_jax.world.subject import Question, Subject, ask, collect, held_out, word_list
 
-THINGS: tuple[str, ...] = tuple(
-    [
-        "coin",
-        "lamp",
-        "letter",
-        "ring",
-        "book",
-        "apple",
-        "brush",
-        "knife",
-        "ball",
-        "pencil",
-        "map",
-        "watch",
-        "doll",
-        "button",
-        "comb",
-        "flute",
-    ]
-)
-PLACES: tuple[str, ...] = tuple(
-    ["drawer", "chest", "basket", "cupboard", "kitchen", "garden", "cellar", "barn", "attic", "tent", "cart", "shed"]
-)
+THINGS = word_list("coin lamp letter ring book apple brush knife ball pencil map watch doll button comb flute")
+PLACES = word_list("drawer chest basket cupboard kitchen garden cellar barn attic tent cart shed")
 ECHOES = 0.4
 """Share of the documents that only say words again."""
 HELD_OUT = 0.15
@@ -71,7 +50,7 @@ def story(rng: Random, cast: list[str], moves: int, questions: bool) -> tuple[li
 
 
 def echo(rng: Random, people: tuple[str, ...]) -> str:
-    """One person's words said again by another: every word the second says was told."""
+    """One person's words said again by another: the second says nothing new."""
     caller, answerer = rng.sample(people, 2)
     words = " ".join(rng.sample(THINGS + PLACES, rng.randrange(5, 12)))
     return f"{caller} calls: {words}. {answerer} answers: {words}."
@@ -85,7 +64,7 @@ def reading(rng: Random, people: tuple[str, ...], surnames: tuple[str, ...]) -> 
             return echo(rng, people)
         cast = full_names(rng, people, surnames, 2)
         lines, places = story(rng, cast, rng.randrange(3), questions=False)
-        # "into" tells a new place and "in" one that was told, so that a text shows early when to look back.
+        # "into" names a new place and "in" a known one, so that a text shows early when to look back.
         found = [f"{rng.choice(cast)} found the {thing} in the {seen[-1]}." for thing, seen in places.items()]
         lying = [f"The {thing} is in the {seen[-1]}." for thing, seen in places.items()]
         lines += rng.sample(found + lying, 2 * len(places))

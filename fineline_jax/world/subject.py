@@ -30,11 +30,16 @@ class Subject:
     """Task name to its questions."""
 
 
+def word_list(text: str) -> tuple[str, ...]:
+    """A list of words, written as one text."""
+    return tuple(text.split())
+
+
 @functools.cache
 def held_out(share: float, *words: str | int) -> bool:
     """Whether a combination of words is kept for the questions and must not be written.
 
-    The decision is a hash of the words, so no pattern in them tells it, and training text and questions
+    The decision is a hash of the words, so no pattern in them gives it away, and training text and questions
     agree on it without sharing a list.
     """
     digest = hashlib.blake2b(" ".join(map(str, words)).encode(), digest_size=8).digest()
@@ -53,11 +58,11 @@ def collect(rng: Random, draw: Callable[[Random], Question | None], count: int =
 
     Raises RuntimeError where `draw` has fewer different questions to give.
     """
-    found: dict[tuple[str, str], Question] = {}
+    drawn: dict[tuple[str, str], Question] = {}
     for _ in range(200 * count):
         question = draw(rng)
         if question is not None:
-            found.setdefault((question.question, question.choices[question.answer]), question)
-        if len(found) == count:
-            return tuple(found.values())
-    raise RuntimeError(f"only {len(found)} of {count} different questions found")
+            drawn.setdefault((question.question, question.choices[question.answer]), question)
+        if len(drawn) == count:
+            return tuple(drawn.values())
+    raise RuntimeError(f"only {len(drawn)} of {count} different questions found")

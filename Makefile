@@ -39,9 +39,9 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-# The site of docs/, in site/; a warning is an error.
+# The site of docs/, in site/; a warning is an error. The variable silences mkdocs-material's note on its successor.
 docs: $(VENV)/.installed-test
-	$(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # test: with torch, the oracle of the parity tests; check: without it, and they skip.
 EXTRA ?= test

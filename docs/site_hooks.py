@@ -2,14 +2,18 @@
 
 import ast
 import contextlib
-import importlib
+import dataclasses
 import inspect
 import io
+import math
+import os
 import posixpath
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
+from typing import get_args, get_origin, get_type_hints
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -17,6 +21,11 @@ from mkdocs.structure.pages import Page
 
 import fineline_jax
 from fineline_jax.cli import main
+from fineline_jax.facts.metrics import METRICS
+from fineline_jax.facts.score_table import TABLE
+from fineline_jax.facts.tasks import TASKS
+from fineline_jax.recipe import Recipe
+from fineline_jax.scoring.options import PackOptions, ScoreOptions
 
 ROOT = Path(__file__).parent.parent
 ROOT_PAGES = {
@@ -27,99 +36,166 @@ ROOT_PAGES = {
     "CONTRIBUTING.md": "project/contributing.md",
 }
 COMMANDS = (
-    "demo", "data prepare text", "data prepare amber", "data prepare world", "pretrain llama_60m", "tasks prepare",
-    "tasks plan", "score", "export-scores", "analyze", "series", "export", "import",
+    "demo", "data prepare text", "data prepare amber", "data prepare world", "pretrain", "tasks prepare", "tasks plan",
+    "score", "analyze", "series", "export", "import", "export-scores", "lm-eval",
 )  # fmt: skip
+HELP_WIDTH = "100"  # columns
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)(#[^)\s]*)?\)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that do not lie in docs/."""
+    """Add the pages of the root and those made from the code."""
     for source, target in ROOT_PAGES.items():
-        text = (ROOT / source).read_text(encoding="utf-8")
-        files.append(File.generated(config, target, content=_links_moved(text, target)))
-    for target, make in (("command_line", command_line), ("recipe", recipe), ("python", python)):
-        files.append(File.generated(config, f"reference/{target}.md", content=make()))
+        files.append(File.generated(config, target, content=(ROOT / source).read_text(encoding="utf-8")))
+    for make in (command_line, recipe, python, metrics):
+        files.append(File.generated(config, f"reference/{make.__name__}.md", content=make()))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
-    """Links out of docs/ to pages of the root lead to where the site has them."""
-    here = posixpath.dirname(page.file.src_uri)
+    """Links between files of the checkout become links between pages of the site."""
+    return moved_links(markdown, page.file.src_uri)
+
+
+def moved_links(markdown: str, target: str) -> str:
+    """The text of page `target` of the site, where its links lead to pages of the site."""
+    sources = {page: source for source, page in ROOT_PAGES.items()}
+    folder = posixpath.dirname(sources.get(target, f"docs/{target}"))
 
     def moved(match: re.Match) -> str:
-        target = posixpath.normpath(posixpath.join("docs", here, match[1])).removeprefix("docs/")
-        name = posixpath.normpath(target.removeprefix("../"))
-        if name not in ROOT_PAGES or target == page.file.src_uri:
-            return match[0]
-        return f"]({posixpath.relpath(ROOT_PAGES[name], here or '.')}{match[2] or ''})"
+        file = posixpath.normpath(posixpath.join(folder, match[1]))
+        page = ROOT_PAGES.get(file, file.removeprefix("docs/"))
+        return f"]({posixpath.relpath(page, posixpath.dirname(target) or '.')}{match[2] or ''})"
 
     return LINK.sub(moved, markdown)
 
 
-def _links_moved(text: str, target: str) -> str:
-    """Links of a page of the root, relative to `target`."""
-    here = posixpath.dirname(target) or "."
-
-    def moved(match: re.Match) -> str:
-        path = ROOT_PAGES.get(match[1], match[1].removeprefix("docs/"))
-        return f"]({posixpath.relpath(path, here)}{match[2] or ''})"
-
-    return LINK.sub(moved, text)
-
-
 def command_line() -> str:
     """`--help` of every command, as it is printed."""
-    return "# Command line\n\n" + "\n\n".join(
-        f"## fineline {name.removesuffix(' llama_60m')}\n\n{textwrap.indent(_help(name), '    ')}" for name in COMMANDS
-    )
-
-
-def _help(command: str) -> str:
-    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
-        main([*command.split(), "--help"])
-    return re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue()).strip("\n")
-
-
-def recipe() -> str:
-    """Every field of a recipe and of its model, with its default and what its docstring says."""
-    parts = ["# Recipe fields", "Each is an option of `fineline pretrain RECIPE`: `--optimizer.schedule.peak 5e-4`."]
-    for module in ("fineline_jax.recipe", "fineline_jax.models.config"):
-        path = Path(inspect.getfile(importlib.import_module(module)))
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.ClassDef) and any("dataclass" in ast.unparse(d) for d in node.decorator_list):
-                parts += [f"## {node.name}", ast.get_docstring(node) or "", _fields(node)]
+    parts = ["# Command line"]
+    for name in ("", *COMMANDS):
+        parts += [f"## fineline {name}".rstrip(), textwrap.indent(help_of(name), "    ")]
     return "\n\n".join(parts)
 
 
-def _fields(node: ast.ClassDef) -> str:
-    lines = ["| field | type | default | what it is |", "|---|---|---|---|"]
+def help_of(command: str) -> str:
+    """What `fineline COMMAND --help` prints, without colours."""
+    os.environ["COLUMNS"] = HELP_WIDTH
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+        main([*command.split(), "--help"])
+    return re.sub(r"\x1b\[[0-9;]*m| +$", "", out.getvalue(), flags=re.M).strip("\n")
+
+
+def recipe() -> str:
+    """Every field of a recipe, part by part."""
+    parts = [
+        "# Recipe fields",
+        "A recipe is a value of `fineline_jax.Recipe`, made of the parts below ([Pretrain](../pretrain.md)). Each field"
+        " of a part is also an option of `fineline pretrain RECIPE`: `--optimizer.schedule.peak 5e-4`. A number in an"
+        " option's name counts the entries of a list, from 0.",
+    ]
+    for prefix, kind in recipe_parts(Recipe):
+        title = f"`{prefix}`: {kind.__name__}" if prefix else kind.__name__
+        parts += [f"## {title} {{ #{kind.__name__.lower()} }}", _prose(kind), _table_of_fields(kind)]
+    return "\n\n".join(parts)
+
+
+def recipe_parts(kind: type, prefix: str = "") -> Iterator[tuple[str, type]]:
+    """(prefix of its options, dataclass) of a recipe and of what it is made of."""
+    yield prefix, kind
+    for name, hint in get_type_hints(kind).items():
+        entries = get_origin(hint) is tuple
+        inner = get_args(hint)[0] if entries else hint
+        if dataclasses.is_dataclass(inner):
+            yield from recipe_parts(inner, f"{prefix}.{name}".removeprefix(".") + (".0" if entries else ""))
+
+
+def _table_of_fields(kind: type) -> str:
+    [node] = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(node, ast.ClassDef)
+    rows = []
     for field, following in zip(node.body, [*node.body[1:], None]):
         if isinstance(field, ast.AnnAssign):
+            name = ast.unparse(field.target)
             default = f"`{ast.unparse(field.value)}`" if field.value else "must be given"
-            said = following.value.value if _is_docstring(following) else ""  # type: ignore
-            cells = [f"`{ast.unparse(field.target)}`", f"`{ast.unparse(field.annotation)}`", default]
-            lines.append("| " + " | ".join(_cell(cell) for cell in [*cells, " ".join(str(said).split())]) + " |")
-    return "\n".join(lines)
+            rows.append((f"`{name}`", f"`{ast.unparse(field.annotation)}`", default, field_text(kind, name, following)))
+    return _table("field | type | default | what it is", rows)
 
 
-def _is_docstring(node: ast.stmt | None) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+def field_text(kind: type, name: str, following: ast.stmt | None) -> str:
+    """The docstring behind a field, or the paragraph of "Args:", or, of a part, what its class says first."""
+    if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+        return str(following.value.value)
+    listed = re.search(rf"^    {name}: (.*(?:\n {{8}}.*)*)", inspect.getdoc(kind) or "", flags=re.M)
+    if listed:
+        return listed[1]
+    part = get_type_hints(kind)[name]
+    return f"[{(inspect.getdoc(part) or '').partition('.')[0]}](#{part.__name__.lower()})"
 
 
 def python() -> str:
     """The names of `fineline_jax`, with signature and docstring."""
-    return "\n\n".join(["# Python", inspect.getdoc(fineline_jax) or "", *_public()])
-
-
-def _public() -> Iterator[str]:
+    parts = ["# Python", "What the commands do, as functions of `fineline_jax`. Bad input raises `UserError`."]
     for name in fineline_jax.__all__:
         value = getattr(fineline_jax, name)
-        if callable(value):
-            signature = re.sub(r"fineline_jax\.(\w+\.)*", "", str(inspect.signature(value)))
-            said = textwrap.indent(inspect.getdoc(value) or "", "    ")
-            yield f"## {name}\n\n```python\n{name}{signature}\n```\n\n{said}"
+        parts.append(f"## {name}")
+        if inspect.isclass(value):
+            parts.append(f"{_prose(value)} Its fields: [Recipe fields](recipe.md#{name.lower()}).")
+        else:
+            parts += [f"```python\n{_head(value)}\n```", _prose(value)]
+    for options, function in ((PackOptions, "prepare_pack"), (ScoreOptions, "score")):
+        parts += [f"## Options of {function}", _prose(options), _table_of_fields(options)]
+    return "\n\n".join(parts)
+
+
+def _head(function: Callable) -> str:
+    """Name, arguments and result, as they are written."""
+    return inspect.getsource(function).partition('    """')[0].rstrip().removesuffix(":").removeprefix("def ")
+
+
+def metrics() -> str:
+    """What is known of metrics and tasks, and the columns of the tidy table (`fineline_jax/facts`)."""
+    better = {1: "higher", -1: "lower"}
+    of_metrics = [
+        (f"`{one.name}`", one.label, one.unit, better[one.better], one.chance, "log" if one.log else "linear",
+         one.computed_by)
+        for one in METRICS.values()
+    ]  # fmt: skip
+    of_tasks = [
+        (f"`{one.name}`", one.domain, _share(one.chance), f"{one.documents:,}" if one.documents else "",
+         f"`{one.metric}`" if one.metric else "", ", ".join(f"`{alias}`" for alias in one.aliases))
+        for one in TASKS
+    ]  # fmt: skip
+    return "\n\n".join([
+        "# Metrics and tasks",
+        "## Metrics",
+        "How a metric is read by `fineline score` and `fineline analyze`; how each is computed:"
+        " [Scoring](../scoring.md#metrics). Chance `task`: the chance level of the task; `generated`: 0 for generated"
+        " answers, not known for choices; `none`: guessing has no level. Scale `log`: rise and noise are measured on"
+        " the logarithm. Computed by `other tables`: only read, from results of others. A metric that is not listed is"
+        " read like the one whose name it extends, else as higher is better.",
+        _table("name | label | unit | better | chance | scale | computed by", of_metrics),
+        "## Tasks",
+        "Which domain a task counts towards, what guessing gives as accuracy, how many documents lm-eval scores, and"
+        " which metric is reported first. Empty: not known, or not one number. A name that ends in `*` stands for all"
+        " that begin so. A task that is not listed has domain `other` and no chance level, unless its suite has them.",
+        _table("task | domain | chance | documents | first metric | other names", of_tasks),
+        "## Columns of the tidy table",
+        "One row per series, checkpoint, task and metric: `tidy.csv` of a report.",
+        _table("column | kind | what it is", [(f"`{name}`", *column) for name, column in TABLE.items()]),
+    ])  # fmt: skip
+
+
+def _share(chance: float) -> str:
+    return "" if math.isnan(chance) else str(Fraction(chance).limit_denominator(100))
+
+
+def _prose(value: object) -> str:
+    """The docstring, without its list of arguments."""
+    return (inspect.getdoc(value) or "").partition("\n\nArgs:")[0]
+
+
+def _table(heading: str, rows: Iterable[Sequence[str]]) -> str:
+    columns = heading.split(" | ")
+    cells = [[" ".join(cell.replace(" | ", " or ").split()) for cell in line] for line in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (columns, ["---"] * len(columns), *cells))

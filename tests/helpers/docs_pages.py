@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", "ARCHITECTURE.md", *sorted(f"docs/{path.name}" for path in (CHECKOUT / "docs").glob("*.md")))
+_BELOW_DOCS = sorted(path.relative_to(CHECKOUT).as_posix() for path in (CHECKOUT / "docs").rglob("*.md"))
+PAGES = ("README.md", "ARCHITECTURE.md", *_BELOW_DOCS)
 _SMALL = "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
 WORDS = {word: number for number, word in enumerate(re.findall(r"\w+", _SMALL), start=2)}
 

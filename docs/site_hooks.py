@@ -39,7 +39,7 @@ COMMANDS = (
     "demo", "data prepare text", "data prepare amber", "data prepare world", "pretrain", "tasks prepare", "tasks plan",
     "score", "analyze", "series", "export", "import", "export-scores", "lm-eval",
 )  # fmt: skip
-HELP_WIDTH = "100"  # columns
+HELP_WIDTH = "88"  # columns
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)(#[^)\s]*)?\)")
 
 
@@ -140,9 +140,11 @@ def python() -> str:
         value = getattr(fineline_jax, name)
         parts.append(f"## {name}")
         if inspect.isclass(value):
-            parts.append(f"{_prose(value)} Its fields: [Recipe fields](recipe.md#{name.lower()}).")
+            parts.append(f"{_prose(value)} [Its fields](recipe.md#{name.lower()}).")
         else:
-            parts += [f"```python\n{_head(value)}\n```", _prose(value)]
+            arguments = "|".join(inspect.signature(value).parameters)
+            prose = re.sub(rf"(?<!\w)({arguments}):", r"`\1`:", _prose(value))
+            parts += [f"```python\n{_head(value)}\n```", prose]
     for options, function in ((PackOptions, "prepare_pack"), (ScoreOptions, "score")):
         parts += [f"## Options of {function}", _prose(options), _table_of_fields(options)]
     return "\n\n".join(parts)

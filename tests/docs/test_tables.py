@@ -15,7 +15,6 @@ from docs_pages import CHECKOUT, PAGES, blocks, numbers, page, table, ticked
 from fineline_jax.catalogue import config_names, load_recipe
 from fineline_jax.checkpoints.registry import entries
 from fineline_jax.checkpoints.registry.series_file import KEYS
-from fineline_jax.facts.metrics import METRICS
 from fineline_jax.facts.tasks import task_of
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.models.families import FAMILIES
@@ -168,16 +167,6 @@ def test_every_metric_of_choices_texts_and_solutions_is_explained() -> None:
     assert {name for names in modes.TEXT_METRICS.values() for name in names} <= words
     solutions = [row["metric"] for row in table("docs/suites.md", "per document")]
     assert tuple(solutions) == modes.SOLUTION_METRICS
-
-
-def test_the_table_of_metrics_is_that_of_the_facts() -> None:
-    columns = ("label", "unit", "better", "chance", "scale", "computed by")
-    rows = table("docs/scoring.md", "better")
-    assert [ticked(row["name"])[0] for row in rows] == list(METRICS)
-    for row, one in zip(rows, METRICS.values(), strict=True):
-        better, scale = "higher" if one.better > 0 else "lower", "log" if one.log else "linear"
-        said = (one.label, one.unit, better, one.chance, scale, one.computed_by)
-        assert tuple(row[column] for column in columns) == said, one.name
 
 
 def test_a_packs_columns_are_those_of_the_pages() -> None:

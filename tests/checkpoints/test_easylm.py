@@ -13,7 +13,7 @@ import pytest
 from easylm_examples import to_easylm, write_stream
 
 from fineline_jax.checkpoints.formats import huggingface
-from fineline_jax.checkpoints.formats.easylm import _Reader, read_easylm
+from fineline_jax.checkpoints.formats.easylm import EASYLM, _Reader, read_easylm
 from fineline_jax.checkpoints.formats.weight_files import open_weights, weight_files
 from fineline_jax.errors import UserError
 from fineline_jax.mesh import make_mesh
@@ -29,7 +29,7 @@ ARRAYS = {
 def test_a_stream_is_indexed_and_read_bit_by_bit(tmp_path: Path, prefix: tuple[str, ...]) -> None:
     write_stream(tmp_path / "streaming_params", ARRAYS, prefix)
     found = open_weights(tmp_path)
-    assert found.names == "easylm"
+    assert found.format is EASYLM
     assert {name: (tensor.dtype, tensor.whole().tobytes()) for name, tensor in found.tensors.items()} == {
         ".".join(key): (value.dtype, value.tobytes()) for key, value in ARRAYS.items()
     }

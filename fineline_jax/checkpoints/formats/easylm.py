@@ -16,25 +16,31 @@ from typing import Any, Literal
 import numpy as np
 
 from fineline_jax.checkpoints.formats.lazy_tensor import BFLOAT16, StoredTensor, row_major
+from fineline_jax.checkpoints.formats.weight_format import WeightFormat
 from fineline_jax.errors import UserError
+from fineline_jax.models.families.llama import LLAMA
 from fineline_jax.models.families.name_map import Weight
 
 _LAYER = "transformer.h.{layer}."
 # EasyLM rotates neighbouring features, as Meta's code does; the decoder rotates feature j with j + head_dim / 2.
 _ROTARY = "width (heads half 2:pair) -> width heads (2:pair half)"
-EASYLM_LLAMA = (
-    Weight("transformer.wte.embedding", "embed", "vocab width -> vocab width"),
-    Weight(_LAYER + "attention_norm.kernel", "layers.attention_norm", "width -> width"),
-    Weight(_LAYER + "attention.wq.kernel", "layers.q", _ROTARY),
-    Weight(_LAYER + "attention.wk.kernel", "layers.k", _ROTARY),
-    Weight(_LAYER + "attention.wv.kernel", "layers.v", "width (heads dim) -> width heads dim"),
-    Weight(_LAYER + "attention.wo.kernel", "layers.o", "(heads dim) width -> heads dim width"),
-    Weight(_LAYER + "ffn_norm.kernel", "layers.mlp_norm", "width -> width"),
-    Weight(_LAYER + "feed_forward.w1.kernel", "layers.gate", "width mlp -> width mlp"),
-    Weight(_LAYER + "feed_forward.w3.kernel", "layers.up", "width mlp -> width mlp"),
-    Weight(_LAYER + "feed_forward.w2.kernel", "layers.down", "mlp width -> mlp width"),
-    Weight("transformer.ln_f.kernel", "norm", "width -> width"),
-    Weight("lm_head.kernel", "head", "width vocab -> width vocab"),
+EASYLM_LLAMA = dataclasses.replace(
+    LLAMA,
+    weights=(
+        Weight("transformer.wte.embedding", "embed", "vocab width -> vocab width"),
+        Weight(_LAYER + "attention_norm.kernel", "layers.attention_norm", "width -> width"),
+        Weight(_LAYER + "attention.wq.kernel", "layers.q", _ROTARY),
+        Weight(_LAYER + "attention.wk.kernel", "layers.k", _ROTARY),
+        Weight(_LAYER + "attention.wv.kernel", "layers.v", "width (heads dim) -> width heads dim"),
+        Weight(_LAYER + "attention.wo.kernel", "layers.o", "(heads dim) width -> heads dim width"),
+        Weight(_LAYER + "ffn_norm.kernel", "layers.mlp_norm", "width -> width"),
+        Weight(_LAYER + "feed_forward.w1.kernel", "layers.gate", "width mlp -> width mlp"),
+        Weight(_LAYER + "feed_forward.w3.kernel", "layers.up", "width mlp -> width mlp"),
+        Weight(_LAYER + "feed_forward.w2.kernel", "layers.down", "mlp width -> mlp width"),
+        Weight("transformer.ln_f.kernel", "norm", "width -> width"),
+        Weight("lm_head.kernel", "head", "width vocab -> width vocab"),
+    ),
+    tied_copies=("lm_head.kernel",),
 )
 """EasyLM/models/llama/llama_model.py `FlaxLLaMAForCausalLM`, path parts joined by dots."""
 
@@ -45,10 +51,16 @@ DTYPES = {"bfloat16": BFLOAT16, "bool": np.dtype("?"), "int8": np.dtype("i1"), "
 }
 """By flax's name for them."""
 MOST_ENTRIES = 1_000_000
+NEVER_STREAMS = (
+    *(".json", ".model", ".txt", ".md", ".pkl", ".py", ".safetensors", ".bin", ".pt", ".jinja", ".h5", ".tiktoken"),
+)
+"""Suffixes of files that are not opened to see whether they are EasyLM streams."""
 
 
 def is_easylm(path: Path) -> bool:
     """Whether the file begins like a stream of (path, array) pairs or like a flax tree of parameters."""
+    if path.suffix in NEVER_STREAMS:
+        return False
     try:
         with path.open("rb") as file:
             start = file.read(3)
@@ -74,6 +86,15 @@ def read_easylm(path: Path) -> dict[str, StoredTensor]:
     except (_Broken, struct.error, IndexError, ValueError) as error:
         why = str(error) if isinstance(error, _Broken) else "it breaks off"
         raise UserError(f"{path}: not a whole EasyLM checkpoint: {why}; fetch it again") from error
+
+
+EASYLM = WeightFormat(
+    "EasyLM streams",
+    r"(?!LICENSE|NOTICE|README|Makefile|Dockerfile)[^.]+|.+\.(msgpack|stream)",
+    read_easylm,
+    recognises=is_easylm,
+    family=EASYLM_LLAMA,
+)
 
 
 class _Broken(Exception):

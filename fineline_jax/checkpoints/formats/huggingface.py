@@ -14,11 +14,10 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fineline_jax.atomic_files import atomic_folder
-from fineline_jax.checkpoints.formats.easylm import EASYLM_LLAMA
 from fineline_jax.checkpoints.formats.host_copy import PIECE, copy, in_threads, new_array
 from fineline_jax.checkpoints.formats.lazy_tensor import BFLOAT16, StoredTensor
-from fineline_jax.checkpoints.formats.safetensors_files import write_safetensors
-from fineline_jax.checkpoints.formats.weight_files import SAFETENSORS, Weights, open_weights
+from fineline_jax.checkpoints.formats.safetensors_files import SAFETENSORS, write_safetensors
+from fineline_jax.checkpoints.formats.weight_files import Weights, open_weights
 from fineline_jax.errors import UserError
 from fineline_jax.models import decoder, families
 from fineline_jax.models.config import ModelConfig
@@ -52,7 +51,7 @@ def config_from_hf(path: Path) -> ModelConfig:
     return _family_and_config(path)[1]
 
 
-def _family_and_config(path: Path, unnamed: str | None = None) -> tuple[Family, ModelConfig]:
+def _family_and_config(path: Path, unnamed: Family | None = None) -> tuple[Family, ModelConfig]:
     """unnamed: the family of a file that names no architectures."""
     try:
         raw = json.loads(path.read_bytes())
@@ -61,8 +60,7 @@ def _family_and_config(path: Path, unnamed: str | None = None) -> tuple[Family, 
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); fetch the file again") from error
     if unnamed and isinstance(raw, dict) and not raw.get("architectures"):
-        [architectures] = [family.architectures for family in families.FAMILIES if family.name == unnamed]
-        raw["architectures"] = [architectures[0]]
+        raw["architectures"] = [unnamed.architectures[0]]
     return families.of_hf(HfConfig(str(path), raw))
 
 
@@ -74,7 +72,7 @@ def load_hf(
 ) -> tuple[ModelConfig, decoder.Params]:
     """The model in a folder of weight files: its config, and its parameters in `dtype`, sharded for the decoder.
 
-    folder: with safetensors, pytorch_model*.bin or an EasyLM stream; or one such file. dtype: None: each parameter as
+    folder: with weight files of any format (`weight_files.FORMATS`), or one such file. dtype: None: each parameter as
     it is in the files. config: config.json, or the model itself; default: the config.json beside the weights.
     Each process reads only the ranges of its own shards. Beside the result, the part of one parameter that one device
     holds is in memory (on a CPU it is the result), and a piece of a tensor for each thread.
@@ -85,10 +83,11 @@ def load_hf(
         family = families.of_config(config)
     else:
         beside = (folder.parent if folder.is_file() else folder) / "config.json"
-        family, config = _family_and_config(config or beside, "llama" if weights.names == "easylm" else None)
+        family, config = _family_and_config(config or beside, weights.format.family)
+    layout = _layout(weights, family)
     leaves: dict[str, Any] = flatten_dict(decoder.abstract_params(config, mesh, jnp.dtype(dtype or "float32")), sep=".")
-    lines = present(_lines(weights, family), leaves)
-    _check_tensors(weights, family, config, lines, leaves)
+    lines = present(layout.weights, leaves)
+    _check_tensors(weights, layout, config, lines, leaves)
     params: dict[str, jax.Array] = {}
     for weight in lines:
         target = leaves[weight.ours]
@@ -131,15 +130,15 @@ def export_hf(
 # Reading
 
 
-def _lines(weights: Weights, family: Family) -> tuple[Weight, ...]:
-    """The name map of the files."""
-    if weights.names == "hf":
-        return family.weights
-    if family is not families.LLAMA:
+def _layout(weights: Weights, family: Family) -> Family:
+    """The family with the names that the files have for its tensors."""
+    only = weights.format.family
+    if only is not None and only.name != family.name:
         raise UserError(
-            f"{weights.location}: an EasyLM stream holds a Llama, config.json means {family.name}; check it"
+            f"{weights.location}: {weights.format.label} hold models of family {only.name}, config.json means"
+            f" {family.name}; check it"
         )
-    return EASYLM_LLAMA
+    return only or family
 
 
 def _stored_dtype(weight: Weight, shape: Sequence[int], tensors: Mapping[str, StoredTensor]) -> np.dtype:
@@ -193,7 +192,7 @@ def _check_tensors(
     expected = all_tensors(lines, _shapes(leaves))
     stored = {name for name in weights.tensors if not any(re.fullmatch(p, name) for p in family.ignored)}
     if config.tied_embeddings:
-        stored -= {*family.tied_copies, "lm_head.kernel"}
+        stored -= set(family.tied_copies)
     for missing, verb, remedy in (
         (expected.keys() - stored, "is missing", "fetch all weight files again"),
         (stored - expected.keys(), "is not part of the model that config.json describes", "check config.json"),

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from fineline_jax.checkpoints.formats.lazy_tensor import BFLOAT16, StoredTensor, row_major
+from fineline_jax.checkpoints.formats.weight_format import WeightFormat
 from fineline_jax.errors import UserError
 
 DTYPES = {
@@ -74,6 +75,15 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
     if at != size - 8 - length:
         raise _refused(path, f"{size - 8 - length - at} bytes behind its last tensor belong to none")
     return tensors
+
+
+SAFETENSORS = WeightFormat(
+    "safetensors",
+    r"model(-\d+-of-\d+)?\.safetensors",
+    read_safetensors,
+    single="model.safetensors",
+    suffixes=(".safetensors",),
+)
 
 
 def write_safetensors(

@@ -13,6 +13,7 @@ import numpy as np
 
 from fineline_jax.checkpoints.formats.lazy_tensor import BFLOAT16, StoredTensor
 from fineline_jax.checkpoints.formats.torch_pickle import LARGEST, Refused, View, read_pickle
+from fineline_jax.checkpoints.formats.weight_format import WeightFormat
 from fineline_jax.errors import UserError
 
 STORAGE_DTYPES = {
@@ -70,6 +71,15 @@ def read_torch_bin(path: Path) -> dict[str, StoredTensor]:
             )
         tensors[name] = _stored(path, name, view, entries, prefix)
     return tensors
+
+
+TORCH_BIN = WeightFormat(
+    "pytorch_model*.bin",
+    r"pytorch_model(-\d+-of-\d+)?\.bin",
+    read_torch_bin,
+    single="pytorch_model.bin",
+    suffixes=(".bin", ".pt"),
+)
 
 
 def _stored(path: Path, name: str, view: View, entries: dict[str, tuple[int, int]], prefix: str) -> StoredTensor:

@@ -1,57 +1,22 @@
-"""The formats of weight files: what their files are called, and the tensors of a local folder in any of them. No JAX.
-
-A format is one entry of `FORMATS`, in the order in which they are preferred.
-"""
+"""The weight files of a local folder, in any of the formats, and the tensors in them. No JAX."""
 
 import dataclasses
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
-from typing import Literal
 
-from fineline_jax.checkpoints.formats.easylm import is_easylm, read_easylm
+from fineline_jax.checkpoints.formats.easylm import EASYLM
 from fineline_jax.checkpoints.formats.lazy_tensor import StoredTensor
-from fineline_jax.checkpoints.formats.safetensors_files import read_safetensors, unambiguous_json
-from fineline_jax.checkpoints.formats.torch_bin import read_torch_bin
+from fineline_jax.checkpoints.formats.safetensors_files import SAFETENSORS, unambiguous_json
+from fineline_jax.checkpoints.formats.torch_bin import TORCH_BIN
+from fineline_jax.checkpoints.formats.weight_format import WeightFormat
 from fineline_jax.errors import UserError
 
-Read = Callable[[Path], dict[str, StoredTensor]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Format:
-    """What the weight files of one format are called, and how one is read."""
-
-    pattern: str
-    """Of the names of weight files."""
-    read: Read
-    single: str = ""
-    """The name of all weights in one file; "": they may have any name that fits the pattern."""
-    suffixes: tuple[str, ...] = ()
-    """Of a file that is given by its path, whatever it is called."""
-
-    @property
-    def index(self) -> str:
-        """The name of the index that says in which file each tensor lies."""
-        return f"{self.single}.index.json" if self.single else ""
-
-    def shard(self, number: int, count: int) -> str:
-        """The name of one of `count` files; number: from 1."""
-        stem, _, suffix = self.single.rpartition(".")
-        return self.single if count == 1 else f"{stem}-{number:05d}-of-{count:05d}.{suffix}"
-
-
-SAFETENSORS = Format(r"model(-\d+-of-\d+)?\.safetensors", read_safetensors, "model.safetensors", (".safetensors",))
-TORCH_BIN = Format(r"pytorch_model(-\d+-of-\d+)?\.bin", read_torch_bin, "pytorch_model.bin", (".bin", ".pt"))
-EASYLM = Format(r"(?!LICENSE|NOTICE|README|Makefile|Dockerfile)[^.]+|.+\.(msgpack|stream)", read_easylm)
 FORMATS = (SAFETENSORS, TORCH_BIN, EASYLM)
+"""In the order in which they are preferred. A file of unknown suffix is read as the last."""
 FIXED_NAMES = tuple(name for one in FORMATS if one.single for name in (one.single, one.index))
 """Names that a folder of weights is recognised by, and that can be asked for where nothing is listed."""
-KNOWN = f"{SAFETENSORS.single}, {TORCH_BIN.single}, the index of either, an EasyLM stream"
-_NO_STREAM = (
-    *(".json", ".model", ".txt", ".md", ".pkl", ".py", ".safetensors", ".bin", ".pt", ".jinja", ".h5", ".tiktoken"),
-)
-"""Suffixes of files that are not opened to see whether they are EasyLM streams."""
+KNOWN = ", ".join(one.label for one in FORMATS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +25,7 @@ class Weights:
 
     location: Path
     """The folder, or the one file."""
-    names: Literal["hf", "easylm"]
-    """Whose names and layout the tensors have."""
+    format: WeightFormat
     tensors: dict[str, StoredTensor]
 
 
@@ -105,28 +69,25 @@ def open_weights(folder: Path) -> Weights:
     for name, file in index.items():
         if name not in tensors or tensors[name].file != file:
             raise UserError(f"{file}: tensor {name} is not in it, although the index says so; fetch both again")
-    return Weights(folder, "easylm" if weight_format is EASYLM else "hf", tensors)
+    return Weights(folder, weight_format, tensors)
 
 
-def _locate(folder: Path) -> tuple[list[Path], Format, dict[str, Path]] | None:
+def _locate(folder: Path) -> tuple[list[Path], WeightFormat, dict[str, Path]] | None:
     """The files, their format, and the file of each tensor where an index names it."""
     if folder.is_file():
-        return [folder], next((one for one in FORMATS if folder.suffix in one.suffixes), EASYLM), {}
+        return [folder], next((one for one in FORMATS if folder.suffix in one.suffixes), FORMATS[-1]), {}
     for one in FORMATS:
         if one.single and (folder / one.single).is_file():
             return [folder / one.single], one, {}
         if one.index and (folder / one.index).is_file():
             file_of_tensor = _read_index(folder / one.index)
             return sorted(set(file_of_tensor.values())), one, file_of_tensor
-    streams = _streams(folder)
-    if len(streams) > 1:
-        raise UserError(f"{folder}: holds several EasyLM streams ({streams[0].name}, {streams[1].name}); name one file")
-    return (streams, EASYLM, {}) if streams else None
-
-
-def _streams(folder: Path) -> list[Path]:
-    files = (path for path in folder.glob("*") if path.is_file() and path.suffix not in _NO_STREAM)
-    return sorted(path for path in files if is_easylm(path))
+        files = [] if one.single else one.files(folder)
+        if len(files) > 1 and one.one_file:
+            raise UserError(f"{folder}: holds several {one.label} ({files[0].name}, {files[1].name}); name one file")
+        if files:
+            return files, one, {}
+    return None
 
 
 def _read_index(path: Path) -> dict[str, Path]:

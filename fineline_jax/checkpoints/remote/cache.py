@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from fineline_jax.atomic_files import write_atomic
-from fineline_jax.checkpoints.formats.weight_files import preferred_names
+from fineline_jax.checkpoints.formats.weight_files import KNOWN, preferred_names
 from fineline_jax.checkpoints.remote.download import FetchError, RemoteFile, download, offline
 from fineline_jax.checkpoints.remote.listing import list_files
 from fineline_jax.checkpoints.series import Options, Remote
@@ -107,7 +107,7 @@ def _wanted(remote: Remote) -> list[RemoteFile]:
     if weights := preferred_names(names):
         chosen = weights | {"config.json", *TOKENIZER_FILES}
         return [file for file in listed if file.name in chosen]
-    raise FetchError(f"{remote.url}: no weights there; looked for safetensors, pytorch_model*.bin, EasyLM streams")
+    raise FetchError(f"{remote.url}: no weights there; looked for {KNOWN}")
 
 
 @functools.lru_cache(maxsize=1024)

@@ -1,0 +1,47 @@
+"""What a format of weight files is: how its files are named and read. `weight_files.FORMATS` lists all of them."""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from fineline_jax.checkpoints.formats.lazy_tensor import StoredTensor
+from fineline_jax.models.families.family import Family
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightFormat:
+    """One format of weight files."""
+
+    label: str
+    """For messages that list what was looked for."""
+    pattern: str
+    """Regular expression of the names of weight files."""
+    read: Callable[[Path], dict[str, StoredTensor]]
+    """The tensors of one file by name, without their data. Raises UserError naming the file."""
+    single: str = ""
+    """The name of the file that holds all weights; "": it may have any name that fits the pattern."""
+    suffixes: tuple[str, ...] = ()
+    """Of a file that is given by its path, whatever it is called."""
+    recognises: Callable[[Path], bool] | None = None
+    """Whether a local file has this format; None: its name fits the pattern. Not asked where `single` is given."""
+    one_file: bool = True
+    """Without `single`: of several files in a folder one has to be given; False: together they hold the weights."""
+    family: Family | None = None
+    """The only family of models in such files, with the names and axes that its tensors have there; None: any family,
+    as in Hugging Face's folders."""
+
+    @property
+    def index(self) -> str:
+        """The name of the index that says in which file each tensor lies."""
+        return f"{self.single}.index.json" if self.single else ""
+
+    def shard(self, number: int, count: int) -> str:
+        """The name of one of `count` files; number: from 1."""
+        stem, _, suffix = self.single.rpartition(".")
+        return self.single if count == 1 else f"{stem}-{number:05d}-of-{count:05d}.{suffix}"
+
+    def files(self, folder: Path) -> list[Path]:
+        """The files of this format in `folder`, sorted."""
+        recognises = self.recognises or (lambda path: bool(re.fullmatch(self.pattern, path.name)))
+        return sorted(path for path in folder.glob("*") if path.is_file() and recognises(path))

@@ -10,6 +10,7 @@ import rich.console
 from fineline_jax.atomic_files import atomic_folder
 from fineline_jax.data.corpora import Prepared
 from fineline_jax.errors import UserError
+from fineline_jax.folder_lock import writing
 from fineline_jax.interface import analyze, open_series, pretrain, score
 from fineline_jax.scoring.options import PackOptions
 
@@ -22,22 +23,23 @@ def prepare_world(out: Path, seed: int = 0) -> Prepared:
     from fineline_jax.data.corpora import prepare_text, refuse_occupied
     from fineline_jax.world.generate import generate
 
-    refuse_occupied(out)
-    text = out.with_name(out.name + ".text")
-    world = generate(text, seed)
-    made = prepare_text(
-        [world.text],
-        out,
-        tokenizer=world.tokenizer,
-        sequence_length=load_recipe("demo").data.sequence_length,
-        bos=True,
-        eos=True,
-        validation_inputs=[world.validation_text],
-    )
-    if not (out / "benchmarks").exists():
-        with atomic_folder(out / "benchmarks", exclusive=True) as copy:
-            shutil.copytree(world.benchmarks, copy, dirs_exist_ok=True)
-    return made
+    with writing(out, "--out"):
+        refuse_occupied(out)
+        text = out.with_name(out.name + ".text")
+        world = generate(text, seed)
+        made = prepare_text(
+            [world.text],
+            out,
+            tokenizer=world.tokenizer,
+            sequence_length=load_recipe("demo").data.sequence_length,
+            bos=True,
+            eos=True,
+            validation_inputs=[world.validation_text],
+        )
+        if not (out / "benchmarks").exists():
+            with atomic_folder(out / "benchmarks", exclusive=True) as copy:
+                shutil.copytree(world.benchmarks, copy, dirs_exist_ok=True)
+        return made
 
 
 def run_demo(out: Path, *, tokens: int = 0) -> Path:

@@ -1,9 +1,10 @@
 """The Python interface: what the commands do, as functions. They are attributes of `fineline_jax` itself.
 
 Nothing heavy is imported at the top, so that `import fineline_jax` and --help answer at once. Where JAX is not loaded
-yet, `pretrain` and `score` prepare its CPU backend as the command does (`cpu.prepare_cpu`).
+yet, `pretrain` and `score` prepare its CPU backend as the command does (`cpu_backend.prepare_cpu`).
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fineline_jax.cpu_backend import prepare_cpu
 from fineline_jax.errors import UserError
+from fineline_jax.folder_lock import writing
 from fineline_jax.recipe import MeshShape, Recipe
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ def pretrain(
     """
     _prepare_cpu()
     from fineline_jax.catalogue import load_recipe
+    from fineline_jax.multihost import writing_as_one
     from fineline_jax.training.loop import pretrain as train
 
     if benchmarks is not None and score is None:
@@ -46,19 +49,22 @@ def pretrain(
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(os.fspath(recipe))
     run = Path("runs") / recipe.name if run is None else Path(run)
-    observers = []
-    if score is not None:
-        from fineline_jax.scoring.series.compatibility import check_tokenizer_folder, check_vocabulary
-        from fineline_jax.scoring.series.in_training import ScoreInTraining, open_pack
-        from fineline_jax.training.observers import AtKeptCheckpoints
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(writing_as_one(run, "--run"))
+        observers = []
+        if score is not None:
+            from fineline_jax.scoring.series.compatibility import check_tokenizer_folder, check_vocabulary
+            from fineline_jax.scoring.series.in_training import ScoreInTraining, open_pack
+            from fineline_jax.training.observers import AtKeptCheckpoints
 
-        tokenizer = recipe.data.sources[0].tokenizer
-        pack = open_pack(score, tokenizer, None if benchmarks is None else Path(benchmarks))
-        if tokenizer.is_dir():  # before the first step, not at the first kept checkpoint
-            check_tokenizer_folder(pack, tokenizer, recipe.data.sources[0].path)
-        check_vocabulary(pack, recipe.model, f"recipe {recipe.name}")
-        observers.append(AtKeptCheckpoints(ScoreInTraining(run, recipe.model, pack, run / "scores")))
-    return train(recipe, run, accept_changes=accept_changes, observers=observers)
+            tokenizer = recipe.data.sources[0].tokenizer
+            pack = open_pack(score, tokenizer, None if benchmarks is None else Path(benchmarks))
+            if tokenizer.is_dir():  # before the first step, not at the first kept checkpoint
+                check_tokenizer_folder(pack, tokenizer, recipe.data.sources[0].path)
+            check_vocabulary(pack, recipe.model, f"recipe {recipe.name}")
+            stack.enter_context(writing_as_one(run / "scores" / run.absolute().name, "--run"))
+            observers.append(AtKeptCheckpoints(ScoreInTraining(run, recipe.model, pack, run / "scores")))
+        return train(recipe, run, accept_changes=accept_changes, observers=observers)
 
 
 def open_series(
@@ -75,10 +81,10 @@ def open_series(
     of trained tokens. every: every n-th of those. downloads: where remote checkpoints are fetched to when they are
     read, None: the cache; keep_downloads: whether they stay there. Raises UserError naming what was looked for.
     """
-    from fineline_jax.checkpoints.open import open_series as find
+    from fineline_jax.checkpoints.open import open_series as open_by_name
 
     folder = None if downloads is None else Path(downloads)
-    return find(os.fspath(location), tokens=tokens, every=every, downloads=folder, keep=keep_downloads)
+    return open_by_name(os.fspath(location), tokens=tokens, every=every, downloads=folder, keep=keep_downloads)
 
 
 def prepare_pack(suite: Location, tokenizer: Location, out: Location, **options: Any) -> "Pack":
@@ -92,7 +98,8 @@ def prepare_pack(suite: Location, tokenizer: Location, out: Location, **options:
 
     for name in {"benchmarks", "tfds"} & {name for name, value in options.items() if value is not None}:
         options[name] = Path(options[name])
-    return prepare(os.fspath(suite), Path(tokenizer), Path(out), PackOptions(**options))
+    with writing(Path(out), "--out"):
+        return prepare(os.fspath(suite), Path(tokenizer), Path(out), PackOptions(**options))
 
 
 def score(
@@ -140,7 +147,10 @@ def analyze(
         raise UserError(f"--tokens-per-step {tokens_per_step} must be a positive number")
     paths = [scores] if isinstance(scores, str | os.PathLike) else scores
     folders = [Path(run) for run in runs]
-    return analyze_scores(list(map(Path, paths)), Path(out), runs=folders, title=title, tokens_per_step=tokens_per_step)
+    with writing(Path(out), "--out"):
+        return analyze_scores(
+            list(map(Path, paths)), Path(out), runs=folders, title=title, tokens_per_step=tokens_per_step
+        )
 
 
 def export(
@@ -161,7 +171,8 @@ def export(
     from fineline_jax.mesh import make_mesh
 
     last = checkpoint if isinstance(checkpoint, Checkpoint) else open_series(checkpoint).checkpoints[-1]
-    export_checkpoint(last, Path(out), make_mesh(), dtype=dtype, family=layout)
+    with writing(Path(out), "DIR"):
+        export_checkpoint(last, Path(out), make_mesh(), dtype=dtype, family=layout)
     return Path(out)
 
 

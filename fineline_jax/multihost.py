@@ -1,7 +1,9 @@
 """What several processes of one job must agree on. All of them call these, in the same order, from the main thread."""
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,6 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from fineline_jax.errors import UserError
+from fineline_jax.folder_lock import writing
 
 
 def broadcast_from_process_0(value: Any) -> Any:
@@ -41,3 +44,15 @@ def check_on_process_0(check: Callable[[], None]) -> None:
     message = broadcast_from_process_0(message)
     if message:
         raise UserError(message)
+
+
+@contextlib.contextmanager
+def writing_as_one(folder: Path, remedy: str, *, part: tuple[int, int] | None = None) -> Iterator[None]:
+    """`folder_lock.writing` for all processes of the job, which write `folder` together: process 0 holds the lock."""
+    with contextlib.ExitStack() as stack:
+
+        def take() -> None:
+            stack.enter_context(writing(folder, remedy, part=part))
+
+        check_on_process_0(take)
+        yield

@@ -15,6 +15,7 @@ from series_examples import make_series
 
 LEVELS = (
     ("errors", "facts", "text_table", "progress", "cpu_backend", "atomic_files"),
+    ("folder_lock",),
     ("models.config", "tokenizers", "mesh", "multihost"),
     ("recipe",),
     ("catalogue",),

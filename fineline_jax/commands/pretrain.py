@@ -10,6 +10,7 @@ from fineline_jax import interface
 from fineline_jax.commands.processes import join_processes
 from fineline_jax.commands.usage import deferred, parsed
 from fineline_jax.errors import UserError
+from fineline_jax.folder_lock import writing
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.recipe import Recipe
 
@@ -26,7 +27,8 @@ def demo(
     """
     from fineline_jax.demo import run_demo
 
-    report = run_demo(out, tokens=tokens)
+    with writing(out, "--out"):
+        report = run_demo(out, tokens=tokens)
     print(f"the report: {report.resolve()}")
 
 
@@ -73,7 +75,7 @@ def pretrain(arguments: list[str]) -> int:
             benchmarks: For --score SUITE: folder of data sets in Hugging Face layout; default: the hub.
             recipe: Fields of the recipe.
         """
-        return _train(recipe, run or Path("runs") / recipe.name, accept_changes, distributed, score, benchmarks)
+        return _train(recipe, run, accept_changes, distributed, score, benchmarks)
 
     program, given = f"fineline pretrain {name}", [*arguments[1:], *following(default.model, arguments)]
     command = parsed(program, lambda: tyro.cli(deferred(options), prog=program, args=given))
@@ -96,7 +98,12 @@ def following(model: ModelConfig, arguments: list[str]) -> list[str]:
 
 
 def _train(
-    recipe: Recipe, run: Path, accept_changes: bool, distributed: bool, score: str | None, benchmarks: Path | None
+    recipe: Recipe,
+    run: Path | None,
+    accept_changes: bool,
+    distributed: bool,
+    score: str | None,
+    benchmarks: Path | None,
 ) -> int:
     if distributed:
         join_processes()
@@ -110,5 +117,5 @@ def _train(
         if outcome.stopped_by:
             print(f"stopped by {outcome.stopped_by} at {where}, saved; run the same command again to go on")
         else:
-            print(f"{run}: complete at {where}, {len(recipe.kept_steps())} checkpoints kept")
+            print(f"{outcome.run}: complete at {where}, {len(recipe.kept_steps())} checkpoints kept")
     return 0

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from fineline_jax import interface
+from fineline_jax.text_table import counted
+from fineline_jax.folder_lock import writing
 
 
 def analyze(
@@ -43,10 +45,10 @@ def export_scores(
         format: Layout of the files.
         samples: Also one line per document; with few-shot prompts these files are large.
     """
-    from fineline_jax.progress import counted
     from fineline_jax.scoring.lm_eval.export import export
     from fineline_jax.scoring.requests.pack import load
 
     assert format == "lm-eval"
-    written = export(scores, out, load(pack) if pack is not None else None, samples=samples)
+    with writing(out, "--out"):
+        written = export(scores, out, load(pack) if pack is not None else None, samples=samples)
     print(f"{out}: {counted(len(written), 'checkpoint')} in lm-eval's layout")

@@ -7,6 +7,7 @@ from tyro.conf import Positional, arg
 
 from fineline_jax import interface
 from fineline_jax.errors import UserError
+from fineline_jax.folder_lock import writing
 from fineline_jax.recipe import MeshShape, Recipe
 
 
@@ -59,7 +60,7 @@ def import_weights(
     """Store released weights as a checkpoint of a run, which can be scored, exported and trained on.
 
     Args:
-        weights: Folder with config.json and safetensors, pytorch_model*.bin or an EasyLM stream; or one such file.
+        weights: Folder with config.json and weight files (docs/formats.md), or one such file.
         run: Folder of the run; a new one, or one of the same model that gets a further checkpoint.
         config: config.json, or the recipe whose model it is; default: the config.json beside the weights.
         recipe: Recipe that `fineline pretrain RUN` resumes, from this checkpoint with a new optimizer state;
@@ -82,16 +83,17 @@ def import_weights(
     def new_optimizer(recipe: Recipe, params: dict) -> dict:
         return {"opt_state": jax.jit(make_optimizer(recipe.optimizer).init)(params)} if resumed else {}
 
-    made = import_checkpoint(
-        weights,
-        run,
-        make_mesh(resumed.mesh if resumed else MeshShape()),
-        config=model,
-        recipe=resumed,
-        dtype=dtype or ("float32" if resumed else None),
-        step=step,
-        tokens=tokens,
-        tokenizer=tokenizer,
-        more_state=new_optimizer,
-    )
+    with writing(run, "RUN"):
+        made = import_checkpoint(
+            weights,
+            run,
+            make_mesh(resumed.mesh if resumed else MeshShape()),
+            config=model,
+            recipe=resumed,
+            dtype=dtype or ("float32" if resumed else None),
+            step=step,
+            tokens=tokens,
+            tokenizer=tokenizer,
+            more_state=new_optimizer,
+        )
     print(f"{made}: {weights} imported")

@@ -25,6 +25,7 @@ from fineline_jax.data.documents import TextUnit, input_files, suffix_of
 from fineline_jax.data.shards import Shard, Written, inputs_of, source_of, write_shard
 from fineline_jax.data.storage import merge_shards, open_data_set, write_metadata
 from fineline_jax.errors import UserError
+from fineline_jax.folder_lock import writing
 from fineline_jax.tokenizers.files import copy_tokenizer
 from fineline_jax.tokenizers.identity import identity, vocabulary_size
 from fineline_jax.tokenizers.open import open_tokenizer
@@ -121,7 +122,8 @@ def prepare_text(
     streams = [files] if beam_options is None else [[file] for file in files]
     folder = _work_folder(out) / "shards"
     shards = [Shard(folder / f"{i:06d}", tuple(stream), settings, tokenizer) for i, stream in enumerate(streams)]
-    return _prepare(out, shards, settings, tokenizer, beam_options=beam_options)
+    with writing(out, "--out"):
+        return _prepare(out, shards, settings, tokenizer, beam_options=beam_options)
 
 
 def prepare_amber(
@@ -180,7 +182,8 @@ def prepare_amber(
     needed = {name: settings[name] for name in ("format", "kind", "sequence_length", "vocab_size")}
     folder = _work_folder(out) / "shards"
     shards = [Shard(folder / split, tuple((split, file) for file in group), needed) for split, group in splits]
-    return _prepare(out, shards, settings, tokenizer, processes=processes, beam_options=beam_options)
+    with writing(out, "--out"):
+        return _prepare(out, shards, settings, tokenizer, processes=processes, beam_options=beam_options)
 
 
 def _prepare(

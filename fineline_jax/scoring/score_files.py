@@ -23,6 +23,7 @@ from fineline_jax.atomic_files import atomic_file, atomic_folder
 from fineline_jax.checkpoints.load import weights_hash
 from fineline_jax.checkpoints.series import Series
 from fineline_jax.errors import UserError
+from fineline_jax.folder_lock import writing
 from fineline_jax.scoring.requests import pack as packs
 from fineline_jax.scoring.requests.pack import Pack
 
@@ -169,13 +170,18 @@ def keep_pack(folder: Path, pack: Pack) -> None:
                 raise
     kept = packs.load(place)
     if kept.hash != pack.hash and not score_files(folder):  # of a run that ended before its first checkpoint
-        packs.save(pack, place)
+        _replace_pack(pack, place)
         return
     if kept.hash != pack.hash:
         raise UserError(
             f"{folder} holds scores of another request pack ({kept.manifest['suite']}); choose another --out"
         )
     if kept.manifest != pack.manifest:  # other domains or chance levels for the same requests
+        _replace_pack(pack, place)
+
+
+def _replace_pack(pack: Pack, place: Path) -> None:
+    with writing(place, "--out", wait=600):  # of another machine that does the same
         packs.save(pack, place)
 
 

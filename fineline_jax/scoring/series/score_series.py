@@ -17,7 +17,7 @@ from fineline_jax.checkpoints import load
 from fineline_jax.checkpoints.series import Checkpoint, Series
 from fineline_jax.errors import UserError
 from fineline_jax.models.config import ModelConfig
-from fineline_jax.multihost import broadcast_from_process_0, check_on_process_0
+from fineline_jax.multihost import broadcast_from_process_0, check_on_process_0, writing_as_one
 from fineline_jax.scoring import score_files
 from fineline_jax.scoring.engine.dispatch import Scorer
 from fineline_jax.scoring.engine.rows import truncated
@@ -26,6 +26,7 @@ from fineline_jax.scoring.options import ScoreOptions
 from fineline_jax.scoring.requests.pack import Pack
 from fineline_jax.scoring.series.compatibility import check_tokenizer, check_vocabulary, log_policy, model_context
 from fineline_jax.scoring.series.prefetch import Failed, Opened, open_each
+from fineline_jax.text_table import counted
 
 log = logging.getLogger(__name__)
 
@@ -56,10 +57,14 @@ class SeriesScorer:
         shard = self.options.shard()
         files: list[Path] = []
         failed: list[Failed] = []
-        for position, one in enumerate(series):
-            part = dataclasses.replace(one, checkpoints=tuple(shard.of(one.checkpoints, shift=position)))
-            failed += _score_all(self, part)
-            files += [score_files.path_of(self.out, part.name, checkpoint.name) for checkpoint in part.checkpoints]
+        with contextlib.ExitStack() as stack:
+            for one in series:
+                folder = score_files.path_of(self.out, one.name, "").parent
+                stack.enter_context(writing_as_one(folder, "--out", part=shard if shard.count > 1 else None))
+            for position, one in enumerate(series):
+                part = dataclasses.replace(one, checkpoints=tuple(shard.of(one.checkpoints, shift=position)))
+                failed += _score_all(self, part)
+                files += [score_files.path_of(self.out, part.name, checkpoint.name) for checkpoint in part.checkpoints]
         if failed:
             raise NotAllScored(failed)
         return files
@@ -262,7 +267,7 @@ class Clock:
     def __str__(self) -> str:
         total = self.score + self.other
         outside = f"{self.other / total:.1%} of it outside the model"
-        scored = progress.counted(self.checkpoints, "checkpoint")
+        scored = counted(self.checkpoints, "checkpoint")
         return f"{scored} scored in {progress.duration(total)}, {outside}"
 
     def _lap(self) -> tuple[float, float]:

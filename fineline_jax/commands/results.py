@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from fineline_jax import interface
-from fineline_jax.text_table import counted
 from fineline_jax.folder_lock import writing
+from fineline_jax.text_table import counted
 
 
 def analyze(

@@ -15,6 +15,7 @@ from docs_pages import CHECKOUT, PAGES, blocks, numbers, page, table, ticked
 from fineline_jax.catalogue import config_names, load_recipe
 from fineline_jax.checkpoints.registry import entries
 from fineline_jax.checkpoints.registry.series_file import KEYS
+from fineline_jax.errors import UserError
 from fineline_jax.facts.tasks import task_of
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.models.families import FAMILIES
@@ -150,12 +151,17 @@ def test_modes_and_their_metrics_are_those_of_the_table() -> None:
         assert tuple(first) == find_mode(mode).choice_metrics[: len(first)]
     assert f"at most {modes.largest_context(find_mode('olmes'), None)}" == rows["tokens fed"]["`olmes`"]
     assert all(find_mode(mode).context_limit is None for mode in ("lm-eval", "opencompass-ppl"))
-    counterparts = "acc and acc_norm are acc_raw and acc_per_char, or both acc_ppl, and the other way round"
-    assert counterparts in flat(page("docs/suites.md"))
-    one = lambda mode, wanted: modes.first_metric(find_mode(mode), "multiple_choice", wanted)
-    assert [one("olmes", "acc"), one("olmes", "acc_norm")] == ["acc_raw", "acc_per_char"]
-    assert [one("lm-eval", "acc_raw"), one("lm-eval", "acc_per_char")] == ["acc", "acc_norm"]
-    assert {one("opencompass-ppl", wanted) for wanted in ("acc", "acc_norm")} == {"acc_ppl"}
+    counterparts = table("docs/suites.md", "named in the suite")
+    choices = {name for mode in MODES for name in find_mode(mode).counterparts}
+    assert {row["named in the suite"] for row in counterparts} == choices
+    for row in counterparts:
+        for mode in MODES:
+            found = modes.first_metric(find_mode(mode), "multiple_choice", row["named in the suite"])
+            if row[f"in `{mode}`"] == "refused":
+                with pytest.raises(UserError):
+                    modes.check_metric(find_mode(mode), "piqa", "multiple_choice", found, (), False)
+            else:
+                assert found == row[f"in `{mode}`"]
 
 
 def test_every_metric_of_choices_texts_and_solutions_is_explained() -> None:
@@ -272,7 +278,6 @@ def test_the_verdicts_and_columns_of_the_analyze_page_are_those_of_the_code() ->
 
 
 def test_the_jobs_of_part_auto_are_told_apart_by_the_variables_of_the_table() -> None:
-    from fineline_jax.errors import UserError
     from fineline_jax.scoring.job_shard import JobShard, job_shard
 
     for row in table("docs/score_series.md", "index"):

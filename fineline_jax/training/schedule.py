@@ -1,4 +1,6 @@
-"""The learning rate as a function of the step. A new kind of decay is a name in `recipe.Schedule` and a branch here."""
+"""The learning rate as a function of the step. A new kind of decay is a name in `recipe.Schedule` and a case here."""
+
+from typing import assert_never
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float32, Int32
@@ -16,19 +18,22 @@ def learning_rate(recipe: Recipe, step: Int32[Array, "*steps"] | int) -> Float32
     warmup = schedule.warmup_tokens / recipe.tokens_per_step
     step = jnp.asarray(step, jnp.float32)
     share = jnp.clip((step - warmup) / max(total - warmup, 1.0), 0.0, 1.0)
-    if schedule.kind == "cosine":
-        rate = schedule.final + 0.5 * (1.0 + jnp.cos(jnp.pi * share)) * (schedule.peak - schedule.final)
-    elif schedule.kind == "linear":
-        rate = schedule.peak + share * (schedule.final - schedule.peak)
-    elif schedule.kind == "constant":
-        rate = jnp.full_like(step, schedule.peak)
-    elif schedule.kind == "wsd":
-        decay = schedule.decay_tokens / recipe.tokens_per_step
-        left = jnp.clip((total - step) / decay, 0.0, 1.0)
-        rate = schedule.final + left * (schedule.peak - schedule.final)
-    else:
-        factor = jnp.ones_like(step)
-        for begin, value in schedule.milestones:
-            factor = jnp.where(step >= begin * total, value, factor)
-        rate = schedule.peak * factor
+    match schedule.kind:
+        case "cosine":
+            rate = schedule.final + 0.5 * (1.0 + jnp.cos(jnp.pi * share)) * (schedule.peak - schedule.final)
+        case "linear":
+            rate = schedule.peak + share * (schedule.final - schedule.peak)
+        case "constant":
+            rate = jnp.full_like(step, schedule.peak)
+        case "wsd":
+            decay = schedule.decay_tokens / recipe.tokens_per_step
+            left = jnp.clip((total - step) / decay, 0.0, 1.0)
+            rate = schedule.final + left * (schedule.peak - schedule.final)
+        case "multistep":
+            factor = jnp.ones_like(step)
+            for begin, value in schedule.milestones:
+                factor = jnp.where(step >= begin * total, value, factor)
+            rate = schedule.peak * factor
+        case kind:
+            assert_never(kind)
     return jnp.where(step < warmup, schedule.peak * step / max(warmup, 1.0), rate)

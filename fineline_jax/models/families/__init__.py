@@ -21,9 +21,23 @@ from fineline_jax.models.families.mamba import MAMBA
 from fineline_jax.models.families.mixtures import MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE
 from fineline_jax.models.families.olmo import OLMO, OLMO2, OLMO_FIRST
 
-DENSE = (LLAMA, QWEN2, QWEN3, GPT_NEOX, OLMO, OLMO2)
-OF_EXPERTS = (OLMOE, MIXTRAL, QWEN2_MOE, QWEN3_MOE)
-FAMILIES = (*DENSE, *OF_EXPERTS, MAMBA, BAICHUAN2, BAICHUAN, YI, OLMO_FIRST)
+FAMILIES = (
+    LLAMA,
+    QWEN2,
+    QWEN3,
+    GPT_NEOX,
+    OLMO,
+    OLMO2,
+    OLMOE,
+    MIXTRAL,
+    QWEN2_MOE,
+    QWEN3_MOE,
+    MAMBA,
+    BAICHUAN2,
+    BAICHUAN,
+    YI,
+    OLMO_FIRST,
+)
 """In the order in which `of_config` tries them: those that transformers opens without foreign code first."""
 
 

@@ -1,0 +1,153 @@
+"""docs/guides/add_*.md, each followed word by word in a copy of the package: at most two files, and they work."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from docs_pages import blocks, table
+from family_examples import SHAPE, their_logits
+from guide_pages import follow, prints, run
+from safetensors.numpy import load_file
+from scoring_examples import write_benchmarks, write_tokenizer
+
+from fineline_jax.models.families.family import Family
+from fineline_jax.scoring.modes.mode import Mode
+
+
+def check_fields(name: str, value: type) -> None:
+    """The page's table has every field of the dataclass in order and says which are required."""
+    rows = table(name, "field")
+    fields = dataclasses.fields(value)
+    assert [row["field"].strip("`") for row in rows] == [field.name for field in fields]
+    missing = (dataclasses.MISSING, dataclasses.MISSING)
+    required = [(field.default, field.default_factory) == missing for field in fields]
+    assert [row["left out"] == "required" for row in rows] == required
+
+
+# A mode
+
+MODE_PAGE = "docs/guides/add_a_mode.md"
+SCORE = """
+import json
+from pathlib import Path
+import numpy as np
+from fineline_jax.scoring.metrics import tidy
+from fineline_jax.scoring.requests import pack
+made = pack.load(Path("pack"))
+n = made.requests.num_rows
+scored = -np.random.default_rng(1).exponential(8.0, n)
+values = tidy.of_tasks(made, scored, np.zeros(n, bool))
+lengths = [len(row) for row in made.continuation_tokens]
+documents = [[row["gold"], row["first_request"], row["requests"]] for row in made.documents.to_pylist()]
+found = {name: {metric: one.value for metric, one in of.items()} for name, of in values.items()}
+print(json.dumps([made.tasks[0]["metric"], found, scored.tolist(), lengths, documents]))
+"""
+
+
+def test_the_mode_of_the_page_is_made_in_two_files_and_compares_per_token(tmp_path):
+    assert len(follow(MODE_PAGE, tmp_path)) == 2
+    inputs = {
+        "LLAMA": str(write_tokenizer(tmp_path / "bpe", adds_bos=True)),
+        "DIR": str(write_benchmarks(tmp_path / "benchmarks", documents=9)),
+    }
+    typed = blocks(MODE_PAGE)[-1][0].split()
+    assert typed[0] == "fineline"
+    arguments = [inputs.get(word, word) for word in typed[1:-1]]
+    prints(tmp_path, "-m", "fineline_jax", *arguments, "pack")
+    refused = run(tmp_path, "-m", "fineline_jax", *[word.replace("piqa@2", "wikitext") for word in arguments], "other")
+    assert refused.returncode == 2 and "mode gpt3 compares the choices" in refused.stderr
+
+    first, values, scored, lengths, documents = json.loads(prints(tmp_path, "-c", SCORE))
+    per_token = np.array(scored) / np.array(lengths)
+    right = [int(np.argmax(per_token[start : start + count])) in gold for gold, start, count in documents]
+    assert first == "acc_per_token" and values == {"piqa": {"acc_per_token": np.mean(right)}}
+
+
+def test_the_page_names_every_field_of_a_mode_and_which_are_required():
+    check_fields(MODE_PAGE, Mode)
+
+
+# A schedule
+
+RATES = """
+import dataclasses, json
+import jax.numpy as jnp
+from fineline_jax.catalogue import load_recipe
+from fineline_jax.recipe import Optimizer, Schedule
+from fineline_jax.training.schedule import learning_rate
+recipe = load_recipe("llama_60m")
+schedule = Schedule(1e-3, warmup_tokens=10 * recipe.tokens_per_step, kind="inverse_sqrt")
+recipe = dataclasses.replace(recipe, optimizer=Optimizer(schedule))
+print(json.dumps(learning_rate(recipe, jnp.asarray([0, 5, 10, 40, 1000])).tolist()))
+"""
+
+
+def test_the_schedule_of_the_page_is_made_in_two_files_and_is_that_of_the_paper(tmp_path):
+    assert len(follow("docs/guides/add_a_schedule.md", tmp_path)) == 2
+    expected = [1e-3 * min(step / 10, (10 / max(step, 1)) ** 0.5) for step in (0, 5, 10, 40, 1000)]
+    assert json.loads(prints(tmp_path, "-c", RATES)) == pytest.approx(expected, rel=1e-6)
+    typed = blocks("docs/guides/add_a_schedule.md")[-1][0].split()[1:]
+    refused = run(tmp_path, "-m", "fineline_jax", *typed, "--optimizer.schedule.warmup-tokens", "0")
+    assert refused.returncode == 2
+    assert "optimizer.schedule.warmup_tokens must be positive for kind='inverse_sqrt'" in refused.stderr
+
+
+# A family
+
+FAMILY_PAGE = "docs/guides/add_a_family.md"
+LOGITS = """
+import jax
+import numpy as np
+from pathlib import Path
+from family_examples import our_logits
+from fineline_jax.checkpoints.formats.huggingface import load_hf
+from fineline_jax.mesh import make_mesh
+from fineline_jax.recipe import MeshShape
+mesh = make_mesh(MeshShape(), jax.devices()[:1])
+config, params = load_hf(Path("ORION"), mesh)
+np.save("logits.npy", our_logits(config, params, np.load("tokens.npy"), mesh))
+"""
+
+
+def write_orion(folder: Path) -> Any:
+    """A tiny Orion: transformers' Llama with torch's LayerNorm, as its modelling file has it; returns the model."""
+    torch = pytest.importorskip("torch", reason="pip install -e '.[test]'")
+    import transformers
+
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE, num_key_value_heads=2))
+    for part in (*model.model.layers, model.model):
+        for name in ("input_layernorm", "post_attention_layernorm", "norm"):
+            if hasattr(part, name):
+                setattr(part, name, torch.nn.LayerNorm(SHAPE["hidden_size"], eps=model.config.rms_norm_eps))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text()) | {"architectures": ["OrionForCausalLM"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    return model.eval()
+
+
+def test_the_family_of_the_page_is_made_in_two_files_and_has_the_logits_of_torch(tmp_path):
+    assert len(follow(FAMILY_PAGE, tmp_path)) == 2
+    model = write_orion(tmp_path / "ORION")
+    tokens = np.random.default_rng(1).integers(0, SHAPE["vocab_size"], (2, 20), dtype=np.int32)
+    np.save(tmp_path / "tokens.npy", tokens)
+    prints(tmp_path, "-c", LOGITS)
+    assert np.abs(np.load(tmp_path / "logits.npy") - their_logits(model, tokens)).max() < 1e-4
+
+    typed = blocks(FAMILY_PAGE)[-1][0].split()[1:]
+    assert "again: ORION/main in Hugging Face layout" in prints(tmp_path, "-m", "fineline_jax", *typed)
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("ORION", "again"))
+    assert before.keys() == after.keys()
+    assert all(before[name].tobytes() == after[name].tobytes() for name in before)
+    assert json.loads((tmp_path / "again/config.json").read_text())["architectures"] == ["OrionForCausalLM"]
+
+
+def test_the_page_names_every_field_of_a_family_and_which_are_required():
+    check_fields(FAMILY_PAGE, Family)

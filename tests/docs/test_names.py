@@ -27,7 +27,7 @@ OF_LM_EVAL = {
     "--model", "--model_args", "--tasks", "--include_path", "--num_fewshot", "--limit", "--output_path",
     "--log_samples",
 }  # fmt: skip
-FILE = re.compile(r"(?<![\w/])(?:configs|docs|eval|train|tests|benchmarks|fineline_jax)/[\w./-]*\w(?![\w*])")
+FILE = re.compile(r"(?<![\w/])(?:configs|docs|eval|train|tests|benchmarks|fineline_jax)/[\w./-]*\w(?![\w*])(?<!\.parquet)")
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w.-]*\w")
 EVERYTHING = (*PAGES, "BENCHMARKS.md", "CONTRIBUTING.md")
 
@@ -74,7 +74,7 @@ def test_every_option_in_a_page_is_one_of_a_command(name: str) -> None:
     known = {option for command in COMMANDS for option in options(command)} | OF_BEAM | OF_LM_EVAL | OF_OTHERS
     for found in set(OPTION.findall(page(name))) - known:
         # The benchmarks' own, XLA's, pip's and those of the machine's tools stand with their program.
-        programs = r"(?:benchmarks/\S+|XLA_FLAGS=|MUTANTS=|PYTEST=|`…|xla_|sbatch|gcloud|docker)"
+        programs = r"(?:benchmarks/\S+|XLA_FLAGS=|MUTANTS=|PYTEST=|`…|xla_|sbatch|gcloud|docker|hf download)"
         theirs = re.findall(rf"{programs}[^`]*{re.escape(found)}", page(name))
         assert theirs or found.startswith("--xla_"), f"{name}: {found} is an option of no command"
 

@@ -24,7 +24,7 @@ def analyze_scores(
     """Write the report of score folders, lm-eval result trees and tidy CSV files; returns report.html.
 
     runs: run folders whose loss is drawn beside. tokens_per_step: for checkpoints of which only the step is known.
-    A scored checkpoint whose tokens stay unknown is no point of a curve: it is left out, which is said.
+    A scored checkpoint whose tokens stay unknown is no point of a curve: it is left out, with a warning.
     Raises UserError naming what cannot be read, or a folder of which nothing is left.
     """
     import pandas

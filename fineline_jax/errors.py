@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this"."""
+"""The one exception for bad input, which the user can correct."""
 
 
 class UserError(Exception):

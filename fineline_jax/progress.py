@@ -14,11 +14,6 @@ Advance = Callable[..., None]
 """`advance(amount, note="")`: so much was done since the last call; the note replaces the one before."""
 
 
-def counted(count: int, noun: str) -> str:
-    """1, "checkpoint" -> "1 checkpoint"; 2, "checkpoint" -> "2 checkpoints"."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
 @contextlib.contextmanager
 def bar(name: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
     """Context whose value is an `Advance`. `done`: what an earlier run had done, not counted in the rate."""

@@ -6,6 +6,7 @@ import types
 import pytest
 
 from fineline_jax import progress
+from fineline_jax.text_table import counted
 
 
 @pytest.fixture
@@ -112,7 +113,7 @@ def test_numbers_for_people(number, text):
 
 
 def test_nouns_are_counted():
-    assert [progress.counted(n, "checkpoint") for n in (0, 1, 2)] == ["0 checkpoints", "1 checkpoint", "2 checkpoints"]
+    assert [counted(n, "checkpoint") for n in (0, 1, 2)] == ["0 checkpoints", "1 checkpoint", "2 checkpoints"]
 
 
 @pytest.mark.parametrize(

@@ -45,10 +45,10 @@ def import_checkpoint(
 ) -> Path:
     """Store the weights of the folder (or file) `weights` as a kept checkpoint of `run`, new or of the same model.
 
-    config: as of `hub.load_hf`. recipe: what the run goes on with, whose model must be that of the weights; default:
-    one that names no data. dtype: None: as the files have it. step, tokens: where in training; default: what the
-    folder's name says, else step 0 and tokens unknown. tokenizer: its folder; default: that of the weights. more_state:
-    further items of the checkpoint. Returns the folder of the checkpoint.
+    config: as of `huggingface.load_hf`. recipe: of the further training, whose model must be that of the weights;
+    default: one that names no data. dtype: None: as the files have it. step, tokens: where in training; default: as
+    the folder's name has them, else step 0 and tokens unknown. tokenizer: its folder; default: that of the weights.
+    more_state: further items of the checkpoint. Returns the folder of the checkpoint.
     What fails leaves `run` as it was. Raises UserError if the run has that step already, another model or another
     tokenizer, or if the tokenizer has ids beyond the embedding.
     """
@@ -99,7 +99,7 @@ def export_checkpoint(
 ) -> None:
     """Write a checkpoint in Hugging Face layout, with its tokenizer if it has one.
 
-    dtype: of the weights; None: as they are stored. family: as of `hub.export_hf`.
+    dtype: of the weights; None: as they are stored. family: as of `huggingface.export_hf`.
     Raises UserError if `out` is there already.
     """
     if out.exists():

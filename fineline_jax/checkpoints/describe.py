@@ -1,7 +1,7 @@
 """What `fineline series` prints."""
 
 import os
-from collections.abc import Sequence
+import textwrap
 
 from fineline_jax.checkpoints.open import open_series, series_of_entry, split_spec
 from fineline_jax.checkpoints.registry import entries
@@ -37,7 +37,9 @@ def details(spec: str, tokens: str = "", every: int = 1) -> str:
     file = None if os.path.isdir(base) else entries.file_of(base)
     if file is not None and len(listed := entries.entries(file)) > 1:
         inside = "" if file.stem == base else f"{base}/"
-        return "\n".join([f"{len(listed)} series:", *_columns([inside + entry.name for entry in listed])])
+        names_inside = "  ".join(inside + entry.name for entry in listed)
+        lines = textwrap.wrap(names_inside, 110, break_on_hyphens=False, break_long_words=False)
+        return "\n".join([f"{len(listed)} series:", *lines])
     entry = None if os.path.isdir(base) else entries.find(base)
     lines = []
     try:
@@ -81,12 +83,3 @@ def _span(entry: Entry) -> str:
     if not tokens:
         return ""
     return short(max(tokens)) if len(tokens) == 1 else f"{short(min(tokens))} to {short(max(tokens))}"
-
-
-def _columns(names: Sequence[str], width: int = 110) -> list[str]:
-    lines = [""]
-    for name in names:
-        if lines[-1] and len(lines[-1]) + len(name) + 2 > width:
-            lines.append("")
-        lines[-1] += f"  {name}" if lines[-1] else name
-    return lines

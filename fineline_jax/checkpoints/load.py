@@ -1,4 +1,4 @@
-"""Reading a checkpoint of a series: its parameters, what tells whether its weights are known already, its tokenizer.
+"""Reading a checkpoint of a series: its parameters, the hashes of its weights, its tokenizer.
 
 JAX is imported only by `load`.
 """
@@ -62,7 +62,7 @@ def weights_hash(checkpoint: Checkpoint) -> str:
     """SHA-256 over names, sizes and contents of the weight files: equal for equal files, wherever they lie.
 
     Reads all weights (not the optimizer state) unless this process has hashed the same files before. Of a remote
-    checkpoint: over what its server lists (`remote.weights_hash`), so that it need not be fetched to be recognised.
+    checkpoint: over what its server lists (`cache.weights_hash`), so that it need not be fetched to be recognised.
     """
     if checkpoint.remote is not None:
         return cache.weights_hash(checkpoint.remote)
@@ -71,7 +71,7 @@ def weights_hash(checkpoint: Checkpoint) -> str:
 
 
 def stat_signature(checkpoint: Checkpoint) -> str:
-    """What tells without reading them that the weight files are still the same: names, sizes and times of change."""
+    """Hash of names, sizes and times of change of the weight files, by which they are known unread to be the same."""
     if checkpoint.remote is not None:
         return cache.weights_hash(checkpoint.remote)
     states = [(name, (checkpoint.location / name).stat()) for name in weight_files(checkpoint)]

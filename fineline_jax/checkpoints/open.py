@@ -35,8 +35,8 @@ def open_series(
     hf://org/name@revision, org/name@revision, hf://org/name@revision/folder;
     s3://bucket/folder, gs://, http://, any address of fsspec: one checkpoint, or a folder of them.
 
-    @GLOB at the end (amber@ckpt_3*, org/name@step*) chooses by name; then tokens (`selection.parse_grid`), then every.
-    downloads: where remote checkpoints are fetched to, when they are read; default: `remote.default_downloads`.
+    @GLOB at the end (amber@ckpt_3*, org/name@step*) chooses by name; then tokens (`select.parse_grid`), then every.
+    downloads: where remote checkpoints are fetched to, when they are read; default: `cache.default_downloads`.
     keep: whether they stay there. Raises UserError naming what was looked for.
     """
     path, names = split_spec(spec)
@@ -95,7 +95,7 @@ def _open_remote(spec: str, base: str, names: str, downloads: Path, keep: bool) 
 
 
 def series_of_entry(entry: Entry, downloads: Path, keep: bool = True, ask: bool = True) -> Series:
-    """The series of a registry entry. ask: as of `registry.checkpoints`."""
+    """The series of a registry entry. ask: as of `entries.checkpoints`."""
     named = entries.checkpoints(entry, ask)
     return _remote_series(
         entry.name, entry.location, named, downloads, keep, entry.options, entry.tokenizer, entry.scoring

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fineline_jax.errors import UserError
+from fineline_jax.tokenizers.open import Bos
 
 Options = tuple[tuple[str, Any], ...]
 """Of an fsspec file system: (key, value) pairs."""
-Bos = Literal["auto", "always", "never"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +76,8 @@ class Series:
     checkpoints: tuple[Checkpoint, ...]
     scoring: Scoring = DEFAULT_SCORING
     location: str = ""
-    """The run, the folder or the address of all of them, {name} for a checkpoint's name; tells series of one name
-    apart. "": not known."""
+    """The run, the folder or the address of all of them, {name} for a checkpoint's name; it distinguishes series of
+    one name. "": not known."""
 
 
 def scoring_policy(series: Sequence[Series]) -> Bos:

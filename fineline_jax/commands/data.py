@@ -1,9 +1,11 @@
 """`fineline data prepare`: text, Amber's token lines or the demo's world to windows of tokens."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
+
+from fineline_jax.data.documents import TextUnit
 
 if TYPE_CHECKING:
     from fineline_jax.data.corpora import Prepared
@@ -21,7 +23,7 @@ def prepare_text(
     validation_inputs: tuple[Path, ...] = (),
     validation_fraction: float = 0.0,
     text_key: str = "text",
-    text_unit: Literal["file", "paragraph", "line"] = "file",
+    text_unit: TextUnit = "file",
     beam_options: str | None = None,
 ) -> None:
     """Tokenize documents and pack them into windows of sequence_length + 1 tokens.

@@ -75,7 +75,7 @@ def pretrain(arguments: list[str]) -> int:
             benchmarks: For --score SUITE: folder of data sets in Hugging Face layout; default: the hub.
             recipe: Fields of the recipe.
         """
-        return _train(recipe, run, accept_changes, distributed, score, benchmarks)
+        return _train(recipe, run or Path("runs") / recipe.name, accept_changes, distributed, score, benchmarks)
 
     program, given = f"fineline pretrain {name}", [*arguments[1:], *following(default.model, arguments)]
     command = parsed(program, lambda: tyro.cli(deferred(options), prog=program, args=given))
@@ -98,12 +98,7 @@ def following(model: ModelConfig, arguments: list[str]) -> list[str]:
 
 
 def _train(
-    recipe: Recipe,
-    run: Path | None,
-    accept_changes: bool,
-    distributed: bool,
-    score: str | None,
-    benchmarks: Path | None,
+    recipe: Recipe, run: Path, accept_changes: bool, distributed: bool, score: str | None, benchmarks: Path | None
 ) -> int:
     if distributed:
         join_processes()
@@ -117,5 +112,5 @@ def _train(
         if outcome.stopped_by:
             print(f"stopped by {outcome.stopped_by} at {where}, saved; run the same command again to go on")
         else:
-            print(f"{outcome.run}: complete at {where}, {len(recipe.kept_steps())} checkpoints kept")
+            print(f"{run}: complete at {where}, {len(recipe.kept_steps())} checkpoints kept")
     return 0

@@ -13,6 +13,7 @@ from fineline_jax.commands.processes import join_processes
 from fineline_jax.errors import UserError
 from fineline_jax.recipe import MeshShape
 from fineline_jax.scoring.options import PackOptions, ScoreOptions
+from fineline_jax.text_table import counted
 
 if TYPE_CHECKING:
     from fineline_jax.checkpoints.series import Series
@@ -128,7 +129,6 @@ def score(
     watch.check(series, selection)
     if how.distributed:
         join_processes()
-    from fineline_jax.progress import counted
     from fineline_jax.scoring.series.auto_mesh import scoring_mesh
     from fineline_jax.scoring.series.score_series import SeriesScorer
     from fineline_jax.scoring.series.watch import wait_for_first, watch_run

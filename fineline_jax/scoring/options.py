@@ -9,6 +9,7 @@ from typing import Literal
 from fineline_jax.errors import UserError
 from fineline_jax.scoring.job_shard import JobShard, job_shard
 from fineline_jax.scoring.modes.names import ModeName
+from fineline_jax.tokenizers.open import Bos
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,7 @@ class PackOptions:
 
     benchmarks: Path | None = None
     tfds: Path | None = None
-    bos: Literal["auto", "always", "never"] | None = None
+    bos: Bos | None = None
     max_context: int | None = None
     limit: int | None = None
     mode: ModeName | None = None

@@ -212,10 +212,11 @@ def test_a_folder_in_the_way_of_a_save_is_set_aside_not_overwritten(tmp_path: Pa
 
 def test_only_the_first_process_looks_at_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first may not have made it yet."""
-    told = iter([np.int32(2), np.array([3, 8]), np.int32(2), np.array([3, 8]), np.int32(0), np.array([])])
+    sent = [np.frombuffer(json.dumps(value).encode(), np.uint8) for value in ([3, 8], [3, 8])]
+    received = iter([part for content in sent for part in (np.int32(len(content)), content)])
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr("jax.experimental.multihost_utils.broadcast_one_to_all", lambda mine: next(told))
+    monkeypatch.setattr("jax.experimental.multihost_utils.broadcast_one_to_all", lambda mine: next(received))
     store = CheckpointStore(tmp_path / "checkpoints", (), 0, tokens_per_step=1, recipe="test")
     assert store.latest_intact() == 8
 
@@ -236,6 +237,7 @@ import sys
 from pathlib import Path
 sys.path[:0] = sys.argv[2:]
 from store_examples import *
+from fineline_jax.mesh import make_mesh
 target = abstract_state(make_mesh())
 store = open_store(Path(sys.argv[1]), kept=range(0, 10**6, 5), latest_every=2)
 start = store.latest_intact() or 0
@@ -347,6 +349,7 @@ sys.path[:0] = sys.argv[4:]
 import jax
 jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=index)
 from store_examples import *
+from fineline_jax.mesh import make_mesh
 assert jax.process_count() == 2 and jax.device_count() == 4
 target = abstract_state(make_mesh())
 def state(step):

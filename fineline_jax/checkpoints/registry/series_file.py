@@ -12,8 +12,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from fineline_jax.checkpoints.registry.rules import compiled, expand, names_in
 from fineline_jax.checkpoints.remote.listing import NAME_SLOT
-from fineline_jax.checkpoints.series import DEFAULT_SCORING, Bos, Options, Scoring
+from fineline_jax.checkpoints.series import DEFAULT_SCORING, Options, Scoring
 from fineline_jax.errors import UserError
+from fineline_jax.tokenizers.open import Bos
 
 MOST_SERIES = 10_000
 """Of one file; more are a mistake."""

@@ -51,7 +51,7 @@ class DiskFullError(FetchError):
 
 
 class TransientError(Exception):
-    """Worth another attempt, after `wait` seconds if the server said so."""
+    """Worth another attempt, after `wait` seconds if the server asks for that."""
 
     def __init__(self, reason: str, wait: float | None = None):
         super().__init__(reason)

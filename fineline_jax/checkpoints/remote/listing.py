@@ -74,20 +74,19 @@ def list_files(url: str, options: Options = ()) -> list[RemoteFile]:
 def list_names(template: str, options: Options = ()) -> list[str]:
     """What stands for `{name}` in the addresses that exist, in no particular order.
 
-    Raises FetchError if the place cannot be listed.
+    Raises FetchError if the address cannot be listed.
     """
     before, slot, after = template.partition(NAME_SLOT)
     if not slot:
         raise UserError(f"{template}: nothing to list; {NAME_SLOT} must stand for the name of a checkpoint")
     if template.startswith("hf://"):
-        names = _hub_names(template)
-        prefix, suffix = "", ""
+        names, prefix, suffix = _hub_names(template)
     else:
         parent, _, prefix = before.rpartition("/")
         suffix = after.partition("/")[0]
         is_http = template.startswith(("http://", "https://"))
         names = _http_folders(parent + "/") if is_http else _bucket_folders(parent, options)
-    inside = [name for name in names if name.startswith(prefix) and name.endswith(suffix)]
+    inside = [name for name in dict.fromkeys(names) if name.startswith(prefix) and name.endswith(suffix)]
     return [name[len(prefix) : len(name) - len(suffix)] for name in inside if len(name) > len(prefix) + len(suffix)]
 
 
@@ -123,7 +122,8 @@ def _hub_files(address: HubAddress) -> list[RemoteFile]:
     return sorted(files, key=lambda file: file.name)
 
 
-def _hub_names(template: str) -> list[str]:
+def _hub_names(template: str) -> tuple[list[str], str, str]:
+    """Names of revisions, repositories or folders, and what each begins and ends with besides a checkpoint's name."""
     before, _, after = template.partition(NAME_SLOT)
     repository, at, revision = before.removeprefix("hf://").partition("@")
     if at and "/" not in revision:  # a revision
@@ -149,8 +149,7 @@ def _hub_names(template: str) -> list[str]:
         with _hub_answer(where):
             listed = _hub_pages(where.rstrip("/"))
             names = [str(e["path"]).rpartition("/")[2] for e in listed if e.get("type") == "directory"]
-    inside = [name for name in dict.fromkeys(names) if name.startswith(prefix) and name.endswith(suffix)]
-    return [name[len(prefix) : len(name) - len(suffix)] for name in inside if len(name) > len(prefix) + len(suffix)]
+    return names, prefix, suffix
 
 
 @contextlib.contextmanager

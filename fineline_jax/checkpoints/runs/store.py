@@ -1,8 +1,8 @@
 """The checkpoints of a run: asynchronous Orbax saves, kept steps for ever, one rolling latest between them.
 
     FOLDER/<step>/params, opt_state, …   one Orbax checkpointable per key of the state
-    FOLDER/<step>/complete.json          written last: metadata and digests (record.py)
-    FOLDER/<step>.saving                 empty; there until the record is: tells a killed save from damage
+    FOLDER/<step>/complete.json          written last: metadata and digests (digest_record.py)
+    FOLDER/<step>.saving                 empty; there until the record is: distinguishes a killed save from damage
     FOLDER/<step>.damaged                set aside by `latest_intact`; never read again, never deleted
 
 All processes of a run call every function; process 0 alone lists, renames and deletes folders.
@@ -17,12 +17,11 @@ from types import TracebackType
 from typing import Any, Self
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from fineline_jax.checkpoints.runs.digest_record import damage, read_record, write_record
 from fineline_jax.errors import UserError
+from fineline_jax.multihost import broadcast_from_process_0
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +58,7 @@ class CheckpointStore:
         self._pending: concurrent.futures.Future[int] | None = None
         if jax.process_index() == 0:
             self._clean()
-        self._steps = _agreed(lambda: steps(self.folder))
+        self._steps = _of_process_0(lambda: steps(self.folder))
 
     def is_due(self, step: int) -> bool:
         """Whether the state of `step` is to be saved, for ever or as the rolling latest."""
@@ -113,9 +112,8 @@ class CheckpointStore:
                 if problem is None:
                     break
                 self._set_aside(step, problem)
-        self._steps = _agreed(lambda: steps(self.folder))
-        aside = _agreed(lambda: [0] if any(self.folder.glob("*.damaged*")) else [])
-        if not self._steps and aside:
+        self._steps = _of_process_0(lambda: steps(self.folder))
+        if not self._steps and _of_process_0(lambda: any(self.folder.glob("*.damaged*"))):
             raise UserError(
                 f"{self.folder}: no intact checkpoint is left; restore one from a backup, or remove the"
                 " *.damaged folders to train from the start"
@@ -229,8 +227,8 @@ def steps(folder: Path) -> list[int]:
 
 def check_intact(path: Path, item: str = "") -> None:
     """Raise UserError if the checkpoint folder `path` (or its `item`) is not as it was written."""
-    problem = damage(path, item) if jax.process_index() == 0 else "process 0 has the details"
-    if _agreed(lambda: [1] if problem is not None else []):
+    problem = _of_process_0(lambda: damage(path, item))
+    if problem is not None:
         raise UserError(f"{path}: the checkpoint is damaged ({problem}); use another one or restore it from a backup")
 
 
@@ -288,13 +286,7 @@ def _options() -> ocp.Context:
     return context
 
 
-def _agreed(numbers: Callable[[], list[int]]) -> list[int]:
-    """What `numbers()` is on process 0, on every process; the others do not call it: they may see a shared disk at
-    different times, and a folder not at all that process 0 has yet to make."""
-    values = numbers() if jax.process_index() == 0 else []
-    if jax.process_count() == 1:
-        return values
-    count = int(multihost_utils.broadcast_one_to_all(np.int32(len(values))))
-    padded = np.zeros(count, np.int32)
-    padded[: len(values)] = values
-    return [int(number) for number in multihost_utils.broadcast_one_to_all(padded)]
+def _of_process_0(look: Callable[[], Any]) -> Any:
+    """`look()` of process 0, on every process. The others do not call it: they may see a shared disk at different
+    times, and a folder not at all that process 0 has yet to make."""
+    return broadcast_from_process_0(look() if jax.process_index() == 0 else None)

@@ -4,7 +4,7 @@ import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import lm_eval
 import numpy as np
@@ -32,7 +32,7 @@ from fineline_jax.scoring.requests.tasks import (
     without_bars,
 )
 from fineline_jax.tokenizers.identity import identity, vocabulary_size
-from fineline_jax.tokenizers.open import open_tokenizer
+from fineline_jax.tokenizers.open import Bos, open_tokenizer
 
 
 def prepare(suite: str | Path, tokenizer: Path, out: Path, options: PackOptions = PackOptions()) -> Pack:
@@ -50,7 +50,7 @@ def build(suite: str | Path, tokenizer: Path, options: PackOptions = PackOptions
     give the same bytes. Raises UserError for bad input.
     """
     bos = options.bos or "auto"
-    if bos not in ("auto", "always", "never"):
+    if bos not in get_args(Bos):
         raise UserError(f"--bos {bos!r} must be auto, always or never")
     for name, value in (("max-context", options.max_context), ("limit", options.limit)):
         if value is not None and value < 1:

@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import family_examples
 import numpy as np
 import pytest
 from docs_pages import blocks, table
@@ -13,8 +15,10 @@ from guide_pages import follow, prints, run
 from safetensors.numpy import load_file
 from scoring_examples import write_benchmarks, write_tokenizer
 
+from fineline_jax.checkpoints.formats.weight_format import WeightFormat
 from fineline_jax.models.families.family import Family
 from fineline_jax.scoring.modes.mode import Mode
+from fineline_jax.trajectories.statistics.columns import Column
 
 
 def check_fields(name: str, value: type) -> None:
@@ -151,3 +155,61 @@ def test_the_family_of_the_page_is_made_in_two_files_and_has_the_logits_of_torch
 
 def test_the_page_names_every_field_of_a_family_and_which_are_required():
     check_fields(FAMILY_PAGE, Family)
+
+
+# A statistic
+
+STATISTIC_PAGE = "docs/guides/add_a_statistic.md"
+SCORES = """series,tokens,task,metric,value,stderr,n
+a,2000,piqa,acc,0.7,0.03,100
+a,1000,piqa,acc,0.6,0.03,100
+a,3000,piqa,acc,0.65,0.04,100
+a,1000,piqa,bits_per_byte,1.2,,100
+a,2000,piqa,bits_per_byte,1.1,,100
+a,1000,boolq,acc,0.5,0.05,100
+"""
+
+
+def test_the_statistic_of_the_page_is_made_in_one_file_and_counts_what_was_lost(tmp_path):
+    assert len(follow(STATISTIC_PAGE, tmp_path)) == 1
+    (tmp_path / "scores.csv").write_text(SCORES)
+    code = "\n".join(blocks(STATISTIC_PAGE)[-1]).replace(".to_string(index=False)", '.to_json(orient="records")')
+    rows = {(row["task"], row["metric"]): row for row in json.loads(prints(tmp_path, "-c", code))}
+    row = rows["piqa", "acc"]
+    assert (row["best"], row["checkpoints"], row["reason"]) == (2000, 3, "")
+    assert (row["lost"], row["stderr"]) == (pytest.approx(0.05), pytest.approx(0.05))
+    assert rows["piqa", "bits_per_byte"]["lost"] == pytest.approx(-0.1)
+    assert (rows["boolq", "acc"]["lost"], rows["boolq", "acc"]["reason"]) == (None, "fewer than two checkpoints")
+
+
+def test_the_page_names_every_field_of_a_column_and_which_are_required():
+    check_fields(STATISTIC_PAGE, Column)
+
+
+# A weight format
+
+FORMAT_PAGE = "docs/guides/add_a_format.md"
+
+
+def test_the_format_of_the_page_is_made_in_two_files_and_read_bit_by_bit(tmp_path):
+    assert len(follow(FORMAT_PAGE, tmp_path)) == 2
+    family_examples.make("llama", tmp_path / "hf")
+    tensors = load_file(tmp_path / "hf/model.safetensors")
+    (tmp_path / "MODEL").mkdir()
+    shutil.copy(tmp_path / "hf/config.json", tmp_path / "MODEL")
+    for name, tensor in tensors.items():
+        np.save(tmp_path / f"MODEL/{name}.npy", tensor)
+    commands = [line.split()[1:] for line in blocks(FORMAT_PAGE)[-1]]
+    for command in commands:
+        prints(tmp_path, "-m", "fineline_jax", *command)
+    again = load_file(tmp_path / "again/model.safetensors")
+    assert {name: tensor.tobytes() for name, tensor in again.items()} == {
+        name: tensor.tobytes() for name, tensor in tensors.items()
+    }
+    (tmp_path / "MODEL/model.norm.weight.npy").write_bytes(b"\x93NUMPY\x01")
+    refused = run(tmp_path, "-m", "fineline_jax", *commands[0][:2], "runs/other")
+    assert refused.returncode == 2 and "model.norm.weight.npy: not a whole .npy file" in refused.stderr
+
+
+def test_the_page_names_every_field_of_a_format_and_which_are_required():
+    check_fields(FORMAT_PAGE, WeightFormat)

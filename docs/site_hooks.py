@@ -117,7 +117,7 @@ def _table_of_fields(kind: type) -> str:
     for field, following in zip(node.body, [*node.body[1:], None]):
         if isinstance(field, ast.AnnAssign):
             name = ast.unparse(field.target)
-            default = f"`{ast.unparse(field.value)}`" if field.value else "must be given"
+            default = f"`{ast.unparse(field.value)}`" if field.value else "required"
             rows.append((f"`{name}`", f"`{ast.unparse(field.annotation)}`", default, field_text(kind, name, following)))
     return _table("field | type | default | what it is", rows)
 

@@ -11,9 +11,9 @@ from fineline_jax.catalogue import load_recipe
 from fineline_jax.errors import UserError
 from fineline_jax.scoring.job_shard import job_shard
 
-WEIGHTS = {"train, weights and moments": 16, "score in float32": 4, "score in bfloat16": 2}
+WEIGHTS = {"training: weights, moments, gradient": 16, "scoring in float32": 4, "scoring in bfloat16": 2}
 """Column -> bytes per parameter."""
-UNITS = {"MB": 1e6, "GB": 1e9, "M": 1e6, "G": 1e9}
+UNITS = {"MB": 1e6, "GB": 1e9, "M": 1e6, "B": 1e9}
 
 
 def amount(text: str) -> float:

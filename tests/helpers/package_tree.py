@@ -68,10 +68,10 @@ def unit_graph() -> dict[str, set[str]]:
 
 def tree() -> str:
     """The rooms from the lowest to the highest, with their folders and files. Raises graphlib.CycleError."""
-    order = list(graphlib.TopologicalSorter(unit_graph()).static_order())
+    graph = unit_graph()
     level: dict[str, int] = {}
-    for unit in order:
-        level[unit] = 1 + max((level[one] for one in unit_graph().get(unit, ())), default=-1)
+    for unit in graphlib.TopologicalSorter(graph).static_order():
+        level[unit] = 1 + max((level[one] for one in graph.get(unit, ())), default=-1)
     lines = []
 
     def height(folder: str) -> int:

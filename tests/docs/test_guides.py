@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import family_examples
 import numpy as np
 import pytest
-from docs_pages import blocks, table
+from docs_pages import blocks, table, transcripts
 from family_examples import SHAPE, their_logits
 from guide_pages import follow, prints, run
 from safetensors.numpy import load_file
@@ -36,6 +37,7 @@ def check_fields(name: str, value: type) -> None:
 MODE_PAGE = "docs/guides/add_a_mode.md"
 SCORE = """
 import json
+import re
 from pathlib import Path
 import numpy as np
 from fineline_jax.scoring.metrics import tidy
@@ -213,3 +215,20 @@ def test_the_format_of_the_page_is_made_in_two_files_and_read_bit_by_bit(tmp_pat
 
 def test_the_page_names_every_field_of_a_format_and_which_are_required():
     check_fields(FORMAT_PAGE, WeightFormat)
+
+
+# A suite, a series
+
+
+def test_the_suite_and_the_series_of_the_page_are_known_in_the_working_folder(tmp_path):
+    name = "docs/guides/add_a_suite_or_series.md"
+    assert follow(name, tmp_path) == ["configs/suites/quick.yaml", "configs/series/my_run.yaml"]
+    tokenizer, benchmarks = write_tokenizer(tmp_path / "LLAMA", adds_bos=True), write_benchmarks(tmp_path / "DIR")
+    assert (tokenizer.name, benchmarks.name) == ("LLAMA", "DIR")
+    [typed] = [block[0].split()[1:] for block in blocks(name) if block[0].startswith("fineline tasks prepare")]
+    assert re.search(r"quick-pack: [\d,]+ requests of 2 tasks", prints(tmp_path, "-m", "fineline_jax", *typed))
+    tasks = json.loads((tmp_path / "quick-pack/manifest.json").read_text())["tasks"]
+    chosen = [(task["task"], task["domain"], task["shots"], task["metric"]) for task in tasks]
+    assert chosen == [("piqa", "commonsense", 0, "acc_norm"), ("arc_easy", "exam", 5, "acc_norm")]
+    [(command, printed)] = transcripts(name)
+    assert prints(tmp_path, "-m", "fineline_jax", *command.split()[1:]).rstrip("\n").split("\n") == printed

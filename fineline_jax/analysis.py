@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fineline_jax.errors import UserError
+from fineline_jax.trajectories.readers.options import ReadOptions
 
 if TYPE_CHECKING:
     import pandas
@@ -19,41 +20,42 @@ def analyze_scores(
     *,
     runs: Sequence[Path] = (),
     title: str,
-    tokens_per_step: float | None = None,
+    reading: ReadOptions = ReadOptions(),
 ) -> Path:
-    """Write the report of score folders, lm-eval result trees and tidy CSV files; returns report.html.
+    """Write the report of score folders, result trees of other tools and tables; returns report.html.
 
-    runs: run folders whose loss is drawn beside. tokens_per_step: for checkpoints of which only the step is known.
+    runs: run folders whose loss is drawn beside. reading: what the inputs do not say themselves.
     A scored checkpoint whose tokens stay unknown is no point of a curve: it is left out, with a warning.
     Raises UserError naming what cannot be read, or a folder of which nothing is left.
     """
-    import pandas
-
     from fineline_jax.scoring.metrics import tidy
     from fineline_jax.scoring.requests import pack as packs
     from fineline_jax.trajectories.report.html_page import write_report
-    from fineline_jax.trajectories.table import read_table
+    from fineline_jax.trajectories.table import join, labelled, read_parts
 
     if not scores:
         raise UserError("analyze: name at least one folder of scores or table")
-    tables, facts = [], dict[str, Any]()
+    parts, facts = [], dict[str, Any]()
     for path in scores:
         if (path / "pack" / "manifest.json").is_file():
             manifest = packs.load(path / "pack").manifest
             # A group stands for its members (MMLU for its 57 subjects); both would count twice in a domain.
             members = {task for group in manifest["groups"] for task in group["tasks"]}
-            table = _with_known_tokens(tidy.tidy(path), path, tokens_per_step)
-            tables.append(table[~table.task.isin(members)])
-            facts[f"scores {path.name}"] = {
+            table = _with_known_tokens(tidy.tidy(path), path, reading.tokens_per_step)
+            shots = {task["task"]: task["shots"] for task in manifest["tasks"]}
+            table = table[~table.task.isin(members)].assign(limit=manifest["limit"])
+            parts += labelled([(str(path), table.assign(shots=table.task.map(shots)))], path, reading)
+            alone = sum(other.name == path.name for other in scores) == 1
+            facts[f"scores {path.name if alone else path}"] = {
                 "suite": manifest["suite"],
                 "pack": manifest["hash"][:12],
                 "BOS": manifest["bos"],
                 "lm-eval": manifest["lm_eval"],
             }
         else:
-            tables.append(read_table(path, tokens_per_step=tokens_per_step))
+            parts += read_parts(path, reading)
     losses = _losses(runs) if runs else None
-    return write_report(pandas.concat(tables, ignore_index=True), out, title=title, facts=facts, losses=losses)
+    return write_report(join(parts, reading), out, title=title, facts=facts, losses=losses)
 
 
 def _with_known_tokens(table: "pandas.DataFrame", folder: Path, tokens_per_step: float | None) -> "pandas.DataFrame":

@@ -7,7 +7,7 @@ yet, `pretrain` and `score` prepare its CPU backend as the command does (`cpu_ba
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -135,22 +135,32 @@ def analyze(
     runs: Sequence[Location] = (),
     title: str = "Learning trajectories",
     tokens_per_step: float | None = None,
+    percent: bool = False,
+    labels: Mapping[str, Location] | None = None,
+    tasks_table: Location | None = None,
 ) -> Path:
     """Write the report of scores into the folder `out`: tidy.csv, curves, report.html, whose path is returned.
 
-    scores: folders of `score`, lm-eval result trees, tidy CSV files. runs: run folders whose loss is drawn too.
-    tokens_per_step: for checkpoints of which only the step is known. Raises UserError naming what cannot be read.
+    scores: folders of `score`, result trees of lm-eval and other tools, tables. runs: run folders whose loss is drawn
+    too. tokens_per_step: for checkpoints of which only the step is known. percent: accuracies of tables are
+    percentages. labels: name -> one of `scores`, whose one series is called so. tasks_table: CSV of task, domain,
+    chance, n, which counts before what is known of a task. Raises UserError naming what cannot be read.
     """
     from fineline_jax.analysis import analyze_scores
+    from fineline_jax.trajectories.readers.options import ReadOptions
 
     if tokens_per_step is not None and not 0 < tokens_per_step < float("inf"):
         raise UserError(f"--tokens-per-step {tokens_per_step} must be a positive number")
     paths = [scores] if isinstance(scores, str | os.PathLike) else scores
     folders = [Path(run) for run in runs]
+    reading = ReadOptions(
+        tokens_per_step,
+        percent,
+        {Path(path): name for name, path in (labels or {}).items()},
+        None if tasks_table is None else Path(tasks_table),
+    )
     with writing(Path(out), "--out"):
-        return analyze_scores(
-            list(map(Path, paths)), Path(out), runs=folders, title=title, tokens_per_step=tokens_per_step
-        )
+        return analyze_scores(list(map(Path, paths)), Path(out), runs=folders, title=title, reading=reading)
 
 
 def export(

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from fineline_jax import interface
+from fineline_jax.errors import UserError
 from fineline_jax.folder_lock import writing
 from fineline_jax.text_table import counted
 
@@ -16,17 +17,36 @@ def analyze(
     runs: tuple[Path, ...] = (),
     title: str = "Learning trajectories",
     tokens_per_step: float | None = None,
+    percent: bool = False,
+    label: tuple[str, ...] = (),
+    tasks_table: Path | None = None,
 ) -> None:
     """Tidy table, dynamics, curves: report.html and PNGs.
 
     Args:
-        scores: Folders of `fineline score`, lm-eval result trees, or tidy CSV files.
+        scores: Folders of `fineline score`, result trees of lm-eval and other tools, or tables.
         out: Folder of the report.
         runs: Run folders whose loss curves are drawn too.
         title: Heading of the report.
         tokens_per_step: For checkpoints of which only the step is known: lm-eval's results, folders called by steps.
+        percent: Accuracies of the tables are percentages.
+        label: NAME=SCORES: the series of that input is called NAME.
+        tasks_table: CSV of tasks (task, domain, chance, n), which counts before what is known of them.
     """
-    print(interface.analyze(scores, out, runs=runs, title=title, tokens_per_step=tokens_per_step))
+    labels = dict[str, Path]()
+    for text in label:
+        name, equals, path = text.partition("=")
+        if not (name and equals and Path(path) in scores):
+            raise UserError(f"--label {text}: write NAME=SCORES, with one of the inputs as SCORES")
+        labels[name] = Path(path)
+    if len(set(labels.values())) < len(label):
+        raise UserError(f"--label {' '.join(label)}: name each series and each input once")
+    print(
+        interface.analyze(
+            scores, out, runs=runs, title=title, tokens_per_step=tokens_per_step, percent=percent, labels=labels,
+            tasks_table=tasks_table,
+        )
+    )  # fmt: skip
 
 
 def export_scores(

@@ -5,7 +5,8 @@ chance, and a pack its own number of documents (a run may be limited). A task th
 no chance: then nothing is said about chance, rather than something guessed.
 """
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from math import nan
 
 from fineline_jax.facts.metrics import has_chance, metric_of
@@ -43,8 +44,8 @@ TASKS = (
     Task("commonsense_qa", "commonsense", 1 / 5, 1221, "acc", aliases=("csqa",)),
     Task("social_iqa", "commonsense", 1 / 3, 1954, "acc", aliases=("socialiqa", "siqa")),
     Task("xstorycloze_en", "commonsense", 1 / 2, 1511, "acc"),
-    Task("arc_easy", "exam", 1 / 4, 2376, "acc_norm"),
-    Task("arc_challenge", "exam", 1 / 4, 1172, "acc_norm"),
+    Task("arc_easy", "exam", 1 / 4, 2376, "acc_norm", aliases=("arc_e",)),
+    Task("arc_challenge", "exam", 1 / 4, 1172, "acc_norm", aliases=("arc_c", "arc:challenge")),
     Task("mmlu", "exam", 1 / 4, 14_042, "acc"),
     Task("mmlu*", "exam", 1 / 4),
     Task("hendrycksTest-*", "exam", 1 / 4),
@@ -53,7 +54,7 @@ TASKS = (
     Task("openbookqa", "knowledge", 1 / 4, 500, "acc_norm"),
     Task("sciq", "knowledge", 1 / 4, 1000, "acc_norm"),
     Task("triviaqa", "knowledge", 0.0, 17_944, "bits_per_byte"),
-    Task("nq_open", "knowledge", 0.0, 3610, "bits_per_byte"),
+    Task("nq_open", "knowledge", 0.0, 3610, "bits_per_byte", aliases=("nq",)),
     Task("truthfulqa*", "knowledge", nan),
     Task("boolq", "reading comprehension", 1 / 2, 3270, "acc"),
     Task("race", "reading comprehension", 1 / 4, 1045, "acc"),
@@ -70,7 +71,7 @@ TASKS = (
     Task("minerva_math*", "math", 0.0, metric="bits_per_byte"),
     Task("mathqa", "math", 1 / 5, 2985, "acc"),
     Task("arithmetic_*", "math", 0.0),
-    Task("humaneval", "code", 0.0, 164, "bits_per_byte"),
+    Task("humaneval", "code", 0.0, 164, "bits_per_byte", aliases=("openai_humaneval",)),
     Task("humaneval*", "code", 0.0, metric="bits_per_byte"),
     Task("mbpp", "code", 0.0, 500, "bits_per_byte"),
     Task("mbpp*", "code", 0.0, metric="bits_per_byte"),
@@ -107,12 +108,20 @@ TASKS = (
 )  # fmt: skip
 
 _BY_NAME = {name: task for task in TASKS for name in (task.name, *task.aliases)}
+_VARIANT = re.compile(r":.*|(?:_(?:train|val|validation|test|rc|mc|\d+shot))+$")
+"""What other tools add to the name of a task: "piqa_val_rc_5shot" (OLMo), "piqa:rc::olmes" (OLMES)."""
 
 
 def task_of(name: str) -> Task:
-    """What is known of task `name`: its own row or that of an alias, else that of the first pattern it fits."""
+    """What is known of task `name`: its own row or that of an alias, else that of the first pattern it fits.
+
+    Of a variant of a known task ("piqa_val_rc", "PIQA") domain and chance are known, not how many documents it has.
+    """
     if name in _BY_NAME:
         return _BY_NAME[name]
+    bare = _VARIANT.sub("", name).lower().replace("-", "_")
+    if bare in _BY_NAME:
+        return replace(_BY_NAME[bare], documents=None)
     fits = (task for task in TASKS if task.name.endswith("*") and name.startswith(task.name[:-1]))
     return next(fits, Task(name, "other", nan))
 

@@ -1,39 +1,85 @@
 """The tidy table of scores: one row per (series, checkpoint, task, metric), from whatever file holds them.
 
-Its columns are those of `facts.score_table`. Here tables are read (tidy CSV or Parquet, the Pythia table, trees of
-lm-eval result files), checked, and written.
+Its columns are those of `facts.score_table`. Files are read by `readers/`; here their tables are checked, joined and
+written.
 """
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from fineline_jax.atomic_files import atomic_file
 from fineline_jax.errors import UserError
+from fineline_jax.facts.metrics import METRICS, metric_of
 from fineline_jax.facts.score_table import COLUMNS, KEY, NUMBERS, TEXT
 from fineline_jax.facts.tasks import chance_of, task_of
-from fineline_jax.trajectories.readers.lm_eval import read_results_tree
+from fineline_jax.trajectories.readers.files import read_file
+from fineline_jax.trajectories.readers.options import ReadOptions
 
+log = logging.getLogger(__name__)
 _ALIASES = {"model": "series", "acc_stderr": "stderr", "revision": "checkpoint"}
+_SETTINGS = ("shots", "limit")
+"""Columns of tables being read: scores that differ in them are of different curves."""
+Part = tuple[str, pd.DataFrame]
+"""(what names it in errors, a table)."""
 
 
-def read_table(paths: str | Path | Iterable[str | Path], *, tokens_per_step: float | None = None) -> pd.DataFrame:
-    """Read and join score tables: .csv, .csv.gz, .parquet, lm-eval result files (.json) or folders of those.
+def read_table(paths: str | Path | Iterable[str | Path], **options: Any) -> pd.DataFrame:
+    """Read and join files and folders of scores: tables, or the JSON results of evaluation tools.
 
-    `tokens_per_step` gives the token counts of lm-eval results whose revisions name only a step. Returns a normalised
-    table (see `normalise`). Raises UserError naming the file and column of the first defect, and the files of a score
-    that two sources give differently.
+    options: fields of `readers.options.ReadOptions`. Returns a normalised table (see `join`). Raises UserError naming
+    the file and column of the first defect, and the files of a score that two sources give differently.
     """
+    read = ReadOptions(**options)
     if isinstance(paths, (str, Path)):
         paths = [paths]
-    parts = []
-    for path in map(Path, paths):
-        parts.append(normalise(_read_one(path, tokens_per_step), source=str(path)).assign(source=str(path)))
+    return join([part for path in paths for part in read_parts(Path(path), read)], read)
+
+
+def read_parts(path: Path, options: ReadOptions) -> list[Part]:
+    """The tables of one input, of a folder of tables one per file, under the label that `options` gives the input."""
+    parts = [(str(source), frame) for source, frame in read_file(path, options.tokens_per_step)]
+    return labelled(parts, path, options)
+
+
+def labelled(parts: list[Part], path: Path, options: ReadOptions) -> list[Part]:
+    """The tables of input `path` with its label as the name of its one series.
+
+    Raises UserError if a label names no series of its own.
+    """
+    label = options.labels.get(path)
+    if label is None:
+        return parts
+    found = dict.fromkeys(name for _, frame in parts if "series" in frame for name in frame["series"].unique())
+    if len(found) > 1:
+        raise UserError(
+            f"--label {label}={path}: holds the series {', '.join(map(str, found))}; a label can name one only"
+        )
+    return [(source, frame.assign(series=label)) for source, frame in parts]
+
+
+def join(parts: Sequence[Part], options: ReadOptions = ReadOptions()) -> pd.DataFrame:
+    """One normalised table of several, with what is known of public tasks filled in.
+
+    A value that is no number is left out; a standard error that is not given is computed where the number of documents
+    is known; percentages are divided by 100: each is said in the log. Where scores of one task differ in shots, or
+    only some are of a part of the documents (`limit`), these are part of the series' names.
+    Raises UserError as `read_table`.
+    """
     if not parts:
         raise UserError("no score table was given: name a CSV, a Parquet file or a folder of lm-eval results")
-    joined = pd.concat(parts, ignore_index=True)
+    checked = []
+    for source, frame in parts:
+        frame = _as_shares(_without_missing(frame, source), source, options.percent)
+        checked.append(_checked(frame, source).assign(source=source))
+    joined = _by_settings(pd.concat(checked, ignore_index=True))
+    ends = np.cumsum([len(part) for part in checked])
+    for part, end in zip(checked, ends, strict=True):
+        _refuse_contradictions(joined.iloc[end - len(part) : end], str(part["source"].iloc[0]))
     joined = joined.drop_duplicates([*KEY, "step", "tokens", "value"])
     clash = joined[joined.duplicated(KEY, keep=False)]
     if len(clash):
@@ -42,7 +88,10 @@ def read_table(paths: str | Path | Iterable[str | Path], *, tokens_per_step: flo
         raise UserError(
             f"{where}: {_describe(clash.iloc[0])} is given with different values; rename one series or drop a file"
         )
-    return _ordered(joined.drop(columns="source"))
+    joined = _facts_shared(joined)
+    if options.tasks_table is not None:
+        joined = _with_tasks(joined, options.tasks_table)
+    return _ordered(_with_stderr(joined))
 
 
 def normalise(frame: pd.DataFrame, *, source: str = "table") -> pd.DataFrame:
@@ -53,6 +102,15 @@ def normalise(frame: pd.DataFrame, *, source: str = "table") -> pd.DataFrame:
     are refused, because a curve with silent holes is not the curve that was measured.
     `source` names the table in errors.
     """
+    table = _checked(frame, source)
+    if table["shots"].nunique() > 1:
+        table["series"] = _with_shots(table)
+    _refuse_contradictions(table, source)
+    return _ordered(table)
+
+
+def _checked(frame: pd.DataFrame, source: str) -> pd.DataFrame:
+    """COLUMNS and the settings, in the order of the file."""
     frame = frame.rename(columns={k: v for k, v in _ALIASES.items() if k in frame and v not in frame})
     needed = [c for c in ("series", "task", "metric", "value") if c not in frame]
     if "tokens" not in frame:
@@ -81,24 +139,152 @@ def normalise(frame: pd.DataFrame, *, source: str = "table") -> pd.DataFrame:
         bad = out[name].isna() | np.isinf(out[name])
         if bad.any():
             raise UserError(f"{source}: column {name!r} is not a finite number in {_row(bad)}; mend or drop the row")
-    if "shots" in frame and frame["shots"].nunique() > 1:
-        out["series"] = out["series"] + " (" + frame["shots"].astype(str) + "-shot)"
     if "checkpoint" in frame:
         out["checkpoint"] = frame["checkpoint"].astype(str)
     else:
-        by_step = "step_" + out["step"].map("{:.0f}".format)
-        out["checkpoint"] = by_step.where(out["step"].notna(), "tokens_" + out["tokens"].map("{:.0f}".format))
-    known_domain = out["task"].map(lambda task: task_of(str(task)).domain)
+        by_step = "step_" + _each(out["step"], "{:.0f}".format)
+        out["checkpoint"] = by_step.where(out["step"].notna(), "tokens_" + _each(out["tokens"], "{:.0f}".format))
+    known_domain = _each(out["task"], lambda task: task_of(str(task)).domain)
     out["domain"] = (
         frame["domain"].astype(object).fillna(known_domain).astype(str) if "domain" in frame else known_domain
     )
     if "chance" not in frame:
-        pairs = zip(out["task"], out["metric"], strict=True)
-        out["chance"] = [chance_of(task, metric) for task, metric in pairs]
+        pairs = out.groupby(["task", "metric"], sort=False)
+        known = [chance_of(str(task), str(metric)) for task, metric in pairs.size().index]
+        out["chance"] = np.asarray(known)[pairs.ngroup()]
     for name in TEXT:
         out[name] = out[name].astype("str")
-    _refuse_contradictions(out, source)
-    return _ordered(out)
+    for name in _SETTINGS:
+        out[name] = _numbers(frame, name, source)
+    if "stderr_missing" in frame:
+        out["stderr_missing"] = frame["stderr_missing"].to_numpy(bool)
+    return out
+
+
+def _each(column: pd.Series, value: Any) -> pd.Series:
+    """`column.map(value)`, computed once per distinct entry."""
+    return column.map({entry: value(entry) for entry in column.unique()})
+
+
+def _without_missing(frame: pd.DataFrame, source: str) -> pd.DataFrame:
+    """The rows that have a finite value; the others are named in the log."""
+    if "value" not in frame:
+        return frame
+    values = pd.to_numeric(frame["value"], errors="coerce").astype("float64")
+    missing = frame["value"].isna() | np.isinf(values)
+    if not missing.any():
+        return frame
+    if missing.all():
+        raise UserError(f"{source}: no row has a finite number in column 'value'; evaluate again or drop the file")
+    count = int(missing.sum())
+    first = "of a task" if "task" not in frame else f"first of {frame['task'][missing].iloc[0]}"
+    log.warning("%s: left out, no finite value: %d rows, %s in %s", source, count, first, _row(missing))
+    return frame[~missing]
+
+
+def _is_share(metric: str, *, known: bool) -> bool:
+    """Whether the metric is a share of documents or a probability. known: to this package, else also by assumption."""
+    meant = metric_of(metric)
+    if known and metric.partition(" (")[0] not in METRICS:
+        return False
+    return meant.chance != "none" and meant.better == 1 and not meant.log
+
+
+def _as_shares(frame: pd.DataFrame, source: str, percent: bool) -> pd.DataFrame:
+    """The table with percentages divided by 100: where the user says so, or every value of a metric is above 1."""
+    if not {"metric", "value", "task"} <= set(frame):
+        return frame
+    values = pd.to_numeric(frame["value"], errors="coerce").astype("float64")
+    scaled = pd.Series(False, index=frame.index)
+    for metric, rows in values.groupby(frame["metric"].astype(str)):
+        if not _is_share(str(metric), known=not percent) or not (percent or (rows > 1).any()):
+            continue
+        mixed = not percent and bool(((rows > 0) & (rows <= 1)).any())
+        high = rows[rows > (1 if mixed else 100)]
+        if len(high):
+            remedy = "mend it" if high.iloc[0] > 100 else "if all are percentages give --percent, else mend it"
+            task = frame["task"][high.index[0]]
+            raise UserError(f"{source}: {task} {metric} is {high.iloc[0]:g}, but a share is at most 1; {remedy}")
+        scaled |= frame["metric"].astype(str) == metric
+    if not scaled.any():
+        return frame
+    names = ", ".join(map(str, frame["metric"][scaled].unique()))
+    log.warning("%s: percentages are divided by 100: %s", source, names)
+    frame = frame.assign(value=values.where(~scaled, values / 100))
+    if "stderr" in frame:
+        errors = _numbers(frame, "stderr", source)
+        frame["stderr"] = errors.where(~scaled, errors / 100)
+    return frame
+
+
+def _by_settings(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with shots and limit in the names of the series, where scores of one task differ in them."""
+    curve = ["series", "task"]
+    several = table.groupby("task")["shots"].nunique().max() > 1
+    if several or table.groupby(curve)["shots"].nunique(dropna=False).max() > 1:
+        table["series"] = _with_shots(table)
+    if table.groupby(curve)["limit"].nunique(dropna=False).max() > 1:
+        limit = table["limit"]
+        table["series"] += _each(limit, lambda n: "" if np.isnan(n) else f" (limit {n:g})")
+    return table
+
+
+def _with_shots(table: pd.DataFrame) -> pd.Series:
+    """Names of series with the shots; unknown ones are said only beside known ones."""
+    unknown = table["series"].isin(table["series"][table["shots"].notna()].unique())
+    names = _each(table["shots"], lambda shots: "" if np.isnan(shots) else f" ({shots:g}-shot)")
+    return table["series"] + names.where(table["shots"].notna() | ~unknown, " (shots unknown)")
+
+
+def _facts_shared(table: pd.DataFrame) -> pd.DataFrame:
+    """Domain and chance of a task that one source knows, for the rows of those that do not (lm-eval's files)."""
+    if table["source"].nunique() > 1:
+        known = table[table["domain"] != "other"].drop_duplicates("task")
+        known = dict(zip(known["task"], known["domain"], strict=True))
+        table["domain"] = _each(table["task"], lambda task: known.get(task, "other"))
+        table["chance"] = table["chance"].fillna(table.groupby(["task", "metric"])["chance"].transform("first"))
+    return table
+
+
+def _with_tasks(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """The table with the facts of a tasks table (CSV: task, domain, chance, n) in place of those known."""
+    try:
+        tasks = pd.read_csv(path, dtype={"task": "str", "domain": "str"})
+    except (OSError, ValueError) as error:
+        raise UserError(f"--tasks-table {path}: cannot be read ({error}); give a CSV") from error
+    if "task" not in tasks or tasks["task"].isna().any() or tasks["task"].duplicated().any():
+        raise UserError(f"--tasks-table {path}: column 'task' must name each task once")
+    tasks = tasks.set_index("task")
+    for name in ("chance", "n"):
+        tasks[name] = _numbers(tasks, name, f"--tasks-table {path}")
+    if not tasks["chance"].dropna().between(0, 1, inclusive="left").all():
+        raise UserError(f"--tasks-table {path}: column 'chance' must be from 0 to below 1")
+    if "domain" in tasks:
+        table["domain"] = table["task"].map(tasks["domain"]).fillna(table["domain"]).astype("str")
+    given = table["task"].map(tasks["chance"])
+    guessed = _each(table["metric"], lambda metric: metric_of(metric).chance == "task")
+    table["chance"] = given.where(given.notna() & guessed, table["chance"])
+    table["n"] = table["n"].fillna(table["task"].map(tasks["n"]))
+    return table
+
+
+def _with_stderr(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with √(p(1−p)/n) where an accuracy has no standard error, which is said."""
+    counted = _each(table["metric"], lambda metric: metric.startswith("acc") and metric in METRICS)
+    wanted = table["stderr"].isna() & counted & table["value"].between(0, 1)
+    if "stderr_missing" in table:
+        wanted &= ~table["stderr_missing"].fillna(False).astype(bool)
+    known = _each(table["task"], lambda task: float(task_of(task).documents or np.nan))
+    n = table["n"].fillna(known.where(table["limit"].isna()))
+    value = table["value"].where(wanted)
+    error = np.sqrt(value * (1 - value) / n.where(n > 0))
+    filled = wanted & error.notna()
+    if filled.any():
+        log.warning(
+            "standard errors that are not given are computed from the number of documents, √(p(1−p)/n): %s",
+            ", ".join(table["task"][filled].unique()),
+        )
+    return table.assign(stderr=table["stderr"].where(~filled, error), n=table["n"].where(~filled, n))
 
 
 def write_table(table: pd.DataFrame, folder: Path) -> None:
@@ -116,28 +302,6 @@ def _to_csv(table: pd.DataFrame, path: Path) -> None:
 
 def _to_parquet(table: pd.DataFrame, path: Path) -> None:
     table.to_parquet(path, index=False)
-
-
-def _read_one(path: Path, tokens_per_step: float | None) -> pd.DataFrame:
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder; name a CSV, a Parquet file or a folder of lm-eval results")
-    if path.is_dir():
-        for name in ("tidy.parquet", "tidy.csv"):
-            if (path / name).exists():
-                return _read_one(path / name, tokens_per_step)
-        return read_results_tree(path, tokens_per_step=tokens_per_step)
-    name = path.name.lower()
-    try:
-        if name.endswith((".csv", ".csv.gz")):
-            return pd.read_csv(path, dtype={"checkpoint": "str", "task": "str", "series": "str", "model": "str"})
-        if name.endswith(".parquet"):
-            return pd.read_parquet(path)
-    except (ValueError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: cannot be read as a table ({reason}); write it again") from error
-    if name.endswith(".json"):
-        return read_results_tree(path, tokens_per_step=tokens_per_step)
-    raise UserError(f"{path}: not a table this command reads; use .csv, .csv.gz, .parquet or lm-eval's .json")
 
 
 def _numbers(frame: pd.DataFrame, name: str, source: str) -> pd.Series:

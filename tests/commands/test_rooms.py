@@ -35,6 +35,7 @@ from fineline_jax.data import corpora
 from fineline_jax.errors import UserError
 from fineline_jax.scoring.options import PackOptions, ScoreOptions
 from fineline_jax.text_table import text_table
+from fineline_jax.trajectories.readers.options import ReadOptions
 
 
 class Called:
@@ -206,7 +207,7 @@ def test_the_demo_is_its_four_commands(steps, tmp_path, capsys):
     title = "What a small language model learns, and when"
     assert steps["analyze_scores"].last == (
         ([tmp_path / "scores"], tmp_path / "report"),
-        {"runs": [run], "title": title, "tokens_per_step": None},
+        {"runs": [run], "title": title, "reading": ReadOptions()},
     )
     assert main(["demo", "--out", str(tmp_path)]) == 0
     assert steps["pretrain"].last[0][0].tokens == own.tokens

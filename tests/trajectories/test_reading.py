@@ -263,12 +263,13 @@ def test_shots_of_one_task_that_differ_are_series_of_their_own(tmp_path: Path) -
     }
 
 
-def test_shots_that_are_not_known_of_all_tasks_name_no_series(tmp_path: Path) -> None:
+def test_shots_that_are_not_known_of_all_tasks_name_a_series_of_their_own(tmp_path: Path) -> None:
     for i, shots in enumerate((0, 5)):
         scores = {"piqa": {"acc,none": 0.5 + i / 10}, "boolq": {"acc,none": 0.5}}
         result(tmp_path / f"results_{i}.json", scores, **model("m", "tokens1B"), **{"n-shot": {"piqa": shots}})
-    with pytest.raises(UserError, match=r"\(m, tokens1B, piqa, acc\) occurs twice"):
-        read_table(tmp_path)
+    assert {(row.series, row.task): row.value for row in read_table(tmp_path).itertuples()} == {
+        ("m (0-shot)", "piqa"): 0.5, ("m (5-shot)", "piqa"): 0.6, ("m (shots unknown)", "boolq"): 0.5,
+    }  # fmt: skip
 
 
 def test_a_tree_is_its_result_files_or_else_all_its_json_files(tmp_path: Path) -> None:

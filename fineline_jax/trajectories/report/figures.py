@@ -39,8 +39,8 @@ _CROWDED = 8  # more tasks than this in a domain are drawn as thin lines under t
 
 def order_by_size(names: list[str]) -> tuple[list[str], bool]:
     """Series by model size where every name holds a different one (160m, 1.4B); else as they came. And whether so."""
-    found = [re.search(r"(?<![\d.])(\d+(?:\.\d+)?)([mb])(?![a-z])", name.lower()) for name in names]
-    sizes = {name: float(m[1]) * (1e6 if m[2] == "m" else 1e9) for name, m in zip(names, found, strict=True) if m}
+    matches = [re.search(r"(?<![\d.])(\d+(?:\.\d+)?)([mb])(?![a-z])", name.lower()) for name in names]
+    sizes = {name: float(m[1]) * (1e6 if m[2] == "m" else 1e9) for name, m in zip(names, matches, strict=True) if m}
     if len(names) < 3 or len(set(sizes.values())) < len(names):
         return names, False
     return sorted(names, key=sizes.__getitem__), True
@@ -157,8 +157,8 @@ def _domain(table: pd.DataFrame, means: pd.DataFrame, tints: dict[str, str], dom
         lines, labels = axes.get_legend_handles_labels()
         handles |= dict(zip(labels, lines, strict=True))
     if handles:
-        places: dict[str, Any] = {"loc": "outside lower center", "ncols": min(4 if columns > 1 else 3, len(handles))}
-        figure.legend(list(handles.values()), list(handles), fontsize=8, **places)
+        layout: dict[str, Any] = {"loc": "outside lower center", "ncols": min(4 if columns > 1 else 3, len(handles))}
+        figure.legend(list(handles.values()), list(handles), fontsize=8, **layout)
     return figure
 
 

@@ -91,22 +91,22 @@ def _page_data(
     def curves(frame: pd.DataFrame, rows: pd.DataFrame, *, of_domains: bool) -> list[dict[str, Any]]:
         key = ["series", "task", "metric"]
         by_key = {tuple(row[k] for k in key): row for row in rows.to_dict("records")}
-        found = []
+        made = []
         for group, part in frame.groupby(key, sort=False, observed=True):
             name, task, metric = map(str, group)
-            place = {"series": series_names.index(name), "metric": metric_names.index(metric)}
-            place |= {"domain": domain_names.index(task)} if of_domains else {"task": task_index[task]}
+            indices = {"series": series_names.index(name), "metric": metric_names.index(metric)}
+            indices |= {"domain": domain_names.index(task)} if of_domains else {"task": task_index[task]}
             part = part.set_index("checkpoint").reindex(grids[name]["checkpoint"])
             row = {k: v for k, v in by_key[name, task, metric].items() if k not in (*key, "domain")}
             last = part[part["value"].notna()].iloc[-1]
-            found.append(
-                place
+            made.append(
+                indices
                 | {"chance": _short(last["chance"]), "n": _short(last["n"])}
                 | {column: [_short(v, 5) for v in part[column]] for column in ("value", "stderr")}
                 | ({"tasks": int(last["tasks"])} if of_domains else {})
-                | {"summary": place | {k: _short(v) if isinstance(v, float) else v for k, v in row.items()}}
+                | {"summary": indices | {k: _short(v) if isinstance(v, float) else v for k, v in row.items()}}
             )
-        return found
+        return made
 
     metrics = [vars(metric_of(m)) for m in metric_names]
     on_chance = table[table["chance"].notna()] if table["chance"].notna().any() else table
@@ -140,7 +140,7 @@ def _loss_curves(losses: pd.DataFrame) -> list[dict[str, Any]]:
         if column not in losses:
             raise UserError(f"training log: column {column!r} is missing; metrics.jsonl of a run has it on every line")
     runs = losses.groupby("series", sort=False) if "series" in losses else [("", losses)]
-    found = []
+    curves = []
     for name, run in runs:
         training = run[run["loss"].notna()].sort_values("tokens")
         if training.empty:
@@ -160,7 +160,7 @@ def _loss_curves(losses: pd.DataFrame) -> list[dict[str, Any]]:
         curve["raw_loss"] = [_short(v, 5) for v in training["loss"].iloc[keep]]
         if "learning_rate" in training:
             curve["learning_rate"] = [_short(v, 5) for v in training["learning_rate"].iloc[keep]]
-        found.append(curve)
+        curves.append(curve)
         if "validation_loss" in run and run["validation_loss"].notna().any():
             validation = run[run["validation_loss"].notna()]
             # a line that names only its step gets the tokens of that step
@@ -170,7 +170,7 @@ def _loss_curves(losses: pd.DataFrame) -> list[dict[str, Any]]:
                 "tokens": [_short(v, 9) for v in tokens],
                 "loss": [_short(v, 5) for v in validation["validation_loss"]],
             }
-    return found
+    return curves
 
 
 def _smooth(loss: np.ndarray) -> np.ndarray:

@@ -1,0 +1,19 @@
+"""What a user says about the inputs that the inputs do not say themselves."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """Options of `trajectories.table.read_table`."""
+
+    tokens_per_step: float | None = None
+    """For checkpoints of which only the step is known."""
+    percent: bool = False
+    """Accuracies and other shares of the tables are percentages."""
+    labels: Mapping[Path, str] = field(default_factory=dict)
+    """Input -> name of its one series."""
+    tasks_table: Path | None = None
+    """CSV with a column `task` and any of `domain`, `chance`, `n`: it counts before what is known of a task."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import flax.serialization
+import jax
 import jax.numpy as jnp
 import msgpack
 import numpy as np
@@ -17,6 +18,7 @@ from fineline_jax.checkpoints.formats.easylm import EASYLM, _Reader, read_easylm
 from fineline_jax.checkpoints.formats.weight_files import open_weights, weight_files
 from fineline_jax.errors import UserError
 from fineline_jax.mesh import make_mesh
+from fineline_jax.recipe import MeshShape
 
 ARRAYS = {
     ("transformer", "wte", "embedding"): np.arange(12, dtype=np.float32).reshape(3, 4),
@@ -126,8 +128,8 @@ def test_two_streams_in_a_folder_have_to_be_told_apart(tmp_path: Path) -> None:
     assert len(open_weights(tmp_path / "streaming_params_2000").tensors) == 3
 
 
-def test_rotary_rows_of_grouped_queries_are_put_in_the_decoders_order(tmp_path: Path) -> None:
-    """Loaded from a stream and from safetensors, on one device and sharded, a model has the same bits."""
+def grouped_queries() -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """The tensors of a random Llama by their Hugging Face names, and its config.json without a class."""
     random = np.random.default_rng(0)
     draw = lambda *shape: random.normal(size=shape).astype(np.float32)
     tensors = {"model.embed_tokens.weight": draw(16, 32), "model.norm.weight": draw(32), "lm_head.weight": draw(16, 32)}
@@ -153,6 +155,12 @@ def test_rotary_rows_of_grouped_queries_are_put_in_the_decoders_order(tmp_path: 
         "num_key_value_heads": 2,
         "max_sequence_length": 64,
     }
+    return tensors, config
+
+
+def test_rotary_rows_of_grouped_queries_are_put_in_the_decoders_order(tmp_path: Path) -> None:
+    """Loaded from a stream and from safetensors, on one device and sharded, a model has the same bits."""
+    tensors, config = grouped_queries()
     from safetensors.numpy import save_file
 
     for folder in ("hf", "easylm"):
@@ -162,10 +170,6 @@ def test_rotary_rows_of_grouped_queries_are_put_in_the_decoders_order(tmp_path: 
     save_file(tensors, tmp_path / "hf" / "model.safetensors")
     write_stream(tmp_path / "easylm" / "streaming_params", to_easylm(tensors, 4, 2))
 
-    import jax
-
-    from fineline_jax.recipe import MeshShape
-
     expected_config, expected = huggingface.load_hf(tmp_path / "hf", make_mesh(MeshShape(), jax.devices()[:1]))
     for mesh in (MeshShape(), MeshShape(2, 2, 2)):
         found_config, found = huggingface.load_hf(tmp_path / "easylm", make_mesh(mesh))
@@ -173,6 +177,20 @@ def test_rotary_rows_of_grouped_queries_are_put_in_the_decoders_order(tmp_path: 
         assert jax.tree.structure(found) == jax.tree.structure(expected)
         for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
             assert np.array_equal(np.asarray(one), np.asarray(other))
+
+
+def test_a_stream_of_a_tied_llama_may_hold_the_head_and_no_other_family_is_read_from_one(tmp_path: Path) -> None:
+    tensors, config = grouped_queries()
+    write_stream(tmp_path / "streaming_params", to_easylm(tensors, 4, 2))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    mesh = make_mesh(MeshShape(), jax.devices()[:1])
+    _, params = huggingface.load_hf(tmp_path, mesh)
+    assert "head" not in params and np.array_equal(params["embed"], tensors["model.embed_tokens.weight"])
+    (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["Qwen2ForCausalLM"]}))
+    with pytest.raises(
+        UserError, match="hold models of family llama, config[.]json means qwen2"
+    ):
+        huggingface.load_hf(tmp_path, mesh)
 
 
 def cut_array(shape: list[int], pieces: list[tuple[str, bytes]], names: list[str] | None = None) -> bytes:

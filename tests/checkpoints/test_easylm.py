@@ -187,9 +187,7 @@ def test_a_stream_of_a_tied_llama_may_hold_the_head_and_no_other_family_is_read_
     _, params = huggingface.load_hf(tmp_path, mesh)
     assert "head" not in params and np.array_equal(params["embed"], tensors["model.embed_tokens.weight"])
     (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["Qwen2ForCausalLM"]}))
-    with pytest.raises(
-        UserError, match="hold models of family llama, config[.]json means qwen2"
-    ):
+    with pytest.raises(UserError, match=r"hold models of family llama, config[.]json means qwen2"):
         huggingface.load_hf(tmp_path, mesh)
 
 

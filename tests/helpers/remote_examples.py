@@ -52,7 +52,8 @@ class Hub:
 
 
 def commit_of(files: Files) -> str:
-    return hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
+    digests = sorted((path, hashlib.sha1(content).hexdigest()) for path, content in files.items())
+    return hashlib.sha1(repr(digests).encode()).hexdigest()
 
 
 @contextlib.contextmanager

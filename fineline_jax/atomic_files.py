@@ -16,7 +16,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def atomic_file(path: Path, *, exclusive: bool = False) -> Iterator[Path]:
-    """A name to write to; when the block ends, what it holds is on the disk and takes the place of `path`.
+    """A name to write to; when the block ends, what it holds is on the disk and replaces `path`.
 
     If the block raises, `path` is as it was and nothing is left beside it. The folder of `path` must exist. An OSError
     names `path`, also where it does not know its file (a write to a full disk).

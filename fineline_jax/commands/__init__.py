@@ -1,4 +1,4 @@
-"""The commands of `fineline`, a function each: it reads its options and calls a room.
+"""The commands of `fineline`, a function each: it reads its options and calls another package.
 
-Rooms are imported inside the functions, so that --help answers at once.
+Other packages are imported inside the functions, so that --help answers at once.
 """

@@ -4,7 +4,7 @@
     prepare_amber   Amber's token lines, one input file per split chunk_000, chunk_001, ...
 
 A preparation is written in shards (`data.shards`) beside its destination, and renamed when it is complete, so a killed
-one leaves nothing that opens. Running it again keeps the shards that are finished; once more, and it is found done.
+one leaves nothing that opens. Running it again keeps the finished shards; a finished one is left as it is.
 """
 
 import dataclasses
@@ -200,7 +200,7 @@ def _prepare(
         return done
     work = _work_folder(out)
     plan = work / "merging.json"
-    # Merging moves record files out of the shards; what another merge has moved cannot be told apart afterwards.
+    # Merging moves record files out of the shards; what another merge has moved cannot be identified afterwards.
     if plan.exists() and json.loads(plan.read_bytes()) != [inputs_of(shard) for shard in shards]:
         shutil.rmtree(work)
     (work / "shards").mkdir(parents=True, exist_ok=True)

@@ -34,10 +34,10 @@ def input_files(inputs: Sequence[Path], suffixes: tuple[str, ...] = SUFFIXES) ->
     files: list[Path] = []
     for path in inputs:
         if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.is_file() and suffix_of(file) in suffixes)
-            if not found:
+            matching = sorted(file for file in path.rglob("*") if file.is_file() and suffix_of(file) in suffixes)
+            if not matching:
                 raise UserError(f"{path}: no {', '.join(suffixes)} file in this folder; give files or another folder")
-            files += found
+            files += matching
         elif not path.is_file():
             raise UserError(f"{path}: no such file; give existing files")
         elif suffix_of(path) not in suffixes:
@@ -146,5 +146,5 @@ def _paragraphs_or_lines(file: Path, unit: TextUnit, progress: Callable[[int], N
 
 
 def suffix_of(file: Path) -> str:
-    """The suffix that tells the kind of file, without .gz."""
+    """The suffix that names the kind of file, without .gz."""
     return Path(file.stem).suffix if file.suffix == ".gz" else file.suffix

@@ -100,7 +100,7 @@ def shuffled(length: int, seed: int, split: int) -> Any:
 
     Shuffled twice. One grain shuffle has four rounds (`index_shuffle(..., rounds=4)`), too few: over 1.7
     million indices the correlation of neighbours is 6 times that of uniform draws, over 600 million 14 times.
-    Two in a row with unrelated seeds cannot be told from uniform draws (tests/data/test_order.py). The seeds
+    Two in a row with unrelated seeds cannot be distinguished from uniform draws (tests/data/test_order.py). The seeds
     are hashed because grain seeds epoch e with seed + e: epoch 1 of seed 0 would be epoch 0 of seed 1.
     """
     first, second = np.random.SeedSequence([seed, split]).generate_state(2)

@@ -100,5 +100,5 @@ def metric_of(name: str) -> Metric:
 
 
 def has_chance(name: str) -> bool:
-    """Whether the chance level of a task is one of this metric; of an unknown metric nothing is said."""
+    """Whether the chance level of a task is one of this metric; of an unknown metric False."""
     return name in METRICS and METRICS[name].chance == "task"

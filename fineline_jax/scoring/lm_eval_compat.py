@@ -182,10 +182,10 @@ def aggregation_of(config: Mapping[str, Any], metric: str) -> Callable[[Any], An
     for entry in config.get("metric_list") or ():
         if entry["metric"] == metric:
             chosen = entry.get("aggregation") or _default_aggregation(metric) or mean
-            found = get_aggregation(chosen) if isinstance(chosen, str) else chosen
-            if found is None:
+            aggregation = get_aggregation(chosen) if isinstance(chosen, str) else chosen
+            if aggregation is None:
                 raise LookupError(f"lm-eval has no aggregation {chosen!r}")
-            return found
+            return aggregation
     return mean
 
 
@@ -205,8 +205,8 @@ def aggregation_kind(aggregation: Any) -> str | None:
     if LATER:
         owner = type(getattr(aggregation, "__self__", None))
         kinds = {metrics.Perplexity: "perplexity", metrics.F1: "f1", metrics.MCC: "mcc"}  # pyright: ignore[reportAttributeAccessIssue]
-        found = {mean: "mean", perplexity: "perplexity"}.get(aggregation)
-        return found or (kinds.get(owner) if getattr(aggregation, "__name__", "") == "aggregation" else None)
+        known = {mean: "mean", perplexity: "perplexity"}.get(aggregation)
+        return known or (kinds.get(owner) if getattr(aggregation, "__name__", "") == "aggregation" else None)
     named = {
         mean: "mean",
         perplexity: "perplexity",
@@ -225,8 +225,8 @@ def bootstrap_by(stderr: Callable[[str, Any, int], float | None]) -> Iterator[No
 
     def bootstrap_stderr(f: Callable[[Any], Any], xs: Any, iters: int) -> float:
         kind = aggregation_kind(f)
-        found = None if kind is None else stderr(kind, xs, iters)
-        return original(f, xs, iters) if found is None else found
+        error = None if kind is None else stderr(kind, xs, iters)
+        return original(f, xs, iters) if error is None else error
 
     serial = mock.patch.dict(os.environ, {"DISABLE_MULTIPROC": "1"})
     if LATER:

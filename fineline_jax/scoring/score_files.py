@@ -62,7 +62,7 @@ class Header:
     engine_reason: str = ""
     """Why it is not the tree."""
     location: str = ""
-    """`Series.location`: tells apart series of one name; "": not known."""
+    """`Series.location`: distinguishes series of one name; "": not known."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,9 +115,9 @@ def read_header(path: Path) -> Header:
     try:
         metadata = pq.read_schema(path).metadata or {}
         header = json.loads(metadata[_KEY])
-        found = header.pop("format", 1)
-        if found != FORMAT:
-            raise UserError(f"{path}: score file of format {found}, not {FORMAT}; remove it and score again")
+        version = header.pop("format", 1)
+        if version != FORMAT:
+            raise UserError(f"{path}: score file of format {version}, not {FORMAT}; remove it and score again")
         return Header(**{**header, "key": Key(**header["key"])})
     except (OSError, pa.ArrowException, AttributeError, KeyError, TypeError, ValueError):
         raise UserError(f"{path}: not a score file of `fineline score`; remove it and score again") from None
@@ -138,8 +138,8 @@ def score_files(folder: Path) -> list[Path]:
     """All score files, ordered by series and name. Raises UserError if `folder` is no scores folder."""
     if not (folder / "pack" / "manifest.json").is_file():
         raise UserError(f"{folder}: no scores here (there is no pack/ in it); make them with `fineline score`")
-    found = (path for path in folder.glob("*/*.parquet") if path.name[0] != ".")
-    return sorted(path for path in found if not re.fullmatch(r"pack|\.pack\..*", path.parent.name))
+    paths = (path for path in folder.glob("*/*.parquet") if path.name[0] != ".")
+    return sorted(path for path in paths if not re.fullmatch(r"pack|\.pack\..*", path.parent.name))
 
 
 def check_pack(folder: Path, pack: Pack) -> None:
@@ -147,42 +147,44 @@ def check_pack(folder: Path, pack: Pack) -> None:
 
     Writes nothing where there are no scores yet.
     """
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise UserError(f"{folder}: no scores can be written there ({there} is no writable folder); give another --out")
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError(
+            f"{folder}: no scores can be written there ({existing} is no writable folder); give another --out"
+        )
     if (folder / "pack").exists():
         keep_pack(folder, pack)
 
 
 def keep_pack(folder: Path, pack: Pack) -> None:
-    """Put the pack beside its scores, in the place of one without any. Raises UserError if there are scores of another.
+    """Put the pack beside its scores, instead of one without any. Raises UserError if there are scores of another.
 
     Several machines may do so at the same time: the first one's stays.
     """
-    place = folder / "pack"
-    if not place.exists():
+    target = folder / "pack"
+    if not target.exists():
         try:
-            with atomic_folder(place) as partial:
+            with atomic_folder(target) as partial:
                 packs.write_files(pack, partial)
             return
         except OSError:
-            if not place.exists():
+            if not target.exists():
                 raise
-    kept = packs.load(place)
+    kept = packs.load(target)
     if kept.hash != pack.hash and not score_files(folder):  # of a run that ended before its first checkpoint
-        _replace_pack(pack, place)
+        _replace_pack(pack, target)
         return
     if kept.hash != pack.hash:
         raise UserError(
             f"{folder} holds scores of another request pack ({kept.manifest['suite']}); choose another --out"
         )
     if kept.manifest != pack.manifest:  # other domains or chance levels for the same requests
-        _replace_pack(pack, place)
+        _replace_pack(pack, target)
 
 
-def _replace_pack(pack: Pack, place: Path) -> None:
-    with writing(place, "--out", wait=600):  # of another machine that does the same
-        packs.save(pack, place)
+def _replace_pack(pack: Pack, target: Path) -> None:
+    with writing(target, "--out", wait=600):  # of another machine that does the same
+        packs.save(pack, target)
 
 
 def check_unique_names(series: Sequence[Series]) -> None:

@@ -1,13 +1,13 @@
 """Where a string may be cut so that its pieces, encoded one by one, give the tokens of the whole.
 
 Few-shot prompts repeat the same lines hundreds of times. Where a cut is proven harmless for the tokenizer at hand,
-each distinct piece is encoded once; for every other tokenizer, string or place there is no cut, and the string is
+each distinct piece is encoded once; for every other tokenizer, string or position there is no cut, and the string is
 encoded as a whole. All cuts are in front of a space or a line break that follows a character which is no white space.
 
 Two kinds of tokenizer are known:
 
 * BPE over the whole text with a space mark (SentencePiece: Llama, OpenLLaMA, Amber, TinyStories). A merge joins two
-  neighbours into a piece of the vocabulary, so none crosses a place whose two characters stand side by side in no
+  neighbours into a piece of the vocabulary, so none crosses a position whose two characters stand side by side in no
   piece; merges on one side then do not see the other.
 * Byte-level BPE over the words of a regular expression (GPT-2, GPT-NeoX, Pythia, OLMo, Llama 3, Qwen2). No alternative
   of these expressions matches a non-space followed by a space inside a word, none looks behind, and they look ahead
@@ -81,10 +81,10 @@ def find_safe_cuts(tokenizer: Any) -> SafeCuts | None:
         model.get(key) for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
     ):
         return None
-    found = _of_space_mark(state) or _of_words(state)
-    if found is None:
+    cuts = _of_space_mark(state) or _of_words(state)
+    if cuts is None:
         return None
-    (before_space, before_line), rest, mark = found
+    (before_space, before_line), rest, mark = cuts
     added = [token for token in state["added_tokens"] if mark or token["content"].strip()]
     blank = [token for token in state["added_tokens"] if token not in added]
     if any(re.search(r"\S\s", token["content"]) for token in added) or any(
@@ -103,7 +103,7 @@ def find_safe_cuts(tokenizer: Any) -> SafeCuts | None:
     )
 
 
-_Found = tuple[tuple[str, str], dict[str, Any], bool]
+_Cuts = tuple[tuple[str, str], dict[str, Any], bool]
 """(what may stand before a space, before a line break: "" for nothing), state of `rest`, whether it has a space mark"""
 
 
@@ -113,7 +113,7 @@ def _special_tokens_lead(tokenizer: Any) -> bool:
     return tokenizer("a b")["input_ids"][-len(plain) :] == plain
 
 
-def _of_space_mark(state: dict[str, Any]) -> _Found | None:
+def _of_space_mark(state: dict[str, Any]) -> _Cuts | None:
     model, rest = state["model"], json.loads(json.dumps(state))
     if state["pre_tokenizer"] is None:
         steps = _steps(state["normalizer"], "normalizers")
@@ -141,7 +141,7 @@ def _of_space_mark(state: dict[str, Any]) -> _Found | None:
     return (before[0], before[1]), rest, True
 
 
-def _of_words(state: dict[str, Any]) -> _Found | None:
+def _of_words(state: dict[str, Any]) -> _Cuts | None:
     if any(step != {"type": "NFC"} for step in _steps(state["normalizer"], "normalizers")):
         return None
     steps = _steps(state["pre_tokenizer"], "pretokenizers")

@@ -22,7 +22,7 @@ def make_optimizer(optimizer: Optimizer) -> optax.GradientTransformationExtraArg
     """
 
     def decayed(params: dict) -> dict:
-        """Matrices only: neither norm scales nor biases, nor Mamba's a_log and skip (its authors' no_weight_decay)."""
+        """Matrices only: neither norm scales nor biases, nor Mamba's A_log and D (its authors' no_weight_decay)."""
 
         def is_matrix(path: tuple, _: jax.Array) -> bool:
             name = str(path[-1].key)

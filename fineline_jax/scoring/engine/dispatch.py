@@ -38,10 +38,10 @@ def results(
     more = True
     while more or waiting:
         with jax.set_mesh(mesh):
-            found = next(steps, None)
-        more = found is not None
-        if found:
-            waiting.append(found)
+            started = next(steps, None)
+        more = started is not None
+        if started:
+            waiting.append(started)
         if waiting and (not more or len(waiting) > in_flight):
             tag, logp, greedy = waiting.popleft()
             yield tag, _whole(logp), _whole(greedy)

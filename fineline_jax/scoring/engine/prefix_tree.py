@@ -96,7 +96,7 @@ def plan(
     context: tokens the model reads; longer requests are cut on the left, and continuations longer than it are scored
     in several windows (`rows.windows`). Requests of different tasks share nothing.
     row_length: the largest length of a row, in tokens; raised to the longest request. All rows have the same length, a
-    multiple of `multiple` and the smallest one (found) that needs no more rows than row_length does. group: the number
+    multiple of `multiple` and the smallest one tried that needs no more rows than row_length does. group: the number
     of rows is a multiple of this, the rows of one step; shards: over how many parts of the batch these are spread,
     neighbouring rows to one. Equal arguments give equal plans. Raises UserError for an empty context.
     """

@@ -49,8 +49,8 @@ def score_step(config: ModelConfig, dtype: str, attend: attention.Implementation
             rows, length = hidden.shape[:2]
             parents = (positions + length * jnp.arange(rows)[:, None]).reshape(-1)
             hidden = hidden.reshape(-1, hidden.shape[-1])[parents]
-            found = log_probabilities(hidden, parents.size, jnp.arange(parents.size), targets.reshape(-1), head)
-            return tuple(x.reshape(targets.shape) for x in found)
+            scores = log_probabilities(hidden, parents.size, jnp.arange(parents.size), targets.reshape(-1), head)
+            return tuple(x.reshape(targets.shape) for x in scores)
 
         return _on_each_device(local, config, params, hidden, positions, targets)
 
@@ -98,8 +98,8 @@ def vocabulary_step(config: ModelConfig) -> Callable:
         targets: Int32[Array, "shards targets"],
     ) -> tuple[Float32[Array, "shards targets"], Bool[Array, "shards targets"]]:
         def local(hidden, positions, used, parents, targets, head):
-            found = log_probabilities(hidden[0][positions[0]], used[0, 0], parents[0], targets[0], head)
-            return tuple(x[None] for x in found)
+            scores = log_probabilities(hidden[0][positions[0]], used[0, 0], parents[0], targets[0], head)
+            return tuple(x[None] for x in scores)
 
         of_all_steps = jnp.concatenate(hidden, axis=1)
         return _on_each_device(local, config, params, of_all_steps, positions, used, parents, targets)
@@ -141,8 +141,8 @@ def log_probabilities(
     hidden = jnp.pad(hidden, ((0, -len(hidden) % few), (0, 0)))
 
     def compute_logits(size: int, i: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        found = _normalisers(jax.lax.dynamic_slice_in_dim(hidden, i * size, size), head)
-        return tuple(jax.lax.dynamic_update_slice(a, b, (i * size,)) for a, b in zip(state, found, strict=True))
+        block = _normalisers(jax.lax.dynamic_slice_in_dim(hidden, i * size, size), head)
+        return tuple(jax.lax.dynamic_update_slice(a, b, (i * size,)) for a, b in zip(state, block, strict=True))
 
     zeros = jnp.zeros(len(hidden), jnp.float32)
     state = zeros, zeros, jnp.zeros(len(hidden), jnp.int32)

@@ -112,7 +112,7 @@ class Steps:
         return range(number * self.per_batch, min((number + 1) * self.per_batch, self.steps))
 
     def rows(self, step: int) -> list[np.ndarray]:
-        """The arguments of `forward.tree_step` for a step."""
+        """The arguments of `step.tree_step` for a step."""
         rows, length = slice(step * self.group, (step + 1) * self.group), self.plan.tokens.shape[1]
         parents = np.zeros((self.shards, self.most_parents), np.int32)
         for shard in range(self.shards):
@@ -122,7 +122,7 @@ class Steps:
         return [self.plan.tokens[rows], self.plan.depth[rows], self.plan.end[rows], parents]
 
     def targets(self, number: int) -> list[np.ndarray]:
-        """The arguments of `forward.vocabulary_step` for a vocabulary batch."""
+        """The arguments of `step.vocabulary_step` for a vocabulary batch."""
         positions = np.zeros((self.shards, self.most_positions), np.int32)
         used = np.zeros((self.shards, 1), np.int32)
         parents = np.zeros((self.shards, self.most_targets), np.int32)

@@ -26,7 +26,7 @@ def fit(tree: Tree, row_length: int, multiple: int, group: int) -> tuple[list[li
     for length in range(longest * multiple, (shortest - 1) * multiple, -multiple):
         if _ceil(len(tree.tokens) / length, group) * length < best[0]:
             rows = _fill(tree, length)
-            best = min(best, (_ceil(len(rows), group) * length, length, rows), key=lambda found: found[0])
+            best = min(best, (_ceil(len(rows), group) * length, length, rows), key=lambda one: one[0])
     _, length, rows = best
     return _dissolve(tree, rows, length), length
 

@@ -87,7 +87,7 @@ def _resamples(documents: int, iterations: int) -> Iterator[np.ndarray]:
         for start in range(0, size, block):
             count = min(block, size - start)
             # as random.choices: the floor of a uniform number times the size
-            places = (uniform.random((count, documents)) * documents).astype(np.int64)
-            places += np.arange(count)[:, None] * documents
-            counts = np.bincount(places.ravel(), minlength=count * documents)
+            drawn = (uniform.random((count, documents)) * documents).astype(np.int64)
+            drawn += np.arange(count)[:, None] * documents
+            counts = np.bincount(drawn.ravel(), minlength=count * documents)
             yield counts.reshape(count, documents).astype(float)

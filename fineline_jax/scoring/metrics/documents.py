@@ -32,7 +32,7 @@ class Table:
 
 def tables(pack: Pack) -> list[Table]:
     """One per task, in the order of the pack."""
-    found = []
+    made = []
     start, mode = 0, find_mode(pack.manifest["mode"])
     for task in pack.tasks:
         part = pack.documents.slice(start, task["documents"])
@@ -40,8 +40,8 @@ def tables(pack: Pack) -> list[Table]:
         content = part["content"].to_pylist() if task["own_metrics"] else []
         first, counts = part["first_request"].to_numpy(), part["requests"].to_numpy()
         words, size = part["words"].to_numpy(), part["bytes"].to_numpy()
-        found.append(Table(task, mode, first, counts, _blocks(part, first), words, size, content))
-    return found
+        made.append(Table(task, mode, first, counts, _blocks(part, first), words, size, content))
+    return made
 
 
 def columns(table: Table, loglikelihood: np.ndarray, is_greedy: np.ndarray) -> Columns:
@@ -79,12 +79,7 @@ def predictions(table: Table, loglikelihood: np.ndarray) -> list[tuple[int, int]
 def _solutions(block: Choices, scored: np.ndarray, greedy: np.ndarray) -> Columns:
     """Of a task that generates: the first gold solution, the best, and whether greedy decoding starts with one."""
     bits = bits_per_byte(scored, block.bytes)
-    values: Columns = {
-        "bits_per_byte": bits[:, 0],
-        "bits_per_byte_best": bits.min(axis=1),
-        "greedy_match": np.any(greedy, axis=1),
-    }
-    return values
+    return {"bits_per_byte": bits[:, 0], "bits_per_byte_best": bits.min(axis=1), "greedy_match": greedy.any(axis=1)}
 
 
 def _whole_text(table: Table, loglikelihood: np.ndarray) -> Columns:

@@ -1,7 +1,7 @@
 """Metrics of tasks and groups from stored log-likelihoods, without a model.
 
-What a document contributes is defined in `document_metrics`; tasks with their own `process_results`, and f1 and mcc,
-are aggregated by lm-eval's code (`own_metrics`).
+What a document contributes is defined in `documents`; tasks with their own `process_results`, and f1 and mcc,
+are aggregated by lm-eval's code (`process_results`).
 
 Standard errors are lm-eval's: sample standard deviation / sqrt(n) for means; the bootstrap, draw for draw, for
 perplexity, f1 and mcc. Where it gives none: for the rolling metrics the delta method for a ratio of sums over
@@ -40,26 +40,19 @@ def tidy(folder: Path) -> pd.DataFrame:
         raise UserError(f"{folder}: holds no scores yet; make them with `fineline score`")
     pack = packs.load(folder / "pack")
     tables = documents.tables(pack)
-    headers, found, resampled = [], [], []
+    headers, values, resampled = [], [], []
     for path in files:
         result = _read(path, pack)
         headers.append(result.header)
-        found.append(_values(pack, tables, result.loglikelihood, result.is_greedy))
+        values.append(_values(pack, tables, result.loglikelihood, result.is_greedy))
         resampled.append(_resampled(tables, result.loglikelihood))
-    _bootstrap(found, resampled)
-    rows = [row for header, values in zip(headers, found, strict=True) for row in _rows(pack, header, values)]
+    _bootstrap(values, resampled)
+    rows = [row for header, one in zip(headers, values, strict=True) for row in _rows(pack, header, one)]
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     frame = frame.astype(
         {"step": "Int64", "tokens": "Int64", "value": float, "stderr": float, "n": int, "chance": float}
     )
     return frame.sort_values(["series", "tokens", "step"], kind="stable", ignore_index=True)
-
-
-def first_metrics(folder: Path) -> dict[str, str]:
-    """Task or group -> the metric its suite reports first."""
-    manifest = packs.load(folder / "pack").manifest
-    tasks = {row["task"]: row["metric"] for row in manifest["tasks"]}
-    return tasks | {row["group"]: row["metric"] for row in manifest["groups"]}
 
 
 def of_tasks(
@@ -111,10 +104,10 @@ def _rows(pack: Pack, header: score_files.Header, values: dict[str, Metrics]) ->
     for name, metrics in values.items():
         entry = entries[name]
         chance = math.nan if entry["chance"] is None else entry["chance"]
-        for metric, found in metrics.items():
-            if not math.isnan(found.value):
+        for metric, result in metrics.items():
+            if not math.isnan(result.value):
                 level = chance if has_chance(metric) or metric == entry["metric"] else math.nan
-                rows.append((*start, entry["domain"], name, metric, found.value, found.stderr, found.n, level))
+                rows.append((*start, entry["domain"], name, metric, result.value, result.stderr, result.n, level))
     return rows
 
 
@@ -123,7 +116,7 @@ def _values(pack: Pack, tables: list[Table], loglikelihood: np.ndarray, is_greed
         raise UserError(f"{len(loglikelihood)} scores for a pack of {pack.requests.num_rows} requests; score again")
     kinds = {
         "multiple_choice": _multiple_choice, "loglikelihood": _single, "loglikelihood_rolling": _rolling,
-        "generate_until": _solutions,
+        "generate_until": _means,
     }  # fmt: skip
     values: dict[str, Metrics] = {}
     for table in tables:
@@ -137,19 +130,19 @@ def _values(pack: Pack, tables: list[Table], loglikelihood: np.ndarray, is_greed
 
 def _resampled(tables: list[Table], loglikelihood: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
     """(task, metric) -> [documents, ...], what the metrics whose standard error is bootstrapped are made of."""
-    found: dict[tuple[str, str], np.ndarray] = {}
+    samples: dict[tuple[str, str], np.ndarray] = {}
     for table in tables:
         task = table.task["task"]
         if len(table.first) < 2 or table.task["own_metrics"]:
             continue
         if table.task["output_type"] == "loglikelihood":
-            found[task, "perplexity"] = loglikelihood[table.first]
+            samples[task, "perplexity"] = loglikelihood[table.first]
         for metric in _pooled(table):
             from fineline_jax.scoring.metrics.process_results import bootstrapped
 
             if bootstrapped(task, metric):
-                found[task, metric] = np.array(documents.predictions(table, loglikelihood))
-    return found
+                samples[task, metric] = np.array(documents.predictions(table, loglikelihood))
+    return samples
 
 
 def _bootstrap(values: list[dict[str, Metrics]], resampled: list[dict[tuple[str, str], np.ndarray]]) -> None:
@@ -168,13 +161,14 @@ def _pooled(table: Table) -> list[str]:
     return sorted({"f1", "mcc"} & set(table.mode.listed_metrics) & set(table.task["lm_eval_metrics"]))
 
 
-def _means(columns: documents.Columns) -> Metrics:
+def _means(table: Table, loglikelihood: np.ndarray, is_greedy: np.ndarray) -> Metrics:
     """An accuracy of a value that is not finite (an empty choice) is left out."""
+    columns = documents.columns(table, loglikelihood, is_greedy)
     return {name: mean_and_stderr(column[np.isfinite(column)].tolist()) for name, column in columns.items()}
 
 
 def _multiple_choice(table: Table, loglikelihood: np.ndarray, is_greedy: np.ndarray) -> Metrics:
-    metrics = _means(documents.columns(table, loglikelihood, is_greedy))
+    metrics = _means(table, loglikelihood, is_greedy)
     if pooled := _pooled(table):
         from fineline_jax.scoring.metrics.process_results import of_predictions
 
@@ -185,12 +179,8 @@ def _multiple_choice(table: Table, loglikelihood: np.ndarray, is_greedy: np.ndar
 
 def _single(table: Table, loglikelihood: np.ndarray, is_greedy: np.ndarray) -> Metrics:
     mean = mean_and_stderr(loglikelihood[table.first].tolist())
-    metrics = _means(documents.columns(table, loglikelihood, is_greedy))
+    metrics = _means(table, loglikelihood, is_greedy)
     return {**metrics, "perplexity": Value(exponential(-mean.value), math.nan, mean.n)}
-
-
-def _solutions(table: Table, loglikelihood: np.ndarray, is_greedy: np.ndarray) -> Metrics:
-    return _means(documents.columns(table, loglikelihood, is_greedy))
 
 
 def _rolling(table: Table, loglikelihood: np.ndarray, is_greedy: np.ndarray) -> Metrics:
@@ -217,10 +207,10 @@ def _own(table: Table, loglikelihood: np.ndarray, is_greedy: np.ndarray) -> Metr
 def _own_columns(table: Table, loglikelihood: np.ndarray, is_greedy: np.ndarray) -> documents.Columns:
     from fineline_jax.scoring.metrics.process_results import per_document
 
-    found = per_document(table.task["task"], *_own_arguments(table, loglikelihood, is_greedy))
+    values = per_document(table.task["task"], *_own_arguments(table, loglikelihood, is_greedy))
     return {
         metric: np.array(items, float)
-        for metric, items in found.items()
+        for metric, items in values.items()
         if all(isinstance(item, int | float | np.number | np.bool_) for item in items)
     }
 

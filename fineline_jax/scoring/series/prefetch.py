@@ -70,14 +70,14 @@ def open_each(
     alone = jax.process_count() == 1
 
     def ahead(checkpoint: Checkpoint) -> Opened | Failed:
-        found = _hash(checkpoint, wanted, check)
+        opened = _hash(checkpoint, wanted, check)
         if _loads_alone(checkpoint):
             if jax.process_index() != 0:  # most likely it is wanted
-                found = Opened(checkpoint, "", "", _UNREAD)
-            return _load(found, mesh, dtype)
-        if isinstance(found, Opened) and (found.model is not None or jax.process_index() != 0):
+                opened = Opened(checkpoint, "", "", _UNREAD)
+            return _load(opened, mesh, dtype)
+        if isinstance(opened, Opened) and (opened.model is not None or jax.process_index() != 0):
             _fetch(checkpoint)  # each process has its own disk, or waits for the one that fetches
-        return found
+        return opened
 
     with ThreadPoolExecutor(1, thread_name_prefix="open") as pool:
         try:
@@ -85,22 +85,22 @@ def open_each(
             for position, checkpoint in enumerate(checkpoints):
                 assert pending is not None
                 try:
-                    found = pending.result() if alone else _load_together(checkpoint, pending, mesh, dtype)
+                    opened = pending.result() if alone else _load_together(checkpoint, pending, mesh, dtype)
                 except DiskFullError:  # the one before may have been in the way, and is gone
                     if not alone:
                         raise
-                    found = pool.submit(ahead, checkpoint).result()
-                if isinstance(found, Failed):
+                    opened = pool.submit(ahead, checkpoint).result()
+                if isinstance(opened, Failed):
                     checkpoint_load.discard(checkpoint)
-                params = found.model[1] if isinstance(found, Opened) and found.model is not None else None
+                params = opened.model[1] if isinstance(opened, Opened) and opened.model is not None else None
                 following = checkpoints[position + 1] if position + 1 < len(checkpoints) else None
                 at_once = following is not None and (not _loads_alone(following) or _room_for_two(params))
                 if following is not None and at_once:
                     pending = pool.submit(ahead, following)
                 elif following is not None:
                     pool.submit(_fetch, following)
-                yield found
-                del found
+                yield opened
+                del opened
                 if params is not None:
                     _free(params)
                     checkpoint_load.discard(checkpoint)
@@ -132,19 +132,19 @@ def _hash(
     return Opened(checkpoint, weights_hash, stat_signature, _UNREAD if wanted(checkpoint, weights_hash) else None)
 
 
-def _load(found: Opened | Failed, mesh: jax.sharding.Mesh, dtype: str) -> Opened | Failed:
-    if isinstance(found, Failed) or found.model is None:
-        return found
+def _load(opened: Opened | Failed, mesh: jax.sharding.Mesh, dtype: str) -> Opened | Failed:
+    if isinstance(opened, Failed) or opened.model is None:
+        return opened
     try:
-        model = checkpoint_load.load(found.checkpoint, mesh, dtype)
+        model = checkpoint_load.load(opened.checkpoint, mesh, dtype)
         jax.block_until_ready(model[1])
     except DiskFullError as error:
         if jax.process_count() == 1:
             raise  # it would be the same for all others
-        return Failed(found.checkpoint, _reason(error))
+        return Failed(opened.checkpoint, _reason(error))
     except DAMAGE as error:
-        return Failed(found.checkpoint, _reason(error))
-    return dataclasses.replace(found, model=model)
+        return Failed(opened.checkpoint, _reason(error))
+    return dataclasses.replace(opened, model=model)
 
 
 def _fetch(checkpoint: Checkpoint) -> None:
@@ -192,14 +192,14 @@ def _load_together(
     return own if isinstance(own, Failed) else Failed(checkpoint, "another process could not open it; see its log")
 
 
-def _is_read(found: Opened | Failed) -> bool:
-    return isinstance(found, Opened) and found.model is not None and found.model is not _UNREAD
+def _is_read(opened: Opened | Failed) -> bool:
+    return isinstance(opened, Opened) and opened.model is not None and opened.model is not _UNREAD
 
 
-def _drop(found: Opened | Failed) -> None:
+def _drop(opened: Opened | Failed) -> None:
     """Free what was read ahead in vain."""
-    if isinstance(found, Opened) and found.model is not None:
-        _free(found.model[1])
+    if isinstance(opened, Opened) and opened.model is not None:
+        _free(opened.model[1])
 
 
 def _room_for_two(params: dict[str, Any] | None) -> bool:

@@ -210,9 +210,9 @@ def _score_one(
 def _renew_header(job: SeriesScorer, series: Series, opened: Opened) -> None:
     """Write where and with which times of change the files of these weights are now."""
     if _is_first():
-        found = score_files.read(score_files.path_of(job.out, series.name, opened.checkpoint.name))
-        header = dataclasses.replace(found.header, stat_signature=opened.stat_signature, location=series.location)
-        score_files.write(job.out, dataclasses.replace(found, header=header))
+        scores = score_files.read(score_files.path_of(job.out, series.name, opened.checkpoint.name))
+        header = dataclasses.replace(scores.header, stat_signature=opened.stat_signature, location=series.location)
+        score_files.write(job.out, dataclasses.replace(scores, header=header))
 
 
 def _is_first() -> bool:

@@ -499,7 +499,10 @@ def test_the_chance_of_a_task_is_that_of_its_accuracies_and_probabilities_and_of
         known = row.task in levels and row.metric in {first[row.task]} | (guessable if row.task != "own" else set())
         assert row.chance == pytest.approx(levels[row.task] if known else math.nan, nan_ok=True), (row.task, row.metric)
     assert dict(zip(table["task"], table["domain"], strict=True))["both"] == "g"
-    assert tidy.first_metrics(tmp_path / "s") == first | {"g": "bits_per_byte"}
+    stored = pack.load(tmp_path / "s" / "pack").manifest
+    reported = {row["task"]: row["metric"] for row in stored["tasks"]}
+    reported |= {row["group"]: row["metric"] for row in stored["groups"]}
+    assert reported == first | {"g": "bits_per_byte"}
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,8 @@ def _seconds_asked() -> float:
 def _take(path: Path, folder: Path) -> "_Lock | _Holder":
     """The lock, or who has it."""
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # a file: opening says so
+            path.parent.mkdir(parents=True, exist_ok=True)
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except FileNotFoundError:  # the folder above was removed meanwhile

@@ -108,7 +108,7 @@ def _from_pretrained(kind: str, folder: Path, path: Path, options: dict[str, Any
         logging.set_verbosity(verbosity)
 
 
-_OTHERS = "mend it, or give --tokenizer a folder with only tokenizer.model or tokenizer.json"
+_OTHERS = "repair it, or give --tokenizer a folder with only tokenizer.model or tokenizer.json"
 
 
 def _read_settings(file: Path) -> dict[str, Any] | None:
@@ -117,9 +117,9 @@ def _read_settings(file: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise UnreadableTokenizer(f"{file}: not JSON ({error}); mend or remove it") from error
+        raise UnreadableTokenizer(f"{file}: not JSON ({error}); repair or remove it") from error
     if not isinstance(content, dict):
-        raise UnreadableTokenizer(f"{file}: no JSON object; mend or remove it")
+        raise UnreadableTokenizer(f"{file}: no JSON object; repair or remove it")
     return content
 
 

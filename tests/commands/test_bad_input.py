@@ -151,7 +151,7 @@ CASES: list[tuple[str, Spoil, str]] = [
     (
         f"data prepare text text.jsonl --tokenizer tokenizer --out x {SIZE}",
         holding("tokenizer/tokenizer_config.json", "[1]"),
-        r"tokenizer_config\.json: no JSON object; mend",
+        r"tokenizer_config\.json: no JSON object; repair",
     ),
     (f"data prepare text text.jsonl --tokenizer tokenizer --out a_file {SIZE}", as_it_is, "a_file: exists and is not"),
     (f"data prepare amber train_0.jsonl --out x {SIZE} --processes 0", as_it_is, "processes=0 must be at least 1"),

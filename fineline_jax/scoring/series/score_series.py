@@ -240,9 +240,8 @@ class NotAllScored(UserError):
         names = [f"{one.checkpoint.series}/{one.checkpoint.name}" for one in failed]
         reasons = [f" ({one.reason})" for one in failed[:REASONS_SHOWN]] + [""] * len(failed[REASONS_SHOWN:])
         super().__init__(
-            f"{'1 checkpoint' if len(failed) == 1 else f'{len(failed)} checkpoints'} could not be opened:"
-            f" {'; '.join(map(str.__add__, names, reasons))}; all others are scored, mend what is damaged and"
-            " run the same command again"
+            f"{counted(len(failed), 'checkpoint')} could not be opened: {'; '.join(map(str.__add__, names, reasons))};"
+            " all others are scored, repair what is damaged and run the same command again"
         )
 
 

@@ -147,7 +147,8 @@ def test_the_command_is_the_function_that_python_m_runs(project) -> None:
     assert name == "fineline" and callable(getattr(importlib.import_module(module), function))
     [installed] = importlib.metadata.entry_points(group="console_scripts", name="fineline")
     assert installed.value == target
-    assert f"sys.exit({function}())" in Path(importlib.import_module(module).__file__ or "").read_text()
+    run_by_python_m = (CHECKOUT / "fineline_jax/__main__.py").read_text()
+    assert f"from {module} import {function}\n" in run_by_python_m and f"sys.exit({function}())" in run_by_python_m
 
 
 @pytest.mark.parametrize(

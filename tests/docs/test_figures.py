@@ -188,7 +188,8 @@ def test_blocks_and_bands_have_the_printed_sizes() -> None:
     size, multiple = numbers("docs/prefix_tree.md", sentence)
     assert size == multiple == tpu.BLOCK
     [width] = numbers("docs/analyze.md", "Bands are ±{} standard")
-    drawn = [(CHECKOUT / "fineline_jax/trajectories/report" / name).read_text() for name in ("page/panels.js", "figures.py")]
+    folder = CHECKOUT / "fineline_jax/trajectories/report"
+    drawn = [(folder / name).read_text() for name in ("page/panels.js", "figures.py")]
     factor = re.compile(r"(\d\.\d+) \* (?:error|\(error|curve\[.stderr)")
     assert [set(factor.findall(text)) for text in drawn] == [{str(width)}, {str(width)}]
 

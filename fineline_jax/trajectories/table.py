@@ -291,17 +291,9 @@ def write_table(table: pd.DataFrame, folder: Path) -> None:
     """Write `tidy.csv` and `tidy.parquet` into `folder`, each complete or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     table = table[list(COLUMNS)]
-    for name, write in (("tidy.csv", _to_csv), ("tidy.parquet", _to_parquet)):
+    for name, write in (("tidy.csv", table.to_csv), ("tidy.parquet", table.to_parquet)):
         with atomic_file(folder / name) as partial:
-            write(table, partial)
-
-
-def _to_csv(table: pd.DataFrame, path: Path) -> None:
-    table.to_csv(path, index=False)
-
-
-def _to_parquet(table: pd.DataFrame, path: Path) -> None:
-    table.to_parquet(path, index=False)
+            write(partial, index=False)
 
 
 def _numbers(frame: pd.DataFrame, name: str, source: str) -> pd.Series:

@@ -10,7 +10,6 @@ import difflib
 import functools
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ import lm_eval
 import pyarrow.parquet
 
 from fineline_jax.atomic_files import write_atomic
+from fineline_jax.checkpoints.remote.cache import default_downloads
 from fineline_jax.errors import UserError
 from fineline_jax.scoring import lm_eval_compat
 from fineline_jax.scoring.lm_eval_compat import Entry, Kind, TaskIndex, TaskManager
@@ -308,7 +308,7 @@ def _lm_eval_index() -> dict[str, Entry]:
     """
     root = lm_eval_compat.tasks_folder()
     key = hashlib.sha256(f"{lm_eval.__version__} {root} {root.stat().st_mtime_ns}".encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fineline_jax"
+    folder = default_downloads()
     file = folder / f"lm_eval_tasks_{key}.json"
     try:
         rows = json.loads(file.read_text())

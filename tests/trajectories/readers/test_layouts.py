@@ -149,7 +149,7 @@ def test_scores_of_part_of_the_documents_are_a_series_of_their_own(tmp_path):
 
 def test_inputs_of_different_shots_are_not_one_curve_however_they_are_grouped(tmp_path):
     for shots, billions in ((0, 1), (5, 2)):
-        results(tmp_path / f"{shots}/results_1.json", revision=f"tokens{billions}B", **{"n-shot": {"arc_easy": shots}})
+        results(tmp_path / f"{shots}/results_1.json", revision=f"tokens{billions}B", config={"num_fewshot": shots})
     apart, together = read_table([tmp_path / "0", tmp_path / "5"]), read_table(tmp_path)
     assert set(apart.series) == {"m (0-shot)", "m (5-shot)"}
     pd.testing.assert_frame_equal(apart, together)
@@ -255,7 +255,7 @@ def test_every_layout_of_a_table_is_the_same_table(name, content, tmp_path):
         ("task,pythia-70m,pythia-160m\narc_easy,.3,.4\n", "column 'pythia-70m' names no checkpoint; headings such as"),
         (
             "task,m-step3\narc_easy,.3\n",
-            "'m-step3' names a step but no tokens; give the tokens of a step with --tokens-per-step",
+            "'m-step3' names a step but no tokens; .* with --tokens-per-step",
         ),
         ("tokens,loss\n1,2\n", "no column is a score; TASK_METRIC such as arc_easy_acc is wanted"),
         ("series,step,task,metric,value\nx,1,t,acc,.3\n", "has steps but no tokens; .* --tokens-per-step"),

@@ -407,9 +407,13 @@ def test_a_recipe_is_that_of_a_name_a_file_a_json_file_or_a_run(tmp_path: Path, 
     monkeypatch.setenv("HOME", str(tmp_path))  # as in --config=~/mine.py, which no shell expands
     for name in ("run", str(tmp_path / "run"), "run/recipe.json", "mine.py", "demo", "~/run", "~/mine.py"):
         assert load_recipe(name) == demo, "a folder that is called like a recipe is not in its way"
-    for text, said in (("x = 1", "has no function recipe"), ("recipe = 3", "has no function recipe"),
-                       ("recipe = int", "returned int"),
-                       ("1 / 0", "ZeroDivisionError: division by zero; correct the file"), ("def", "SyntaxError")):  # fmt: skip
+    for text, said in (
+        ("x = 1", "has no function recipe"),
+        ("recipe = 3", "has no function recipe"),
+        ("recipe = int", "returned int"),
+        ("1 / 0", "ZeroDivisionError: division by zero; correct the file"),
+        ("def", "SyntaxError"),
+    ):
         (tmp_path / "mine.py").write_text(text)
         with pytest.raises(UserError, match=rf"mine\.py: .*{said}"):
             load_recipe("mine.py")

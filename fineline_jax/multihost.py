@@ -52,7 +52,10 @@ def writing_as_one(folder: Path, remedy: str, *, part: tuple[int, int] | None = 
     with contextlib.ExitStack() as stack:
 
         def take() -> None:
-            stack.enter_context(writing(folder, remedy, part=part))
+            try:
+                stack.enter_context(writing(folder, remedy, part=part))
+            except OSError as error:  # the other processes wait to hear of it
+                raise UserError(f"{folder}: {error.strerror}; check the path and its permissions") from error
 
         check_on_process_0(take)
         yield

@@ -87,7 +87,7 @@ def test_the_registered_bos_policy_shows_in_the_log_likelihoods(place, tmp_path,
 
 @pytest.fixture
 def model(monkeypatch) -> Model:
-    """The model is played, see test_scoring_series_loop."""
+    """The model is played, see test_loop."""
     played = Model()
     monkeypatch.setattr(score_series, "make_scorer", played.make_scorer)
     monkeypatch.setattr(progress, "bar", played.bar)

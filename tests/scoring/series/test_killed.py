@@ -124,7 +124,7 @@ def forked(task: Callable[[], None]) -> int:
 
 def play(folder: Path) -> None:
     """Libraries are imported once; each run is a fork, in which JAX starts anew."""
-    import test_scoring_series_loop as loop
+    import test_loop as loop
     import transformers  # noqa: F401
 
     from fineline_jax.scoring.engine import scorer  # noqa: F401

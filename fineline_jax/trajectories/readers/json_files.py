@@ -51,6 +51,10 @@ def read_json(path: Path, *, tokens_per_step: float | None = None) -> pd.DataFra
     if not rows:
         raise UserError(f"{path}: the result files hold no scores; is this the output folder of lm-eval?")
     frame = pd.DataFrame(rows)
+    for name, what in (("shots", "the number of shots is not given"), ("limit", "only a part of the documents")):
+        marked = frame["file"][frame[name].isna() == (name == "shots")].unique()
+        if len(marked):
+            log.warning("%s: %s, in %d of %d files, first %s", path, what, len(marked), len(files), marked[0])
     empty = frame["value"].isna()
     for file, part in frame[empty].groupby("file", sort=False):
         names = ", ".join(dict.fromkeys(part["task"] + " " + part["metric"]))

@@ -118,7 +118,7 @@ def _meaning(name: str) -> _Score | None:
     """What a column holds by its heading; None: no score."""
     run = _RUN.fullmatch(name)
     series, path = (run[1], run[2]) if run else (None, name)
-    if path.endswith(("__MIN", "__MAX")) or path.startswith(_NO_SCORE):
+    if path.startswith(_NO_SCORE):
         return None
     own = re.sub(r"^eval/(?:downstream\w*/)?", "", path)
     found = _ENDING.fullmatch(own)

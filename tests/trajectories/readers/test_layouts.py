@@ -139,12 +139,15 @@ def test_groups_are_left_out_beside_their_members(tmp_path):
     assert set(read_table(tmp_path / "c").task) == {"leaf"}
 
 
-def test_scores_of_part_of_the_documents_are_a_series_of_their_own(tmp_path):
+def test_scores_of_part_of_the_documents_are_a_series_of_their_own(tmp_path, caplog):
     results(tmp_path / "a/results_1.json", config={"limit": 10.0})
     results(tmp_path / "b/results_1.json")
     assert set(read_table([tmp_path / "a", tmp_path / "b"]).series) == {"m", "m (limit 10)"}
     assert set(read_table(tmp_path).series) == {"m", "m (limit 10)"}
+    caplog.clear()
     assert set(read_table(tmp_path / "a").series) == {"m"}
+    assert "only a part of the documents, in 1 of 1 files, first " in caplog.text
+    assert "the number of shots is not given, in 1 of 1 files, first " in caplog.text
 
 
 def test_inputs_of_different_shots_are_not_one_curve_however_they_are_grouped(tmp_path):
@@ -153,6 +156,8 @@ def test_inputs_of_different_shots_are_not_one_curve_however_they_are_grouped(tm
     apart, together = read_table([tmp_path / "0", tmp_path / "5"]), read_table(tmp_path)
     assert set(apart.series) == {"m (0-shot)", "m (5-shot)"}
     pd.testing.assert_frame_equal(apart, together)
+    results(tmp_path / "other/results_1.json", model="n", config={"num_fewshot": 5})
+    assert set(read_table([tmp_path / "0", tmp_path / "other"]).series) == {"m (0-shot)", "n (5-shot)"}
     results(tmp_path / "none/results_1.json", revision="tokens3B")
     assert "m (shots unknown)" in set(read_table(tmp_path).series)
 
@@ -191,10 +196,10 @@ def test_summaries_of_opencompass(tmp_path):
     path = text(
         tmp_path / "summary.csv",
         "dataset,version,metric,mode,m-step1-tokens1B,m-step2-tokens2B\n--- Exam ---,-,-,-,-,-\n"
-        "ceval,-,naive_average,ppl,9.00,9.00\nARC-c,1e0de5,accuracy,ppl,25.00,50.50\n",
+        "ceval,-,naive_average,ppl,9.00,9.00\nARC-c,1e0de5,accuracy,ppl,0.50,50.50\n",
     )
     table = read_table(path)
-    assert list(table.value) == [0.25, 0.505] and list(table.tokens) == [1e9, 2e9]
+    assert list(table.value) == [0.005, 0.505] and list(table.tokens) == [1e9, 2e9]
     assert set(table.metric) == {"acc"} and set(table.domain) == {"exam"} and set(table.series) == {"m"}
 
 
@@ -210,6 +215,17 @@ def test_exports_of_wandb(tmp_path):
     assert [(r.series, r.tokens, r.task, r.metric, r.value) for r in table.itertuples()] == [
         ("a", 1000, "arc_easy", "acc", 0.26), ("a", 2000, "arc_easy", "acc", 0.27), ("b", 2000, "arc_easy", "acc", 0.3),
     ]  # fmt: skip
+
+
+def test_a_column_is_a_task_and_a_metric(tmp_path):
+    names = "wikitext_word_perplexity,arc_easy/acc,arc_easy/acc_stderr,arc_easy_acc_norm"
+    names += ",eval/c4/CrossEntropyLoss,mmlu_x_rc_5shot_bpb"
+    table = read_table(text(tmp_path / "t.csv", f"tokens,loss,{names}\n1,9,1,.25,.01,.3,3,4\n"))
+    assert {(row.task, row.metric): row.value for row in table.itertuples()} == {
+        ("wikitext", "word_perplexity"): 1, ("arc_easy", "acc"): 0.25, ("arc_easy", "acc_norm"): 0.3,
+        ("c4", "cross_entropy"): 3, ("mmlu_x_rc", "bits_per_byte"): 4,
+    }  # fmt: skip
+    assert table.set_index(["task", "metric"]).stderr["arc_easy", "acc"] == 0.01
 
 
 def test_the_ladder_of_olmo_is_read_as_it_is(shared_data):

@@ -78,8 +78,8 @@ def predictions(table: Table, loglikelihood: np.ndarray) -> list[tuple[int, int]
 
 def _solutions(block: Choices, scored: np.ndarray, greedy: np.ndarray) -> Columns:
     """Of a task that generates: the first gold solution, the best, and whether greedy decoding starts with one."""
-    bits = bits_per_byte(scored, block.bytes)
-    return {"bits_per_byte": bits[:, 0], "bits_per_byte_best": bits.min(axis=1), "greedy_match": greedy.any(axis=1)}
+    bits, matched = bits_per_byte(scored, block.bytes), np.asarray(greedy.any(axis=1))
+    return {"bits_per_byte": bits[:, 0], "bits_per_byte_best": bits.min(axis=1), "greedy_match": matched}
 
 
 def _whole_text(table: Table, loglikelihood: np.ndarray) -> Columns:

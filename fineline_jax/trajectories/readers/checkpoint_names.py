@@ -44,56 +44,56 @@ def identify(file: Path, model: str, revision: str, *, root: Path, tokens_per_st
     A later stage of training is a series of its own; its tokens count from the start of stage 1 where that is known.
     Raises UserError naming the file.
     """
-    series, place = next(_candidates(file, model, revision, root), (None, ""))
+    series, name = next(_candidates(file, model, revision, root), (None, ""))
     if series is None:
         raise UserError(
             f"{file}: neither revision, model nor file name says which checkpoint this is "
             "(expected step<N> or tokens<N>B in one of them); rename the file"
         )
-    step = step_of(place)
-    tokens = _tokens_of(place)
+    step = step_of(name)
+    tokens = _tokens_of(name)
     per_step = tokens_per_step or _tokens_per_step(model)
     if tokens is None and math.isfinite(step) and (per_step or step == 0):
         tokens = step * (per_step or 0.0)
     if tokens is None:
         raise UserError(
-            f"{file}: {place!r} names a step but no tokens; give the tokens of a step with --tokens-per-step"
+            f"{file}: {name!r} names a step but no tokens; give the tokens of a step with --tokens-per-step"
         )
-    if stage := _STAGE.search(place):
+    if stage := _STAGE.search(name):
         tokens += STAGE_2_STARTS.get(series.lower(), 0) if stage[1] == "2" else 0
         series += f" (stage {stage[1]}{', ingredient ' + stage[2] if stage[2] else ''})"
-    return Identity(series, place, step, tokens)
+    return Identity(series, name, step, tokens)
 
 
 def step_of(name: str) -> float:
-    """The step that a name tells, NaN if none."""
+    """The step in a name, NaN if there is none."""
     found = _STEP.search(name)
     return float(found[1]) if found else float(name) if name.isdecimal() else math.nan
 
 
 def _candidates(file: Path, model: str, revision: str, root: Path) -> Iterator[tuple[str, str]]:
-    """(series, name of the checkpoint) of every place that names one, the most telling first."""
+    """(series, name of the checkpoint) of everything that names one, the most reliable first."""
     parts = [part for part in model.split("/") if part] or list(file.absolute().parent.parts[-2:])
-    named = [part for part in parts if part.lower() not in _LEAVES] or parts
-    if _tells(revision):
+    named = [part for part in parts if part.lower() not in _LEAVES and part != revision] or parts
+    if _names_a_checkpoint(revision):
         yield named[-1], revision
-    if (own := _last_telling(parts)) is not None:
+    if (own := _last_that_names_one(parts)) is not None:
         yield own[0] or file.parent.name, own[1]
     folders = file.parent.relative_to(root).parts if file.is_relative_to(root) else ()
-    for place in (file.stem, *reversed((*root.parts[-1:], *folders))):
-        if _tells(place):
-            yield named[-1], place
+    for name in (file.stem, *reversed((*root.parts[-1:], *folders))):
+        if _names_a_checkpoint(name):
+            yield named[-1], name
 
 
-def _tells(name: str) -> bool:
+def _names_a_checkpoint(name: str) -> bool:
     return bool(_STEP.search(name) or _TOKENS.search(name))
 
 
-def _last_telling(parts: list[str]) -> tuple[str, str] | None:
+def _last_that_names_one(parts: list[str]) -> tuple[str, str] | None:
     """(series, checkpoint) of the last part of a path that names a checkpoint: /ckpts/run1/step_3000/hf, m/3000."""
     for i in reversed(range(max(0, len(parts) - 1 - _INSIDE_A_CHECKPOINT), len(parts))):
         number = i > 0 and parts[i].isdecimal() and _LEAVES.issuperset(map(str.lower, parts[i + 1 :]))
-        if number or _tells(parts[i]):
+        if number or _names_a_checkpoint(parts[i]):
             # one repository or folder per checkpoint: what is left of the name is the series
             bare = "" if number else _TOKENS.sub("", _STEP.sub("", parts[i])).strip("-_. ")
             return bare or ("" if i == 0 else parts[i - 1]), parts[i]

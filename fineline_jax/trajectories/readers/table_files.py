@@ -41,7 +41,7 @@ def read_table_file(path: Path, *, tokens_per_step: float | None = None) -> pd.D
     if "tokens" in frame:
         frame = frame.assign(tokens=_amounts(frame["tokens"], str(path)))
     elif "step" in frame and "batch_size_in_tokens" in frame:
-        frame = frame.assign(tokens=frame["step"] * frame["batch_size_in_tokens"])
+        frame = frame.copy().assign(tokens=frame["step"] * frame["batch_size_in_tokens"])
     if tokens_per_step is not None and "step" in frame:
         of_steps = pd.to_numeric(frame["step"], errors="coerce") * tokens_per_step
         frame = frame.assign(tokens=frame["tokens"].fillna(of_steps) if "tokens" in frame else of_steps)

@@ -390,7 +390,7 @@ def test_what_lm_eval_asks_of_a_model(place, asked):
     assert model.apply_chat_template(chat) == "hi</s>>"
     assert model.apply_chat_template(chat, False) == "hi"  # what is asked goes on where the chat ends
     model.loglikelihood(instances("loglikelihood", ("a", "b")))
-    assert asked[0]["pack"].manifest["max_context"] is None and asked[0]["batch_tokens"] is None
+    assert asked[0]["context"] == 96 and asked[0]["batch_tokens"] is None
 
 
 def test_bos_is_put_as_the_argument_says_and_else_as_the_tokenizer_does(place, tmp_path):

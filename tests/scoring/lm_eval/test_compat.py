@@ -71,10 +71,10 @@ def test_lm_eval_is_imported_here_and_by_the_backend_alone():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names |= {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
             names |= {node.module or ""} if isinstance(node, ast.ImportFrom) and not node.level else set()
-        importing[path.stem] = {name for name in names if name.split(".")[0] == "lm_eval"}
-    assert importing.pop("lm_eval_compat")
+        importing[path.relative_to(package).as_posix()] = {name for name in names if name.split(".")[0] == "lm_eval"}
+    assert importing.pop("scoring/lm_eval_compat.py")
     public = {"lm_eval.models", "lm_eval.api.instance", "lm_eval.api.model", "lm_eval.api.registry"}
-    assert importing.pop("lm_eval_backend") == public
+    assert importing.pop("scoring/lm_eval/backend.py") == public
     left = {name: names for name, names in importing.items() if names}
     assert all(names <= {"lm_eval", "lm_eval.__main__"} for names in left.values()), left
 

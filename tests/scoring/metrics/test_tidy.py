@@ -21,6 +21,7 @@ from fineline_jax.errors import UserError
 from fineline_jax.scoring import score_files
 from fineline_jax.scoring.metrics import tidy
 from fineline_jax.scoring.requests import pack, suite, tasks
+from fineline_jax.trajectories.readers.options import ReadOptions
 from fineline_jax.trajectories.report import html_page
 
 SUITE = "piqa@3,arc_easy@2,winogrande,lambada_openai,wikitext,truthfulqa_mc1,truthfulqa_mc2"
@@ -273,7 +274,7 @@ def test_a_checkpoint_of_unknown_tokens_is_no_point_of_a_curve_and_that_is_said(
         )
 
     def analyzed(**options) -> set[float]:
-        analyze_scores([folder], tmp_path / "report", title="t", **options)
+        analyze_scores([folder], tmp_path / "report", title="t", reading=ReadOptions(**options))
         return set(drawn[-1]["tokens"])
 
     scored("main", None, None)

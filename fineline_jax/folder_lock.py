@@ -40,6 +40,8 @@ GRACE_SECONDS = 1.0
 CONFIRM_SECONDS = 1.0
 """Between writing a lease and reading it again: of two processes that write one, the later has it."""
 POLL_SECONDS = 0.25
+ATTEMPTS = 100
+"""To make a lock file whose folder others remove meanwhile; some folders, as those of /proc, never take a file."""
 
 _UNSUPPORTED = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL)
 _held: dict[Path, int] = {}
@@ -128,12 +130,16 @@ def _seconds_asked() -> float:
 
 def _take(path: Path, folder: Path) -> "_Lock | _Holder":
     """The lock, or who has it."""
+    attempt = 0
     while True:
-        with contextlib.suppress(FileExistsError):  # a file: opening says so
-            path.parent.mkdir(parents=True, exist_ok=True)
+        attempt += 1
         try:
+            with contextlib.suppress(FileExistsError):  # a file: opening says so
+                path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except FileNotFoundError:  # the folder above was removed meanwhile
+            if attempt == ATTEMPTS:
+                raise UserError(f"{folder}: no file can be made in {path.parent}; choose a folder elsewhere") from None
             continue
         try:
             holder, needs_lease = _inspect(descriptor, path)

@@ -237,3 +237,12 @@ def test_a_folder_that_cannot_be_locked_is_named(tmp_path):
     with pytest.raises(OSError) as raised, writing(tmp_path / "file" / "a", "--run"):
         pass
     assert raised.value.filename == str(tmp_path / "file" / "a")
+
+
+@pytest.mark.parametrize("name", ["a", "a/b"])
+def test_a_folder_that_takes_no_file_is_refused(name):
+    with (
+        pytest.raises(UserError, match=f"^/proc/{name}: no file can be made in /proc.*; choose"),
+        writing(Path("/proc", name), "--run"),
+    ):
+        pass

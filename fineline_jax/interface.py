@@ -23,6 +23,15 @@ if TYPE_CHECKING:
 
 Location = str | os.PathLike[str]
 
+OF_LM_EVAL = {
+    "tasks": "give them as the suite: prepare_pack('piqa,arc_easy', …)",
+    "num_fewshot": "the number of shots stands behind a task's name: prepare_pack('piqa@5', …)",
+    "batch_size": "score has batch_tokens",
+    "max_length": "prepare_pack has max_context",
+    "device": "JAX takes all devices there are; JAX_PLATFORMS=cpu leaves it the CPU alone",
+}
+"""Arguments of lm-eval's `simple_evaluate` and models that ours lack: what to give instead."""
+
 
 def pretrain(
     recipe: Recipe | Location,
@@ -96,6 +105,7 @@ def prepare_pack(suite: Location, tokenizer: Location, out: Location, **options:
     from fineline_jax.scoring.options import PackOptions
     from fineline_jax.scoring.requests.build import prepare
 
+    _check_arguments(options)
     for name in {"benchmarks", "tfds"} & {name for name, value in options.items() if value is not None}:
         options[name] = Path(options[name])
     with writing(Path(out), "--out"):
@@ -103,7 +113,7 @@ def prepare_pack(suite: Location, tokenizer: Location, out: Location, **options:
 
 
 def score(
-    series: "Series | Sequence[Series]",
+    series: "Series | Location | Sequence[Series | Location]",
     pack: "Pack | Location",
     out: Location,
     *,
@@ -112,10 +122,12 @@ def score(
 ) -> list[Path]:
     """Score every checkpoint that `out` has no scores of; returns their files, also of those scored before.
 
-    series: of `open_series`. pack: of `prepare_pack`, or its folder. mesh: devices per axis, by default a whole copy
-    of the weights on each if that fits easily. options: fields of `scoring.options.ScoreOptions`, such as dtype.
+    series: of `open_series`, or what it takes. pack: of `prepare_pack`, or its folder. mesh: devices per axis, by
+    default a whole copy of the weights on each if that fits easily. options: fields of `scoring.options.ScoreOptions`,
+    such as dtype.
     Raises UserError, also at the end, when all others are scored, for checkpoints that cannot be opened.
     """
+    _check_arguments(options)
     _prepare_cpu()
     from fineline_jax.checkpoints.series import Series
     from fineline_jax.scoring.options import ScoreOptions
@@ -123,7 +135,8 @@ def score(
     from fineline_jax.scoring.series.auto_mesh import scoring_mesh
     from fineline_jax.scoring.series.score_series import SeriesScorer
 
-    chosen = [series] if isinstance(series, Series) else list(series)
+    given = [series] if isinstance(series, Series | str | os.PathLike) else series
+    chosen = [one if isinstance(one, Series) else open_series(one) for one in given]
     requests = load(Path(pack)) if isinstance(pack, str | os.PathLike) else pack
     return SeriesScorer(requests, Path(out), scoring_mesh(mesh, chosen), ScoreOptions(**options))(chosen)
 
@@ -184,6 +197,13 @@ def export(
     with writing(Path(out), "DIR"):
         export_checkpoint(last, Path(out), make_mesh(), dtype=dtype, family=layout)
     return Path(out)
+
+
+def _check_arguments(options: Mapping[str, Any]) -> None:
+    """Raise UserError, which names ours, for an argument of lm-eval's."""
+    for name in options:
+        if name in OF_LM_EVAL:
+            raise UserError(f"{name} is an argument of lm-eval; {OF_LM_EVAL[name]}")
 
 
 def _prepare_cpu() -> None:

@@ -128,6 +128,36 @@ def test_functions_take_words_for_paths_and_say_what_is_no_option(place, tmp_pat
     assert page == tmp_path / "r/report.html" and page.is_file()
 
 
+def test_a_location_is_opened_where_series_are_scored(place, tmp_path):
+    pack = fineline_jax.prepare_pack("piqa", place / "tokenizer", tmp_path / "p", benchmarks=place / "benchmarks")
+    for series in (f"{place}/run@step2", [place / "run" / "step2"]):
+        assert [file.is_file() for file in fineline_jax.score(series, pack, tmp_path / str(type(series)))] == [True]
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "line"),
+    [
+        ("score", {"dtype": "float16"}, "--dtype float16 must be float32 or bfloat16"),
+        ("score", {"batch_tokens": 0.5}, "--batch-tokens 0.5 must be a whole number; leave it out"),
+        ("score", {"batch_size": 8}, "batch_size is an argument of lm-eval; score has batch_tokens"),
+        ("prepare_pack", {"limit": 2.5}, "--limit 2.5 must be a whole number"),
+        ("prepare_pack", {"limit": True}, "--limit True must be a whole number"),
+        ("prepare_pack", {"max_context": "9"}, "--max-context '9' must be a whole number"),
+        ("prepare_pack", {"mode": "foo"}, "--mode: mode 'foo' must be one of"),
+        ("prepare_pack", {"bos": "no"}, "--bos 'no' must be auto"),
+        ("prepare_pack", {"num_fewshot": 5}, "num_fewshot is an argument of lm-eval; the number of shots"),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused(place, tmp_path, function, options, line):
+    between = place / "tokenizer"
+    if function == "score":
+        between = fineline_jax.prepare_pack("piqa", between, tmp_path / "p", benchmarks=place / "benchmarks")
+    first = "piqa" if function == "prepare_pack" else place / "run"
+    with pytest.raises(UserError, match=f"^{line}"):
+        getattr(fineline_jax, function)(first, between, tmp_path / "x", **options)
+    assert not (tmp_path / "x").exists()
+
+
 def test_an_export_is_of_the_last_checkpoint_or_of_the_one_given(place, tmp_path):
     series = fineline_jax.open_series(place / "run")
     for which, step in ((series.checkpoints[0], 1), (place / "run", 2)):

@@ -4,12 +4,14 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from fineline_jax.errors import UserError
 from fineline_jax.scoring.job_shard import JobShard, job_shard
-from fineline_jax.scoring.modes.names import ModeName
+from fineline_jax.scoring.modes.names import ModeName, check_mode
 from fineline_jax.tokenizers.open import Bos
+
+Dtype = Literal["float32", "bfloat16"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +35,17 @@ class PackOptions:
     limit: int | None = None
     mode: ModeName | None = None
 
+    def check(self) -> None:
+        """Raise UserError for a value that is not one of its option, or two options that exclude each other."""
+        if self.bos is not None and self.bos not in get_args(Bos):
+            raise UserError(f"--bos {self.bos!r} must be auto, always or never")
+        check_at_least_1(self.max_context, "--max-context")
+        check_at_least_1(self.limit, "--limit")
+        if self.mode is not None:
+            check_mode(self.mode, "--mode")
+        if self.benchmarks is not None and self.tfds is not None:
+            raise UserError("--benchmarks and --tfds exclude each other; give one")
+
 
 @dataclasses.dataclass(frozen=True)
 class ScoreOptions:
@@ -46,13 +59,15 @@ class ScoreOptions:
         distributed: One of several processes: call jax.distributed.initialize first.
     """
 
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
     batch_tokens: int | None = None
     part: str | None = None
     distributed: bool = False
 
     def check(self) -> None:
-        """Raise UserError if no step can have so few tokens, or the part cannot be determined."""
+        """Raise UserError for another dtype, if no step can have so few tokens, or the part cannot be determined."""
+        if self.dtype not in get_args(Dtype):
+            raise UserError(f"--dtype {self.dtype} must be {' or '.join(get_args(Dtype))}")
         check_batch_tokens(self.batch_tokens)
         self.shard()
 
@@ -63,5 +78,12 @@ class ScoreOptions:
 
 def check_batch_tokens(batch_tokens: int | None) -> None:
     """Raise UserError if no step can have so few tokens."""
-    if batch_tokens is not None and batch_tokens < 1:
-        raise UserError(f"--batch-tokens {batch_tokens} must be at least 1; leave it out for one that fits the devices")
+    check_at_least_1(batch_tokens, "--batch-tokens", "; leave it out for one that fits the devices")
+
+
+def check_at_least_1(value: Any, name: str, remedy: str = "") -> None:
+    """Raise UserError, which begins with `name`, if `value` is given and no whole number from 1 on."""
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+        raise UserError(f"{name} {value!r} must be a whole number{remedy}")
+    if value is not None and value < 1:
+        raise UserError(f"{name} {value} must be at least 1{remedy}")

@@ -4,7 +4,7 @@ import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import lm_eval
 import numpy as np
@@ -32,7 +32,7 @@ from fineline_jax.scoring.requests.tasks import (
     without_bars,
 )
 from fineline_jax.tokenizers.identity import identity, vocabulary_size
-from fineline_jax.tokenizers.open import Bos, open_tokenizer
+from fineline_jax.tokenizers.open import open_tokenizer
 
 
 def prepare(suite: str | Path, tokenizer: Path, out: Path, options: PackOptions = PackOptions()) -> Pack:
@@ -49,12 +49,8 @@ def build(suite: str | Path, tokenizer: Path, options: PackOptions = PackOptions
     suite: YAML file, name of a suite, or task names (see `suite.open_suite`). tokenizer: a folder. The same arguments
     give the same bytes. Raises UserError for bad input.
     """
+    options.check()
     bos = options.bos or "auto"
-    if bos not in get_args(Bos):
-        raise UserError(f"--bos {bos!r} must be auto, always or never")
-    for name, value in (("max-context", options.max_context), ("limit", options.limit)):
-        if value is not None and value < 1:
-            raise UserError(f"--{name} {value} must be at least 1")
     opened = open_suite(suite)
     mode = find_mode(opened.mode if options.mode is None else options.mode, "--mode")
     encoder = Encoder(open_tokenizer(tokenizer, bos), bos)
@@ -97,8 +93,6 @@ def build(suite: str | Path, tokenizer: Path, options: PackOptions = PackOptions
 
 
 def _source(options: PackOptions) -> LoadDataset | None:
-    if options.benchmarks is not None and options.tfds is not None:
-        raise UserError("--benchmarks and --tfds exclude each other; give one")
     if options.benchmarks is not None:
         if not options.benchmarks.is_dir():
             raise UserError(f"--benchmarks {options.benchmarks}: no such folder")

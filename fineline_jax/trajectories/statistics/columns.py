@@ -1,4 +1,4 @@
-"""A statistic as a value: what it computes, and what its columns mean; pages, files and docs are made from it."""
+"""A statistic as a value: what it computes, and what its columns mean."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

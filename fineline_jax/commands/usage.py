@@ -1,6 +1,7 @@
 """Errors of the command line's parser, which it prints in a box, as one line like every other error."""
 
 import contextlib
+import difflib
 import functools
 import io
 import re
@@ -12,24 +13,47 @@ from fineline_jax.errors import UserError
 
 Result = TypeVar("Result")
 
+_NO_SEED = "few-shot examples are drawn with lm-eval's default seed, and nothing else is random; leave it out"
 OF_LM_EVAL = {
     "tasks": "`fineline score` has --suite, which also takes task names with commas between: --suite piqa,arc_easy",
     "num_fewshot": "the number of shots stands behind a task's name, or in a suite: --suite piqa@5",
     "batch_size": "`fineline score` has --batch-tokens",
+    "max_length": "`fineline score` has --max-context",
     "device": "JAX takes all devices there are; JAX_PLATFORMS=cpu before the command leaves it the CPU alone",
     "include_path": "tasks of your own are scored by `fineline lm-eval --model fineline --include_path FOLDER`",
     "model": "name the model first, as in `fineline score runs/mine` or `fineline score ORG/NAME@REVISION`",
     "model_args": "name the model first, as in `fineline score ORG/NAME@REVISION --dtype bfloat16`",
     "output_path": "`fineline score` has --out; `fineline export-scores` then writes lm-eval's files",
+    "log_samples": "`fineline score` keeps every score; `fineline export-scores` then writes lm-eval's samples",
+    "apply_chat_template": "`fineline score` applies none; `fineline lm-eval --model fineline` can",
+    "trust_remote_code": "no code of a repository is run here; leave it out",
 }
 """Options of lm-eval's command that ours lack: what to give instead."""
+OF_COMMAND = {
+    "score": {"seed": _NO_SEED},
+    "tasks": {"seed": _NO_SEED, "max_length": "`fineline tasks prepare` has --max-context"},
+    "pretrain": {
+        "tasks": "`fineline pretrain` has --score, which also takes task names with commas between",
+        "num_fewshot": "the number of shots stands behind a task's name, or in a suite: --score piqa@5",
+        "batch_size": "`fineline pretrain` has --batch.sequences",
+        "max_length": "`fineline pretrain` has --data.sequence-length",
+        "model": "name the recipe first, as in `fineline pretrain demo`",
+        "model_args": "`fineline pretrain` has --model.layers and the other fields of the recipe's model",
+        "output_path": "`fineline pretrain` has --run",
+        "log_samples": "`fineline export-scores` writes lm-eval's samples of the scores in RUN/scores",
+    },
+}
+"""The same where a command has another answer, or where only some commands lack the option."""
 
 
 def check_options(arguments: Sequence[str]) -> None:
-    """Raise UserError, which names ours, for an option of lm-eval's command."""
+    """Raise UserError, which names ours, for lm-eval's command written with an underscore, and its options."""
+    if arguments[:1] == ["lm_eval"]:
+        raise UserError("no command is called lm_eval; did you mean lm-eval?")
+    answers = OF_LM_EVAL | OF_COMMAND.get("".join(arguments[:1]), {})
     for argument in arguments:
         option = argument.partition("=")[0]
-        if option.startswith("--") and (ours := OF_LM_EVAL.get(option[2:].replace("-", "_"))):
+        if option.startswith("--") and (ours := answers.get(option[2:].replace("-", "_"))):
             raise UserError(f"{option} is an option of lm-eval; {ours}")
 
 
@@ -77,6 +101,25 @@ def one_line(typed: str, box: str) -> str:
                     help_command = where[1] if where else ""
         elif text and not text.startswith("Argument helptext"):
             messages.append(text)
+    messages = _with_command_meant([_of_number(message) for message in messages])
     if options:
         messages.append(f"perhaps {' or '.join(options)}")
     return f"{'; '.join(messages)}; see `{help_command or 'fineline --help'}`"
+
+
+def _of_number(message: str) -> str:
+    """tyro's words for a value that is no whole number, in fewer."""
+    match = re.match(r"Error parsing (--\S+): no type matching {None}\|INT could .* from \['(.*?)'\]", message)
+    if match is None:
+        return message
+    fractions = "; lm-eval's fractions of a task are not taken here" if match[1] == "--limit" else ""
+    return f"{match[1]} {match[2]} must be a whole number{fractions}"
+
+
+def _with_command_meant(messages: list[str]) -> list[str]:
+    """The messages; of a mistyped command only which was meant, where one is close to it."""
+    match = re.match(
+        r"Unrecognized (?:or misplaced )?options: ([^\s,]+).*; Available subcommands: (.*)", "; ".join(messages)
+    )
+    close = difflib.get_close_matches(match[1], match[2].split(", "), n=1) if match else []
+    return [f"no command is called {match[1]}; did you mean {close[0]}?"] if match and close else messages

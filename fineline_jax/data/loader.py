@@ -168,7 +168,10 @@ def global_array(
 
 
 def _open_sources(sources: Sequence[recipe.Source], sequence_length: int, vocab_size: int) -> list[DataSet]:
-    data_sets = [open_data_set(Path(source.path).expanduser()) for source in sources]
+    data_sets = [
+        open_data_set(Path(source.path).expanduser(), f"--data.sources.{position}.path")
+        for position, source in enumerate(sources)
+    ]
     for data_set in data_sets:
         stored = data_set.metadata["sequence_length"]
         if stored != sequence_length:

@@ -149,10 +149,10 @@ class DataSet:
         return windows
 
 
-def open_data_set(path: Path) -> DataSet:
-    """Open a folder that `fineline data prepare` wrote. Raises UserError where it is none."""
+def open_data_set(path: Path, option: str = "the path") -> DataSet:
+    """Open a folder that `fineline data prepare` wrote. Raises UserError where it is none; option: what named it."""
     if not path.is_dir():
-        raise UserError(f"{path}: no such data set; prepare it with `fineline data prepare` or correct data.sources")
+        raise UserError(f"{path}: no such data set; prepare it with `fineline data prepare` or correct {option}")
     try:
         metadata = json.loads((path / "metadata.json").read_bytes())
         if not all(type(metadata[key]) is int for key in ("sequence_length", "vocab_size")):

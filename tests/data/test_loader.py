@@ -189,7 +189,7 @@ def test_what_does_not_fit_the_recipe_is_refused_by_name(tmp_path: Path) -> None
         with pytest.raises(UserError, match=message):
             open_batches(data, sequences=sequences, vocab_size=vocab_size, seed=seed)
 
-    refused("nowhere: no such data set", Data((Source("nowhere"),), LENGTH))
+    refused("nowhere: no such data set.* --data.sources.1.path$", Data((Source(text), Source("nowhere")), LENGTH))
     (tmp_path / "empty").mkdir()
     refused("empty: not a prepared data set", Data((Source(str(tmp_path / "empty")),), LENGTH))
     refused("text: prepared with sequence_length=7, data.sequence_length is 8", Data((Source(text),), 8))

@@ -138,7 +138,9 @@ def test_parameters_are_counted_as_they_are(example: tuple[str, Path, Any]) -> N
 
 def test_a_family_that_cannot_hold_a_model_is_refused(tmp_path: Path) -> None:
     config = ModelConfig(vocab_size=8, width=8, layers=1, heads=2, mlp_width=8, kv_heads=1)
-    with pytest.raises(UserError, match="the layout of family 'gpt_neox' cannot describe this model"):
+    with pytest.raises(
+        UserError, match="the layout of family 'gpt_neox' cannot describe this model; of those known llama"
+    ):
         families.of_config(config, "gpt_neox")
     with pytest.raises(UserError, match="none of the released layouts can describe this model"):
         families.of_config(dataclasses.replace(config, norm_after=True, parallel_residual=False, clip_qkv=3.0))

@@ -76,6 +76,7 @@ def of_config(config: ModelConfig, name: str | None = None) -> Family:
     family = next((candidate for candidate in chosen if candidate.holds(config)), None)
     if family is None:
         if name:
-            raise UserError(f"the layout of family {name!r} cannot describe this model; leave the layout out")
+            able = ", ".join(candidate.name for candidate in FAMILIES if candidate.holds(config)) or "none"
+            raise UserError(f"the layout of family {name!r} cannot describe this model; of those known {able} can")
         raise UserError("none of the released layouts can describe this model; keep the Orbax checkpoint")
     return family

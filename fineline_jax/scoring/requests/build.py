@@ -95,7 +95,9 @@ def build(suite: str | Path, tokenizer: Path, options: PackOptions = PackOptions
 def _source(options: PackOptions) -> LoadDataset | None:
     if options.benchmarks is not None:
         if not options.benchmarks.is_dir():
-            raise UserError(f"--benchmarks {options.benchmarks}: no such folder")
+            raise UserError(
+                f"--benchmarks {options.benchmarks}: no such folder; correct it, or leave it out to read from the hub"
+            )
         return local_folder(options.benchmarks)
     if options.tfds is not None:
         from fineline_jax.scoring.requests.tfds_source import from_tfds  # seconds to import

@@ -103,7 +103,10 @@ def read_suite(path: Path) -> Suite:
         file = _SuiteFile.model_validate(value)
     except pydantic.ValidationError as error:
         raise UserError(f"{path}: {_reason(value, error.errors()[0])}") from None
-    return Suite(path.stem if file.name is None else file.name, file.tasks, file.mode)
+    try:
+        return Suite(path.stem if file.name is None else file.name, file.tasks, file.mode)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def shipped_suites() -> Iterator[Suite]:

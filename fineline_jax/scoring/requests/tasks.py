@@ -95,7 +95,7 @@ def load_tasks(suite: Suite, source: LoadDataset | None = None) -> tuple[list[Ta
     for spec in suite.tasks:
         if spec.task not in index:
             close = difflib.get_close_matches(spec.task, index, n=3)
-            hint = f"; did you mean {', '.join(close)}?" if close else "; see `lm_eval ls tasks`"
+            hint = f"; did you mean {', '.join(close)}?" if close else "; see `fineline lm-eval ls tasks`"
             raise UserError(f"suite {suite.name!r}: no task or group is called {spec.task!r}{hint}")
         loaded = _load_one(manager, spec, source)
         for name, definition in loaded["tasks"].items():
@@ -186,7 +186,10 @@ def local_folder(benchmarks: Path) -> LoadDataset:
         folder = folder / name if name and (name != "default" or (folder / name).is_dir()) else folder
         files = sorted(folder.glob("*.parquet"))
         if not files:
-            raise UserError(f"{folder}: no <split>.parquet here, but data set {path!r}{_config(name)} is needed")
+            raise UserError(
+                f"{folder}: no <split>.parquet here, but data set {path!r}{_config(name)} is needed; add it, or leave "
+                "--benchmarks out to read it from the hub"
+            )
         splits = Splits({file.stem: _read_split(str(file.absolute())) for file in files})
         splits.folder = folder
         return splits if split is None else splits[split]
@@ -213,7 +216,10 @@ class Splits(datasets.DatasetDict):
 
     def __getitem__(self, split: Any) -> Any:
         if split not in self:
-            raise UserError(f"{self.folder / str(split)}.parquet: this split is needed and missing; add it")
+            raise UserError(
+                f"{self.folder / str(split)}.parquet: this split is needed and missing; add it, or leave --benchmarks "
+                "out to read it from the hub"
+            )
         return super().__getitem__(split)
 
 

@@ -204,7 +204,7 @@ def test_a_wrong_suite_file_is_refused_by_name(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(UserError, match=message) as error:
         open_suite(path)
-    assert "wrong" in str(error.value) and "\n" not in str(error.value)
+    assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,8 @@ def analyze_scores(
 
     if not scores:
         raise UserError("analyze: name at least one folder of scores or table")
+    if any(path.resolve() == out.resolve() for path in scores):
+        raise UserError(f"--out {out}: is one of the inputs; give another folder for the report")
     parts, facts = [], dict[str, Any]()
     for path in scores:
         if (path / "pack" / "manifest.json").is_file():

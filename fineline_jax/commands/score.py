@@ -139,8 +139,9 @@ def score(
     opened = [selection.open(name) for name in series]
     score_all = SeriesScorer(requests.open(opened), out, scoring_mesh(mesh, opened), how)
     count = watch_run(Path(series[0]), score_all, watch.watch_timeout) if watch.watch else len(score_all(opened))
-    # Without steps or tokens there are metrics and no curve; tokens of a step are given to `analyze`.
-    known = any((one.step, one.tokens) != (None, None) for each in opened for one in each.checkpoints)
+    # Without steps or tokens there are metrics and no curve; tokens of a step are given to `analyze`. Imported weights
+    # of which nothing is known have step 0.
+    known = any(one.tokens is not None or one.step for each in opened for one in each.checkpoints)
     then = "analyze" if known else "export-scores"
     print(f"{out}: {counted(count, 'checkpoint')} scored; see `fineline {then} {out}`")
 

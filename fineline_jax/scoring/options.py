@@ -21,8 +21,8 @@ class PackOptions:
     Args:
         benchmarks: Folder of data sets in Hugging Face layout, one parquet file per split; default: the hub.
         tfds: TFDS data folder, for data sets that TFDS has.
-        bos: BOS before each context: as the tokenizer does by default (auto), always, or never; default: as the
-            registered series says, else auto.
+        bos: BOS before each context: as the tokenizer does by default (auto), always, or never; default: auto, and in
+            `fineline score` what is registered for a series.
         max_context: Longest row in tokens, instead of the model's context (lm-eval's max_length).
         limit: Only the first documents of each task.
         mode: How requests are encoded and compared, instead of the suite's own mode; see docs/suites.md.

@@ -199,6 +199,8 @@ CASES: list[tuple[str, Spoil, str]] = [
         holding("trees/results_1.json", '{"results": {"piqa": {"acc,none": 0.5}}, "config": 3}'),
         r"results_1\.json: 'config' is no table",
     ),
+    ("analyze table.csv run --out ./run", as_it_is, "--out run: is one of the inputs; give another folder"),
+    ("export-scores series --out series", as_it_is, "--out series: is the folder of the scores; give another"),
     ("export-scores empty --out x", lambda f: shutil.copytree(f / "pack", f / "empty/pack"), "no scores yet"),
     # demo
     ("demo --out a_file", as_it_is, "a_file"),

@@ -52,6 +52,8 @@ def export(folder: Path, out: Path, pack: Pack | None = None, *, samples: bool =
     Tasks for which lm-eval generates text are left out: of those only gold solutions are scored here.
     Raises UserError if there are no scores of lm-eval's, or tasks that it does not define.
     """
+    if folder.resolve() == out.resolve():
+        raise UserError(f"--out {out}: is the folder of the scores; give another")
     files = score_files.score_files(folder)
     if not files:
         raise UserError(f"{folder}: holds no scores yet; make them with `fineline score`")

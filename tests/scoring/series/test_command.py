@@ -112,6 +112,9 @@ def test_without_an_option_everything_is_scored_in_float32(place, model, tmp_pat
     assert capsys.readouterr().out.endswith(
         f"1 checkpoint scored; see `fineline export-scores {tmp_path / 'single'}`\n"
     ), "without a place in the training there is no curve"
+    shutil.copytree(place / "run/step1", tmp_path / "imported/step0")
+    assert run_command(place, str(tmp_path / "imported"), tmp_path / "zero") == 0
+    assert "; see `fineline export-scores" in capsys.readouterr().out, "step 0 without tokens is none either"
     requests = ("--pack", str(tmp_path / "single/pack"), "--out", str(tmp_path / "both"))
     asked, original = [], auto_mesh.scoring_mesh
     monkeypatch.setattr(auto_mesh, "scoring_mesh", lambda mesh, opened: asked.append(opened) or original(mesh, opened))

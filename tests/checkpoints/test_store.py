@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from store_examples import CONFIG, abstract_state, advanced, bits, fresh_state, open_store
+from store_examples import CONFIG, abstract_state, advanced, bits, fresh_state, largest_file, open_store, truncate
 
 from fineline_jax.checkpoints.runs import store as store_module
 from fineline_jax.checkpoints.runs.digest_record import RECORD, damage, read_record, write_record
@@ -40,10 +40,6 @@ def trained(folder: Path, last: int, kept: tuple[int, ...], latest_every: int) -
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
-
-
-def largest_file(folder: Path) -> Path:
-    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
 
 
 def test_a_restored_state_is_bitwise_the_saved_one_although_its_buffers_were_donated_at_once(
@@ -113,12 +109,6 @@ def test_params_are_read_alone(tmp_path: Path) -> None:
     check_intact(tmp_path / "1", "params")
     params = load_items(tmp_path / "1", {"params": decoder.abstract_params(CONFIG, make_mesh())})["params"]
     assert bits(params) == history[1][-len(jax.tree.leaves(params)) :]
-
-
-def truncate(folder: Path) -> str:
-    path = largest_file(folder)
-    os.truncate(path, path.stat().st_size // 2)
-    return path.name
 
 
 def remove(folder: Path) -> str:
@@ -236,7 +226,7 @@ RUN_UNTIL_KILLED = """
 import sys
 from pathlib import Path
 sys.path[:0] = sys.argv[2:]
-from store_examples import *
+from store_examples import *, largest_file, truncate
 from fineline_jax.mesh import make_mesh
 target = abstract_state(make_mesh())
 store = open_store(Path(sys.argv[1]), kept=range(0, 10**6, 5), latest_every=2)
@@ -348,7 +338,7 @@ folder, index, port = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 sys.path[:0] = sys.argv[4:]
 import jax
 jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=index)
-from store_examples import *
+from store_examples import *, largest_file, truncate
 from fineline_jax.mesh import make_mesh
 assert jax.process_count() == 2 and jax.device_count() == 4
 target = abstract_state(make_mesh())

@@ -1,6 +1,7 @@
 """A small state of a run and its store, also for the processes that tests start."""
 
 import functools
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -55,3 +56,13 @@ def bits(tree: Any) -> list[bytes]:
 
 def open_store(folder: Path, kept: Collection[int] = (), latest_every: int = 0) -> CheckpointStore:
     return CheckpointStore(folder, kept, latest_every, tokens_per_step=100, recipe="test")
+
+
+def largest_file(folder: Path) -> Path:
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def truncate(folder: Path) -> str:
+    path = largest_file(folder)
+    os.truncate(path, path.stat().st_size // 2)
+    return path.name

@@ -226,7 +226,7 @@ RUN_UNTIL_KILLED = """
 import sys
 from pathlib import Path
 sys.path[:0] = sys.argv[2:]
-from store_examples import *, largest_file, truncate
+from store_examples import *
 from fineline_jax.mesh import make_mesh
 target = abstract_state(make_mesh())
 store = open_store(Path(sys.argv[1]), kept=range(0, 10**6, 5), latest_every=2)
@@ -338,7 +338,7 @@ folder, index, port = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 sys.path[:0] = sys.argv[4:]
 import jax
 jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=index)
-from store_examples import *, largest_file, truncate
+from store_examples import *
 from fineline_jax.mesh import make_mesh
 assert jax.process_count() == 2 and jax.device_count() == 4
 target = abstract_state(make_mesh())

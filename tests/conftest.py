@@ -23,6 +23,15 @@ from pathlib import Path
 
 import pytest
 
+MEDIUM = frozenset((Path(__file__).parent / "medium.txt").read_text().split())
+"""Tests that took over a second on two cores when the list was made; `make test-quick` leaves them out."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.nodeid.removeprefix("tests/").partition("[")[0] in MEDIUM:
+            item.add_marker("medium")
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:

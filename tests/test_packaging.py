@@ -168,3 +168,9 @@ def test_make_installs_by_the_lock_and_runs_what_the_readme_says(target, wanted,
     assert said.returncode == 0, said.stderr
     for pattern in wanted:
         assert re.search(pattern, said.stdout), f"{pattern} in {said.stdout}"
+
+
+def test_the_list_of_tests_that_take_a_second_names_tests_that_exist() -> None:
+    for line in (CHECKOUT / "tests/medium.txt").read_text().split():
+        name, _, test = line.partition("::")
+        assert f"def {test}(" in (CHECKOUT / "tests" / name).read_text(), line

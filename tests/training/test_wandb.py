@@ -1,6 +1,7 @@
 """Weights & Biases without a network: one run per folder, which a resumed run goes on with."""
 
 import dataclasses
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,17 +32,22 @@ def alone(monkeypatch, tmp_path):
 
 
 def sent(folder: Path) -> tuple[str, str, dict[int, float]]:
-    """Run id, project and loss per step of one offline run, from the file that `wandb sync` uploads."""
+    """Run id, project and loss per step of one offline run, from the file that `wandb sync` uploads.
+
+    wandb's own process writes it, on a busy machine a moment after `finish`.
+    """
     from wandb.proto.wandb_internal_pb2 import Record
 
     (file,) = folder.glob("*.wandb")
-    run, losses = None, {}
-    for record in map(Record.FromString, records(file.read_bytes())):
-        if record.HasField("run"):
-            run = record.run
-        if record.HasField("history"):
-            items = {".".join(item.nested_key): float(item.value_json) for item in record.history.item}
-            losses[int(items["_step"])] = items["loss"]
+    run, losses, ends = None, {}, time.monotonic() + 30
+    while run is None and time.monotonic() < ends:
+        for record in map(Record.FromString, records(file.read_bytes())):
+            if record.HasField("run"):
+                run = record.run
+            if record.HasField("history"):
+                items = {".".join(item.nested_key): float(item.value_json) for item in record.history.item}
+                losses[int(items["_step"])] = items["loss"]
+        time.sleep(0.1)
     assert run is not None
     return run.run_id, run.project, losses
 

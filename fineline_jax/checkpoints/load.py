@@ -27,12 +27,11 @@ def load(
 ) -> tuple[ModelConfig, dict[str, Any]]:
     """The config and the parameters in `dtype` (default float32), sharded over `mesh` for the decoder.
 
-    A remote checkpoint is fetched first. Raises UserError naming the file if the checkpoint is damaged or does not fit
-    its config.
+    A remote checkpoint must be here already (`fetch`). Raises UserError naming the file if the checkpoint is damaged or
+    does not fit its config.
     """
     import jax.numpy as jnp
 
-    fetch(checkpoint)
     dtype = jnp.dtype(dtype or "float32")
     if checkpoint.kind == "hf":
         from fineline_jax.checkpoints.formats.huggingface import load_hf

@@ -18,7 +18,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 
 from fineline_jax import progress
-from fineline_jax.checkpoints.load import load, tokenizer_folder
+from fineline_jax.checkpoints.load import fetch, load, tokenizer_folder
 from fineline_jax.checkpoints.open import open_series
 from fineline_jax.checkpoints.series import Checkpoint, Series
 from fineline_jax.errors import UserError
@@ -82,6 +82,7 @@ class FinelineLM(TemplateLM):
         self.encoder = Encoder(open_tokenizer(folder, bos), bos)
         self.tokenizer = self.encoder.tokenizer
         self.mesh = scoring_mesh(MeshShape(replica, fsdp, tensor), [Series(checkpoint.series, (checkpoint,))])
+        fetch(checkpoint)
         self.config, self.params = load(checkpoint, self.mesh, dtype)
         self.checkpoint, self.dtype, self.batch_tokens = checkpoint, dtype, batch_tokens
         self._max_length = max_length

@@ -136,6 +136,7 @@ def _load(opened: Opened | Failed, mesh: jax.sharding.Mesh, dtype: str) -> Opene
     if isinstance(opened, Failed) or opened.model is None:
         return opened
     try:
+        checkpoint_load.fetch(opened.checkpoint)
         model = checkpoint_load.load(opened.checkpoint, mesh, dtype)
         jax.block_until_ready(model[1])
     except DiskFullError as error:

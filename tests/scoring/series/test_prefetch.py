@@ -79,7 +79,7 @@ def test_the_next_one_is_read_while_this_one_is_scored(events, monkeypatch, inde
     assert first.model is not None and not first.model[1]["embed"].is_deleted()
     second = next(each)
     assert isinstance(second, Opened) and first.model[1]["embed"].is_deleted()
-    assert events == ["read a", "read b"], "each once"
+    assert events == ["fetch a", "read a", "fetch b", "read b"], "each once"
 
 
 def test_what_process_0_does_not_want_is_freed(events, monkeypatch):
@@ -88,7 +88,7 @@ def test_what_process_0_does_not_want_is_freed(events, monkeypatch):
     monkeypatch.setattr(prefetch, "_free", freed.append)
     [found] = list(opened(checkpoints("a")))
     assert isinstance(found, Opened) and found.model is None and found.weights_hash == "w"
-    assert events == ["read a"] and len(freed) == 1
+    assert events == ["fetch a", "read a"] and len(freed) == 1
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -110,7 +110,7 @@ def test_a_checkpoint_of_a_run_is_read_when_all_processes_are_there(events, monk
     assert until(events, "fetch b")
     assert "read b" not in events
     next(each)
-    assert events == ["fetch a", "read a", "fetch b", "read b"]
+    assert events == ["fetch a", "fetch a", "read a", "fetch b", "fetch b", "read b"], "what is here is not fetched"
 
 
 def test_where_two_do_not_fit_the_second_is_read_when_the_first_is_freed(events, monkeypatch):
@@ -119,7 +119,7 @@ def test_where_two_do_not_fit_the_second_is_read_when_the_first_is_freed(events,
     first = next(each)
     assert until(events, "fetch b") and "read b" not in events
     assert isinstance(next(each), Opened) and isinstance(first, Opened) and first.model is not None
-    assert first.model[1]["embed"].is_deleted() and events == ["read a", "fetch b", "read b"]
+    assert first.model[1]["embed"].is_deleted() and events == ["fetch a", "read a", "fetch b", "fetch b", "read b"]
 
 
 def test_room_for_two_is_counted_for_both_and_on_one_device(monkeypatch):
@@ -137,7 +137,7 @@ def test_room_for_two_is_counted_for_both_and_on_one_device(monkeypatch):
 
 
 class Disk:
-    """A disk with what is fetched; `load` fetches, and what is called broken is found to be so afterwards."""
+    """A disk with what is fetched; what is called broken is found to be so when it is loaded."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.here: set[str] = set()
@@ -158,7 +158,7 @@ class Disk:
             raise FetchError(f"{checkpoint.name} is not there")
 
     def load(self, checkpoint: Checkpoint, mesh: Any, dtype: Any) -> Any:
-        self.fetch(checkpoint)
+        assert checkpoint.name in self.here, "fetched before"
         self.told.append((checkpoint.name, mesh, dtype))
         if checkpoint.name.startswith("broken"):
             raise ValueError("first line\nsecond line")
@@ -275,15 +275,15 @@ def test_what_does_not_reach_the_devices_is_passed_over(monkeypatch):
 def test_a_full_disk_is_tried_again_once_the_one_before_is_gone(monkeypatch, times):
     disk, tries = Disk(monkeypatch), []
 
-    def load(checkpoint: Checkpoint, *arguments: Any) -> Any:
+    def fetch(checkpoint: Checkpoint) -> None:
         if checkpoint.name == "b":
             tries.append(sorted(disk.here))
             disk.tried.append("b")
             if len(tries) <= times:
                 raise DiskFullError("the disk is full")
-        return Disk.load(disk, checkpoint, *arguments)
+        Disk.fetch(disk, checkpoint)
 
-    monkeypatch.setattr(checkpoint_load, "load", load)
+    monkeypatch.setattr(checkpoint_load, "fetch", fetch)
     each = opened(checkpoints("a", "b", "c"))
     assert isinstance(next(each), Opened) and until(disk.tried, "b")
     if times == 2:

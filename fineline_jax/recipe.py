@@ -270,7 +270,9 @@ class Recipe:
     compute: Compute = Compute()
     logging: Logging = Logging()
     seed: int = 0
-    """Seeds the initial weights and the data order."""
+    """Seeds the initial weights, and the data order where data_seed does not."""
+    data_seed: int | None = None
+    """Seeds the data order; None: as seed."""
 
     def __post_init__(self) -> None:
         """Raise UserError naming the first field whose value cannot be."""
@@ -280,7 +282,8 @@ class Recipe:
                 raise UserError(f"recipe {self.name}: {message}")
 
         require(bool(self.name), "name is empty; give the run a name")
-        require(0 <= self.seed < 2**32, f"seed={self.seed} must lie between 0 and 2**32 - 1")
+        for field, seed in (("seed", self.seed), ("data_seed", self.order_seed)):
+            require(0 <= seed < 2**32, f"{field}={seed} must lie between 0 and 2**32 - 1")
         for part in (self.data, self.batch, self.optimizer, self.loss, self.checkpoints, self.mesh, self.logging):
             part.check(require)
         self._check_together(require)
@@ -320,6 +323,11 @@ class Recipe:
             not self.logging.profile_steps or self.logging.profile_start_step < self.steps,
             f"logging.profile_start_step={self.logging.profile_start_step} is behind the last of {self.steps} steps",
         )
+
+    @property
+    def order_seed(self) -> int:
+        """What seeds the data order."""
+        return self.seed if self.data_seed is None else self.data_seed
 
     @property
     def tokens_per_step(self) -> int:

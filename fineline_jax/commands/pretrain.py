@@ -11,7 +11,7 @@ from fineline_jax.commands.processes import join_processes
 from fineline_jax.commands.usage import deferred, parsed
 from fineline_jax.errors import UserError
 from fineline_jax.folder_lock import writing
-from fineline_jax.models.config import ModelConfig
+from fineline_jax.models.config import ModelConfig, following
 from fineline_jax.recipe import Recipe
 
 
@@ -77,24 +77,16 @@ def pretrain(arguments: list[str]) -> int:
         """
         return _train(recipe, run or Path("runs") / recipe.name, accept_changes, distributed, score, benchmarks)
 
-    program, given = f"fineline pretrain {name}", [*arguments[1:], *following(default.model, arguments)]
+    program, given = f"fineline pretrain {name}", [*arguments[1:], *following_options(default.model, arguments)]
     command = parsed(program, lambda: tyro.cli(deferred(options), prog=program, args=given))
     return command()
 
 
-def following(model: ModelConfig, arguments: list[str]) -> list[str]:
-    """Options that let kv_heads and head_dim follow heads and width, where the recipe's did and the user gives others.
-
-    A recipe holds their values; without this --model.heads alone would turn full attention into grouped queries.
-    """
-    given = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
-    more = []
-    if "--model.heads" in given and "--model.kv-heads" not in given and model.kv_heads == model.heads:
-        more += ["--model.kv-heads", "0"]
-    resized = bool({"--model.heads", "--model.width"} & given)
-    if resized and "--model.head-dim" not in given and model.heads * model.head_dim == model.width:
-        more += ["--model.head-dim", "0"]
-    return more
+def following_options(model: ModelConfig, arguments: list[str]) -> list[str]:
+    """Options that let kv_heads and head_dim follow heads and width (`models.config.following`)."""
+    given = {argument.partition("=")[0].removeprefix("--").replace("-", "_") for argument in arguments}
+    more = following(model, given).items()
+    return [word for name, value in more for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
 def _train(

@@ -1,6 +1,7 @@
 """The shape of a decoder, without JAX, so that recipes and tables can import it."""
 
 import dataclasses
+from collections.abc import Collection
 from typing import Literal
 
 from fineline_jax.errors import UserError
@@ -196,6 +197,22 @@ class ModelConfig:
         weights = self.active_parameters - (0 if self.tied_embeddings else self.vocab_size * self.width)
         attention = 6.0 * self.layers * self.heads * self.head_dim * sequence_length
         return 6.0 * weights + attention + 21.0 * self.layers * self.mlp_width * self.state_size
+
+
+def following(model: ModelConfig, changed: Collection[str]) -> dict[str, int]:
+    """{"model.kv_heads": 0, "model.head_dim": 0}, as far as they follow heads and width: where the model's did and
+    `changed`, dotted names of a recipe's fields, names those and not them.
+
+    A recipe holds resolved values; without this a change of model.heads alone would turn full attention into grouped
+    queries.
+    """
+    more = {}
+    if "model.heads" in changed and "model.kv_heads" not in changed and model.kv_heads == model.heads:
+        more["model.kv_heads"] = 0
+    resized = "model.heads" in changed or "model.width" in changed
+    if resized and "model.head_dim" not in changed and model.heads * model.head_dim == model.width:
+        more["model.head_dim"] = 0
+    return more
 
 
 def _positive(name: str, value: int) -> None:

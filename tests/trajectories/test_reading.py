@@ -21,6 +21,7 @@ NAN = math.nan
     [
         (["pythia-1.4b", "pythia-70m", "pythia-410m"], ["pythia-70m", "pythia-410m", "pythia-1.4b"]),
         (["a-1000m-x", "a-7B", "a-0.5b"], ["a-0.5b", "a-1000m-x", "a-7B"]),
+        (["a-7b", "a-1b", "b-1b", "a-2b"], ["a-1b", "b-1b", "a-2b", "a-7b"]),
         (["a-7b", "a-1b"], None),  # two need no order
         (["a-1b", "b-1b", "a-7b"], None),
         (["a-1b", "a-1000m", "a-7b"], None),

@@ -10,8 +10,8 @@ from report_examples import page_of
 from trajectories_simulated import simulated_losses, simulated_table
 
 from fineline_jax.errors import UserError
-from fineline_jax.trajectories.report.figures import format_tokens
 from fineline_jax.trajectories.report.html_page import write_report
+from fineline_jax.trajectories.statistics.columns import format_tokens
 from fineline_jax.trajectories.statistics.dynamics import summarise
 from fineline_jax.trajectories.table import normalise, read_table
 

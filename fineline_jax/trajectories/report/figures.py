@@ -17,6 +17,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from fineline_jax.atomic_files import atomic_file
 from fineline_jax.facts.metrics import metric_of
+from fineline_jax.trajectories.statistics.columns import format_tokens, size_of
 from fineline_jax.trajectories.statistics.dynamics import BEFORE_FIRST, normalised
 
 # Okabe & Ito's colours, safe for colour-blind readers; the yellow, too pale on white, replaced.
@@ -38,21 +39,14 @@ _CROWDED = 8  # more tasks than this in a domain are drawn as thin lines under t
 
 
 def order_by_size(names: list[str]) -> tuple[list[str], bool]:
-    """Series by model size where every name holds a different one (160m, 1.4B); else as they came. And whether so."""
-    matches = [re.search(r"(?<![\d.])(\d+(?:\.\d+)?)([mb])(?![a-z])", name.lower()) for name in names]
-    sizes = {name: float(m[1]) * (1e6 if m[2] == "m" else 1e9) for name, m in zip(names, matches, strict=True) if m}
-    if len(names) < 3 or len(set(sizes.values())) < len(names):
+    """Series by model size where every name states one (160m, 1.4B), of three sizes or more; else as they came.
+
+    And whether so.
+    """
+    sizes = {name: size_of(name) for name in names}
+    if len(set(sizes.values())) < 3 or any(math.isnan(size) for size in sizes.values()):
         return names, False
     return sorted(names, key=sizes.__getitem__), True
-
-
-def format_tokens(tokens: float) -> str:
-    """Tokens for people: 0, 950, 1.2 M, 3.5 B, 1.04 T."""
-    value, unit = float(tokens), 0
-    while abs(value) >= 999.5 and unit < 4:
-        value, unit = value / 1000, unit + 1
-    digits = 2 if abs(value) < 10 else 3
-    return f"{value:.{digits}g} {' KMBT'[unit]}".rstrip() if value else "0"
 
 
 def draw_figures(

@@ -1,5 +1,6 @@
-"""A statistic as a value: what it computes, and what its columns mean."""
+"""A statistic as a value: what it computes, what its columns mean, how it is drawn."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,6 +17,33 @@ class Column:
     meaning: str
     empty: str = ""
     """When there is no value."""
+    interval: tuple[str, str] | None = None
+    """Columns with the ends of its 95 % interval."""
+    format: str = ""
+    """Format specification of Python; "": by the unit."""
+
+    def text(self, value: object) -> str:
+        """The value for people; "–" where there is none."""
+        if value is None or value != value:
+            return "–"
+        if not self.unit or isinstance(value, str):
+            return str(value)
+        number = float(value)  # pyright: ignore[reportArgumentType]
+        if self.unit == "tokens":
+            return format_tokens(number)
+        whole = number == int(number) if abs(number) < 1e15 else False
+        return format(number, self.format or (".0f" if whole and self.unit == "1" else ".3g"))
+
+
+@dataclass(frozen=True)
+class Chart:
+    """How a frame is drawn: a point per row at column `value`, with its interval, a line of rows per value of `panel`."""
+
+    value: str
+    panel: str = ""
+    """Key column whose values are panels of their own."""
+    reference: float | None = None
+    """Where nothing would lie: 0 of a difference."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +56,28 @@ class Statistic:
     columns: tuple[Column, ...]
     source: str
     """Paper or file of the formula."""
+    definition: str = ""
+    """One or two sentences: what is computed."""
+    caveat: str = ""
+    """What a reader may take it for and should not."""
+    chart: Chart | None = None
+    count: str = ""
+    """Column of the number n that a value rests on."""
+
+    @property
+    def keys(self) -> list[str]:
+        """The columns that name a row: those without a unit before the first with one."""
+        names = []
+        for column in self.columns:
+            if column.unit or column.name in ("verdict", "reason"):
+                break
+            names.append(column.name)
+        return names
+
+    @property
+    def ends(self) -> set[str]:
+        """The columns that are ends of intervals of others."""
+        return {name for column in self.columns for name in column.interval or ()}
 
     def frame(self, rows: list[dict]) -> pd.DataFrame:
         """The rows in the order of the columns, also where there are none; a row with another key is our mistake."""
@@ -44,3 +94,27 @@ def wide(table: pd.DataFrame, by: str) -> pd.DataFrame:
     """
     last = table.drop_duplicates([by, "tokens"], keep="last")
     return last.pivot(index="tokens", columns=by, values="value").dropna().sort_index()
+
+
+def shots_of(series: str) -> str:
+    """"0" of "m (0-shot)", "" where the name says nothing: series that differ in it are not compared."""
+    found = re.search(r"\((\d+)-shot\)", series)
+    return found[1] if found else ""
+
+
+def size_of(series: str) -> float:
+    """Parameters that a name states (m-160m, m-1.4B-x); NaN where it states none or several."""
+    found = {
+        float(number) * {"m": 1e6, "b": 1e9}[unit]
+        for number, unit in re.findall(r"(?<![\d.])(\d+(?:\.\d+)?)([mb])(?![a-z])", series.lower())
+    }
+    return found.pop() if len(found) == 1 else float("nan")
+
+
+def format_tokens(tokens: float) -> str:
+    """Tokens for people: 0, 950, 1.2 M, 3.5 B, 1.04 T."""
+    value, unit = float(tokens), 0
+    while abs(value) >= 999.5 and unit < 4:
+        value, unit = value / 1000, unit + 1
+    digits = 2 if abs(value) < 10 else 3
+    return f"{value:.{digits}g} {' KMBT'[unit]}".rstrip() if value else "0"

@@ -3,13 +3,11 @@
 Levels again rise together whatever the sizes do, so the mean over pairs is given beside that of first differences.
 """
 
-import itertools
-
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from fineline_jax.trajectories.statistics.columns import Column, Statistic, wide
+from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic, shots_of, wide
 
 FEWEST = 5
 
@@ -17,13 +15,17 @@ FEWEST = 5
 def similarity(table: pd.DataFrame, series: list[str] | None = None) -> pd.DataFrame:
     """Of each (metric, task): mean Spearman correlation over pairs of series. See `SIMILARITY`.
 
-    series: those to compare; None: all. Only tokens at which every one of them was scored count.
+    series: those to compare; None: all. Series of other shots are compared apart. Only tokens at which every one of
+    them was scored count.
     """
     chosen = table if series is None else table[table["series"].isin(series)]
+    shots = {name: shots_of(str(name)) for name in chosen["series"].unique()}
+    chosen = chosen.assign(shots=chosen["series"].map(shots))
     rows = []
-    for (metric, task), part in chosen.groupby(["metric", "task"], sort=False, observed=True):
+    for (metric, task, _), part in chosen.groupby(["metric", "task", "shots"], sort=False, observed=True):
         curves = wide(part, by="series")
-        row = {"metric": metric, "task": task, "series": curves.shape[1], "checkpoints": len(curves)}
+        of = "" if len(set(shots.values())) == 1 else part["shots"].iloc[0]
+        row = {"metric": metric, "task": task, "shots": of, "series": curves.shape[1], "checkpoints": len(curves)}
         if curves.shape[1] < 2 or len(curves) < FEWEST:
             rows.append(row | {"reason": f"fewer than two series, or than {FEWEST} checkpoints that all have"})
             continue
@@ -41,10 +43,8 @@ def pair_correlations(values: np.ndarray) -> np.ndarray:
     ranks = stats.rankdata(values, axis=0)
     ranks = ranks - ranks.mean(axis=0)
     length = np.sqrt((ranks**2).sum(axis=0))
-    pairs = itertools.combinations(range(values.shape[1]), 2)
-    return np.array(
-        [ranks[:, a] @ ranks[:, b] / (length[a] * length[b]) if length[a] * length[b] else np.nan for a, b in pairs]
-    )
+    scaled = ranks / np.where(length > 0, length, np.nan)
+    return (scaled.T @ scaled)[np.triu_indices(values.shape[1], 1)]
 
 
 SIMILARITY = Statistic(
@@ -54,6 +54,7 @@ SIMILARITY = Statistic(
     (
         Column("metric", "", "the metric"),
         Column("task", "", "the task"),
+        Column("shots", "", "of the series compared", "where all series have as many"),
         Column("series", "1", "series compared"),
         Column("checkpoints", "1", "tokens at which every series was scored"),
         Column("levels", "1", "mean Spearman correlation of the curves over pairs", "where it cannot be compared"),
@@ -61,4 +62,10 @@ SIMILARITY = Statistic(
         Column("reason", "", "what was left out, or why there is no value", "where all counts"),
     ),
     "Spearman 1904; arXiv 2404.01204, dynamics across sizes; definition: shared tokens, mean over pairs",
+    definition="Rank correlation of the same task in two series at the tokens where all were scored, as often shot; mean "
+    "over pairs of series.",
+    caveat="Levels rise together in any two runs that learn; the correlation of differences says whether they also move "
+    "together from checkpoint to checkpoint.",
+    chart=Chart("levels", panel="metric"),
+    count="checkpoints",
 )

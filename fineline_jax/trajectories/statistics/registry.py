@@ -1,0 +1,9 @@
+"""The statistics that a report holds: each is computed, written, drawn and documented from its entry here."""
+
+from fineline_jax.trajectories.statistics.columns import Statistic
+from fineline_jax.trajectories.statistics.comparison import COMPARISON
+from fineline_jax.trajectories.statistics.prediction import EFFECTS, VERDICTS
+from fineline_jax.trajectories.statistics.similarity import SIMILARITY
+
+STATISTICS: tuple[Statistic, ...] = (VERDICTS, EFFECTS, COMPARISON, SIMILARITY)
+"""In the order of the page."""

@@ -26,6 +26,7 @@ from fineline_jax.catalogue import load_recipe
 from fineline_jax.checkpoints.runs.store import CheckpointStore
 from fineline_jax.mesh import make_mesh
 from fineline_jax.recipe import Batch, Compute
+from fineline_jax.training.schedule import rates
 from fineline_jax.training.step import BATCH_SPEC, initial_state, make_train_step
 
 
@@ -49,7 +50,7 @@ def main() -> None:
     shape = (arguments.sequences, arguments.length + 1)
     windows = np.random.default_rng(0).integers(0, recipe.model.vocab_size, shape, dtype=np.int32)
     windows = jax.device_put(windows, jax.NamedSharding(mesh, BATCH_SPEC))
-    state, _ = jax.block_until_ready(step(state, windows, np.int32(0)))
+    state, _ = jax.block_until_ready(step(state, windows, *rates(recipe, 0)))
 
     steps, blocked, completed, resident = [], [], [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -57,7 +58,7 @@ def main() -> None:
         with store:
             for index in range(1, arguments.saves + 1):
                 start = time.perf_counter()
-                state, _ = jax.block_until_ready(step(state, windows, np.int32(index)))
+                state, _ = jax.block_until_ready(step(state, windows, *rates(recipe, index * recipe.tokens_per_step)))
                 steps.append(time.perf_counter() - start)
                 start = time.perf_counter()
                 assert store.maybe_save(index, state)

@@ -32,6 +32,7 @@ import transformers
 from fineline_jax.mesh import make_mesh
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.recipe import Batch, Compute, Data, Loss, Optimizer, Recipe, Schedule, Source
+from fineline_jax.training.schedule import rates
 from fineline_jax.training.step import BATCH_SPEC, initial_state, make_train_step
 
 MODELS = {
@@ -50,7 +51,7 @@ def ours(recipe: Recipe):
 
     def run(index: int, windows: np.ndarray) -> float:
         nonlocal state
-        state, metrics = step(state, jax.device_put(windows, sharding), index)
+        state, metrics = step(state, jax.device_put(windows, sharding), *rates(recipe, index * recipe.tokens_per_step))
         return float(metrics["loss"])
 
     return run

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from fineline_jax.checkpoints.runs.store import CheckpointStore
 from fineline_jax.data.loader import global_array, global_batch, open_batches
@@ -21,6 +20,7 @@ from fineline_jax.recipe import Recipe
 from fineline_jax.training.metrics import MetricsLog
 from fineline_jax.training.observers import Observer, Profiler, ProgressBar, StepMetrics, Validation
 from fineline_jax.training.run_folder import claim_folder
+from fineline_jax.training.schedule import rates
 from fineline_jax.training.step import BATCH_SPEC, State, abstract_state, initial_state, make_train_step
 from fineline_jax.training.stop import stop_requests
 
@@ -90,9 +90,13 @@ def pretrain(recipe: Recipe, run: Path, *, accept_changes: bool = False, observe
 
         sharding, replicated = jax.NamedSharding(mesh, BATCH_SPEC), jax.NamedSharding(mesh, jax.P())
 
-        def load(step: int) -> tuple[jax.Array, jax.Array]:
+        def load(step: int) -> list[jax.Array]:
             """The arguments of a step besides the state."""
-            return global_batch(batches, step, sharding), global_array((), replicated, lambda _: np.int32(step))
+            scalars = rates(recipe, step * recipe.tokens_per_step)
+            return [
+                global_batch(batches, step, sharding),
+                *(global_array((), replicated, lambda _, value=value: value) for value in scalars),
+            ]
 
         loaded_steps = stack.enter_context(contextlib.closing(prefetch(load, range(start, recipe.steps))))
 

@@ -14,12 +14,16 @@ SPIKE_WINDOW = 128
 """Steps the running mean and deviation of loss and gradient norm look back (OLMo-core's SkipStepOptimizer)."""
 
 
-def make_optimizer(optimizer: Optimizer) -> optax.GradientTransformationExtraArgs:
+def make_optimizer(
+    optimizer: Optimizer, weight_decay: Scalar | float | None = None
+) -> optax.GradientTransformationExtraArgs:
     """Clipping, Adam moments and decoupled weight decay; the caller multiplies by -learning_rate.
 
-    The rate stays outside so that it depends on the step alone, also after skipped updates. `update` takes
-    `loss` and `gradient_norm` (float32 scalars) as extra arguments.
+    The rate stays outside so that it depends on the tokens alone, also after skipped updates. `update` takes
+    `loss` and `gradient_norm` (float32 scalars) as extra arguments. weight_decay: in place of the optimizer's own, as
+    the argument of a compiled step; the state does not depend on it.
     """
+    decay = optimizer.weight_decay if weight_decay is None else weight_decay
 
     def decayed(params: dict) -> dict:
         """Matrices only: neither norm scales nor biases, nor Mamba's A_log and D (its authors' no_weight_decay)."""
@@ -33,7 +37,7 @@ def make_optimizer(optimizer: Optimizer) -> optax.GradientTransformationExtraArg
     inner = optax.chain(
         optax.clip_by_global_norm(optimizer.clip_norm),
         optax.scale_by_adam(optimizer.beta1, optimizer.beta2, optimizer.eps),
-        optax.add_decayed_weights(optimizer.weight_decay, mask=decayed if optimizer.decay == "matrices" else None),
+        optax.add_decayed_weights(decay, mask=decayed if optimizer.decay == "matrices" else None),
     )
     if not optimizer.skip_nonfinite and not optimizer.skip_spike_sigmas:
         return optax.with_extra_args_support(inner)

@@ -1,39 +1,43 @@
-"""The learning rate as a function of the step. A new kind of decay is a name in `recipe.Schedule` and a case here."""
+"""The learning rate as a function of the tokens consumed. A new kind of decay is a name in `recipe.Schedule` and a
+case here."""
 
+import math
 from typing import assert_never
 
-import jax.numpy as jnp
-from jaxtyping import Array, Float32, Int32
+import numpy as np
 
 from fineline_jax.recipe import Recipe
 
 
-def learning_rate(recipe: Recipe, step: Int32[Array, "*steps"] | int) -> Float32[Array, "*steps"]:
-    """Learning rate of the update that step `step` (from 0) makes.
+def learning_rate(recipe: Recipe, tokens: int) -> float:
+    """Learning rate of the update behind `tokens` trained tokens.
 
     Linear warmup from 0, so the first step has rate 0 where there is a warmup (as amber-train's `get_cosine_lr`
-    and optax's `warmup_cosine_decay_schedule`); the decay ends at the last step, warmup included.
+    and optax's `warmup_cosine_decay_schedule`); the decay ends at `recipe.tokens`, warmup included. Computed on the
+    host, in float64: the compiled step takes the rate as an argument and is the same for every schedule.
     """
-    schedule, total = recipe.optimizer.schedule, float(recipe.steps)
-    warmup = schedule.warmup_tokens / recipe.tokens_per_step
-    step = jnp.asarray(step, jnp.float32)
-    share = jnp.clip((step - warmup) / max(total - warmup, 1.0), 0.0, 1.0)
+    schedule, end = recipe.optimizer.schedule, recipe.tokens
+    warmup, peak, final = schedule.warmup_tokens, schedule.peak, schedule.final
+    if tokens < warmup:
+        return peak * tokens / warmup
+    share = min((tokens - warmup) / max(end - warmup, 1), 1.0)
     match schedule.kind:
         case "cosine":
-            rate = schedule.final + 0.5 * (1.0 + jnp.cos(jnp.pi * share)) * (schedule.peak - schedule.final)
+            return final + 0.5 * (1.0 + math.cos(math.pi * share)) * (peak - final)
         case "linear":
-            rate = schedule.peak + share * (schedule.final - schedule.peak)
+            return peak + share * (final - peak)
         case "constant":
-            rate = jnp.full_like(step, schedule.peak)
+            return peak
         case "wsd":
-            decay = schedule.decay_tokens / recipe.tokens_per_step
-            left = jnp.clip((total - step) / decay, 0.0, 1.0)
-            rate = schedule.final + left * (schedule.peak - schedule.final)
+            left = min(max(end - tokens, 0) / schedule.decay_tokens, 1.0)
+            return final + left * (peak - final)
         case "multistep":
-            factor = jnp.ones_like(step)
-            for begin, value in schedule.milestones:
-                factor = jnp.where(step >= begin * total, value, factor)
-            rate = schedule.peak * factor
+            passed = [factor for begin, factor in schedule.milestones if tokens >= begin * end]
+            return peak * (passed[-1] if passed else 1.0)
         case kind:
             assert_never(kind)
-    return jnp.where(step < warmup, schedule.peak * step / max(warmup, 1.0), rate)
+
+
+def rates(recipe: Recipe, tokens: int) -> tuple[np.float32, np.float32]:
+    """Learning rate and weight decay of the update behind `tokens` trained tokens: arguments of a training step."""
+    return np.float32(learning_rate(recipe, tokens)), np.float32(recipe.optimizer.weight_decay)

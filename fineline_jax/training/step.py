@@ -15,7 +15,6 @@ from fineline_jax.models.sharding import check_fits
 from fineline_jax.recipe import Loss, Recipe
 from fineline_jax.training.loss import Scalar, cross_entropy
 from fineline_jax.training.optimizer import SkipState, make_optimizer
-from fineline_jax.training.schedule import learning_rate
 
 P = jax.P
 State = dict[str, Any]
@@ -52,26 +51,27 @@ def abstract_state(recipe: Recipe, mesh: jax.sharding.Mesh) -> State:
 
 def make_train_step(
     recipe: Recipe, mesh: jax.sharding.Mesh
-) -> Callable[[State, Windows, Int32[Array, ""]], tuple[State, Metrics]]:
-    """`step(state, windows, step_index) -> (state, metrics)`, not yet jitted; donate the state.
+) -> Callable[[State, Windows, Scalar, Scalar], tuple[State, Metrics]]:
+    """`step(state, windows, rate, weight_decay) -> (state, metrics)`, not yet jitted; donate the state.
 
-    windows lie on the mesh as BATCH_SPEC says. Metrics: loss (mean cross-entropy in nats over the trained targets),
-    gradient_norm (before clipping), update_norm, learning_rate, trained_tokens, and skipped (updates so far) where
-    skipping is on.
+    windows lie on the mesh as BATCH_SPEC says. rate and weight_decay are float32 arguments (`schedule.rates`), not
+    constants of the program: recipes that differ in schedule, weight decay, tokens or seed alone compile to the same.
+    Metrics: loss (mean cross-entropy in nats over the trained targets), gradient_norm (before clipping), update_norm,
+    learning_rate, trained_tokens, and skipped (updates so far) where skipping is on.
     """
-    optimizer = make_optimizer(recipe.optimizer)
     loss_sums = make_loss_sums(recipe, mesh)
 
     def gradients(params: dict, windows: Windows, count: Scalar) -> tuple[Scalar, dict]:
         def mean_loss(params: dict, windows: Windows) -> tuple[Scalar, Scalar]:
-            with_z, plain, of_router = loss_sums(params, windows)
+            with_z, plain, of_router = loss_sums(params, windows, target_weights(recipe, windows))
             return with_z / count + of_router / recipe.batch.accumulation, plain / count
 
         (_, loss), grads = jax.value_and_grad(mean_loss, has_aux=True)(params, windows)
         return loss, grads
 
-    def step(state: State, windows: Windows, step_index: Int32[Array, ""]) -> tuple[State, Metrics]:
+    def step(state: State, windows: Windows, rate: Scalar, weight_decay: Scalar) -> tuple[State, Metrics]:
         params = state["params"]
+        optimizer = make_optimizer(recipe.optimizer, weight_decay)
         trained = jnp.sum(target_weights(recipe, windows))
         count = jnp.maximum(trained, 1.0)
         if recipe.batch.accumulation == 1:
@@ -83,7 +83,6 @@ def make_train_step(
             (loss, grads), _ = jax.lax.scan(add, zero, micro)
         norm = optax.tree.norm(grads)
         directions, opt_state = optimizer.update(grads, state["opt_state"], params, loss=loss, gradient_norm=norm)
-        rate = learning_rate(recipe, step_index)
         updates = jax.tree.map(lambda direction: -rate * direction, directions)
         metrics = {
             "loss": loss,
@@ -99,23 +98,33 @@ def make_train_step(
     return step
 
 
-def make_validation_step(recipe: Recipe, mesh: jax.sharding.Mesh) -> Callable[[dict, Windows], tuple[Scalar, Scalar]]:
-    """`step(params, windows) -> (sum of cross-entropy in nats, number of targets)`, not yet jitted."""
+def make_validation_step(
+    recipe: Recipe, mesh: jax.sharding.Mesh
+) -> Callable[[dict, Windows, Float32[Array, " sequences"]], tuple[Scalar, Scalar]]:
+    """`step(params, windows, weights) -> (sum of cross-entropy in nats, number of targets)`, not yet jitted.
+
+    weights: 1.0 for rows that count, 0.0 for those that fill up the batch.
+    """
     loss_sums = make_loss_sums(recipe, mesh)
 
-    def step(params: dict, windows: Windows) -> tuple[Scalar, Scalar]:
-        return loss_sums(params, windows)[1], jnp.sum(target_weights(recipe, windows))
+    def step(params: dict, windows: Windows, weights: Float32[Array, " sequences"]) -> tuple[Scalar, Scalar]:
+        of_targets = target_weights(recipe, windows) * weights[:, None]
+        return loss_sums(params, windows, of_targets)[1], jnp.sum(of_targets)
 
     return step
 
 
-def make_loss_sums(recipe: Recipe, mesh: jax.sharding.Mesh) -> Callable[[dict, Windows], tuple[Scalar, Scalar, Scalar]]:
-    """`sums(params, windows)`: the sums over targets of (loss with z-loss, plain cross-entropy), and the losses of the
-    router, which are means over all tokens of the windows."""
+def make_loss_sums(
+    recipe: Recipe, mesh: jax.sharding.Mesh
+) -> Callable[[dict, Windows, Float32[Array, "sequences length"]], tuple[Scalar, Scalar, Scalar]]:
+    """`sums(params, windows, weights)`: the sums over targets, by weight, of (loss with z-loss, plain cross-entropy),
+    and the losses of the router, which are means over all tokens of the windows."""
     compute, dtype = recipe.compute, jnp.dtype(recipe.compute.dtype)
     attend = attention.causal(attention_of(recipe, mesh))
 
-    def sums(params: dict, windows: Windows) -> tuple[Scalar, Scalar, Scalar]:
+    def sums(
+        params: dict, windows: Windows, weights: Float32[Array, "sequences length"]
+    ) -> tuple[Scalar, Scalar, Scalar]:
         inputs, targets = windows[:, :-1], windows[:, 1:]
         positions = jnp.broadcast_to(jnp.arange(inputs.shape[1]), inputs.shape, out_sharding=BATCH_SPEC)
         hidden, routing = decoder.hidden_states_and_routing(
@@ -129,7 +138,6 @@ def make_loss_sums(recipe: Recipe, mesh: jax.sharding.Mesh) -> Callable[[dict, W
             scan_layers=compute.scan_layers,
         )
         head = decoder.head_weight(recipe.model, params)
-        weights = target_weights(recipe, windows)
         losses = cross_entropy(hidden, head, targets, weights, recipe.loss.z_loss, recipe.loss.chunk_tokens)
         return *losses, router_losses(recipe.loss, routing, inputs.size)
 

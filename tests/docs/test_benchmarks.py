@@ -42,7 +42,7 @@ def test_a_save_is_compared_with_a_step(benchmark, monkeypatch, capsys) -> None:
     )
     monkeypatch.setattr(program, "make_mesh", one_device)
     # What is timed is not what is tested: no step need be compiled.
-    monkeypatch.setattr(program, "make_train_step", lambda *_: lambda state, windows, index: (state, {}))
+    monkeypatch.setattr(program, "make_train_step", lambda *_: lambda state, *_: (state, {}))
     with jax.set_mesh(one_device()):  # which is put back
         program.main()
     assert named == ["llama_60m"]

@@ -80,14 +80,13 @@ def test_the_page_names_every_field_of_a_mode_and_which_are_required():
 
 RATES = """
 import dataclasses, json
-import jax.numpy as jnp
 from fineline_jax.catalogue import load_recipe
 from fineline_jax.recipe import Optimizer, Schedule
 from fineline_jax.training.schedule import learning_rate
 recipe = load_recipe("llama_60m")
 schedule = Schedule(1e-3, warmup_tokens=10 * recipe.tokens_per_step, kind="inverse_sqrt")
 recipe = dataclasses.replace(recipe, optimizer=Optimizer(schedule))
-print(json.dumps(learning_rate(recipe, jnp.asarray([0, 5, 10, 40, 1000])).tolist()))
+print(json.dumps([learning_rate(recipe, step * recipe.tokens_per_step) for step in (0, 5, 10, 40, 1000)]))
 """
 
 

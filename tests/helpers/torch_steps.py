@@ -42,11 +42,11 @@ class Step:
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """Of the update that step `step`, from 0, makes: up from 0 over the warmup, down to `final` at the last step's end.
+    """Of the update that step `step`, from 0, makes: up from 0 over the warmup, down to `final` at the last token.
 
     In tokens, the clock of a recipe, as `Schedule` words it.
     """
-    schedule, now, end = recipe.optimizer.schedule, step * recipe.tokens_per_step, recipe.steps * recipe.tokens_per_step
+    schedule, now, end = recipe.optimizer.schedule, step * recipe.tokens_per_step, recipe.tokens
     peak, final, warmup = schedule.peak, schedule.final, schedule.warmup_tokens
     if now < warmup:
         return peak * now / warmup

@@ -19,6 +19,7 @@ from fineline_jax.models.config import ModelConfig
 from fineline_jax.recipe import Batch, Compute, Data, Loss, MeshShape, Optimizer, Recipe, Schedule, Source
 from fineline_jax.scoring.engine import scorer
 from fineline_jax.scoring.requests import pack
+from fineline_jax.training.schedule import rates
 from fineline_jax.training.step import BATCH_SPEC, initial_state, make_train_step
 
 PLAIN = ModelConfig(vocab_size=512, width=32, layers=2, heads=4, mlp_width=48, context=48)
@@ -134,7 +135,7 @@ def losses_of(model: ModelConfig, mesh: jax.sharding.Mesh) -> tuple[list[float],
         for index in range(3):
             windows = np.random.default_rng(index).integers(0, model.vocab_size, (4, 25), dtype=np.int32)
             windows = jax.device_put(windows, jax.NamedSharding(mesh, BATCH_SPEC))
-            state, metrics = step(state, windows, np.int32(index))
+            state, metrics = step(state, windows, *rates(recipe, index * recipe.tokens_per_step))
             losses.append(float(metrics["loss"]))
             norms.append(float(metrics["gradient_norm"]))
         finite = jax.tree.map(lambda leaf: bool(jnp.isfinite(leaf).all()), state["params"])

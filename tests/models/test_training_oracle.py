@@ -12,6 +12,7 @@ from fineline_jax.models import decoder
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.recipe import Batch, Compute, Data, Loss, MeshShape, Optimizer, Recipe, Schedule, Source
 from fineline_jax.training.optimizer import make_optimizer
+from fineline_jax.training.schedule import rates
 from fineline_jax.training.step import BATCH_SPEC, make_train_step
 
 PLAIN = ModelConfig(
@@ -77,7 +78,8 @@ def test_three_steps_change_every_weight_as_torch_does(name: str, tmp_path) -> N
         for index in range(3):
             windows = random.integers(0, model.vocab_size, (3, 14), dtype=np.int32)
             expected = peer.step(windows, index)
-            state, metrics = step(state, jax.device_put(windows, jax.NamedSharding(mesh, BATCH_SPEC)), np.int32(index))
+            placed = jax.device_put(windows, jax.NamedSharding(mesh, BATCH_SPEC))
+            state, metrics = step(state, placed, *rates(recipe, index * recipe.tokens_per_step))
             np.testing.assert_allclose(metrics["loss"], expected.loss, rtol=2e-6)
             np.testing.assert_allclose(metrics["gradient_norm"], expected.gradient_norm, rtol=2e-5)
             [mu] = [jax.tree.map(np.asarray, part.mu) for part in state["opt_state"] if hasattr(part, "mu")]

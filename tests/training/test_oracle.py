@@ -13,6 +13,7 @@ from fineline_jax.mesh import make_mesh
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.recipe import Batch, Compute, Data, Loss, MeshShape, Optimizer, Recipe, Schedule, Source
 from fineline_jax.training import step as training_step
+from fineline_jax.training.schedule import rates
 from fineline_jax.training.step import BATCH_SPEC, abstract_state, make_train_step, make_validation_step
 
 BOS = 1
@@ -88,9 +89,8 @@ def compiled(recipe: Recipe, axes: tuple[int, int, int]):
     mesh = mesh_of(*axes)
     with jax.set_mesh(mesh):
         windows = jax.ShapeDtypeStruct((SEQUENCES, LENGTH + 1), np.int32, sharding=jax.NamedSharding(mesh, BATCH_SPEC))
-        return (
-            jax.jit(make_train_step(recipe, mesh)).lower(abstract_state(recipe, mesh), windows, np.int32(0)).compile()
-        )
+        arguments = abstract_state(recipe, mesh), windows, np.float32(0), np.float32(0)
+        return jax.jit(make_train_step(recipe, mesh)).lower(*arguments).compile()
 
 
 def placed(windows: np.ndarray, mesh: jax.sharding.Mesh) -> jax.Array:
@@ -103,7 +103,8 @@ def trained(recipe: Recipe, axes: tuple[int, int, int], steps: int):
     with jax.set_mesh(mesh):
         state, step = state_of(recipe, mesh), compiled(recipe, axes)
         for index in range(steps):
-            state, metrics = step(state, placed(windows_of(index), mesh), np.int32(index))
+            scalars = rates(recipe, index * recipe.tokens_per_step)
+            state, metrics = step(state, placed(windows_of(index), mesh), *scalars)
             assert {(value.dtype, value.shape) for value in metrics.values()} == {(np.dtype(np.float32), ())}
             yield {name: float(value) for name, value in metrics.items()}, jax.tree.map(np.asarray, state["params"])
 
@@ -124,7 +125,7 @@ def test_steps_of_plain_gradient_descent_are_those_of_torch(tmp_path, monkeypatc
     """Which forgive no scale of the gradient at all."""
     recipe = dataclasses.replace(with_(accumulation=2), name="plain")
     descent = optax.with_extra_args_support(optax.clip_by_global_norm(OPTIMIZER.clip_norm))
-    monkeypatch.setattr(training_step, "make_optimizer", lambda optimizer: descent)
+    monkeypatch.setattr(training_step, "make_optimizer", lambda *_: descent)
     peer = Peer(recipe, start_of(recipe.model), tmp_path / "peer", plain=True)
     for index, (metrics, params) in enumerate(trained(recipe, (1, 8, 1), 3)):
         theirs = peer.step(windows_of(index), index)
@@ -197,7 +198,7 @@ def test_a_step_that_is_skipped_changes_nothing_and_is_counted_until_the_end():
     mesh = mesh_of(1, 1, 1)
     with jax.set_mesh(mesh):
         state, step = state_of(SKIPPING, mesh), compiled(SKIPPING, (1, 1, 1))
-        state, metrics = step(state, placed(windows_of(1), mesh), np.int32(1))
+        state, metrics = step(state, placed(windows_of(1), mesh), *rates(SKIPPING, SKIPPING.tokens_per_step))
         assert metrics["skipped"] == 0 < metrics["update_norm"] and metrics["gradient_norm"] > OPTIMIZER.clip_norm
         seen = state["opt_state"]
         assert (seen.losses[0], seen.norms[0]) == (metrics["loss"], metrics["gradient_norm"]), "what spikes are seen in"
@@ -208,12 +209,12 @@ def test_a_step_that_is_skipped_changes_nothing_and_is_counted_until_the_end():
         embed = np.array(state["params"]["embed"])
         embed[7] = np.inf  # only `bad` looks there
         state["params"]["embed"] = jax.device_put(embed, state["params"]["embed"].sharding)
-        after, metrics = step(state, placed(bad, mesh), np.int32(2))
+        after, metrics = step(state, placed(bad, mesh), *rates(SKIPPING, 2 * SKIPPING.tokens_per_step))
         jax.tree.map(np.testing.assert_array_equal, after["params"], state["params"])
         jax.tree.map(np.testing.assert_array_equal, after["opt_state"].inner, state["opt_state"].inner)
         assert (metrics["skipped"], metrics["update_norm"]) == (1, 0)
         assert metrics["learning_rate"] == pytest.approx(learning_rate(SKIPPING, 2)), "skipped steps count for the rate"
-        after, metrics = step(after, placed(good, mesh), np.int32(3))
+        after, metrics = step(after, placed(good, mesh), *rates(SKIPPING, 3 * SKIPPING.tokens_per_step))
         assert metrics["skipped"] == 1
         assert np.all(np.asarray(after["params"]["head"]) != np.asarray(state["params"]["head"]))
 
@@ -232,9 +233,35 @@ def test_in_bfloat16_the_losses_are_near_and_masters_and_moments_stay_float32(ex
 
 def test_the_validation_loss_is_the_sum_of_plain_cross_entropies_and_the_number_of_targets(tmp_path):
     mesh, peer = mesh_of(2, 2, 2), Peer(RECIPE, start_of(RECIPE.model), tmp_path / "peer")
+    everything = np.ones(SEQUENCES, np.float32)
     with jax.set_mesh(mesh):
         params, step = state_of(RECIPE, mesh)["params"], jax.jit(make_validation_step(RECIPE, mesh))
         for index, count in ((0, 98), (1, 91), (3, 0)):
-            loss, targets = step(params, placed(windows_of(index), mesh))
+            loss, targets = step(params, *weighted(windows_of(index), everything, mesh))
             assert float(loss) == pytest.approx(peer.sums(windows_of(index))[1].item(), rel=1e-6)
             assert float(targets) == count
+
+
+def weighted(windows: np.ndarray, weights: np.ndarray, mesh: jax.sharding.Mesh) -> tuple[jax.Array, jax.Array]:
+    return placed(windows, mesh), jax.device_put(weights, jax.NamedSharding(mesh, jax.P(BATCH_SPEC[0])))
+
+
+@pytest.mark.parametrize(("axes", "rows"), [((1, 1, 1), 3), ((1, 1, 1), 24), ((2, 2, 2), 4), ((1, 8, 1), 16)])
+def test_the_validation_loss_of_the_same_windows_is_the_same_for_any_batch_and_mesh(tmp_path, axes, rows):
+    """Rows that fill up the last batch do not count, whatever is in them."""
+    peer = Peer(RECIPE, start_of(RECIPE.model), tmp_path / "peer")
+    windows = np.concatenate([windows_of(index) for index in range(3)])[:17]
+    expected, count = 0.0, int((windows[:, 1:] != BOS).sum())
+    for start in range(0, 17, SEQUENCES):
+        expected += peer.sums(windows[start : start + SEQUENCES])[1].item()
+    filled = np.full((-(-17 // rows) * rows, LENGTH + 1), 7, np.int32)
+    filled[:17] = windows
+    weights = (np.arange(len(filled)) < 17).astype(np.float32)
+    mesh, loss, targets = mesh_of(*axes), 0.0, 0.0
+    with jax.set_mesh(mesh):
+        params, step = state_of(RECIPE, mesh)["params"], jax.jit(make_validation_step(RECIPE, mesh))
+        for start in range(0, len(filled), rows):
+            batch = slice(start, start + rows)
+            sums = step(params, *weighted(filled[batch], weights[batch], mesh))
+            loss, targets = loss + float(sums[0]), targets + float(sums[1])
+    assert loss == pytest.approx(expected, rel=1e-6) and targets == count

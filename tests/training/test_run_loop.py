@@ -43,6 +43,7 @@ from fineline_jax.recipe import (
     Recipe,
     Schedule,
     Source,
+    Validation,
     from_json,
 )
 from fineline_jax.training import loop, observers, run_folder, stop
@@ -78,7 +79,7 @@ def recipe_of(corpus: Path, **changes) -> Recipe:
         "checkpoints": Checkpoints(every=(Every(9 * TOKENS),), latest_every_tokens=4 * TOKENS),
         "loss": Loss(ignore_token=IGNORED),
         "mesh": MeshShape(fsdp=1),
-        "logging": Logging(tensorboard=False, validation_sequences=10),
+        "logging": Logging(tensorboard=False, validation=(Validation(windows=10),)),
         "seed": 3,
     }
     return Recipe(**(values | changes))
@@ -118,7 +119,7 @@ def checksums(monkeypatch):
         return {"params": {"total": leaf(jnp.uint32)}, "opt_state": {"steps": leaf(jnp.int32)}}
 
     def make_train_step(recipe, mesh):
-        def step(state, windows, index):
+        def step(state, windows, index, weight_decay):
             weights = jnp.arange(1, windows.size + 1, dtype=jnp.uint32).reshape(windows.shape)
             added = jnp.sum(windows.astype(jnp.uint32) * weights) + jnp.uint32(1009) * index.astype(jnp.uint32)
             total = jnp.uint32(31) * state["params"]["total"] + added
@@ -128,8 +129,8 @@ def checksums(monkeypatch):
         return step
 
     def make_validation_step(recipe, mesh):
-        def step(params, windows):
-            counted = windows[:, 1:] != recipe.loss.ignore_token
+        def step(params, windows, weights):
+            counted = (windows[:, 1:] != recipe.loss.ignore_token) & (weights[:, None] == 1)
             sums = jnp.sum(jnp.where(counted, windows[:, 1:], 0)), jnp.sum(counted)
             return tuple(value.astype(jnp.float32) * (1 + (params["total"] % 7)) ** k for value, k in zip(sums, (1, 0)))
 
@@ -141,6 +142,7 @@ def checksums(monkeypatch):
         (loop, "abstract_state", abstract_state),
         (loop, "make_train_step", make_train_step),
         (observers, "make_validation_step", make_validation_step),
+        (loop, "rates", lambda recipe, tokens: np.float32([tokens / recipe.tokens_per_step, 0])),  # the step's number
         (loop, "make_mesh", lambda mesh: {MeshShape(fsdp=1): made}[mesh]),
     ):
         monkeypatch.setattr(module, name, fake)
@@ -171,15 +173,16 @@ def expected_lines(recipe: Recipe) -> list[dict]:
     from tensorflow_datasets import builder_from_directory
 
     held = builder_from_directory(recipe.data.sources[0].path).as_data_source("validation")
-    # 10 windows in batches of 6 / 2 = 3: the first 9 in stored order.
-    targets = np.stack([held[i]["tokens"] for i in range(9)])[:, 1:].astype(int)
+    # 10 windows in batches of 6 / 2 = 3: the last batch holds one.
+    targets = np.stack([held[i]["tokens"] for i in range(10)])[:, 1:].astype(int)
     mean, lines = targets[targets != IGNORED].mean(), []
     for step, total in enumerate(totals(recipe)):
         if step:
             loss = batches.rows(step - 1).mean()
             lines.append({"step": step, "tokens": step * TOKENS, "loss": pytest.approx(loss, rel=1e-6)})
         if step in recipe.kept_steps():
-            lines.append({"step": step, "validation_loss": pytest.approx(mean * (1 + total % 7), rel=1e-6)})
+            held_out = pytest.approx(mean * (1 + total % 7), rel=1e-6)
+            lines.append({"step": step, "tokens": step * TOKENS, "validation_loss/held_out": held_out})
     return lines
 
 
@@ -221,7 +224,7 @@ def test_without_the_initial_checkpoint_nothing_is_kept_or_validated_before_the_
 
 
 def test_without_validation_windows_no_validation_loss_is_written(corpus, tmp_path):
-    recipe = recipe_of(corpus, logging=Logging(tensorboard=False, validation_sequences=0), tokens=2 * TOKENS)
+    recipe = recipe_of(corpus, logging=Logging(tensorboard=False, validation=()), tokens=2 * TOKENS)
     loop.pretrain(recipe, tmp_path / "run")
     assert [line["step"] for line in read_metrics(tmp_path / "run")] == [1, 2]
 
@@ -269,7 +272,7 @@ def test_no_checkpoint_is_begun_before_the_metrics_up_to_it_are_in_the_file(corp
         if force or self.is_due(step):
             lines = (run / "metrics.jsonl").read_text().splitlines()
             begun.append((step, [json.loads(line)["step"] for line in lines if "loss" in json.loads(line)]))
-            assert ("validation_loss" in lines[-1]) == (step in KEPT)
+            assert ("validation_loss/held_out" in lines[-1]) == (step in KEPT)
         return save(self, step, state, force=force)
 
     monkeypatch.setattr(CheckpointStore, "maybe_save", saving)
@@ -349,7 +352,7 @@ def test_the_state_before_a_step_gives_its_memory_to_the_state_behind_it(corpus,
 
 
 def test_tensorboard_has_the_last_step_when_the_run_has_ended(corpus, tmp_path):
-    loop.pretrain(recipe_of(corpus, tokens=2 * TOKENS, logging=Logging(validation_sequences=0)), tmp_path)
+    loop.pretrain(recipe_of(corpus, tokens=2 * TOKENS, logging=Logging(validation=())), tmp_path)
     board = events(tmp_path / "tensorboard")
     assert {event.step for event in board for value in event.summary.value if value.tag == "loss"} == {1, 2}
 
@@ -399,7 +402,7 @@ def test_waits_for_data_are_those_of_the_loader(corpus, tmp_path, monkeypatch):
             yield loaded._replace(wait_seconds=0.5 + loaded.step)
 
     monkeypatch.setattr(loop, "prefetch", slow)
-    quiet = Logging(tensorboard=False, validation_sequences=0, every_steps=3)
+    quiet = Logging(tensorboard=False, validation=(), every_steps=3)
     loop.pretrain(recipe_of(corpus, tokens=7 * TOKENS, logging=quiet, checkpoints=Checkpoints()), tmp_path / "run")
     lines = read_metrics(tmp_path / "run")
     assert [(line["step"], line["data_wait_seconds"]) for line in lines] == [(3, 1.5), (6, 4.5), (7, 6.5)]
@@ -553,15 +556,15 @@ def test_a_loss_that_is_not_finite_ends_the_run_by_name_unless_such_steps_are_sk
     def breaking(recipe, mesh):
         step = make(recipe, mesh)
 
-        def broken(state, windows, index):
-            state, metrics = step(state, windows, index)
+        def broken(state, windows, index, weight_decay):
+            state, metrics = step(state, windows, index, weight_decay)
             return state, metrics | {"loss": jnp.where(index == 7, jnp.nan, metrics["loss"])}
 
         return broken
 
     monkeypatch.setattr(loop, "make_train_step", breaking)
     optimizer = Optimizer(Schedule(), skip_nonfinite=skip)
-    logging = Logging(tensorboard=False, validation_sequences=0, every_steps=5)
+    logging = Logging(tensorboard=False, validation=(), every_steps=5)
     recipe, run = recipe_of(corpus, optimizer=optimizer, logging=logging), tmp_path / "run"
     if skip:
         assert loop.pretrain(recipe, run).step == STEPS
@@ -592,7 +595,7 @@ def test_a_profile_holds_the_steps_of_its_window_and_is_closed_with_the_run(corp
         StepTraceAnnotation=lambda name, step_num: events.append(step_num) or contextlib.nullcontext(),
     )
     monkeypatch.setattr(loop.jax, "profiler", fake)
-    quiet = {"tensorboard": False, "validation_sequences": 0}
+    quiet = {"tensorboard": False, "validation": ()}
 
     def taken(start: int, count: int) -> list:
         events.clear()

@@ -185,9 +185,9 @@ def test_learning_rate_is_optax_warmup_cosine_and_amber_starts_at_zero():
     amber = load_recipe("amber_7b")
     oracle = optax.warmup_cosine_decay_schedule(0.0, 3e-4, 2000, amber.steps, 3e-5)
     steps = np.array([0, 1, 1000, 1999, 2000, 2001, 100_000, 274_319, 274_320])
-    rates = jax.vmap(lambda step: learning_rate(amber, step))(steps)
+    rates = [learning_rate(amber, int(step) * amber.tokens_per_step) for step in steps]
     np.testing.assert_allclose(rates, [oracle(step) for step in steps], rtol=1e-5, atol=1e-12)
-    assert float(learning_rate(amber, 0)) == 0.0
+    assert learning_rate(amber, 0) == 0.0
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear", "constant", "wsd", "multistep"])
@@ -198,12 +198,9 @@ def test_every_schedule_is_its_definition_at_every_step(kind, warmup_tokens):
         3e-3, 4e-4, warmup_tokens, kind, decay_tokens=128 * 7 + 9, milestones=((0.45, 0.7), (0.5, 0.2), (0.99, 0.01))
     )
     recipe = dataclasses.replace(RECIPE, optimizer=Optimizer(schedule), tokens=40 * 128 + 77)
-    steps = np.arange(40)
-    rates = jax.jit(jax.vmap(lambda step: learning_rate(recipe, step)))(steps)
-    expected = [torch_steps.learning_rate(recipe, int(step)) for step in steps]
-    np.testing.assert_allclose(rates, expected, rtol=3e-6, atol=1e-9)
-    assert rates.dtype == np.float32
-    assert float(learning_rate(recipe, 7)) == pytest.approx(expected[7], rel=3e-6), "a plain number is a step too"
+    rates = [learning_rate(recipe, step * 128) for step in range(40)]
+    expected = [torch_steps.learning_rate(recipe, step) for step in range(40)]
+    np.testing.assert_allclose(rates, expected, rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +217,7 @@ def test_every_schedule_is_its_definition_at_every_step(kind, warmup_tokens):
 def test_the_schedules_pass_through_their_corners(schedule, expected):
     recipe = dataclasses.replace(RECIPE, optimizer=Optimizer(schedule), tokens=100 * 128)
     for step, rate in expected.items():
-        assert float(learning_rate(recipe, step)) == pytest.approx(rate, abs=1e-6)
+        assert learning_rate(recipe, step * 128) == pytest.approx(rate, rel=1e-12)
 
 
 # The optimizer
@@ -446,7 +443,8 @@ def test_remat_unrolling_dtype_and_chunk_reach_the_program():
         params = abstract_state(recipe, mesh)["params"]
         windows = jax.ShapeDtypeStruct((8, 17), jnp.int32, sharding=jax.NamedSharding(mesh, BATCH_SPEC))
         with jax.set_mesh(mesh):
-            return str(jax.make_jaxpr(make_loss_sums(recipe, mesh))(params, windows))
+            weights = jnp.ones((8, 16), out_sharding=BATCH_SPEC)
+            return str(jax.make_jaxpr(make_loss_sums(recipe, mesh))(params, windows, weights))
 
     plain = program(dtype="float32", remat="none")
     assert "checkpoint" not in plain and "remat" not in plain and "bf16" not in plain and "unroll=1" in plain

@@ -1,4 +1,5 @@
-"""Files and folders that appear under their names whole or not at all, whatever stops the process or the machine.
+"""Files and folders that appear under their names whole or not at all, whatever stops the process or the machine, and
+records that show whether they are as they were written.
 
 What a killed process left beside `path` starts with the name's `.NAME.` and ends in `.partial`. Where only one process
 at a time writes `path`, it says so (`exclusive`): it removes that first.
@@ -7,11 +8,17 @@ at a time writes `path`, it says so (`exclusive`): it removes that first.
 import contextlib
 import errno
 import glob
+import hashlib
+import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+DIGEST = "record_sha256"
+"""Key of a record's own digest."""
 
 
 @contextlib.contextmanager
@@ -38,6 +45,32 @@ def write_atomic(path: Path, text: str, *, exclusive: bool = False) -> None:
         partial.write_text(text, encoding="utf-8", newline="\n")
 
 
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON object `record` with the SHA-256 of its content under DIGEST, which `unsealed` checks."""
+    content = {key: value for key, value in record.items() if key != DIGEST}
+    return {**content, DIGEST: _digest(content)}
+
+
+def unsealed(text: bytes | str) -> dict[str, Any]:
+    """The record in a JSON text that `sealed` made, without its digest.
+
+    Layout and order of keys do not count. Raises ValueError where the text is no such record, or was changed.
+    """
+    try:
+        record = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("brackets within brackets without end") from error
+    if not isinstance(record, dict) or DIGEST not in record:
+        raise ValueError(f"it has no {DIGEST}")
+    if record.pop(DIGEST) != _digest(record):
+        raise ValueError("it was changed since it was written")
+    return record
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
 @contextlib.contextmanager
 def atomic_folder(path: Path, *, exclusive: bool = False) -> Iterator[Path]:
     """A new folder to fill; when the block ends, what it holds is on the disk and it becomes `path`, which must be
@@ -51,11 +84,19 @@ def atomic_folder(path: Path, *, exclusive: bool = False) -> Iterator[Path]:
         partial.mkdir(parents=True)
         try:
             yield partial
-            to_disk(partial)
-            partial.rename(path)
-            names_to_disk(path.parent)
+            put_in_place(partial, path)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def put_in_place(partial: Path, path: Path) -> None:
+    """Give the finished folder `partial` the name `path`, on the disk with all it holds, when it returns.
+
+    `path` must be absent or an empty folder. Raises OSError if it is not.
+    """
+    to_disk(partial)
+    partial.rename(path)
+    names_to_disk(path.parent)
 
 
 def to_disk(folder: Path) -> None:

@@ -8,3 +8,9 @@ class UserError(Exception):
     """
 
     exit_status = 2
+
+
+class Incomplete(UserError):
+    """What could be done is done and stays; the message names what was left out."""
+
+    exit_status = 1

@@ -28,8 +28,9 @@ def overview() -> str:
     return f"{text_table(rows)}\n\n{note}"
 
 
-def details(spec: str, tokens: str = "", every: int = 1) -> str:
-    """Everything known of one series, and its checkpoints; of a file with many series their names.
+def details(spec: str, tokens: str = "", every: int = 1) -> tuple[str, list[str]]:
+    """Everything known of one series, and its checkpoints; of a file with many series their names. Second: the
+    checkpoints that are damaged, and why.
 
     Raises UserError as `open_series`.
     """
@@ -39,7 +40,7 @@ def details(spec: str, tokens: str = "", every: int = 1) -> str:
         inside = "" if file.stem == base else f"{base}/"
         names_inside = "  ".join(inside + entry.name for entry in listed)
         lines = textwrap.wrap(names_inside, 110, break_on_hyphens=False, break_long_words=False)
-        return "\n".join([f"{len(listed)} series:", *lines])
+        return "\n".join([f"{len(listed)} series:", *lines]), []
     entry = None if os.path.isdir(base) else entries.find(base)
     lines = []
     try:
@@ -49,7 +50,8 @@ def details(spec: str, tokens: str = "", every: int = 1) -> str:
             raise
         lines = [f"The listing cannot be had ({error}).", f"Known without it, {len(entry.names)} checkpoints:", ""]
         series = select(series_of_entry(entry, cache.default_downloads(), ask=False), names, tokens, every)
-    return "\n".join([*_head(entry), *lines, _checkpoints(series)])
+    damaged = [f"{one.location} ({one.damage})" for one in series.checkpoints if one.damage]
+    return "\n".join([*_head(entry), *lines, _checkpoints(series)]), damaged
 
 
 def _head(entry: Entry | None) -> list[str]:
@@ -64,7 +66,7 @@ def _head(entry: Entry | None) -> list[str]:
         rule = f"tokens: {', else '.join(entry.tokens)}"
         numbers = ", ".join(f"{key} = {value}" for key, value in entry.numbers.items() if key in rule)
         lines.append(f"{rule}{f' ({numbers})' if numbers else ''}")
-    lines += [*entry.scoring.notes, *entry.notes]
+    lines += [*entry.scoring.notes, *entry.names_differ, *entry.notes]
     lines += [f"source: {source}" for source in entry.sources]
     return [*lines, ""]
 

@@ -81,9 +81,11 @@ def stat_signature(checkpoint: Checkpoint) -> str:
 def weight_files(checkpoint: Checkpoint) -> list[str]:
     """Names of the files with the weights, relative to the checkpoint's location, sorted.
 
-    Raises UserError if there are none.
+    Raises UserError if there are none, or the checkpoint is damaged.
     """
     folder = checkpoint.location
+    if checkpoint.damage:
+        raise UserError(f"{folder}: {checkpoint.damage}; use another checkpoint or restore it from a backup")
     if checkpoint.kind == "orbax":
         names = sorted(path.relative_to(folder).as_posix() for path in (folder / "params").rglob("*") if path.is_file())
     else:

@@ -5,21 +5,25 @@ No weights are read and JAX is not imported.
 
 import difflib
 import fnmatch
+import logging
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fineline_jax.checkpoints.formats.weight_files import KNOWN, holds_weights
 from fineline_jax.checkpoints.registry import entries
 from fineline_jax.checkpoints.registry.entries import Entry, Named
-from fineline_jax.checkpoints.registry.step_names import common_start, parse_name
+from fineline_jax.checkpoints.registry.step_names import parse_name, step_and_tokens
 from fineline_jax.checkpoints.remote import cache
 from fineline_jax.checkpoints.remote.listing import NAME_SLOT, list_names, parse_hub
-from fineline_jax.checkpoints.runs.digest_record import damage, read_record
+from fineline_jax.checkpoints.runs.digest_record import damage, lost_record, read_record
 from fineline_jax.checkpoints.select import select
 from fineline_jax.checkpoints.series import DEFAULT_SCORING, Checkpoint, Options, Remote, Scoring, Series
 from fineline_jax.errors import UserError
+
+_LOG = logging.getLogger(__name__)
 
 
 def open_series(
@@ -30,7 +34,9 @@ def open_series(
     a run folder (recipe.json, checkpoints/): its kept steps, not the rolling latest;
     one checkpoint folder of a run: that one;
     a Hugging Face folder (config.json and weights): that one;
-    a folder of Hugging Face folders: all of them, by the tokens or steps in their names;
+    a folder of Hugging Face folders: all of them, by the tokens or steps in their names or trainer_state.json;
+    what transformers' Trainer writes, a model and its checkpoint-N: these, and the model if it is of another step;
+    huggingface_hub's cache of a repository (models--org--name): its snapshots;
     a registered series (`fineline series`), or a YAML file of the same form;
     hf://org/name@revision, org/name@revision, hf://org/name@revision/folder;
     s3://bucket/folder, gs://, http://, any address of fsspec: one checkpoint, or a folder of them.
@@ -61,12 +67,21 @@ def _open_folder(spec: str) -> Series:
         return _run(path, spec)
     if path.name.isdigit() and (path.parent.parent / "recipe.json").is_file():
         return _one_of_run(path, spec)
-    if _is_hf(path):
-        step, tokens = parse_name(path.name)
-        return Series(path.name, (Checkpoint(path.name, "main", step, tokens, path, "hf"),), location=_real(path))
+    for cache_folder in (path, *path.parents[1:2]):
+        if cache_folder.name.startswith("models--") and (cache_folder / "snapshots").is_dir():
+            return _hub_cache(cache_folder, spec, path)
     folders = sorted(child for child in path.iterdir() if child.is_dir() and _is_hf(child))
+    if _is_hf(path):
+        trained = {folder.name: folder for folder in folders if re.fullmatch(r"checkpoint-\d+", folder.name)}
+        if trained:
+            same = any(step_and_tokens(path)[0] == step_and_tokens(folder)[0] for folder in trained.values())
+            return _folders(path, trained if same else trained | {"main": path})
+        if folders:
+            beneath = f"{folders[0].name} to {folders[-1].name}" if folders[1:] else folders[0].name
+            _LOG.warning("%s: only the model in the folder itself; beneath it lie others (%s)", spec, beneath)
+        return _folders(path, {"main": path})
     if folders:
-        return _folders(path, folders)
+        return _folders(path, {folder.name: folder for folder in folders})
     raise UserError(
         f"{spec}: no series found; looked for recipe.json (a run), config.json with weights ({KNOWN}),"
         " and folders with those"
@@ -131,8 +146,7 @@ def _of_template(name: str, template: str, glob: str, downloads: Path, keep: boo
     names = [one for one in list_names(template) if fnmatch.fnmatchcase(one, glob)]
     if not names:
         raise UserError(f"{template.replace(NAME_SLOT, glob)}: nothing there has such a name")
-    common = common_start([one.lower() for one in names]) if len(names) > 1 else ""
-    named = [Named(one, *parse_name(one, common), template.replace(NAME_SLOT, one)) for one in names]
+    named = [Named(one, *parse_name(one), template.replace(NAME_SLOT, one)) for one in names]
     return _remote_series(name, template, entries.in_order(named), downloads, keep)
 
 
@@ -154,13 +168,34 @@ def _remote_series(
     return Series(series, tuple(made), scoring, template)
 
 
-def _folders(path: Path, folders: list[Path]) -> Series:
-    name = path.name
-    common = common_start([folder.name.lower() for folder in folders]) if len(folders) > 1 else ""
-    at = {folder.name: folder for folder in folders}
-    named = entries.in_order([Named(folder.name, *parse_name(folder.name, common), "") for folder in folders])
-    made = [Checkpoint(name, one.name, one.step, one.tokens, at[one.name], "hf") for one in named]
+def _folders(path: Path, folders: Mapping[str, Path], name: str = "") -> Series:
+    """Folders with weights by the checkpoint's name. name: of the series; default: the name of `path`."""
+    name = name or path.name
+    named = entries.in_order([Named(one, *step_and_tokens(folder), "") for one, folder in folders.items()])
+    made = [Checkpoint(name, one.name, one.step, one.tokens, folders[one.name], "hf") for one in named]
     return Series(name, tuple(made), location=_real(path))
+
+
+def _hub_cache(cache_folder: Path, spec: str, asked: Path) -> Series:
+    """huggingface_hub's cache of a repository: refs/<revision> holds a commit, snapshots/<commit> its files.
+
+    asked: the folder of the cache, or one snapshot.
+    """
+    revisions = {
+        file.read_text().strip(): file for file in sorted((cache_folder / "refs").rglob("*")) if file.is_file()
+    }
+    found = []
+    for folder in sorted((cache_folder / "snapshots").iterdir()):
+        if asked in (cache_folder, folder) and _is_hf(folder):
+            revision = revisions.get(folder.name)
+            name = revision.relative_to(cache_folder / "refs").as_posix() if revision else folder.name[:12]
+            found.append((Named(name.replace("/", "-"), *parse_name(name), ""), folder))
+    if not found:
+        raise UserError(f"{spec}: no snapshot of this cache holds config.json and weights ({KNOWN}); download them")
+    series, at = cache_folder.name.split("--", 2)[-1], {named.name: folder for named, folder in found}
+    named = entries.in_order([named for named, _ in found])
+    made = [Checkpoint(series, one.name, one.step, one.tokens, at[one.name], "hf") for one in named]
+    return Series(series, tuple(made), location=_real(asked))
 
 
 def _run(run: Path, spec: str) -> Series:
@@ -170,6 +205,9 @@ def _run(run: Path, spec: str) -> Series:
         record = read_record(path) if path.name.isdigit() else None
         if record is not None and record["kept"]:
             checkpoints.append(_of_run(run, path, record))
+        elif path.name.isdigit() and (wrong := lost_record(path)):
+            step = int(path.name)
+            checkpoints.append(Checkpoint(run.name, f"step{step}", step, None, path, "orbax", damage=wrong))
     if not checkpoints:
         raise UserError(f"{spec}: the run has no kept checkpoint in {folder} yet; train it, or check the schedule")
     in_order = sorted(checkpoints, key=lambda checkpoint: checkpoint.step or 0)

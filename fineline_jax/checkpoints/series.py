@@ -66,6 +66,8 @@ class Checkpoint:
     kind: Literal["orbax", "hf"]
     remote: Remote | None = None
     """Where it has to be fetched from before it can be read; None: it is here."""
+    damage: str = ""
+    """What is wrong with its record: nothing of it can be read. "": as far as is known, nothing."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from fineline_jax import interface
-from fineline_jax.errors import UserError
+from fineline_jax.errors import Incomplete, UserError
 from fineline_jax.folder_lock import writing
 from fineline_jax.recipe import MeshShape, Recipe
 
@@ -25,7 +25,10 @@ def list_series(
 
     if name is None and (tokens or every != 1):
         raise UserError("series: --tokens and --every choose among checkpoints; name a series first")
-    print(overview() if name is None else details(name, tokens, every))
+    text, damaged = (overview(), []) if name is None else details(name, tokens, every)
+    print(text)
+    if damaged:
+        raise Incomplete(f"{name}: damaged: {'; '.join(damaged)}; restore from a backup, or remove the folder")
 
 
 def export_checkpoint(

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fineline_jax import progress
-from fineline_jax.atomic_files import write_atomic
+from fineline_jax.atomic_files import put_in_place, sealed, unsealed, write_atomic
 from fineline_jax.data.documents import TextUnit, input_files, suffix_of
 from fineline_jax.data.shards import Shard, Written, inputs_of, source_of, write_shard
 from fineline_jax.data.storage import merge_shards, open_data_set, write_metadata
@@ -30,7 +30,7 @@ from fineline_jax.tokenizers.files import copy_tokenizer
 from fineline_jax.tokenizers.identity import identity, vocabulary_size
 from fineline_jax.tokenizers.open import open_tokenizer
 
-FORMAT = 2  # of the folder; raised when older folders can no longer be read
+FORMAT = 3  # of the folder; raised when older folders can no longer be read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +201,7 @@ def _prepare(
     work = _work_folder(out)
     plan = work / "merging.json"
     # Merging moves record files out of the shards; what another merge has moved cannot be identified afterwards.
-    if plan.exists() and json.loads(plan.read_bytes()) != [inputs_of(shard) for shard in shards]:
+    if plan.exists() and not _is_of(plan, [inputs_of(shard) for shard in shards]):
         shutil.rmtree(work)
     (work / "shards").mkdir(parents=True, exist_ok=True)
     for left_over in (work / "shards").glob("*.incomplete"):
@@ -229,7 +229,7 @@ def _prepare(
                 f"than one window of {settings['sequence_length'] + 1}; {', '.join(remedies[:-1])} or {remedies[-1]}"
             )
     facts = [{"settings": shard.settings, "sources": of.sources} for shard, of in zip(shards, written)]
-    write_atomic(plan, json.dumps(facts), exclusive=True)
+    write_atomic(plan, json.dumps(sealed({"merging": facts})), exclusive=True)
     merged = work / "merged"
     merge_shards([shard.folder for shard in shards], merged)
     if tokenizer is not None:
@@ -237,7 +237,7 @@ def _prepare(
     write_metadata(merged, {**settings, "sources": sources, "splits": counts})
     if out.exists():
         out.rmdir()  # empty, or _already_done would have refused it
-    merged.rename(out)
+    put_in_place(merged, out)
     shutil.rmtree(work)
     return Prepared(out, {split: count["windows"] for split, count in counts.items()}, already_done=False)
 
@@ -276,6 +276,13 @@ def _write_all(shards: list[Shard], name: str, processes: int, beam_options: str
                 "finished chunks are kept"
             ) from error
         return written
+
+
+def _is_of(plan: Path, inputs: list[dict[str, Any]]) -> bool:
+    try:
+        return unsealed(plan.read_bytes()) == {"merging": inputs}
+    except ValueError:  # damaged: begin again
+        return False
 
 
 def _total(counts: list[dict[str, dict[str, int]]]) -> dict[str, dict[str, int]]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from fineline_jax.atomic_files import put_in_place, sealed, unsealed
 from fineline_jax.data.documents import Document, read_documents, read_lines
 from fineline_jax.data.storage import WINDOWS_PER_WRITE, WindowWriter
 from fineline_jax.data.windows import WindowCutter, with_markers
@@ -65,11 +66,11 @@ def write_shard(shard: Shard, advance: Callable[[int], None] = lambda size: None
     write = {"text": _write_text, "amber": _write_amber}[shard.settings["kind"]]
     try:
         counts = write(shard, work, advance)
-        (work / "shard.json").write_text(json.dumps({"wanted": wanted, "counts": counts}))
+        (work / "shard.json").write_text(json.dumps(sealed({"wanted": wanted, "counts": counts})))
         if shard.folder.exists() and _finished(shard.folder, wanted) is None:
             shutil.rmtree(shard.folder)  # written from other input
         try:
-            work.rename(shard.folder)
+            put_in_place(work, shard.folder)
         except OSError:  # it is there by now: a folder is not renamed onto one with files
             if _finished(shard.folder, wanted) is None:
                 raise
@@ -92,8 +93,8 @@ def source_of(split: str, file: Path) -> dict[str, Any]:
 def _finished(folder: Path, wanted: dict[str, Any]) -> dict[str, dict[str, int]] | None:
     """The counts of the shard in `folder` if it was written from the same."""
     try:
-        written = json.loads((folder / "shard.json").read_bytes())
-    except FileNotFoundError:
+        written = unsealed((folder / "shard.json").read_bytes())
+    except (FileNotFoundError, ValueError):  # none, or damaged: it is written again
         return None
     return written["counts"] if written["wanted"] == wanted else None
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from fineline_jax.atomic_files import sealed, unsealed
 from fineline_jax.errors import UserError
 
 NAME = "windows"
@@ -108,8 +109,15 @@ def _identity(folder: Path) -> Any:
 
 
 def write_metadata(folder: Path, metadata: dict[str, Any]) -> None:
-    """Write metadata.json, which TFDS reads as `builder.info.metadata`."""
-    (folder / "metadata.json").write_text(json.dumps(metadata, indent=2) + "\n")
+    """Write metadata.json, which TFDS reads as `builder.info.metadata`, with the digests of itself and of TFDS's two
+    files. The record files have checksums of their own."""
+    record = sealed({**metadata, "layout_sha256": _layout_digest(folder)})
+    (folder / "metadata.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _layout_digest(folder: Path) -> str:
+    files = (folder / name for name in ("dataset_info.json", "features.json"))
+    return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -154,12 +162,19 @@ def open_data_set(path: Path, option: str = "the path") -> DataSet:
     if not path.is_dir():
         raise UserError(f"{path}: no such data set; prepare it with `fineline data prepare` or correct {option}")
     try:
-        metadata = json.loads((path / "metadata.json").read_bytes())
-        if not all(type(metadata[key]) is int for key in ("sequence_length", "vocab_size")):
+        text = (path / "metadata.json").read_bytes()
+        if not all(type(json.loads(text)[key]) is int for key in ("sequence_length", "vocab_size")):
             raise TypeError("sizes are integers")
         builder = tfds.builder_from_directory(path)
         splits = {name: int(split.num_examples) for name, split in builder.info.splits.items()}
+        layout = _layout_digest(path)
     except Exception as error:  # TFDS raises many kinds here
         raise UserError(f"{path}: not a prepared data set; prepare it with `fineline data prepare`") from error
+    try:
+        metadata = unsealed(text)
+        if metadata.pop("layout_sha256", None) != layout:
+            raise ValueError("dataset_info.json or features.json has changed")
+    except ValueError as error:
+        raise UserError(f"{path}: a damaged data set, or an older one ({error}); prepare it again") from error
     # An open split holds a file descriptor per record file; Amber has 360 splits, read one after another.
     return DataSet(path, metadata, splits, functools.lru_cache(maxsize=4)(builder.as_data_source))

@@ -4,10 +4,12 @@
     SCORES/<series>/<checkpoint>.parquet  request, loglikelihood (float64), is_greedy
     SCORES/log.jsonl                      what each checkpoint took, for people
 
-The file metadata holds what was scored and how; a file is there complete or not at all.
+The file metadata holds what was scored and how, the digest of the columns and that of itself; the pages have checksums.
+A file is there complete or not at all.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -19,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fineline_jax.atomic_files import atomic_file, atomic_folder
+from fineline_jax.atomic_files import atomic_file, atomic_folder, sealed, unsealed
 from fineline_jax.checkpoints.load import weights_hash
 from fineline_jax.checkpoints.series import Series
 from fineline_jax.errors import UserError
@@ -27,7 +29,7 @@ from fineline_jax.folder_lock import writing
 from fineline_jax.scoring.requests import pack as packs
 from fineline_jax.scoring.requests.pack import Pack
 
-FORMAT = 2
+FORMAT = 3
 _KEY = b"fineline"
 _SCHEMA = pa.schema([("request", pa.int32()), ("loglikelihood", pa.float64()), ("is_greedy", pa.bool_())])
 
@@ -90,11 +92,16 @@ def write(folder: Path, scores: Scores) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     count = len(scores.loglikelihood)
     columns = [np.arange(count, dtype=np.int32), scores.loglikelihood.astype(np.float64), scores.is_greedy]
-    metadata = {_KEY: json.dumps({"format": FORMAT} | dataclasses.asdict(scores.header)).encode()}
+    facts = {"format": FORMAT, "content": _digest(columns), **dataclasses.asdict(scores.header)}
+    metadata = {_KEY: json.dumps(sealed(facts)).encode()}
     table = pa.Table.from_arrays([pa.array(column) for column in columns], schema=_SCHEMA.with_metadata(metadata))
     with atomic_file(path, exclusive=True) as partial:
-        pq.write_table(table, partial, compression="zstd")
+        pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
     return path
+
+
+def _digest(columns: Sequence[np.ndarray]) -> str:
+    return hashlib.sha256(b"".join(column.tobytes() for column in columns)).hexdigest()
 
 
 def note(folder: Path, line: dict[str, Any]) -> None:
@@ -104,23 +111,43 @@ def note(folder: Path, line: dict[str, Any]) -> None:
 
 
 def read(path: Path) -> Scores:
-    """Raises UserError if `path` is not a score file."""
-    header = read_header(path)
-    table = pq.read_table(path, schema=_SCHEMA)
-    return Scores(header, table["loglikelihood"].to_numpy(), table["is_greedy"].to_numpy())
+    """Raises UserError if `path` is not a score file, or not as it was written."""
+    header, content = _read_header(path)
+    try:
+        table = pq.read_table(path, schema=_SCHEMA, page_checksum_verification=True)
+        columns = [table[name].to_numpy() for name in _SCHEMA.names]
+    except (OSError, pa.ArrowException, ValueError) as error:
+        raise _damaged(path, " ".join(str(error).split())[:200]) from None
+    if _digest(columns) != content:
+        raise _damaged(path, "its numbers have changed")
+    return Scores(header, *columns[1:])
 
 
 def read_header(path: Path) -> Header:
-    """Raises UserError if `path` is not a score file, or one of another format."""
+    """Raises UserError if `path` is not a score file, one of another format, or its header was changed."""
+    return _read_header(path)[0]
+
+
+def _read_header(path: Path) -> tuple[Header, str]:
+    """The header, and the digest of the columns."""
     try:
-        metadata = pq.read_schema(path).metadata or {}
-        header = json.loads(metadata[_KEY])
-        version = header.pop("format", 1)
-        if version != FORMAT:
-            raise UserError(f"{path}: score file of format {version}, not {FORMAT}; remove it and score again")
-        return Header(**{**header, "key": Key(**header["key"])})
-    except (OSError, pa.ArrowException, AttributeError, KeyError, TypeError, ValueError):
+        text = (pq.read_schema(path).metadata or {})[_KEY]
+        version = json.loads(text).get("format", 1)
+    except (OSError, pa.ArrowException, AttributeError, KeyError, TypeError, ValueError, RecursionError):
         raise UserError(f"{path}: not a score file of `fineline score`; remove it and score again") from None
+    if version != FORMAT:
+        raise UserError(f"{path}: score file of format {version}, not {FORMAT}; remove it and score again")
+    try:
+        header = unsealed(text)
+        del header["format"]
+        content = header.pop("content")
+        return Header(**{**header, "key": Key(**header["key"])}), content
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(path, f"of its header: {error}") from None
+
+
+def _damaged(path: Path, why: str) -> UserError:
+    return UserError(f"{path}: damaged scores ({why}); remove the file and score again")
 
 
 def header_of(folder: Path, series: str, checkpoint: str) -> Header | None:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from fineline_jax.atomic_files import sealed
 from fineline_jax.checkpoints.runs.digest_record import RECORD, damage, digests, files_below, read_record, write_record
 
 FACTS = {"step": 7, "tokens": 700, "kept": True, "recipe": "r"}
@@ -31,7 +32,10 @@ def folder(tmp_path: Path) -> Path:
 def test_the_record_holds_the_facts_and_size_and_hash_of_every_file_in_any_depth(folder: Path) -> None:
     files = {name: [len(content), hashed(content)] for name, content in
              (("params/d/1", b"abc"), ("params/m", b""), ("params_ema/1", b"xyz"), ("_METADATA", b"{}"))}  # fmt: skip
-    assert json.loads((folder / "complete.json").read_bytes()) == FACTS | {"files": files} == read_record(folder)
+    assert read_record(folder) == FACTS | {"files": files}
+    stored = json.loads((folder / "complete.json").read_bytes())
+    assert stored.pop("record_sha256") == hashlib.sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()
+    assert stored == FACTS | {"files": files}
     assert damage(folder) is None
 
 
@@ -103,11 +107,21 @@ def test_one_item_is_looked_at_alone_and_not_one_whose_name_only_begins_alike(fo
 )  # fmt: skip
 def test_a_record_is_read_only_if_all_of_it_makes_sense(folder: Path, change: dict, readable: bool) -> None:
     whole = FACTS | {"files": {}} | change
-    (folder / "complete.json").write_text(json.dumps(whole))
+    (folder / "complete.json").write_text(json.dumps(sealed(whole)))
     assert read_record(folder) == (whole if readable else None)
     for key in whole.keys() - {"recipe"}:
-        (folder / "complete.json").write_text(json.dumps({k: v for k, v in whole.items() if k != key}))
+        (folder / "complete.json").write_text(json.dumps(sealed({k: v for k, v in whole.items() if k != key})))
         assert read_record(folder) is None
+
+
+def test_a_record_that_was_changed_is_none_and_is_told(folder: Path) -> None:
+    text = (folder / "complete.json").read_text()
+    (folder / "complete.json").write_text(text.replace('"tokens": 700', '"tokens": 900'))
+    assert read_record(folder) is None and damage(folder) == "complete.json is not as it was written"
+    (folder / "complete.json").write_text(json.dumps(json.loads(text), sort_keys=True))  # another layout, the same
+    assert damage(folder) is None
+    (folder / "complete.json").unlink()
+    assert damage(folder) == "complete.json is missing"
 
 
 def test_what_a_kill_left_of_a_record_is_no_file_of_the_checkpoint(folder: Path) -> None:

@@ -22,6 +22,7 @@ from fineline_jax.checkpoints.registry.entries import Named
 from fineline_jax.checkpoints.registry.step_names import parse_name
 from fineline_jax.checkpoints.runs.digest_record import RECORD
 from fineline_jax.checkpoints.runs.store import CheckpointStore
+from fineline_jax.cli import main
 from fineline_jax.errors import UserError
 from fineline_jax.mesh import make_mesh
 from fineline_jax.models import decoder
@@ -60,7 +61,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for step in (0, 2, 10, 11):
             weights = params(step)
             store.maybe_save(step, {"params": weights, "opt_state": {"mu": weights}})
-    for name, step in (("Tiny-8.39B", 2), ("Tiny-100.66B", 10), ("Tiny-20.97B", 0)):
+    for name, step in (("Tiny-8.39BT", 2), ("Tiny-100.66BT", 10), ("Tiny-20.97BT", 0)):
         huggingface.export_hf(CONFIG, params(step), folder / "released" / name)
     return folder
 
@@ -94,9 +95,9 @@ def test_one_checkpoint_of_a_run_can_be_named_even_the_rolling_latest(made: Path
 def test_a_folder_of_hugging_face_folders_is_ordered_by_tokens(made: Path) -> None:
     found = open_series(str(made / "released"))
     assert [(c.name, c.tokens) for c in found.checkpoints] == [
-        ("Tiny-8.39B", 8_390_000_000),
-        ("Tiny-20.97B", 20_970_000_000),
-        ("Tiny-100.66B", 100_660_000_000),
+        ("Tiny-8.39BT", 8_390_000_000),
+        ("Tiny-20.97BT", 20_970_000_000),
+        ("Tiny-100.66BT", 100_660_000_000),
     ]
     config, weights = load.load(found.checkpoints[0], make_mesh(), "bfloat16")
     assert config == CONFIG and weights["embed"].dtype == "bfloat16"
@@ -104,8 +105,8 @@ def test_a_folder_of_hugging_face_folders_is_ordered_by_tokens(made: Path) -> No
 
 
 def test_one_hugging_face_folder_is_a_series_of_one(made: Path) -> None:
-    found = open_series(str(made / "released" / "Tiny-8.39B"))
-    assert [(c.series, c.name, c.kind) for c in found.checkpoints] == [("Tiny-8.39B", "main", "hf")]
+    found = open_series(str(made / "released" / "Tiny-8.39BT"))
+    assert [(c.series, c.name, c.kind) for c in found.checkpoints] == [("Tiny-8.39BT", "main", "hf")]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +115,7 @@ def test_one_hugging_face_folder_is_a_series_of_one(made: Path) -> None:
         ("step1000", 1000, None),
         ("step1000-tokens4B", 1000, 4 * 10**9),
         ("stage1-step928646-tokens3896B", 928_646, 3896 * 10**9),
-        ("TinyLlama-1.1B-intermediate-step-50K-105b", 50_000, 105 * 10**9),
+        ("TinyLlama-1.1B-intermediate-step-50K-105b", 50_000, None),
         ("TinyLlama-1.1B-intermediate-step-955k-token-2T", 955_000, 2 * 10**12),
         ("TinyLlama-1.1B-intermediate-step-1195k-token-2.5T", 1_195_000, 2_500_000_000_000),
         ("train_00220B", None, 220 * 10**9),
@@ -130,7 +131,7 @@ def test_steps_and_tokens_are_read_from_released_names(name: str, step: int | No
 
 
 def test_folders_whose_names_say_no_tokens_are_in_the_order_of_their_numbers(copy: Path) -> None:
-    for old, new in (("Tiny-8.39B", "ckpt_9"), ("Tiny-20.97B", "ckpt_10"), ("Tiny-100.66B", "ckpt_100")):
+    for old, new in (("Tiny-8.39BT", "ckpt_9"), ("Tiny-20.97BT", "ckpt_10"), ("Tiny-100.66BT", "ckpt_100")):
         (copy / "released" / old).rename(copy / "released" / new)
     found = open_series(str(copy / "released"))
     assert [c.name for c in found.checkpoints] == ["ckpt_9", "ckpt_10", "ckpt_100"]
@@ -174,9 +175,26 @@ def test_a_checkpoint_whose_record_is_damaged_is_named(copy: Path, change: dict[
     place = copy / "run-a" / "checkpoints" / "2"
     record = json.loads((place / RECORD).read_text()) | change
     (place / RECORD).write_text(json.dumps(record))
-    with pytest.raises(UserError, match=r"the checkpoint is damaged \(complete.json is missing or unreadable\)"):
+    with pytest.raises(UserError, match=r"the checkpoint is damaged \(complete.json is not as it was written\)"):
         open_series(str(place))
-    assert [c.step for c in open_series(str(copy / "run-a")).checkpoints] == [0, 10]
+    _, one, _ = open_series(str(copy / "run-a")).checkpoints
+    assert (one.name, one.tokens, one.damage) == ("step2", None, "complete.json is not as it was written")
+    for read in (load.weights_hash, load.stat_signature, lambda lost: load.load(lost, make_mesh())):
+        with pytest.raises(UserError, match=r"checkpoints/2: .*complete.json is not as it was written"):
+            read(one)
+
+
+def test_series_names_a_damaged_checkpoint_and_its_exit_status_says_so(copy: Path, capsys) -> None:
+    run = copy / "run-a"
+    assert main(["series", str(run)]) == 0
+    record = run / "checkpoints" / "10" / RECORD
+    record.write_text(record.read_text().replace('"tokens": ', '"tokens": 9'))
+    assert main(["series", str(run)]) == 1
+    out, err = capsys.readouterr()
+    assert "step10" in out and f"damaged: {record.parent} ({RECORD} is not as it was written)" in err
+    assert main(["export", str(run), str(copy / "out")]) == 2 and not (copy / "out").exists()
+    os.truncate(record, 200)
+    assert main(["series", str(run)]) == 1
 
 
 def test_nothing_found_is_said_with_what_was_looked_for(copy: Path) -> None:
@@ -193,6 +211,7 @@ def test_nothing_found_is_said_with_what_was_looked_for(copy: Path) -> None:
 
 def test_an_incomplete_checkpoint_is_not_part_of_the_series(copy: Path) -> None:
     (copy / "run-a" / "checkpoints" / "2" / RECORD).unlink()
+    (copy / "run-a" / "checkpoints" / "2.saving").touch()
     assert [c.step for c in open_series(str(copy / "run-a")).checkpoints] == [0, 10]
     with pytest.raises(UserError, match="the checkpoint is damaged"):
         open_series(str(copy / "run-a" / "checkpoints" / "2"))
@@ -209,7 +228,7 @@ def test_a_series_can_be_listed_without_jax(made: Path) -> None:
 
 def test_the_identity_of_files_here_is_that_of_their_names_sizes_and_hashes(made: Path) -> None:
     """Scores know their checkpoint by it: it must be the same in every version of this program."""
-    [checkpoint] = open_series(str(made / "released" / "Tiny-8.39B")).checkpoints
+    [checkpoint] = open_series(str(made / "released" / "Tiny-8.39BT")).checkpoints
     content = (checkpoint.location / "model.safetensors").read_bytes()
     digest = hashlib.sha256(hashlib.sha256(content).digest()).hexdigest()  # of one block
     named = json.dumps([["model.safetensors", len(content), digest]])
@@ -220,7 +239,7 @@ def test_the_identity_of_files_here_is_that_of_their_names_sizes_and_hashes(made
 
 
 def test_the_version_of_a_checkpoint_changes_with_name_size_or_time_and_reads_nothing(copy: Path) -> None:
-    [checkpoint] = open_series(str(copy / "released" / "Tiny-8.39B")).checkpoints
+    [checkpoint] = open_series(str(copy / "released" / "Tiny-8.39BT")).checkpoints
     file = checkpoint.location / "model.safetensors"
     seen = [load.stat_signature(checkpoint)]
     content, time = file.read_bytes(), file.stat().st_mtime_ns
@@ -236,7 +255,7 @@ def test_the_version_of_a_checkpoint_changes_with_name_size_or_time_and_reads_no
 
 def test_a_tokenizer_is_looked_for_in_the_folder_below_it_and_beside_it(copy: Path) -> None:
     """In that order; of a run only its own."""
-    [checkpoint] = open_series(str(copy / "released" / "Tiny-8.39B")).checkpoints
+    [checkpoint] = open_series(str(copy / "released" / "Tiny-8.39BT")).checkpoints
     folder = checkpoint.location
     for place in (folder.parent / "tokenizer", folder / "tokenizer", folder):
         place.mkdir(exist_ok=True)

@@ -34,7 +34,9 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def metadata_of(folder: Path) -> dict:
-    return json.loads((folder / "metadata.json").read_text())
+    """Without the digests of the record and of TFDS's files."""
+    record = json.loads((folder / "metadata.json").read_text())
+    return {key: value for key, value in record.items() if not key.endswith("_sha256")}
 
 
 def text_shard(folder: Path, files: list[tuple[str, Path]], tokenizer: Path, **changes) -> Shard:
@@ -138,7 +140,7 @@ def test_every_option_of_text_is_in_the_metadata_and_makes_another_data_set(tmp_
     }
     settings_of = {key: value for key, value in metadata.items() if key not in ("sources", "splits")}
     assert settings_of == {
-        "format": 2, "kind": "text", "packing": "stream", "sequence_length": 3, "vocab_size": 29,
+        "format": 3, "kind": "text", "packing": "stream", "sequence_length": 3, "vocab_size": 29,
         "tokenizer_hash": identity(open_tokenizer(tokenizer)).tokenizer_hash,
         "bos": False, "eos": True, "bos_id": BOS, "eos_id": EOS, "text_key": "text", "text_unit": "file",
         "validation_fraction": 0.0,
@@ -213,7 +215,7 @@ def test_amber_lines_may_have_the_first_and_the_last_id_and_no_others(tmp_path: 
         prepare_amber([source], tmp_path / "no", sequence_length=2, vocab_size=31_999)
     metadata = metadata_of(tmp_path / "out")
     assert metadata["splits"] == {"chunk_000": {"windows": 1, "tokens": 3, "dropped_tokens": 0}}
-    expected = {"format": 2, "kind": "amber", "sequence_length": 2, "vocab_size": 32_000, "tokenizer_hash": None}
+    expected = {"format": 3, "kind": "amber", "sequence_length": 2, "vocab_size": 32_000, "tokenizer_hash": None}
     expected |= {"bos": False, "eos": True, "bos_id": None, "eos_id": None}
     assert {key: value for key, value in metadata.items() if key not in ("sources", "splits")} == expected
     with pytest.raises(UserError, match=rf"{tokenizer}: 29 tokens do not fit vocab_size=28; give its own"):
@@ -489,15 +491,26 @@ def test_chunks_of_another_format_are_converted_again(tmp_path: Path, monkeypatc
     np.testing.assert_array_equal(stored(out, "chunk_000"), [[1, 2, 3]])
 
 
-def test_the_plan_of_a_merge_is_on_the_disk_before_anything_is_moved(tmp_path: Path, monkeypatch) -> None:
-    """A machine that stops meanwhile leaves no plan, and half a plan could not be read."""
+def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch) -> None:
+    """What a machine that stops at any moment leaves is whole: the shard, the plan of the merge, the data set."""
     source, out = amber(tmp_path / "t.jsonl", [[1, 2, 3]]), tmp_path / "out"
-    with monkeypatch.context() as stopping:
-        stopping.delattr(os, "fsync")
-        with pytest.raises(AttributeError):
-            prepare_amber([source], out, sequence_length=2)
-    assert [path.name for path in (tmp_path / ".out.incomplete").iterdir()] == ["shards"]
+    synced: set[str] = set()
+    fsync, rename = os.fsync, os.rename
+
+    def synced_names(descriptor: int) -> None:
+        synced.add(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    def checked(old: Path, new: Path) -> None:
+        if Path(old).parent.name not in (out.name, "chunk_000"):  # a record file that moves into the merged folder
+            below = [path for path in [Path(old), *Path(old).rglob("*")]]
+            assert {str(path) for path in below} <= synced, new
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", synced_names)
+    monkeypatch.setattr(os, "rename", checked)
     prepare_amber([source], out, sequence_length=2)
+    assert str(tmp_path) in synced, "the new name"
     np.testing.assert_array_equal(stored(out, "chunk_000"), [[1, 2, 3]])
 
 

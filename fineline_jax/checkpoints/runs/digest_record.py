@@ -1,4 +1,4 @@
-"""What makes a checkpoint folder complete: `complete.json`, with the digest of every file beside it.
+"""What makes a checkpoint folder complete: `complete.json`, with the digest of every file beside it and of itself.
 
 Orbax keeps no checksum of array data, so a file that was cut short or overwritten can load as wrong numbers.
 The record is written last; a folder without it is a save that was cut short. No JAX here.
@@ -14,9 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fineline_jax.atomic_files import names_to_disk, to_disk, write_atomic
+from fineline_jax.atomic_files import names_to_disk, sealed, to_disk, unsealed, write_atomic
 
 RECORD = "complete.json"
+SAVING = ".saving"
+"""Suffix of the empty file beside a folder that is being saved; without it a folder without a record is damaged."""
 BLOCK = 1 << 24
 """Bytes hashed at a time; the blocks of one file are hashed by several threads."""
 
@@ -26,16 +28,16 @@ def write_record(folder: Path, metadata: dict[str, Any]) -> None:
     to_disk(folder)  # Orbax does it for the arrays, not for what describes them
     names_to_disk(folder.parent)
     files = {name: [size, digest] for name, size, digest in digests(folder, files_below(folder))}
-    write_atomic(folder / RECORD, json.dumps(metadata | {"files": files}, indent=1), exclusive=True)
+    write_atomic(folder / RECORD, json.dumps(sealed(metadata | {"files": files}), indent=1), exclusive=True)
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """The record of `folder`; None without a readable one.
+    """The record of `folder`; None without one that is as it was written.
 
     {"step", "tokens", "kept", "recipe", "files": {name: [bytes, digest]}}; tokens: None where they are not known.
     """
     try:
-        record = json.loads((folder / RECORD).read_bytes())
+        record = unsealed((folder / RECORD).read_bytes())
         known = {"step": int, "tokens": int | None, "kept": bool, "files": dict}
         whole = all(isinstance(record[key], kind) for key, kind in known.items()) and record["step"] >= 0
         entries = [(int(size), str(digest)) for size, digest in record["files"].values()]
@@ -44,11 +46,23 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         return None
 
 
+def lost_record(folder: Path) -> str:
+    """What is wrong with the record of a step's folder that nobody is saving; "": nothing."""
+    if read_record(folder) is not None or folder.with_name(folder.name + SAVING).exists():
+        return ""
+    missing = read_record(folder) is None and folder.is_dir()  # written, or the folder dropped, since the first look
+    return _wrong_record(folder) if missing else ""
+
+
+def _wrong_record(folder: Path) -> str:
+    return f"{RECORD} is {'not as it was written' if (folder / RECORD).exists() else 'missing'}"
+
+
 def damage(folder: Path, item: str = "") -> str | None:
     """What is wrong with the files of `folder`, or of its sub-folder `item`; None: nothing."""
     record = read_record(folder)
     if record is None:
-        return f"{RECORD} is missing or unreadable"
+        return _wrong_record(folder)
     wanted = {name: entry for name, entry in record["files"].items() if name.startswith(f"{item}/" if item else "")}
     for name, (size, _) in wanted.items():
         try:

@@ -1,6 +1,6 @@
 """The request pack: every request of a suite, tokenised once, in one folder.
 
-    manifest.json        suite, mode, tasks, groups, tokenizer, BOS policy, counts, hash
+    manifest.json        suite, mode, tasks, groups, tokenizer, BOS policy, counts, hash; the digest of itself
     contexts.parquet     one row per distinct context: context, text, tokens
     requests.parquet     one row per request: request, task, doc, choice, context (row above; -1 for rolling), text,
                          tokens (of the continuation)
@@ -22,10 +22,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fineline_jax.atomic_files import atomic_folder
+from fineline_jax.atomic_files import atomic_folder, sealed, unsealed
 from fineline_jax.errors import UserError
 
-FORMAT = 3
+FORMAT = 4
 _NAME = pa.dictionary(pa.int32(), pa.string())
 _INTS = pa.list_(pa.int32())
 SCHEMAS = {
@@ -166,15 +166,19 @@ class Pack:
 def load(path: Path) -> Pack:
     """Read a pack. Raises UserError if it is not one, is of another format, or was damaged."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
-        if manifest["format"] != FORMAT:
-            raise UserError(f"{path}: pack format {manifest['format']} is not {FORMAT}; prepare it again")
-        tables = {name: pq.read_table(path / f"{name}.parquet", schema=schema) for name, schema in SCHEMAS.items()}
+        text = (path / "manifest.json").read_bytes()
+        if (version := json.loads(text)["format"]) != FORMAT:
+            raise UserError(f"{path}: pack format {version} is not {FORMAT}; prepare it again")
+        manifest = unsealed(text)
+        tables = {
+            name: pq.read_table(path / f"{name}.parquet", schema=schema, page_checksum_verification=True)
+            for name, schema in SCHEMAS.items()
+        }
         pack = Pack(manifest, **tables)
         whole = content_hash(pack) == pack.hash
     except FileNotFoundError:
         raise UserError(f"{path}: not a request pack; make one with `fineline tasks prepare`") from None
-    except (ValueError, KeyError, TypeError, pa.ArrowException) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, pa.ArrowException) as error:
         raise UserError(f"{path}: damaged request pack ({' '.join(str(error).split())}); prepare it again") from None
     if not whole:
         raise UserError(f"{path}: the files do not match the hash in manifest.json; prepare the pack again")
@@ -201,8 +205,10 @@ def write_files(pack: Pack, folder: Path) -> None:
             compression_level=9,
             use_dictionary=False,
             data_page_size=16 << 20,
+            write_page_checksum=True,
         )
-    (folder / "manifest.json").write_text(json.dumps(pack.manifest, indent=1, ensure_ascii=False) + "\n")
+    manifest = json.dumps(sealed(pack.manifest), indent=1, ensure_ascii=False)
+    (folder / "manifest.json").write_text(manifest + "\n", encoding="utf-8")
 
 
 def refuse_to_replace(path: Path) -> None:

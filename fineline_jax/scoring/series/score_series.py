@@ -15,7 +15,7 @@ import numpy as np
 from fineline_jax import progress
 from fineline_jax.checkpoints import load
 from fineline_jax.checkpoints.series import Checkpoint, Series
-from fineline_jax.errors import UserError
+from fineline_jax.errors import Incomplete, UserError
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.multihost import broadcast_from_process_0, check_on_process_0, writing_as_one
 from fineline_jax.scoring import score_files
@@ -230,10 +230,8 @@ REASONS_SHOWN = 8
 """In the last line; the log has them all."""
 
 
-class NotAllScored(UserError):
+class NotAllScored(Incomplete):
     """Some checkpoints could not be opened; all others are scored."""
-
-    exit_status = 1
 
     def __init__(self, failed: Sequence[Failed]):
         self.failed = tuple(failed)

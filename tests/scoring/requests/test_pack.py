@@ -75,11 +75,11 @@ def test_a_pack_of_an_older_format_is_refused(benchmarks, tokenizers, tmp_path):
     prepare_pack("piqa", tokenizers["bos"], tmp_path / "p", benchmarks=benchmarks)
     manifest = json.loads((tmp_path / "p/manifest.json").read_text())
     (tmp_path / "p/manifest.json").write_text(json.dumps({**manifest, "format": pack.FORMAT - 1}))
-    with pytest.raises(UserError, match="pack format 2 is not 3; prepare it again"):
+    with pytest.raises(UserError, match="pack format 3 is not 4; prepare it again"):
         pack.load(tmp_path / "p")
 
 
-@pytest.mark.parametrize("manifest", ["[]", "{}", '{"format": 3}', "not JSON", "null"])
+@pytest.mark.parametrize("manifest", ["[]", "{}", '{"format": 4}', "not JSON", "null"])
 def test_a_damaged_manifest_is_told_in_one_line(manifest, benchmarks, tokenizers, tmp_path):
     prepare_pack("piqa", tokenizers["bos"], tmp_path / "p", benchmarks=benchmarks)
     (tmp_path / "p/manifest.json").write_text(manifest)
@@ -91,7 +91,7 @@ def test_a_score_file_of_another_kind_is_told_in_one_line(tmp_path):
     header = json.dumps({"format": score_files.FORMAT, "key": {}, "series": "s"})
     schema = score_files._SCHEMA.with_metadata({b"fineline": header.encode()})
     pq.write_table(schema.empty_table(), tmp_path / "x.parquet")
-    with pytest.raises(UserError, match=r"x\.parquet: not a score file"):
+    with pytest.raises(UserError, match=r"x\.parquet: damaged scores \(of its header: it has no record_sha256\)"):
         score_files.read_header(tmp_path / "x.parquet")
 
 
@@ -266,7 +266,7 @@ def test_the_hash_sees_what_of_the_manifest_decides_a_number_and_nothing_else():
 
     assert digest({}) == made.hash
     decisive = [
-        digest({"mode": "olmes"}), digest({"max_context": 100}), digest({"prefix_token": 1}), digest({"format": 4}),
+        digest({"mode": "olmes"}), digest({"max_context": 100}), digest({"prefix_token": 1}), digest({"format": 5}),
         digest({"tokenizer": {"tokenizer_hash": "1"}}), digest({}, {"task": "b"}), digest({}, {"shots": 1}),
         digest({}, {"output_type": "loglikelihood"}),
     ]  # fmt: skip

@@ -69,7 +69,7 @@ def recipe_of(place: Path) -> Recipe:
         checkpoints=Checkpoints(every=(Every(2 * step),), latest_every_tokens=step),
         mesh=MeshShape(fsdp=1),
         compute=Compute(dtype="float32", remat="none"),
-        logging=Logging(tensorboard=False, validation_sequences=0),
+        logging=Logging(tensorboard=False, validation=()),
     )
 
 
@@ -177,11 +177,13 @@ def unfinished(trained: Path, copy: Path) -> list[Path]:
     records = sorted(copy.glob("checkpoints/*/complete.json"), key=lambda path: int(path.parent.name))
     for path in records:
         path.rename(path.with_suffix(".later"))
+        path.parent.with_suffix(".saving").touch()
     return records
 
 
 def complete(record: Path) -> None:
     record.with_suffix(".later").rename(record)
+    record.parent.with_suffix(".saving").unlink()
 
 
 def test_checkpoints_are_scored_as_they_become_complete_until_the_last(trained, tmp_path):

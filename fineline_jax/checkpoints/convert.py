@@ -13,7 +13,7 @@ import numpy as np
 from fineline_jax.atomic_files import write_atomic
 from fineline_jax.checkpoints import load
 from fineline_jax.checkpoints.formats.huggingface import export_hf, load_hf
-from fineline_jax.checkpoints.registry.step_names import parse_name
+from fineline_jax.checkpoints.registry.step_names import step_and_tokens
 from fineline_jax.checkpoints.runs.digest_record import read_record, write_record
 from fineline_jax.checkpoints.runs.store import CheckpointStore, check_intact, load_items, stored_arrays
 from fineline_jax.checkpoints.series import Checkpoint
@@ -47,12 +47,13 @@ def import_checkpoint(
 
     config: as of `huggingface.load_hf`. recipe: of the further training, whose model must be that of the weights;
     default: one that names no data. dtype: None: as the files have it. step, tokens: where in training; default: as
-    the folder's name has them, else step 0 and tokens unknown. tokenizer: its folder; default: that of the weights.
+    trainer_state.json or the folder's name has them, else step 0 and tokens unknown. tokenizer: its folder; default:
+    that of the weights.
     more_state: further items of the checkpoint. Returns the folder of the checkpoint.
     What fails leaves `run` as it was. Raises UserError if the run has that step already, another model or another
     tokenizer, or if the tokenizer has ids beyond the embedding.
     """
-    named_step, named_tokens = parse_name(weights.name)
+    named_step, named_tokens = step_and_tokens(weights)
     step = named_step or 0 if step is None else step
     tokens = named_tokens if tokens is None else tokens
     for option, value, most in (("--step", step, LARGEST_STEP), ("--tokens", tokens, LARGEST_TOKENS)):

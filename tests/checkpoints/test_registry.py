@@ -530,3 +530,33 @@ def test_a_choice_of_nothing_is_an_error() -> None:
 def test_one_amount_is_the_checkpoint_nearest_to_it() -> None:
     found = select(series_of([0, 10 * B, 30 * B]), tokens="18B").checkpoints
     assert [one.name for one in found] == ["c1"]
+
+
+DOUBLED = """
+location: hf://org/tiny@{name}
+names: "step1000-tokens2B step644000-tokens1350B"
+pattern: step{step}-tokens{billions}B
+tokens: step * 2048 * 2048
+"""
+
+
+def test_a_rule_that_disagrees_with_the_tokens_in_a_name_is_refused(tmp_path, capsys) -> None:
+    """644,000 x 2048 x 2048 = 2,701.1e9; the names of OLMo-1B-0724-hf, whose batch is 1024 x 2048 = 2,097,152."""
+    file = tmp_path / "mine.yaml"
+    file.write_text(DOUBLED)
+    assert main(["series", str(file)]) == 2
+    said = capsys.readouterr().err
+    assert "mine.yaml: tokens: step1000-tokens2B has 4.1943B by the rule; correct the rule" in said
+    file.write_text(f"{DOUBLED}names_differ: They count one stage only.\n")
+    assert [one.tokens for one in open_series(str(file)).checkpoints] == [4_194_304_000, 2_701_131_776_000]
+    file.write_text(DOUBLED.replace("2048 * 2048", "2097152"))  # rounded names are no disagreement
+    assert [one.tokens for one in open_series(str(file)).checkpoints] == [2_097_152_000, 1_350_565_888_000]
+
+
+def test_a_listed_name_that_disagrees_with_the_rule_has_no_tokens(tmp_path, monkeypatch, caplog) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(DOUBLED.replace("2048 * 2048", "2097152") + "listing: true\n")
+    monkeypatch.setattr(registry_entries, "list_names", lambda *given: ["step1000-tokens2B", "step2000-tokens40B"])
+    found = open_series(str(file)).checkpoints
+    assert [(one.step, one.tokens) for one in found] == [(1000, 2_097_152_000), (2000, None)]
+    assert "step2000-tokens40B has 4.1943B by the rule; their tokens are left unknown" in caplog.text

@@ -5,8 +5,10 @@ import re
 import shutil
 import threading
 import time
+import types
 from collections import namedtuple
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +22,6 @@ from fineline_jax.checkpoints.open import open_series
 from fineline_jax.checkpoints.remote import cache, download
 from fineline_jax.cli import main
 from fineline_jax.errors import UserError
-from fineline_jax.models.config import ModelConfig
 from fineline_jax.scoring import score_files
 from fineline_jax.scoring.requests import pack
 from fineline_jax.scoring.series import compatibility
@@ -255,16 +256,20 @@ def test_a_tokenizer_beyond_the_embedding_is_refused_by_the_command(made, tmp_pa
     save_file(tensors, small / "model.safetensors")
     assert score(made, str(small), tmp_path / "scores") == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert re.search(r"fineline: small/main: the tokenizer has \d+ ids, the embedding 300 rows; prepare the pack", said)
+    assert re.search(r"fineline: small/main: a request has token \d+, the embedding 300 rows; prepare the pack", said)
     assert not (tmp_path / "scores").exists()
 
 
-def test_a_tokenizer_with_more_ids_than_the_embedding_has_rows_is_refused_by_name(made):
-    requests = pack.Pack({"tokenizer": {"size": CONFIG.vocab_size + 1}}, *[None] * 3)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="tiny/step100: the tokenizer has 513 ids, the embedding 512 rows"):
-        compatibility.check_vocabulary(requests, CONFIG, "tiny/step100")
-    larger = ModelConfig(vocab_size=513, width=8, layers=1, heads=1, mlp_width=8)
-    compatibility.check_vocabulary(requests, larger, "fits")
+def test_a_request_with_an_id_that_the_embedding_has_no_row_for_is_refused_by_name(made):
+    """The largest id of a request counts, not the size of the tokenizer, which may have a padding token more."""
+
+    def requests(largest: int) -> Any:
+        asked = types.SimpleNamespace(largest_token=largest)
+        return types.SimpleNamespace(manifest={"tokenizer": {"size": 513}}, request_tokens=asked)
+
+    with pytest.raises(UserError, match="tiny/step100: a request has token 512, the embedding 512 rows"):
+        compatibility.check_vocabulary(requests(512), CONFIG, "tiny/step100")
+    compatibility.check_vocabulary(requests(511), CONFIG, "fits")
 
 
 @pytest.mark.parametrize("kind", ["cut", "flipped"])

@@ -122,6 +122,7 @@ QWEN_MOE = {
 EXAMPLES = {
     "llama": Example("Llama", {"num_key_value_heads": 2, "rms_norm_eps": 1e-5}),
     "llama biased": Example("Llama", {"rms_norm_eps": 0.03, "attention_bias": True, "mlp_bias": True}),
+    "mistral": Example("Mistral", {"num_key_value_heads": 2, "sliding_window": None}),
     "yi": Example("Llama", {"num_key_value_heads": 2, "rope_parameters": {"rope_theta": 5e6}}, _first_yi),
     "qwen2": Example("Qwen2", {"num_key_value_heads": 2}),
     "qwen3": Example("Qwen3", {"num_key_value_heads": 2, "head_dim": 12, "rms_norm_eps": 0.03}),

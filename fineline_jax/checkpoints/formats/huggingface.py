@@ -1,5 +1,6 @@
 """Hugging Face folders: weights read straight into shards, and written back. No torch, no weight permuted."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -38,6 +39,8 @@ from fineline_jax.models.families.name_map import (
 from fineline_jax.tokenizers.files import copy_tokenizer
 from fineline_jax.tokenizers.open import open_tokenizer
 
+AllTensors = Mapping[str, Sequence[tuple[Weight, tuple[int, ...]]]]
+"""As `name_map.all_tensors` returns."""
 FLOATS = (*map(np.dtype, (np.float16, np.float32, np.float64)), BFLOAT16)
 SHARD_BYTES = 5_000_000_000
 """Largest weight file that `export_hf` writes."""
@@ -87,7 +90,9 @@ def load_hf(
     layout = _layout(weights, family)
     leaves: dict[str, Any] = flatten_dict(decoder.abstract_params(config, mesh, jnp.dtype(dtype or "float32")), sep=".")
     lines = present(layout.weights, leaves)
-    _check_tensors(weights, layout, config, lines, leaves)
+    expected = _expected(weights, lines, leaves)
+    weights = _by_expected_names(weights, layout, expected)
+    _check_tensors(weights, layout, config, expected, leaves)
     params: dict[str, jax.Array] = {}
     for weight in lines:
         target = leaves[weight.ours]
@@ -141,6 +146,51 @@ def _layout(weights: Weights, family: Family) -> Family:
     return only or family
 
 
+WRAPPERS = re.compile(r"(?:(?<=\.)|^)(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""What DistributedDataParallel, torch.compile, FSDP and activation checkpointing put into the names of tensors."""
+HEADS = ("lm_head.weight", "embed_out.weight", "output.weight", "head.weight")
+"""Names of the head in some family's files, or in a model's own state dict."""
+
+
+def _expected(weights: Weights, lines: Sequence[Weight], leaves: Mapping[str, Any]) -> AllTensors:
+    """The tensors that config.json means. Raises UserError if they are many more than there are."""
+    for weight in lines:  # before their names are listed: a damaged config.json may mean a thousand million layers
+        count = math.prod(leaves[weight.ours].shape[: weight.stacked])
+        if count > len(weights.tensors):
+            raise UserError(
+                f"{weights.location}: holds {len(weights.tensors)} tensors, config.json means {count} like {weight.hf};"
+                " check config.json"
+            )
+    return all_tensors(lines, _shapes(leaves))
+
+
+def _by_expected_names(weights: Weights, family: Family, expected: AllTensors) -> Weights:
+    """The weights under the names that the family has for them, where they differ by what is no part of the model: a
+    wrapper, the prefix of the model without its head (transformers' LlamaModel), another name of the head.
+
+    Raises UserError if two tensors then have one name.
+    """
+    base = next(weight.hf for weight in family.weights if weight.ours == "embed").partition(".")[0]
+    heads = [weight.hf for weight in family.weights if weight.ours == "head"] + list(family.tied_copies)
+
+    def known(name: str) -> bool:
+        return name in expected or name in family.tied_copies or any(re.fullmatch(p, name) for p in family.ignored)
+
+    def name_of(name: str) -> str:
+        inner = WRAPPERS.sub("", name)
+        candidates = [name, inner, f"{base}.{inner}", *(heads if inner in HEADS else ())]
+        return next(filter(known, candidates), name)
+
+    renamed: dict[str, StoredTensor] = {}
+    for name, tensor in weights.tensors.items():
+        if (meant := name_of(name)) in renamed:
+            raise UserError(
+                f"{tensor.file}: tensors {renamed[meant].name} and {name} are both {meant}; keep one of them"
+            )
+        renamed[meant] = tensor
+    return dataclasses.replace(weights, tensors=renamed)
+
+
 def _stored_dtype(weight: Weight, shape: Sequence[int], tensors: Mapping[str, StoredTensor]) -> np.dtype:
     """The dtype of a line's tensors if all have the same and it is bfloat16 or float16; else float32."""
     first, *others = {tensors[name].dtype for _, name in tensors_of(weight, shape)}
@@ -179,28 +229,21 @@ def _fill(
 
 
 def _check_tensors(
-    weights: Weights, family: Family, config: ModelConfig, lines: Sequence[Weight], leaves: Mapping[str, Any]
+    weights: Weights, family: Family, config: ModelConfig, expected: AllTensors, leaves: Mapping[str, Any]
 ) -> None:
     """Raise UserError naming the first tensor that is missing, unexpected, or not of the shape the config means."""
-    for weight in lines:  # before their names are listed: a damaged config.json may mean a thousand million layers
-        count = math.prod(leaves[weight.ours].shape[: weight.stacked])
-        if count > len(weights.tensors):
-            raise UserError(
-                f"{weights.location}: holds {len(weights.tensors)} tensors, config.json means {count} like {weight.hf};"
-                " check config.json"
-            )
-    expected = all_tensors(lines, _shapes(leaves))
     stored = {name for name in weights.tensors if not any(re.fullmatch(p, name) for p in family.ignored)}
     if config.tied_embeddings:
         stored -= set(family.tied_copies)
-    for missing, verb, remedy in (
-        (expected.keys() - stored, "is missing", "fetch all weight files again"),
-        (stored - expected.keys(), "is not part of the model that config.json describes", "check config.json"),
+    missing, unexpected = expected.keys() - stored, stored - expected.keys()
+    for names, verb, remedy in (
+        (unexpected, "is not part of the model that config.json describes", "check config.json"),
+        (missing, "is missing", "fetch all weight files again"),
     ):
-        if missing:
-            first, more = min(missing), len(missing) - 1
-            others = f" (and {more} more)" if more else ""
-            raise UserError(f"{weights.location}: tensor {first}{others} {verb}; {remedy}")
+        if names:
+            others = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+            also = f", {min(missing)} is missing" if missing and names is unexpected else ""
+            raise UserError(f"{weights.location}: tensor {min(names)}{others} {verb}{also}; {remedy}")
     for name, [(weight, _), *_] in expected.items():
         tensor = weights.tensors[name]
         shape = parse_axes(weight.axes).file_shape(leaves[weight.ours].shape[weight.stacked :])

@@ -13,13 +13,15 @@ from typing import Any, Literal
 
 from fineline_jax.catalogue import config_folders
 from fineline_jax.checkpoints.registry.rules import bind, evaluate
-from fineline_jax.checkpoints.registry.series_file import Entry, entries
+from fineline_jax.checkpoints.registry.series_file import Entry, read_entries
 from fineline_jax.checkpoints.registry.step_names import natural, parse_name
 from fineline_jax.checkpoints.remote.download import FetchError, offline
 from fineline_jax.checkpoints.remote.listing import NAME_SLOT, list_names
 from fineline_jax.errors import UserError
 
 SUFFIXES = (".yaml", ".yml")
+TOLERANCE = 5e-3
+"""Relative; of the tokens in a name (step-1195k-token-2.5T x 2,097,152 is 2506.1B)."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -87,7 +89,37 @@ def checkpoints(entry: Entry, ask: bool = True) -> list[Named]:
     listed = [name for name in list_names(entry.location, entry.options) if _fits(entry, name)]
     if not listed:
         raise FetchError(f"{entry.name}: nothing at {entry.location} is named like {' or '.join(entry.pattern)}")
-    return in_order([_named(entry, name) for name in listed])
+    if wrong := _disagreements(entry, listed):
+        _LOG.warning("%s: %s; their tokens are left unknown", entry.name, "; ".join(wrong.values()))
+    named = [_named(entry, name) for name in listed]
+    return in_order([dataclasses.replace(one, tokens=None) if one.name in wrong else one for one in named])
+
+
+def entries(file: Path) -> list[Entry]:
+    """The series of one file: one, or one per variant.
+
+    Raises UserError naming file and key; also if a name in it says other tokens than the rule, and the file does not
+    state why (`names_differ`).
+    """
+    listed = read_entries(file)
+    for entry in listed:
+        if wrong := _disagreements(entry, entry.names):
+            raise UserError(
+                f"{file}: tokens: {next(iter(wrong.values()))}; correct the rule, or state why under names_differ"
+            )
+    return listed
+
+
+def _disagreements(entry: Entry, names: Sequence[str]) -> dict[str, str]:
+    """What is to be said of the names in which the tokens are others than by the rule."""
+    wrong: dict[str, str] = {}
+    for name in names if entry.tokens and not entry.names_differ else ():
+        said = parse_name(name)[1]
+        tokens = None if said is None else _named(entry, name).tokens
+        # Names are rounded up or down to 10^9; a few batches may have been lost.
+        if said is not None and tokens is not None and abs(tokens - said) > max(1e9, TOLERANCE * said):
+            wrong[name] = f"{name} has {tokens / 1e9:.6g}B by the rule"
+    return wrong
 
 
 def in_order(named: Sequence[Named]) -> list[Named]:

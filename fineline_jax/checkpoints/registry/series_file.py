@@ -93,6 +93,8 @@ class Entry(BaseModel):
     step: Texts = ()
     tokens: Texts = ()
     """Rules; the first whose numbers are all known is used, else what the name itself says."""
+    names_differ: Texts = ()
+    """Why the tokens in the names are others than those of the rule; without it a difference is a mistake."""
     tokenizer: str = ""
     options: Annotated[Options, BeforeValidator(_options)] = ()
     scoring: Annotated[Scoring, BeforeValidator(_scoring)] = DEFAULT_SCORING
@@ -106,7 +108,7 @@ KEYS = {*Entry.model_fields, "variants"} - {"file", "numbers"}
 """Of a series file."""
 
 
-def entries(file: Path) -> list[Entry]:
+def read_entries(file: Path) -> list[Entry]:
     """The series of one file: one, or one per variant. Raises UserError naming file and key."""
     try:
         raw = yaml.safe_load(file.read_text())

@@ -1,48 +1,49 @@
-"""Steps and tokens in the names of checkpoints."""
+"""Steps and tokens in the names of checkpoints, and in what transformers' Trainer writes beside the weights."""
 
+import json
 import re
+from pathlib import Path
 from typing import Any
 
-_STEP = r"(?:step|iter)[-_]?(\d+)(k?)(?![\d.])"
-_AMOUNT = r"(\d+(?:\.\d+)?)(b|t)t?(?![a-z0-9])"
+from fineline_jax.errors import UserError
+
+_STEP = r"(?:(?:step|iter)[-_]?|checkpoint[-_])(\d+)(k?)(?![\d.])"
+_AMOUNT = r"(\d+(?:\.\d+)?)(b|t)"
 
 
-def parse_name(name: str, common: str = "") -> tuple[int | None, int | None]:
+def parse_name(name: str) -> tuple[int | None, int | None]:
     """(step, tokens) in a checkpoint's name, None where it does not say.
 
-    Known: step1000, step1000-tokens4B, …-step-50K-105b, train_00220B, Amber-Reproduce-8.39B. A bare amount at
-    the end could be the model's size (open_llama_7b): it counts only behind `common`, what all names share.
+    Known: step1000, checkpoint-1000 and 1000 (transformers' Trainer), step1000-tokens4B, 300bt, train_00220B,
+    Amber-Reproduce-8.39B. Another amount may be the model's size (open_llama_7b, step1000-7b) and is never tokens.
     """
     text = name.lower()
-    step = tokens = None
-    if match := re.search(_STEP, text):
-        step = int(match[1]) * (1000 if match[2] else 1)
-    amounts = [
-        rf"tokens?[-_]?{_AMOUNT}",
-        rf"{_STEP}[-_](?:token[-_])?{_AMOUNT}",
-        rf"(?:train_|reproduce-){_AMOUNT}",
-    ]
-    for pattern in amounts:
-        if match := re.search(pattern, text):
-            tokens = _tokens(*match.groups()[-2:])
-            break
-    else:
-        if common and (match := re.fullmatch(rf"(?:.*[-_])?{_AMOUNT}", text[len(common) :])):
-            tokens = _tokens(*match.groups())
-    return step, tokens
+    step = re.search(_STEP, text) or re.fullmatch(r"(\d+)()", text)
+    amount = re.search(rf"(?:tokens?[-_]?|\btrain_|reproduce-){_AMOUNT}t?(?![a-z0-9])", text)
+    amount = amount or re.search(rf"(?<![a-z0-9.]){_AMOUNT}t(?![a-z0-9])", text)
+    return (
+        int(step[1]) * (1000 if step[2] else 1) if step else None,
+        round(float(amount[1]) * {"b": 1e9, "t": 1e12}[amount[2]]) if amount else None,
+    )
 
 
-def common_start(names: list[str]) -> str:
-    """What all names begin with, up to the first number that differs."""
-    first, last = min(names), max(names)
-    same = next((i for i, (a, b) in enumerate(zip(first, last)) if a != b), len(first))
-    return re.sub(r"[\d.]*$", "", first[:same])
+def step_and_tokens(folder: Path) -> tuple[int | None, int | None]:
+    """Of a folder with weights: as its trainer_state.json says, else as its name does (`parse_name`).
+
+    Raises UserError naming a trainer_state.json that cannot be read.
+    """
+    named_step, named_tokens = parse_name(folder.name)
+    file = folder / "trainer_state.json"
+    if not file.is_file():
+        return named_step, named_tokens
+    try:
+        state = json.loads(file.read_bytes())
+        step, tokens = int(state["global_step"]), int(state.get("num_input_tokens_seen") or 0)
+    except (OSError, ValueError, OverflowError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file}: not a state of transformers' Trainer ({error!r}); repair or remove it") from error
+    return step, tokens or named_tokens  # 0: it did not count them
 
 
 def natural(name: str) -> list[Any]:
     """Sort key: ckpt_9 before ckpt_10."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
-
-
-def _tokens(number: str, unit: str) -> int:
-    return round(float(number) * {"b": 1e9, "t": 1e12}[unit])

@@ -16,13 +16,14 @@ from fineline_jax.models.families.baichuan import BAICHUAN, BAICHUAN2
 from fineline_jax.models.families.family import Family
 from fineline_jax.models.families.gpt_neox import GPT_NEOX
 from fineline_jax.models.families.hf_config import HfConfig
-from fineline_jax.models.families.llama import LLAMA, QWEN2, QWEN3, YI
+from fineline_jax.models.families.llama import LLAMA, MISTRAL, QWEN2, QWEN3, YI
 from fineline_jax.models.families.mamba import MAMBA
 from fineline_jax.models.families.mixtures import MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE
 from fineline_jax.models.families.olmo import OLMO, OLMO2, OLMO_FIRST
 
 FAMILIES = (
     LLAMA,
+    MISTRAL,
     QWEN2,
     QWEN3,
     GPT_NEOX,
@@ -52,7 +53,8 @@ def of_hf(raw: HfConfig) -> tuple[Family, ModelConfig]:
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
         raise UserError(f"{raw.where}: architectures={named!r} is not a list of names; fetch the file again")
     for family in FAMILIES:
-        if any(name in family.architectures for name in named):
+        without_head = [name.replace("ForCausalLM", "Model") for name in family.architectures]  # as AutoModel saves it
+        if any(name in (*family.architectures, *without_head) for name in named):
             return family, _model(family, raw)
     known = ", ".join(family.architectures[0] for family in FAMILIES)
     raise UserError(f"{raw.where}: architectures: {', '.join(named) or 'none'} is not known; known: {known}")

@@ -134,6 +134,16 @@ YI = Family(
     ignored=ROTARY,
 )
 
+MISTRAL = Family(
+    name="mistral",
+    architectures=("MistralForCausalLM",),
+    # Where the file is silent the window is 4096 (transformers' MistralConfig); null means none.
+    from_hf=lambda raw: from_hf(HfConfig(raw.where, {"sliding_window": 4096, **raw.raw}), context=131_072, kv_heads=8),
+    to_hf=lambda config: to_hf(config) | {"model_type": "mistral", "sliding_window": None},
+    weights=OUTER + NORMS + ATTENTION + MLP,
+    ignored=ROTARY,
+)
+
 QWEN2 = Family(
     name="qwen2",
     architectures=("Qwen2ForCausalLM",),

@@ -35,11 +35,14 @@ def log_policy(series: Series, pack: Pack) -> None:
 
 
 def check_vocabulary(pack: Pack, config: ModelConfig, name: str) -> None:
-    """Raise UserError if the pack's tokenizer has ids that the embedding of the model `name` has no row for."""
-    size = pack.manifest["tokenizer"]["size"]
-    if size > config.vocab_size:
+    """Raise UserError if a request has an id that the embedding of the model `name` has no row for.
+
+    A tokenizer may have more ids than that, such as a padding token that was added later; none of them is read then.
+    """
+    largest = pack.request_tokens.largest_token
+    if largest >= config.vocab_size:
         raise UserError(
-            f"{name}: the tokenizer has {size} ids, the embedding {config.vocab_size} rows; prepare the pack with the"
+            f"{name}: a request has token {largest}, the embedding {config.vocab_size} rows; prepare the pack with the"
             " tokenizer the model was trained with"
         )
 
@@ -47,7 +50,7 @@ def check_vocabulary(pack: Pack, config: ModelConfig, name: str) -> None:
 def check_tokenizer(pack: Pack, checkpoint: Checkpoint) -> None:
     """Raise UserError if the checkpoint comes with another tokenizer than the pack was made with.
 
-    A checkpoint without a tokenizer passes; its vocabulary size is checked when it is scored.
+    A checkpoint without a tokenizer passes; the ids of the requests are checked when it is scored.
     """
     folder = load.tokenizer_folder(checkpoint)
     if folder is not None:

@@ -34,5 +34,5 @@ def recipe() -> Recipe:
             latest_every_tokens=100 * TOKENS_PER_STEP,
         ),
         compute=Compute(dtype="float32", remat="none", scan_layers=False),
-        logging=Logging(every_steps=10, validation_sequences=64),
+        logging=Logging(every_steps=10),
     )

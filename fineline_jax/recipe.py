@@ -8,6 +8,7 @@ run folder as JSON and can be read back from there. No JAX here.
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -45,8 +46,6 @@ class Data:
     order: Literal["shuffle", "chunks"] = "shuffle"
     """shuffle: one permutation per epoch over everything. chunks: the data set's splits
     chunk_000, chunk_001, ... in order, shuffled inside, the last incomplete batch of each dropped (Amber)."""
-    validation_split: str = "validation"
-    """Split for the validation loss; ignored where the data set has none."""
 
     def check(self, require: Require) -> None:
         require(bool(self.sources), "data.sources is empty; name at least one prepared data set")
@@ -227,6 +226,20 @@ class Compute:
 
 
 @dataclasses.dataclass(frozen=True)
+class Validation:
+    """Windows that are not trained on, the same ones whatever the batch and the mesh."""
+
+    name: str = "held_out"
+    """Their mean loss is called validation_loss/NAME."""
+    path: str | None = None
+    """Folder of a prepared data set; None: all of data.sources that have the split, by their weights."""
+    split: str = "validation"
+    """Its split; a set without a path is left out where no source has it."""
+    windows: int = 64
+    """How many: the first of the split in stored order, all where it has fewer; 0: none."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Logging:
     """What a run writes beside its checkpoints."""
 
@@ -240,15 +253,24 @@ class Logging:
     """First step of the jax.profiler trace in RUN/profile, from 0."""
     profile_steps: int = 0
     """Steps of the trace; 0: none."""
-    validation_sequences: int = 64
-    """Windows of the validation loss, measured at every kept checkpoint; 0: none."""
+    validation: tuple[Validation, ...] = (Validation(),)
+    """Sets of windows whose loss is measured at every kept checkpoint, each a curve of its own."""
     peak_tflops: float = 0.0
     """Peak TFLOP/s of one device for the MFU; 0: from the device's name where known."""
 
     def check(self, require: Require) -> None:
         require(self.every_steps >= 1, "logging.every_steps must be at least 1")
-        for field in ("profile_start_step", "profile_steps", "validation_sequences", "peak_tflops"):
+        for field in ("profile_start_step", "profile_steps", "peak_tflops"):
             require(getattr(self, field) >= 0, f"logging.{field} must not be negative")
+        names = [validation.name for validation in self.validation]
+        for position, validation in enumerate(self.validation):
+            field = f"logging.validation.{position}"
+            require(validation.windows >= 0, f"{field}.windows must not be negative")
+            require(
+                re.fullmatch(r"[\w.-]+", validation.name) is not None,
+                f"{field}.name={validation.name!r} must be letters, digits, '_', '.' and '-'",
+            )
+            require(names.index(validation.name) == position, f"{field}.name={validation.name!r} is used twice")
         require(self.wandb_project != "", "logging.wandb_project is empty; name a project, or leave it out")
 
 

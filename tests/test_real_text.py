@@ -22,6 +22,7 @@ from fineline_jax.recipe import (
     Recipe,
     Schedule,
     Source,
+    Validation,
     to_json,
 )
 from fineline_jax.scoring.metrics import tidy
@@ -73,7 +74,7 @@ def test_five_sigkills_on_real_text_leave_no_trace_and_the_series_is_scored(shar
         checkpoints=Checkpoints(every=(Every(5 * tokens_per_step),), latest_every_tokens=3 * tokens_per_step),
         mesh=MeshShape(fsdp=1),
         compute=Compute(dtype="float32", remat="none", scan_layers=False),
-        logging=Logging(tensorboard=False, validation_sequences=8),
+        logging=Logging(tensorboard=False, validation=(Validation(windows=8),)),
     )
     assert 5e6 < recipe.model.parameters < 10e6
     (tmp_path / "recipe.json").write_text(to_json(recipe))

@@ -25,6 +25,7 @@ from fineline_jax.recipe import (
     Recipe,
     Schedule,
     Source,
+    Validation,
     differences,
     from_json,
     to_json,
@@ -209,9 +210,17 @@ BOUNDS = {
         {"logging": Logging(profile_start_step=100, profile_steps=1)},
     ),
     "logging.profile_steps": ({"logging": Logging(profile_start_step=100)}, {"logging": Logging(profile_steps=-1)}),
-    "logging.validation_sequences": (
-        {"logging": Logging(validation_sequences=0)},
-        {"logging": Logging(validation_sequences=-1)},
+    "logging.validation.0.windows": (
+        {"logging": Logging(validation=(Validation(windows=0),))},
+        {"logging": Logging(validation=(Validation(windows=-1),))},
+    ),
+    "logging.validation.1.name='a.b'": (
+        {"logging": Logging(validation=(Validation("a.b"), Validation("a-b")))},
+        {"logging": Logging(validation=(Validation("a.b"), Validation("a.b")))},
+    ),
+    "logging.validation.0.name='a/b'": (
+        {"logging": Logging(validation=(Validation("a_b"),))},
+        {"logging": Logging(validation=(Validation("a/b"),))},
     ),
     "logging.peak_tflops": ({"logging": Logging(peak_tflops=0.0)}, {"logging": Logging(peak_tflops=-1.0)}),
     "logging.wandb_project": ({"logging": Logging(wandb_project=None)}, {"logging": Logging(wandb_project="")}),
@@ -256,7 +265,7 @@ def test_a_recipe_file_cut_off_is_refused_with_the_remedy(tmp_path):
 EVERYTHING = small(
     name="all",
     model=ModelConfig(**M, kv_heads=1, experts=3, experts_per_token=2),
-    data=Data((Source("x", 0.3), Source("ÿ", 2.0)), 8, "shuffle", "held"),
+    data=Data((Source("x", 0.3), Source("ÿ", 2.0)), 8, "shuffle"),
     batch=Batch(6, 3),
     optimizer=Optimizer(
         Schedule(2e-3, 1e-3, 100, "multistep", 7, ((0.1, 0.5), (0.4, 0.0))),
@@ -267,7 +276,7 @@ EVERYTHING = small(
     loss=Loss(3, 1e-4, 0.01, 0.001, 33),
     mesh=MeshShape(2, 3, 1),
     compute=Compute("float32", "splash", "offload", False),
-    logging=Logging(3, False, "p", 1, 2, 5, 1.5),
+    logging=Logging(3, False, "p", 1, 2, (Validation("a", "b", "c", 3), Validation("d")), 1.5),
     seed=11,
 )  # fmt: skip
 
@@ -305,7 +314,6 @@ def test_fields_left_out_of_a_file_have_the_stated_defaults(tmp_path):
     }  # fmt: skip
     assert recipe["data"] == {
         "sources": ({"path": "x", "weight": 1.0},), "sequence_length": 16, "order": "shuffle",
-        "validation_split": "validation",
     }  # fmt: skip
     assert recipe["batch"] == {"sequences": 4, "accumulation": 1}
     assert recipe["checkpoints"] == {"initial": True, "at_tokens": (), "every": (), "latest_every_tokens": 0}
@@ -316,7 +324,7 @@ def test_fields_left_out_of_a_file_have_the_stated_defaults(tmp_path):
     assert recipe["compute"] == {"dtype": "bfloat16", "attention": "auto", "remat": "full", "scan_layers": True}
     assert recipe["logging"] == {
         "every_steps": 1, "tensorboard": True, "wandb_project": None, "profile_start_step": 0, "profile_steps": 0,
-        "validation_sequences": 64, "peak_tflops": 0.0,
+        "validation": ({"name": "held_out", "path": None, "split": "validation", "windows": 64},), "peak_tflops": 0.0,
     }  # fmt: skip
     assert recipe["seed"] == 0 and Data((Source("x"),)).sequence_length == 2048
 
@@ -375,7 +383,7 @@ def test_differences_of_tuples_name_the_place_and_what_is_only_in_one():
     assert differences(EVERYTHING, EVERYTHING) == []
     changed = dataclasses.replace(
         EVERYTHING,
-        data=Data((Source("x", 0.3),), 8, "shuffle", "held"),
+        data=Data((Source("x", 0.3),), 8, "shuffle"),
         checkpoints=Checkpoints(False, (5, 6, 8), (Every(7, 700), Every(9)), 77),
     )
     assert differences(EVERYTHING, changed) == [

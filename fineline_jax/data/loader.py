@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from fineline_jax import recipe
-from fineline_jax.data.order import Chunks, Mixed, Order
+from fineline_jax.data.order import Chunks, Mixed, Order, Position
 from fineline_jax.data.storage import DataSet, open_data_set
 from fineline_jax.errors import UserError
 
@@ -43,21 +43,30 @@ class Batches:
         Raises UserError naming data set, split and record where a token id is outside the vocabulary.
         """
         wanted = range(*rows.indices(self.sequences)) if isinstance(rows, slice) else rows
-        positions = self.order.positions(step, wanted)
-        windows = np.empty((len(wanted), self.window_tokens), np.int32)
-        for number in {position.split for position in positions}:
-            selected = [row for row, position in enumerate(positions) if position.split == number]
-            data_set, split = self.splits[number]
-            windows[selected] = data_set.read(split, [positions[row].record for row in selected])
-        bad = np.flatnonzero((windows.min(axis=1, initial=0) < 0) | (windows.max(axis=1, initial=0) >= self.vocab_size))
-        if len(bad):
-            number, record = positions[bad[0]]
-            data_set, split = self.splits[number]
-            raise UserError(
-                f"{data_set.path}: record {record} of split {split} has a token id outside the model's "
-                f"vocabulary of {self.vocab_size}; prepare the data again with the model's tokenizer"
-            )
-        return windows
+        return read_windows(self.splits, self.order.positions(step, wanted), self.window_tokens, self.vocab_size)
+
+
+def read_windows(
+    splits: Sequence[tuple[DataSet, str]], positions: Sequence[Position], window_tokens: int, vocab_size: int
+) -> np.ndarray:
+    """The windows at those positions, int32 [len(positions), window_tokens].
+
+    Raises UserError naming data set, split and record where a token id is outside the vocabulary.
+    """
+    windows = np.empty((len(positions), window_tokens), np.int32)
+    for number in {position.split for position in positions}:
+        selected = [row for row, position in enumerate(positions) if position.split == number]
+        data_set, split = splits[number]
+        windows[selected] = data_set.read(split, [positions[row].record for row in selected])
+    bad = np.flatnonzero((windows.min(axis=1, initial=0) < 0) | (windows.max(axis=1, initial=0) >= vocab_size))
+    if len(bad):
+        number, record = positions[bad[0]]
+        data_set, split = splits[number]
+        raise UserError(
+            f"{data_set.path}: record {record} of split {split} has a token id outside the model's "
+            f"vocabulary of {vocab_size}; prepare the data again with the model's tokenizer"
+        )
+    return windows
 
 
 def open_batches(data: recipe.Data, *, sequences: int, vocab_size: int, seed: int) -> Batches:
@@ -75,7 +84,7 @@ def open_batches(data: recipe.Data, *, sequences: int, vocab_size: int, seed: in
     """
     if seed < 0:
         raise UserError(f"seed={seed} must not be negative")
-    data_sets = _open_sources(data.sources, data.sequence_length, vocab_size)
+    data_sets = open_sources(data, vocab_size)
     if data.order == "chunks":
         (data_set,) = data_sets
         chunks = _chunk_splits(data_set)
@@ -97,44 +106,6 @@ def open_batches(data: recipe.Data, *, sequences: int, vocab_size: int, seed: in
             "lower batch.sequences"
         )
     return Batches(sequences, data.sequence_length + 1, vocab_size, order, splits)
-
-
-def open_validation_batches(
-    data: recipe.Data, *, windows: int, sequences: int, vocab_size: int
-) -> tuple[Batches, int] | None:
-    """The fixed batches of the validation loss, and how many of them to use.
-
-    They hold the first windows of the split `data.validation_split` in stored order, of all sources that have it,
-    by weight. The number of batches is `windows / sequences`, rounded down but at least one, or as many as there are
-    without repeating a window.
-
-    Args:
-      windows: how many windows to use (`recipe.logging.validation_sequences`); 0: none.
-      sequences: windows per batch.
-
-    Returns None where `windows` is 0 or no source has the split. Raises UserError where the split has less than
-    one batch.
-    """
-    if windows == 0:
-        return None
-    data_sets = _open_sources(data.sources, data.sequence_length, vocab_size)
-    held = [
-        (data_set, source.weight)
-        for data_set, source in zip(data_sets, data.sources, strict=True)
-        if data.validation_split in data_set.splits
-    ]
-    if not held:
-        return None
-    lengths = tuple(data_set.splits[data.validation_split] for data_set, _ in held)
-    order = Mixed(lengths, tuple(weight for _, weight in held), sequences, seed=None)
-    if order.steps == 0:
-        raise UserError(
-            f"{held[0][0].path}: split {data.validation_split} has too few windows ({min(lengths)}) for one batch of "
-            f"{sequences}; prepare more validation text or set logging.validation_sequences=0"
-        )
-    splits = tuple((data_set, data.validation_split) for data_set, _ in held)
-    batches = Batches(sequences, data.sequence_length + 1, vocab_size, order, splits)
-    return batches, min(max(1, windows // sequences), order.steps)
 
 
 def global_batch(batches: Batches, step: int, sharding: jax.sharding.Sharding) -> jax.Array:
@@ -167,24 +138,32 @@ def global_array(
     return jax.make_array_from_single_device_arrays(shape, sharding, shards)
 
 
-def _open_sources(sources: Sequence[recipe.Source], sequence_length: int, vocab_size: int) -> list[DataSet]:
-    data_sets = [
-        open_data_set(Path(source.path).expanduser(), f"--data.sources.{position}.path")
-        for position, source in enumerate(sources)
+def open_sources(data: recipe.Data, vocab_size: int) -> list[DataSet]:
+    """The data sets of the recipe's sources. Raises UserError where one is missing or does not fit the recipe."""
+    return [
+        open_fitting(Path(source.path), f"--data.sources.{position}.path", data, vocab_size)
+        for position, source in enumerate(data.sources)
     ]
-    for data_set in data_sets:
-        stored = data_set.metadata["sequence_length"]
-        if stored != sequence_length:
-            raise UserError(
-                f"{data_set.path}: prepared with sequence_length={stored}, data.sequence_length is {sequence_length}; "
-                "change the recipe or prepare the data again"
-            )
-        if data_set.metadata["vocab_size"] > vocab_size:
-            raise UserError(
-                f"{data_set.path}: prepared for a vocabulary of {data_set.metadata['vocab_size']}, the model has "
-                f"{vocab_size}; change model.vocab_size or prepare the data again"
-            )
-    return data_sets
+
+
+def open_fitting(path: Path, option: str, data: recipe.Data, vocab_size: int) -> DataSet:
+    """A data set whose windows have the recipe's length and ids of its vocabulary; option: what named it.
+
+    Raises UserError where it is missing or another.
+    """
+    data_set = open_data_set(path.expanduser(), option)
+    stored = data_set.metadata["sequence_length"]
+    if stored != data.sequence_length:
+        raise UserError(
+            f"{data_set.path}: prepared with sequence_length={stored}, data.sequence_length is {data.sequence_length}; "
+            "change the recipe or prepare the data again"
+        )
+    if data_set.metadata["vocab_size"] > vocab_size:
+        raise UserError(
+            f"{data_set.path}: prepared for a vocabulary of {data_set.metadata['vocab_size']}, the model has "
+            f"{vocab_size}; change model.vocab_size or prepare the data again"
+        )
+    return data_set
 
 
 def _chunk_splits(data_set: DataSet) -> list[str]:

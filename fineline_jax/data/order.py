@@ -35,7 +35,7 @@ class Order(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Mixed:
-    """The splits interleaved by weight; each shuffled anew every epoch, or, without a seed, in stored order.
+    """The splits interleaved by weight, each shuffled anew every epoch.
 
     Batches run on over the end of an epoch, and each split counts its own epochs. Shares are those of the
     weights to within 1 % (grain rounds them to whole hundredths of the smallest).
@@ -44,7 +44,7 @@ class Mixed:
     lengths: tuple[int, ...]
     weights: tuple[float, ...]
     sequences: int
-    seed: int | None
+    seed: int
 
     @property
     def steps(self) -> int:
@@ -58,9 +58,7 @@ class Mixed:
     @functools.cached_property
     def _stream(self) -> Any:
         def located(split: int, length: int) -> Any:
-            stored = grain.MapDataset.range(length).repeat()
-            indices = stored if self.seed is None else shuffled(length, self.seed, split)
-            return indices.map(lambda record: Position(split, record))
+            return shuffled(length, self.seed, split).map(lambda record: Position(split, record))
 
         return _interleaved([located(split, length) for split, length in enumerate(self.lengths)], self.weights)
 
@@ -93,6 +91,17 @@ class Chunks:
 
     def _ends(self) -> list[int]:
         return list(itertools.accumulate(length // self.sequences for length in self.lengths))
+
+
+def in_stored_order(lengths: Sequence[int], weights: Sequence[float], count: int) -> list[Position]:
+    """The first `count` windows of the splits interleaved by weight, each in stored order; fewer, where one would come
+    a second time."""
+
+    def located(split: int, length: int) -> Any:
+        return grain.MapDataset.range(length).map(lambda record: Position(split, record))
+
+    stored = _interleaved([located(split, length) for split, length in enumerate(lengths)], weights)
+    return [stored[index] for index in range(min(count, len(stored)))]
 
 
 def shuffled(length: int, seed: int, split: int) -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 
 from fineline_jax import progress
-from fineline_jax.data.loader import global_batch, open_validation_batches
+from fineline_jax.data.validation import open_validation
 from fineline_jax.errors import UserError
 from fineline_jax.recipe import Recipe
 from fineline_jax.training.metrics import MetricsLog, peak_flops
@@ -116,31 +116,33 @@ class StepMetrics(Observer):
 
 
 class Validation(Observer):
-    """At every kept checkpoint a line with the mean cross-entropy over the fixed validation windows, in nats; none
-    where the data have no such windows. The line follows that of its step: put it behind StepMetrics."""
+    """At every kept checkpoint a line with the mean cross-entropy over the windows of each validation set, in nats, as
+    validation_loss/NAME. The line follows that of its step: put it behind StepMetrics.
+
+    Raises UserError for a set none of whose targets is trained on.
+    """
 
     def __init__(self, recipe: Recipe, mesh: jax.sharding.Mesh, log: MetricsLog):
-        self.log = log
-        self.windows: list[jax.Array] = []
-        opened = open_validation_batches(
-            recipe.data,
-            windows=recipe.logging.validation_sequences,
-            sequences=recipe.batch.sequences // recipe.batch.accumulation,
-            vocab_size=recipe.model.vocab_size,
-        )
-        if opened is not None:
-            batches, count = opened
-            sharding = jax.NamedSharding(mesh, BATCH_SPEC)
-            self.windows = [global_batch(batches, index, sharding) for index in range(count)]
-            self.step = jax.jit(make_validation_step(recipe, mesh))
+        self.recipe, self.log = recipe, log
+        sharding = jax.NamedSharding(mesh, BATCH_SPEC)
+        rows = recipe.batch.sequences // recipe.batch.accumulation
+        self.batches = {
+            windows.name: list(windows.batches(rows, sharding))
+            for windows in open_validation(recipe.data, recipe.logging.validation, recipe.model.vocab_size)
+        }
+        self.step = jax.jit(make_validation_step(recipe, mesh))
 
     def before_save(self, step: int, params: dict, kept: bool) -> None:
-        if kept and self.windows:
-            self.log.write({"step": step, "validation_loss": self.loss(params)})
+        if kept and self.batches:
+            losses = {f"validation_loss/{name}": self.loss(params, name) for name in self.batches}
+            self.log.write({"step": step, "tokens": step * self.recipe.tokens_per_step, **losses})
 
-    def loss(self, params: dict) -> float:
-        sums = jax.device_get([self.step(params, windows) for windows in self.windows])
-        return sum(float(loss) for loss, _ in sums) / sum(float(targets) for _, targets in sums)
+    def loss(self, params: dict, name: str) -> float:
+        sums = jax.device_get([self.step(params, *batch) for batch in self.batches[name]])
+        targets = sum(float(targets) for _, targets in sums)
+        if not targets:
+            raise UserError(f"logging.validation {name}: all its targets are loss.ignore_token; leave the set out")
+        return sum(float(loss) for loss, _ in sums) / targets
 
 
 class Profiler(Observer):

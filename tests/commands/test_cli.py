@@ -85,7 +85,7 @@ def test_every_command_explains_itself(command, capsys):
         (["score", "--suite", "core", "--out", "x"], "at least one series"),
         (["data", "prepare", "text", "--tokenizer", "no/such", "--out", "x"], "no/such"),
         (["data", "prepare", "world", "--out", "a_file/world"], "a_file"),
-        (["pretrain", "llama_60m", "--logging.validation-sequences", "-1"], "logging.validation_sequences"),
+        (["pretrain", "llama_60m", "--logging.validation.0.windows", "-1"], "logging.validation.0.windows"),
         (["pretrain", "llama_60m", "--seed", "-1"], "seed=-1"),
         (["pretrain", "llama_60m", "--optimizer.schedule.peak", "inf"], "optimizer.schedule.peak"),
         (["score", "no/such/run", "--pack", "no/such/pack", "--out", "x"], "no/such/"),

@@ -15,9 +15,10 @@ import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from data_examples import numbered
 
 from fineline_jax.data import prefetch as prefetching
-from fineline_jax.data.loader import Batches, global_batch, open_batches, open_validation_batches
+from fineline_jax.data.loader import Batches, global_batch, open_batches
 from fineline_jax.data.prefetch import prefetch
 from fineline_jax.data.storage import WindowWriter, write_metadata
 from fineline_jax.errors import UserError
@@ -28,15 +29,7 @@ VOCABULARY = 1000
 
 
 def write(folder: Path, splits: dict[str, int], base: int = 0, vocab_size: int = VOCABULARY) -> str:
-    """A data set whose window i of its n-th split is [base + 100 n + i, 0, 1, 2, ...]."""
-    writer = WindowWriter(folder, list(splits), window_tokens=LENGTH + 1, vocab_size=vocab_size)
-    for number, (split, count) in enumerate(splits.items()):
-        windows = np.tile(np.arange(-1, LENGTH), (count, 1))
-        windows[:, 0] = base + 100 * number + np.arange(count)
-        writer.add(split, windows)
-    writer.close()
-    write_metadata(folder, {"sequence_length": LENGTH, "vocab_size": vocab_size})
-    return str(folder)
+    return numbered(folder, splits, LENGTH, vocab_size, base)
 
 
 def names(batches: Batches, step: int) -> list[int]:
@@ -114,52 +107,7 @@ def test_shuffle_order_takes_the_windows_of_all_chunks(tmp_path: Path) -> None:
     assert sorted(drawn) == [*range(9), *range(100, 111)]
 
 
-def test_validation_batches_are_the_first_windows_in_stored_order(tmp_path: Path) -> None:
-    data = Data((Source(write(tmp_path / "a", {"train": 9, "validation": 11})),), LENGTH)
-    batches, steps = open_validation_batches(data, windows=8, sequences=4, vocab_size=VOCABULARY) or pytest.fail()
-    assert [names(batches, step) for step in range(steps)] == [[100, 101, 102, 103], [104, 105, 106, 107]]
-
-    def count(windows: int) -> int:
-        return (open_validation_batches(data, windows=windows, sequences=4, vocab_size=VOCABULARY) or pytest.fail())[1]
-
-    assert (count(1), count(9), count(1000)) == (1, 2, 2)
-    assert open_validation_batches(data, windows=0, sequences=4, vocab_size=VOCABULARY) is None
-    other = dataclasses.replace(data, validation_split="test")
-    assert open_validation_batches(other, windows=8, sequences=4, vocab_size=VOCABULARY) is None
-    with pytest.raises(UserError, match=r"a: split validation has too few windows \(11\) for one batch of 12"):
-        open_validation_batches(data, windows=8, sequences=12, vocab_size=VOCABULARY)
-
-
-def test_validation_windows_come_from_the_sources_that_have_them_by_their_weights(tmp_path: Path) -> None:
-    places = [
-        write(tmp_path / "a", {"train": 9, "held": 6}),
-        write(tmp_path / "b", {"train": 9}, base=300),
-        write(tmp_path / "c", {"train": 9, "held": 20}, base=500),
-    ]
-    weights = (1.0, 50.0, 3.0)
-    data = Data(tuple(Source(path, weight) for path, weight in zip(places, weights)), LENGTH, validation_split="held")
-    batches, steps = open_validation_batches(data, windows=17, sequences=8, vocab_size=VOCABULARY) or pytest.fail()
-    assert steps == 2
-    drawn = [name for step in range(2) for name in names(batches, step)]
-    assert [name for name in drawn if name < 300] == [100, 101, 102, 103]
-    assert [name for name in drawn if name >= 300] == list(range(600, 612))
-
-
-@pytest.mark.parametrize(
-    ("windows", "steps"),
-    # Batches of 4 from a split of 23 windows: rounded down, at least one, and none twice.
-    [(1, 1), (3, 1), (4, 1), (7, 1), (8, 2), (11, 2), (12, 3), (20, 5), (24, 5), (1000, 5)],
-)
-def test_the_number_of_validation_batches_is_rounded_down(tmp_path: Path, windows: int, steps: int) -> None:
-    data = Data((Source(write(tmp_path / "a", {"train": 9, "validation": 23})),), LENGTH)
-    opened = open_validation_batches(data, windows=windows, sequences=4, vocab_size=VOCABULARY)
-    assert opened is not None and opened[1] == steps
-
-
 def test_a_split_of_exactly_one_batch_is_enough(tmp_path: Path) -> None:
-    data = Data((Source(write(tmp_path / "a", {"train": 9, "validation": 5})),), LENGTH)
-    opened = open_validation_batches(data, windows=64, sequences=5, vocab_size=VOCABULARY)
-    assert opened is not None and opened[1] == 1
     chunks = Data((Source(write(tmp_path / "b", {"chunk_000": 4, "chunk_001": 5})),), LENGTH, "chunks")
     assert open_batches(chunks, sequences=5, vocab_size=VOCABULARY, seed=0).steps == 1
 

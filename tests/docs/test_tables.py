@@ -251,10 +251,10 @@ def test_a_line_of_metrics_has_the_fields_of_the_page() -> None:
         "update_norm",
         "learning_rate",
         "trained_tokens",
-        "validation_loss",
     }
     assert all(re.search(rf"\b{name}\b", text[1]) for name in {*fields, *metrics.TIMINGS})
     code = "".join((CHECKOUT / f"fineline_jax/training/{name}.py").read_text() for name in ("step", "observers"))
+    assert 'f"validation_loss/{name}"' in code and "validation_loss/NAME" in text[1]
     assert all(f'"{name}"' in code for name in {*fields, *metrics.TIMINGS} - {"mfu"})
     assert (Logging().every_steps, Optimizer.skip_nonfinite, Optimizer.skip_spike_sigmas) == (1, False, 0.0)
 

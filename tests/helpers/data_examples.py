@@ -7,6 +7,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 import tokenizers
 
+from fineline_jax.data.storage import WindowWriter, write_metadata
+
 BOS, EOS = 1, 2
 
 
@@ -37,3 +39,15 @@ def stored(folder: Path, split: str) -> np.ndarray:
 def amber(path: Path, windows: list[list[int]]) -> Path:
     path.write_text("".join(json.dumps({"token_ids": window, "source": "c4"}) + "\n" for window in windows))
     return path
+
+
+def numbered(folder: Path, splits: dict[str, int], length: int, vocab_size: int, base: int = 0) -> str:
+    """A data set whose window i of its n-th split is [base + 100 n + i, 0, 1, 2, ...]."""
+    writer = WindowWriter(folder, list(splits), window_tokens=length + 1, vocab_size=vocab_size)
+    for number, (split, count) in enumerate(splits.items()):
+        windows = np.tile(np.arange(-1, length), (count, 1))
+        windows[:, 0] = base + 100 * number + np.arange(count)
+        writer.add(split, windows)
+    writer.close()
+    write_metadata(folder, {"sequence_length": length, "vocab_size": vocab_size})
+    return str(folder)

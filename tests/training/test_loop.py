@@ -39,6 +39,7 @@ from fineline_jax.recipe import (
     Recipe,
     Schedule,
     Source,
+    Validation,
     to_json,
 )
 from fineline_jax.training import loop
@@ -78,7 +79,7 @@ def recipe_of(corpus: Path, **changes) -> Recipe:
         "loss": Loss(ignore_token=IGNORED, z_loss=1e-2),
         "mesh": ONE_DEVICE,
         "compute": Compute(dtype="float32", remat="none"),
-        "logging": Logging(tensorboard=False, validation_sequences=8),
+        "logging": Logging(tensorboard=False, validation=(Validation(windows=8),)),
     }
     return Recipe(**(values | changes))
 
@@ -110,7 +111,7 @@ def test_a_run_keeps_its_scheduled_checkpoints_and_logs_every_step(uninterrupted
     assert names == [0, 8, 16, 24]
     lines = read_metrics(uninterrupted)
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, STEPS + 1))
-    assert [line["step"] for line in lines if "validation_loss" in line] == [0, 8, 16, 24]
+    assert [line["step"] for line in lines if "validation_loss/held_out" in line] == [0, 8, 16, 24]
     assert all(line["tokens"] == line["step"] * SEQUENCES * LENGTH for line in lines if "loss" in line)
 
 
@@ -118,7 +119,7 @@ def test_what_is_not_finite_can_be_skipped_and_every_skipped_step_is_counted_in_
     # The first update makes weights of 1e30; with them no gradient is finite, and no later update may touch anything.
     wild = Optimizer(Schedule(peak=1e30, kind="constant"), clip_norm=1e30, skip_nonfinite=True)
     per_step = SEQUENCES * LENGTH
-    kept, quiet = Checkpoints(False, at_tokens=(per_step,)), Logging(tensorboard=False, validation_sequences=0)
+    kept, quiet = Checkpoints(False, at_tokens=(per_step,)), Logging(tensorboard=False, validation=())
     loop.pretrain(recipe_of(corpus, optimizer=wild, tokens=6 * per_step, checkpoints=kept, logging=quiet), tmp_path)
     lines = lines_of(tmp_path)
     assert [line["skipped"] for line in lines] == [0, 1, 2, 3, 4, 5]
@@ -138,9 +139,8 @@ def test_the_validation_loss_is_the_mean_over_the_targets_of_all_validation_wind
     windows = np.stack([source[i]["tokens"] for i in range(8)]).astype(np.int32)
     counted = windows[:, 1:] != IGNORED
     assert counted[:4].sum() < counted[4:].sum() - 10
-    logged = {
-        line["step"]: line["validation_loss"] for line in read_metrics(uninterrupted) if "validation_loss" in line
-    }
+    key = "validation_loss/held_out"
+    logged = {line["step"]: line[key] for line in read_metrics(uninterrupted) if key in line}
     model = recipe_of(corpus).model
     for checkpoint in open_series(str(uninterrupted)).checkpoints:
         with jax.set_mesh(make_mesh(ONE_DEVICE, jax.devices()[:1])):

@@ -272,11 +272,11 @@ def test_tensorboard_shows_every_number_at_its_step_and_forgets_what_is_trained_
     recipe = recipe_of(tensorboard=True)
     log = MetricsLog(tmp_path, recipe, None)
     log.write({"step": 4, "loss": 2.5, "tokens": 128})
-    log.write({"step": 4, "validation_loss": 3.5})
+    log.write({"step": 4, "validation_loss/held_out": 3.5})
     log.close()
     board = events(tmp_path / "tensorboard")
     shown = {(value.tag, event.step): value.simple_value for event in board for value in event.summary.value}
-    assert shown == {("loss", 4): 2.5, ("tokens", 4): 128.0, ("validation_loss", 4): 3.5}
+    assert shown == {("loss", 4): 2.5, ("tokens", 4): 128.0, ("validation_loss/held_out", 4): 3.5}
     assert [event.step for event in board if event.session_log.status == 1] == [1]
     for file in (tmp_path / "tensorboard").iterdir():
         file.unlink()
@@ -304,9 +304,9 @@ def test_weights_and_biases_gets_one_run_per_folder_and_no_step_that_it_has_alre
         log = MetricsLog(tmp_path, recipe, 3)
         log.write({"step": 4, "loss": 1.0})
         log.write({"step": 5, "loss": 2.0, "name": "x"})
-        log.write({"step": 5, "validation_loss": 3.0})
+        log.write({"step": 5, "validation_loss/held_out": 3.0})
         log.close()
-        assert sent == [(5, {"loss": 2.0}), (5, {"validation_loss": 3.0}), "finished"]
+        assert sent == [(5, {"loss": 2.0}), (5, {"validation_loss/held_out": 3.0}), "finished"]
         sent.clear()
     assert begun[0] == begun[1]
     number = begun[0].pop("id")

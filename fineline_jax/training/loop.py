@@ -6,11 +6,13 @@ are the same few lines: find the newest intact checkpoint, load it onto this mes
 
 import contextlib
 import dataclasses
+import functools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from fineline_jax.checkpoints.runs.store import CheckpointStore
 from fineline_jax.data.loader import global_array, global_batch, open_batches
@@ -19,6 +21,7 @@ from fineline_jax.mesh import make_mesh
 from fineline_jax.recipe import Recipe
 from fineline_jax.training.metrics import MetricsLog
 from fineline_jax.training.observers import Observer, Profiler, ProgressBar, StepMetrics, Validation
+from fineline_jax.training.programs import Programs
 from fineline_jax.training.run_folder import claim_folder
 from fineline_jax.training.schedule import rates
 from fineline_jax.training.step import BATCH_SPEC, State, abstract_state, initial_state, make_train_step
@@ -38,25 +41,34 @@ class Outcome:
     """Name of the signal that ended it early; None: it is complete."""
 
 
-def pretrain(recipe: Recipe, run: Path, *, accept_changes: bool = False, observers: Sequence[Observer] = ()) -> Outcome:
+def pretrain(
+    recipe: Recipe,
+    run: Path,
+    *,
+    accept_changes: bool = False,
+    observers: Sequence[Observer] = (),
+    programs: Programs | None = None,
+) -> Outcome:
     """Train `recipe` into the folder `run`, or go on where it was interrupted.
 
     accept_changes: resume although the recipe, or what a data set holds, differs from what the folder records, which
     is replaced.
     observers: called after the run's own (metrics, profiler, validation, progress) at each of their hooks; closed
     with the run.
+    programs: compiled by the runs before, for those of them that this one can share.
 
     Raises UserError for a recipe that does not fit the data, the devices or the folder, a loss that is not finite,
     and a checkpoint that cannot be written.
     """
-    mesh = make_mesh(recipe.mesh)
+    mesh, programs = make_mesh(recipe.mesh), programs or Programs()
     target = abstract_state(recipe, mesh)
     model, data, batch = recipe.model, recipe.data, recipe.batch
-    batches = open_batches(data, sequences=batch.sequences, vocab_size=model.vocab_size, seed=recipe.seed)
+    batches = open_batches(data, sequences=batch.sequences, vocab_size=model.vocab_size, seed=recipe.order_seed)
     data_hashes = {str(data_set.path): data_set.data_hash for data_set, _ in batches.splits}
     claim_folder(recipe, run, data_hashes, accept_changes)
 
     kept_steps = recipe.kept_steps()
+    sharding, replicated = jax.NamedSharding(mesh, BATCH_SPEC), jax.NamedSharding(mesh, jax.P())
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
         requested = stack.enter_context(stop_requests())
@@ -71,12 +83,13 @@ def pretrain(recipe: Recipe, run: Path, *, accept_changes: bool = False, observe
         )
         newest = store.latest_intact()
         if newest is None:
-            start, state = 0, jax.jit(lambda: initial_state(recipe))()
+            initial = programs("initial", recipe, mesh, lambda: jax.jit(functools.partial(initial_state, recipe)))
+            start, state = 0, initial(global_array((), replicated, lambda _: np.uint32(recipe.seed)))
         else:
             start, restored = store.restore(target, newest)
             state = dict(restored)
             logger.info("resuming %s at step %d", run, start)
-        train_step = jax.jit(make_train_step(recipe, mesh), donate_argnums=0)
+        train_step = programs("step", recipe, mesh, lambda: jax.jit(make_train_step(recipe, mesh), donate_argnums=0))
 
         log = MetricsLog(run, recipe, newest)
         metrics_observer = stack.enter_context(contextlib.closing(StepMetrics(recipe, mesh, log, start)))
@@ -87,8 +100,6 @@ def pretrain(recipe: Recipe, run: Path, *, accept_changes: bool = False, observe
             stack.enter_context(contextlib.closing(ProgressBar(recipe, start, metrics_observer))),
             *(stack.enter_context(contextlib.closing(observer)) for observer in observers),
         )
-
-        sharding, replicated = jax.NamedSharding(mesh, BATCH_SPEC), jax.NamedSharding(mesh, jax.P())
 
         def load(step: int) -> list[jax.Array]:
             """The arguments of a step besides the state."""

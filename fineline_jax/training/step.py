@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float32, Int32
+from jaxtyping import Array, Float32, Int32, UInt32
 
 from fineline_jax.errors import UserError
 from fineline_jax.mesh import BATCH, abstract, batch_shards
@@ -27,9 +27,9 @@ BATCH_SPEC = P(BATCH, None)
 """How windows lie on the mesh: rows over (replica, fsdp)."""
 
 
-def initial_state(recipe: Recipe) -> State:
-    """The state before the first step, a function of recipe.seed; under `jax.jit` and `jax.set_mesh`."""
-    params = decoder.init_params(recipe.model, jax.random.key(recipe.seed))
+def initial_state(recipe: Recipe, seed: UInt32[Array, ""] | None = None) -> State:
+    """The state before the first step, a function of `seed` (None: recipe.seed); under `jax.jit` and `jax.set_mesh`."""
+    params = decoder.init_params(recipe.model, jax.random.key(recipe.seed if seed is None else seed))
     return {"params": params, "opt_state": make_optimizer(recipe.optimizer).init(params)}
 
 

@@ -1,0 +1,1 @@
+"""Sweeps to read, copy and edit (`fineline ablate`)."""

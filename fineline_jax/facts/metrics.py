@@ -62,6 +62,7 @@ _ROWS = (
     Metric("word_perplexity", "perplexity per word", "1", -1, "none", "fineline", log=True),
     Metric("perplexity", "perplexity", "1", -1, "none", "fineline", log=True),
     Metric("ppl", "perplexity", "1", -1, "none", "other tables", log=True),
+    Metric("loss", "loss", "nats/token", -1, "none", "other tables"),
     Metric("brier_score", "Brier score", "1", -1, "none", "fineline"),
     Metric("pct_stereotype", "share of stereotypical choices", "1", +1, "task", "lm-eval"),
     Metric("likelihood_diff", "likelihood difference (nats)", "nats", -1, "none", "lm-eval"),

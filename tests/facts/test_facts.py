@@ -75,7 +75,7 @@ def test_choices_are_those_of_lm_evals_own_tasks() -> None:
 
 
 def test_metrics_are_read_in_their_direction() -> None:
-    falling = {"bits_per_byte", "byte_perplexity", "word_perplexity", "perplexity", "ppl", "brier_score"}
+    falling = {"bits_per_byte", "byte_perplexity", "word_perplexity", "perplexity", "ppl", "brier_score", "loss"}
     falling |= {"likelihood_difference", "likelihood_diff", "cross_entropy", "bits_per_byte_best", "pct_male_preferred"}
     falling |= {name for name in METRICS if "bias" in name}
     on_chance = {"acc", "acc_norm", "acc_bytes", "acc_mutual_info", "choice_prob", "choice_prob_per_token"}

@@ -14,7 +14,7 @@ from fineline_jax.atomic_files import write_atomic
 from fineline_jax.checkpoints import load
 from fineline_jax.checkpoints.formats.huggingface import export_hf, load_hf
 from fineline_jax.checkpoints.registry.step_names import step_and_tokens
-from fineline_jax.checkpoints.runs.digest_record import read_record, write_record
+from fineline_jax.checkpoints.runs.digest_record import check_path, read_record, write_record
 from fineline_jax.checkpoints.runs.store import CheckpointStore, check_intact, load_items, stored_arrays
 from fineline_jax.checkpoints.series import Checkpoint
 from fineline_jax.errors import UserError
@@ -61,6 +61,7 @@ def import_checkpoint(
             raise UserError(f"{option} {value}: must be from 0 to {most}; leave it out if it is not known")
     if run.exists() and not run.is_dir():
         raise UserError(f"{run}: is a file; give the folder of a run")
+    check_path(run)
     target = run / "checkpoints" / str(step)
     record = read_record(target)
     if record is not None and record["kept"]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 
 from fineline_jax.atomic_files import atomic_folder, write_atomic
+from fineline_jax.checkpoints.runs.digest_record import check_path
 from fineline_jax.errors import UserError
 from fineline_jax.recipe import Recipe, differences, from_json, to_json
 
@@ -19,6 +20,7 @@ def claim_folder(recipe: Recipe, run: Path, data_hashes: dict[str, str], accept_
 
     Raises UserError where the folder holds checkpoints of another recipe or of other data, unless `accept_changes`.
     """
+    check_path(run)
     recipe_file, data_file = run / "recipe.json", run / "data.json"
     if recipe_file.exists() and any((run / "checkpoints").glob("*")) and not accept_changes:
         changed = [line for line in differences(from_json(recipe_file), recipe) if not line.startswith(MAY_DIFFER)]

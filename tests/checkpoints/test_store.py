@@ -293,11 +293,44 @@ def test_a_failed_save_is_reported_at_the_next_step_even_if_none_is_due(tmp_path
     with open_store(tmp_path, kept=(1,)) as store:
         store.maybe_save(1, state)
         store.wait()
-        store._pending = store._worker.submit(store._finish, 2, Failing(), {})
+        store._pending = store._worker.submit(store._finish, 2, Failing(), {}, {})
         time.sleep(0.2)
         with pytest.raises(UserError, match=r"could not be written .disk on fire"):
             store.maybe_save(3, state)
         assert names(tmp_path) == ["1"]
+
+
+def test_a_checkpoint_that_does_not_read_back_is_not_recorded(tmp_path: Path, monkeypatch) -> None:
+    """What Orbax wrote is compared, before the record, with what it was given: names, shapes, dtypes."""
+    given = {"params": {"a": jnp.zeros((2, 3)), "b": jnp.zeros(4, jnp.bfloat16)}}
+    with open_store(tmp_path, kept=(1, 2)) as store:
+        store.maybe_save(1, given)
+    assert damage(tmp_path / "1") is None
+    save = store_module.ocp.save_checkpointables_async
+    for change, told in (
+        (
+            {"a": jnp.zeros((3, 2)), "b": given["params"]["b"]},
+            r"params.a reads back as float32\[3, 2\] and was float32",
+        ),
+        ({"a": given["params"]["a"], "b": jnp.zeros(4)}, "params.b reads back as float32.* and was bfloat16"),
+        ({"a": given["params"]["a"]}, "params.b reads back as nothing"),
+    ):
+        wrong = lambda path, state, change=change, **options: save(path, {"params": change}, **options)
+        monkeypatch.setattr(store_module.ocp, "save_checkpointables_async", wrong)
+        with pytest.raises(UserError, match=told), open_store(tmp_path, kept=(1, 2)) as store:
+            store.maybe_save(2, given)
+        assert names(tmp_path) == ["1"]
+
+
+@pytest.mark.parametrize("name", ["[1]", "a*", "b?", "c\\d", "["])
+def test_a_path_that_orbax_takes_for_a_pattern_is_refused(tmp_path: Path, name: str) -> None:
+    """The merge of its files is a glob below the path (ocdbt_utils.py): it finds nothing, or another run's files."""
+    with pytest.raises(UserError, match=r"in its path; rename it"):
+        open_store(tmp_path / name / "checkpoints")
+    assert os.listdir(tmp_path) == []
+    with open_store(tmp_path / "]{}'é ~" / "checkpoints", kept=(1,)) as store:  # any other name
+        store.maybe_save(1, {"params": {"w": jnp.zeros(3)}})
+    assert damage(tmp_path / "]{}'é ~" / "checkpoints" / "1") is None
 
 
 class Failing:
@@ -490,7 +523,7 @@ def test_until_a_new_one_is_complete_the_rolling_one_before_it_stays(tmp_path: P
     with open_store(tmp_path, latest_every=1) as store:
         store.maybe_save(1, state)
         store.wait()
-        store._pending = store._worker.submit(store._finish, 2, Failing(), {})
+        store._pending = store._worker.submit(store._finish, 2, Failing(), {}, {})
         with pytest.raises(UserError, match="disk on fire"):
             store.wait()
         assert names(tmp_path) == ["1"] and store.latest_intact() == 1
@@ -534,7 +567,7 @@ def test_a_complete_checkpoint_whose_mark_was_left_stays_and_one_without_a_mark_
 def test_of_two_errors_the_first_is_told_and_the_other_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for error in (None, ZeroDivisionError):
         with pytest.raises(error or UserError), open_store(tmp_path, kept=(1,)) as store:
-            store._pending = store._worker.submit(store._finish, 2, Failing(), {})
+            store._pending = store._worker.submit(store._finish, 2, Failing(), {}, {})
             if error:
                 raise error
     assert caplog.text.count("disk on fire") == 1
@@ -542,7 +575,7 @@ def test_of_two_errors_the_first_is_told_and_the_other_logged(tmp_path: Path, ca
 
 def test_a_save_that_failed_is_told_once(tmp_path: Path) -> None:
     with open_store(tmp_path, kept=(1,)) as store:
-        store._pending = store._worker.submit(store._finish, 2, Failing(), {})
+        store._pending = store._worker.submit(store._finish, 2, Failing(), {}, {})
         with pytest.raises(UserError):
             store.wait()
         store.wait()

@@ -59,7 +59,9 @@ def open_store(folder: Path, kept: Collection[int] = (), latest_every: int = 0) 
 
 
 def largest_file(folder: Path) -> Path:
-    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    """But the record."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "complete.json")
+    return max(files, key=lambda path: path.stat().st_size)
 
 
 def truncate(folder: Path) -> str:

@@ -7,6 +7,7 @@ The record is written last; a folder without it is a save that was cut short. No
 import concurrent.futures
 import fnmatch
 import functools
+import glob
 import hashlib
 import json
 import os
@@ -15,12 +16,21 @@ from pathlib import Path
 from typing import Any
 
 from fineline_jax.atomic_files import names_to_disk, sealed, to_disk, unsealed, write_atomic
+from fineline_jax.errors import UserError
 
 RECORD = "complete.json"
 SAVING = ".saving"
 """Suffix of the empty file beside a folder that is being saved; without it a folder without a record is damaged."""
 BLOCK = 1 << 24
 """Bytes hashed at a time; the blocks of one file are hashed by several threads."""
+
+
+def check_path(folder: Path) -> None:
+    """Raise UserError if no checkpoint can be saved below `folder`: Orbax takes its path for a pattern of names, and
+    finds nothing, or other folders."""
+    path = str(folder.resolve())
+    if "\\" in path or glob.escape(path) != path:
+        raise UserError(f"{path}: checkpoints cannot be saved in a folder with one of [ * ? \\ in its path; rename it")
 
 
 def write_record(folder: Path, metadata: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ All processes of a run call every function; process 0 alone lists, renames and d
 """
 
 import concurrent.futures
+import functools
 import logging
 import shutil
 from collections.abc import Callable, Collection, Mapping
@@ -17,9 +18,10 @@ from types import TracebackType
 from typing import Any, Self
 
 import jax
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from fineline_jax.checkpoints.runs.digest_record import damage, read_record, write_record
+from fineline_jax.checkpoints.runs.digest_record import SAVING, check_path, damage, read_record, write_record
 from fineline_jax.errors import UserError
 from fineline_jax.multihost import broadcast_from_process_0
 
@@ -49,6 +51,7 @@ class CheckpointStore:
         tokens_per_step: int,
         recipe: str,
     ):
+        check_path(folder)
         self.folder = folder.resolve()
         self.kept_steps = frozenset(kept_steps)
         self.latest_every = latest_every
@@ -89,7 +92,8 @@ class CheckpointStore:
                 response = ocp.save_checkpointables_async(str(path), dict(state), custom_metadata=metadata)
         except OSError as error:
             raise self._failed(step, error) from error
-        self._pending = self._worker.submit(self._finish, step, response, metadata)
+        written = {item: _shapes_and_dtypes(tree) for item, tree in state.items()}
+        self._pending = self._worker.submit(self._finish, step, response, metadata, written)
         return True
 
     def wait(self) -> None:
@@ -151,11 +155,16 @@ class CheckpointStore:
         finally:
             self._worker.shutdown()
 
-    def _finish(self, step: int, response: Any, metadata: dict[str, Any]) -> int:
-        """Runs beside training: commit, record, and only then drop the rolling checkpoint before this one."""
+    def _finish(self, step: int, response: Any, metadata: dict[str, Any], written: dict[str, Any]) -> int:
+        """Runs beside training: commit, read back, record, and only then drop the rolling checkpoint before this one.
+
+        written: shape and dtype of every array, by item.
+        """
         try:
             response.result()
             if jax.process_index() == 0:
+                for item, wanted in written.items():
+                    _check_written(_shapes_and_dtypes(stored_arrays(self.folder / str(step), item)), wanted, item)
                 write_record(self.folder / str(step), metadata)
         except Exception as error:
             raise self._failed(step, error) from error
@@ -196,14 +205,14 @@ class CheckpointStore:
         for pattern in ("*.orbax-checkpoint-tmp*", "*.deleting"):
             for path in self.folder.glob(pattern):
                 shutil.rmtree(path)
-        for marker in self.folder.glob("*.saving"):
+        for marker in self.folder.glob(f"*{SAVING}"):
             path = marker.with_suffix("")
             if path.exists() and read_record(path) is None:
                 shutil.rmtree(path)
             marker.unlink()
 
     def _marker(self, step: int) -> Path:
-        return self.folder / f"{step}.saving"
+        return self.folder / f"{step}{SAVING}"
 
     def _set_aside(self, step: int, problem: str) -> None:
         target, count = self.folder / f"{step}.damaged", 1
@@ -267,6 +276,20 @@ def _check_arrays(path: Path, item: str, stored: Mapping[str, Any], wanted: Mapp
             raise UserError(
                 f"{path}: {item}.{name} is {shape} here, {other} in the recipe; use the recipe that wrote it"
             )
+
+
+def _check_written(stored: Mapping[str, Any], wanted: Mapping[str, Any], item: str) -> None:
+    """Raise OSError naming the first array that reads back otherwise than it was."""
+    for name in sorted(stored.keys() | wanted.keys()):
+        if stored.get(name) != wanted.get(name):
+            found, was = stored.get(name, "nothing"), wanted.get(name, "nothing")
+            raise OSError(f"{item}.{name} reads back as {found} and was {was}")
+
+
+def _shapes_and_dtypes(tree: Any) -> dict[str, str]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    name = functools.partial(jax.tree_util.keystr, simple=True, separator=".")
+    return {name(path): f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}" for path, leaf in leaves}
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

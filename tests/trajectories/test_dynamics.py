@@ -13,15 +13,11 @@ from hypothesis.extra import numpy as hnp
 from scipy.optimize import isotonic_regression
 from trajectories_simulated import WORLD, simulated_table
 
-from fineline_jax.trajectories.statistics.dynamics import (
-    checkpoint_noise,
-    crossing,
-    domain_curves,
-    isotonic,
-    onset_index,
-    summarise,
-    summarise_curve,
-)
+from fineline_jax.trajectories.curves.curve import Curve, examine
+from fineline_jax.trajectories.curves.isotonic import crossing
+from fineline_jax.trajectories.curves.smooth import checkpoint_noise
+from fineline_jax.trajectories.statistics.domains import domain_curves
+from fineline_jax.trajectories.statistics.dynamics import summarise, summarise_curve
 from fineline_jax.trajectories.table import normalise, read_table
 
 TOKENS = np.geomspace(1e6, 1e10, 81)
@@ -39,22 +35,38 @@ def shared(*parts: str) -> Path:
 
 
 @given(
-    hnp.arrays(float, st.integers(1, 30), elements=st.floats(-10, 10)),
+    hnp.arrays(float, st.tuples(st.integers(1, 3), st.integers(1, 30)), elements=st.floats(-10, 10, width=16)),
     st.randoms(use_true_random=False),
 )
-def test_isotonic_equals_scipy(values: np.ndarray, random) -> None:
-    weights = np.array([random.uniform(0.1, 5.0) for _ in values])
-    expected = isotonic_regression(values, weights=weights).x
-    both = isotonic(np.stack([values, values[::-1]]), weights)
-    np.testing.assert_allclose(both[0], expected, atol=1e-9)
-    assert (np.diff(both, axis=-1) >= -1e-9).all()
+def test_a_crossing_is_where_the_isotonic_fit_of_scipy_reaches_the_target(values: np.ndarray, random) -> None:
+    count = values.shape[-1]
+    weights = np.array([random.uniform(0.1, 5.0) for _ in range(count)])
+    tokens = np.cumsum([random.choice([0.0, 1.0, 1e3, 1e6]) for _ in range(count)])
+    target = np.array([random.choice([*row, random.uniform(-10, 10)]) for row in values])
+    for row, aim, at in zip(values, target, crossing(values, weights, tokens, target), strict=True):
+        fit = isotonic_regression(row, weights=weights).x
+        if np.abs(fit - aim).min() < 1e-9:  # touched, up to rounding: at the checkpoint that touches, or never
+            touching = tokens[np.abs(fit - aim) < 1e-9]
+            assert np.isnan(at) or at == pytest.approx(touching[0]) or at in tokens
+            continue
+        above = np.flatnonzero(fit > aim)
+        if not len(above):
+            assert np.isnan(at)
+        elif above[0] == 0:
+            assert at == tokens[0]
+        else:
+            i = above[0]
+            share = (aim - fit[i - 1]) / (fit[i] - fit[i - 1])
+            log = tokens[i - 1] > 0
+            x0, x1 = np.log(tokens[i - 1 : i + 1]) if log else tokens[i - 1 : i + 1]
+            expected = np.exp(x0 + share * (x1 - x0)) if log else x0 + share * (x1 - x0)
+            assert at == pytest.approx(expected, rel=1e-6)
 
 
 def test_crossing_is_linear_in_log_tokens_and_in_tokens_from_zero() -> None:
     curve, tokens = np.array([0.0, 0.5, 1.0]), np.array([0.0, 100.0, 10_000.0])
-    assert crossing(curve, tokens, np.array(0.75)) == pytest.approx(1000.0)
-    assert crossing(curve, tokens, np.array(0.25)) == pytest.approx(50.0)
-    assert np.isnan(crossing(curve, tokens, np.array(1.1)))
+    at = crossing(np.tile(curve, (3, 1)), np.ones(3), tokens, np.array([0.75, 0.25, 1.1]))
+    assert at == pytest.approx([1000.0, 50.0, np.nan], nan_ok=True)
 
 
 @pytest.mark.parametrize(("middle", "slope"), [(1e7, 1.0), (5e7, 2.0), (1e8, 1.5)])
@@ -69,26 +81,31 @@ def test_times_of_a_sigmoid_are_its_analytic_ones(middle: float, slope: float) -
     assert row["monotonicity"] == pytest.approx(1.0)
 
 
+def onset_of(values: np.ndarray, stderr: np.ndarray, chance: float, n: float) -> int | None:
+    tokens = np.geomspace(1e6, 1e9, len(values))
+    return examine(Curve(tokens, values, stderr, chance, "chance level", n)).onset
+
+
 def test_onset_is_the_first_checkpoint_from_which_all_are_above_the_threshold() -> None:
     values = np.full(20, 0.25)
     values[8:] = 0.40
-    assert onset_index(values, np.full(20, 0.02), 0.25, 500) == 8
+    assert onset_of(values, np.full(20, 0.02), 0.25, 500) == 8
     values[12] = 0.25  # one odd checkpoint unlearns nothing
-    assert onset_index(values, np.full(20, 0.02), 0.25, 500) == 8
+    assert onset_of(values, np.full(20, 0.02), 0.25, 500) == 8
     values[12:15] = 0.25  # three do
-    assert onset_index(values, np.full(20, 0.02), 0.25, 500) == 15
+    assert onset_of(values, np.full(20, 0.02), 0.25, 500) == 15
 
 
 def test_one_lucky_checkpoint_is_no_onset() -> None:
     for lucky in (4, 19):
         values = np.full(20, 0.25)
         values[lucky] = 0.45
-        assert onset_index(values, np.full(20, 0.02), 0.25, 500) is None
+        assert onset_of(values, np.full(20, 0.02), 0.25, 500) is None
 
 
 def test_a_constant_guesser_is_judged_by_the_error_of_guessing() -> None:
     # always the same choice, n = 104: 0.37 or 0.63 of the documents, whatever the measured standard error says
-    assert onset_index(np.full(10, 0.58), np.full(10, 1e-3), 0.5, 104) is None
+    assert onset_of(np.full(10, 0.58), np.full(10, 1e-3), 0.5, 104) is None
 
 
 def test_guessing_is_called_guessing_in_nearly_all_of_many_simulations() -> None:
@@ -112,7 +129,9 @@ def test_a_curve_below_chance_is_named() -> None:
 def test_a_curve_that_rises_to_the_end_gets_no_t90() -> None:
     row = summarise_curve(TOKENS, sigmoid(TOKENS, 0.25, 0.8, 8e9, 1.5), np.full(81, 0.005), chance=0.25, n=8000)
     assert (row["verdict"], row["t90_outcome"]) == ("still rising", "not saturated")
-    assert np.isnan(row["t90"]) and np.isfinite(row["t50"])
+    assert np.isnan([row["t50"], row["t90"]]).all()
+    # of the level so far, half is reached at 4.5 B tokens; as the level is not final, that is a lower bound
+    assert 3.5e9 < row["t50_low"] < 5e9 and row["t50_high"] == np.inf
 
 
 def test_what_was_learned_before_the_first_checkpoint_gets_no_time() -> None:
@@ -213,10 +232,14 @@ def test_pythia() -> None:
             assert summary.loc[(series, task), "final"] == pytest.approx(final, abs=5e-4)
         # the tasks that measure nothing here are the negative controls
         assert summary.loc[(series, "logiqa"), "verdict"] in ("not distinguishable from chance", "below chance")
-        assert summary.loc[(series, "wsc"), "verdict"] in ("not distinguishable from chance", "below chance")
+        # the answers of wsc are two: always the same one is right in 0.365 or 0.635 of its documents
+        wsc = "declined since its peak" if series == "pythia-1.4b" else "degenerate"
+        assert summary.loc[(series, "wsc"), "verdict"] == wsc
         assert summary.loc[(series, "sciq"), "verdict"] == "settled"
     big = summary.loc["pythia-12b"]
-    assert big.loc["sciq", "t50"] < big.loc["piqa", "t50"] < big.loc["winogrande", "t50"]
+    assert big.loc["sciq", "t50"] < big.loc["piqa", "t50"]
+    assert big.loc["winogrande", "verdict"] == "still rising" and np.isnan(big.loc["winogrande", "t50"])
+    assert list(big.sort_values("rank").index[:3]) == ["sciq", "lambada_openai", "arc_easy"]
     assert 1e9 <= big.loc["lambada_openai", "onset"] <= 7e9  # 0.026 at 2.1 B tokens, 0.31 at 6.3 B for 6.9b
 
 

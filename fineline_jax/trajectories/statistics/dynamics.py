@@ -1,9 +1,12 @@
-"""When a curve leaves chance, how it rises, and whether it has settled: one row of numbers per curve.
+"""When a task is learned, whether it has settled, and whether it falls again: one row of numbers per curve.
 
-The statistics may say no. A curve that never stays above chance gets no onset and no t50; a curve that still rises at
-its last checkpoint gets no t90, because 90 % of a value that is not final means nothing.
+The statistics may say no. A curve that never stays above guessing gets no onset and no times; a curve that still rises
+at its last checkpoint gets no t50 and no t90, because a share of a value that is not final means nothing; a curve that
+falls says so. The clock that compares runs of different length and size is the number of tokens to a fixed score.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,16 +14,23 @@ import pandas as pd
 from scipy import stats
 
 from fineline_jax.facts.metrics import metric_of
-from fineline_jax.facts.score_table import COLUMNS
+from fineline_jax.trajectories.curves.curve import Curve, Findings, Z, examine
+from fineline_jax.trajectories.curves.isotonic import crossing, fit
+from fineline_jax.trajectories.curves.smooth import end_level
+from fineline_jax.trajectories.statistics.columns import Column, Statistic
 
-ONSET_Z = 2.326  # one-sided 1 %: a suite has tens of tasks, at 5 % chance-level tasks would "emerge" regularly
 CLEAR_RISE_SNR = 5.0  # where no standard error allows a test, a rise must exceed this many noise SDs to count
 SETTLED_FACTOR = 2.0  # t90 counts as reached only if training then went on for this factor of tokens
+FALSE_DISCOVERIES = 0.05  # of the rises, and of the falls, of all tasks of a series and metric
 FRACTIONS = {"t10": 0.1, "t50": 0.5, "t90": 0.9}
+TIMES = (*FRACTIONS, "to_score")
 
 REACHED = "reached"
 BEFORE_FIRST = "before the first checkpoint"
+BEFORE_ONSET = "before the onset"
 NOT_SATURATED = "not saturated"
+NOT_REACHED = "not reached"
+NO_SCORE = "no score is set"
 AT_CHANCE = "not distinguishable from chance"
 BELOW_CHANCE = "below chance"
 NO_STDERR = "no standard error"
@@ -30,126 +40,63 @@ TOO_FEW = "too few checkpoints"
 ABOVE_CHANCE = "above chance"
 STILL_RISING = "still rising"
 SETTLED = "settled"
+DECLINED = "declined since its peak"
+DEGENERATE = "degenerate"
 OUTCOMES = {
-    "before_first": BEFORE_FIRST, "not_saturated": NOT_SATURATED, "at_chance": AT_CHANCE, "below_chance": BELOW_CHANCE,
+    "before_first": BEFORE_FIRST, "before_onset": BEFORE_ONSET, "not_saturated": NOT_SATURATED,
+    "not_reached": NOT_REACHED, "no_score": NO_SCORE, "at_chance": AT_CHANCE, "below_chance": BELOW_CHANCE,
     "no_rise": NO_RISE, "too_few": TOO_FEW, "above_chance": ABOVE_CHANCE, "still_rising": STILL_RISING,
-    "settled": SETTLED,
+    "settled": SETTLED, "declined": DECLINED, "degenerate": DEGENERATE,
 }  # fmt: skip
 """What the page's scripts compare with."""
+_NAN = float("nan")
+_NOWHERE = (_NAN, _NAN, _NAN)
+_KEY = ["series", "domain", "task", "metric"]
 
 
-def isotonic(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weighted least-squares non-decreasing fit along the last axis.
+@dataclass(frozen=True)
+class Clock:
+    """The score that `to_score` counts the tokens to."""
 
-    values [..., C], weights [C] > 0. Uses the min-max formula (Barlow et al. 1972, Statistical Inference under Order
-    Restrictions, 1.9): fit_i = max over a <= i of min over b >= i of the weighted mean of values[a..b], which is
-    vectorised over all leading axes, e.g. bootstrap draws.
+    share: float = 0.5
+    """Of the way from guessing to perfect."""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """Task or metric -> score; counts before `share`."""
+
+    def target(self, task: str, metric: str, chance: float) -> float:
+        """NaN where none is stated and guessing has no level, so that there is no way from it to perfect."""
+        return self.scores.get(task, self.scores.get(metric, chance + self.share * (1 - chance)))
+
+
+def summarise(
+    table: pd.DataFrame,
+    *,
+    clock: Clock = Clock(),
+    draws: int = 200,
+    seed: int = 0,
+    resampled: np.ndarray | None = None,
+) -> pd.DataFrame:
+    """The dynamics of every curve of a tidy table: one row per (series, domain, task, metric), see `DYNAMICS`.
+
+    resampled: [rows, draws], values of a bootstrap over documents minus the value, one row for each number in the
+    table's column `resampled`; intervals come from it where it is known for a whole curve, else from `draws` normal
+    errors. For perplexities times, noise and SNR refer to the logarithm; the values are given as they are.
     """
-    length = values.shape[-1]
-    zero = np.zeros((*values.shape[:-1], 1))
-    sums = np.concatenate([zero, np.cumsum(values * weights, axis=-1)], axis=-1)
-    mass = np.concatenate([[0.0], np.cumsum(weights)])
-    fit = np.full(values.shape, -np.inf)
-    for first in range(length):
-        means = (sums[..., first + 1 :] - sums[..., first : first + 1]) / (mass[first + 1 :] - mass[first])
-        lowest_after = np.minimum.accumulate(means[..., ::-1], axis=-1)[..., ::-1]
-        np.maximum(fit[..., first:], lowest_after, out=fit[..., first:])
-    return fit
-
-
-def crossing(curve: np.ndarray, tokens: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Tokens at which a non-decreasing curve first reaches `target`.
-
-    curve [..., C], tokens [C] increasing, target [...] -> [...]. Between checkpoints linear in log tokens (linear in
-    tokens from a checkpoint at 0 tokens). tokens[0] where the first checkpoint is already there, NaN if never.
-    """
-    above = curve >= target[..., None] - 1e-12
-    index = np.argmax(above, axis=-1)
-    left = np.maximum(index - 1, 0)
-    low = np.take_along_axis(curve, left[..., None], -1)[..., 0]
-    high = np.take_along_axis(curve, index[..., None], -1)[..., 0]
-    share = np.clip(np.divide(target - low, high - low, out=np.ones_like(low), where=high > low), 0.0, 1.0)
-    start, end = tokens[left].astype(float), tokens[index].astype(float)
-    from_zero = start <= 0
-    ratio = np.where(from_zero, 1.0, end / np.where(from_zero, 1.0, start))
-    at = np.where(from_zero, start + share * (end - start), start * ratio**share)
-    return np.where(above.any(axis=-1), at, np.nan)
-
-
-def checkpoint_noise(values: np.ndarray, tokens: np.ndarray) -> float:
-    """Checkpoint-to-checkpoint standard deviation of the second half of a curve, its trend removed.
-
-    Each inner point is compared with the line through its two neighbours in log tokens; the pseudo-residuals are scaled
-    to unit variance (Gasser, Sroka, Jennen-Steinmetz 1986, Biometrika 73:625). NaN with fewer than 3 inner points.
-    """
-    keep = tokens > 0
-    y, x = values[keep], np.log(tokens[keep])
-    if len(y) < 5:
-        return float("nan")
-    gap = x[2:] - x[:-2]
-    right = np.divide(x[1:-1] - x[:-2], gap, out=np.full(len(gap), 0.5), where=gap > 0)
-    residual = y[1:-1] - (1 - right) * y[:-2] - right * y[2:]
-    scaled = residual**2 / (1 + right**2 + (1 - right) ** 2)
-    last = max(3, len(scaled) // 2)
-    return float(np.sqrt(scaled[-last:].mean()))
-
-
-def _median_of_three(values: np.ndarray) -> np.ndarray:
-    """Running median of 3 with Tukey's end-point rule, so that one odd checkpoint makes or breaks no onset."""
-    if len(values) < 5:
-        return values
-    inner = np.median(np.stack([values[:-2], values[1:-1], values[2:]]), axis=0)
-    first = np.median([values[0], inner[0], 3 * inner[0] - 2 * inner[1]])
-    last = np.median([values[-1], inner[-1], 3 * inner[-1] - 2 * inner[-2]])
-    return np.concatenate([[first], inner, [last]])
-
-
-def onset_index(values: np.ndarray, stderr: np.ndarray, chance: float, n: float, better: int = +1) -> int | None:
-    """First checkpoint from which the curve stays better than chance at one-sided 1 %; None if there is none.
-
-    The test uses the larger of the measured standard error and that of guessing, sqrt(chance (1 - chance) / n): a model
-    that always picks the same choice has a misleadingly small measured one.
-    """
-    guessing = np.sqrt(chance * (1 - chance) / n) if n > 0 and 0 <= chance <= 1 else 0.0
-    above = better * (_median_of_three(values) - chance) > ONSET_Z * np.fmax(stderr, guessing)
-    if not above[-1]:
-        return None
-    return int(np.flatnonzero(~above)[-1] + 1) if not above.all() else 0
-
-
-def end_level(values: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """Mean over the last half doubling of tokens, [..., C] -> [...]: steadier than the last value alone."""
-    return values[..., tokens >= tokens[-1] / np.sqrt(2)].mean(axis=-1)
-
-
-def rise_times(
-    values: np.ndarray, tokens: np.ndarray, error: np.ndarray, baseline: float, draws: int, seed: int
-) -> dict[str, tuple[float, float, float]]:
-    """t10, t50, t90 of (y - baseline) / (end level - baseline), each with a 95 % interval (NaN without errors).
-
-    The curve is the isotonic fit; intervals are a parametric bootstrap around that fit with independent normal errors.
-    (Errors of neighbouring checkpoints share their questions, so the intervals err on the wide side.)
-    """
-    known = np.isfinite(error) & (error > 0)
-    weights = np.ones(len(values))
-    if known.all():
-        weights = 1 / error**2
-    fit = isotonic(values, weights)
-    sample = np.random.default_rng(seed).standard_normal((draws, len(values))) * np.nan_to_num(error)
-    drawn_values = fit + sample
-    drawn_fit = isotonic(drawn_values, weights)
-    level, drawn_level = end_level(values, tokens), end_level(drawn_values, tokens)
-    times = {}
-    for name, fraction in FRACTIONS.items():
-        time = float(crossing(fit, tokens, np.asarray(baseline + fraction * (level - baseline))))
-        low = high = np.nan
-        if known.any():
-            drawn = crossing(drawn_fit, tokens, baseline + fraction * (drawn_level - baseline))
-            drawn = np.where(np.isnan(drawn), np.inf, drawn)
-            low, high = np.quantile(drawn, [0.025, 0.975], method="nearest")
-            low, high = min(low, time), max(high, time)
-        times[name] = (time, float(low), float(high))
-    return times
+    curves = _curves(table, resampled)
+    tests = [examine(curve) for _, curve, _ in curves]
+    stuck = np.array([curve.stuck for _, curve, _ in curves], bool)
+    family = table.drop_duplicates(_KEY).groupby(["series", "metric"], sort=False, observed=True).ngroup().to_numpy()
+    rises = false_discoveries(np.where(stuck, _NAN, [one.rise_p for one in tests]), family)
+    falls = false_discoveries(np.where(stuck, _NAN, [one.fall_p for one in tests]), family)
+    normals = _Normals(draws, seed)
+    rows = []
+    for i, ((key, curve, log), one) in enumerate(zip(curves, tests, strict=True)):
+        better = metric_of(key["metric"]).better
+        target = clock.target(key["task"], key["metric"], curve.chance)
+        target = better * (np.log(target) if log and target > 0 else target)
+        row = _row(curve, one, rises[i], falls[i], stuck[i], target, normals)
+        rows.append(key | _as_given(row, better, log))
+    return _ranked(DYNAMICS.frame(rows))
 
 
 def summarise_curve(
@@ -157,142 +104,316 @@ def summarise_curve(
     values: np.ndarray,
     stderr: np.ndarray,
     *,
-    chance: float = float("nan"),
-    n: float = float("nan"),
+    chance: float = _NAN,
+    n: float = _NAN,
     better: int = +1,
+    target: float = _NAN,
+    deviations: np.ndarray | None = None,
     draws: int = 200,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """The dynamics of one curve as a dict with the columns of `summarise`.
+    """The dynamics of one curve as a dict with the columns of `DYNAMICS` but its key and rank.
 
-    All arrays [C], tokens non-decreasing; `better` is -1 for losses and perplexities.
+    All arrays [C], tokens non-decreasing; `better` is -1 for losses and perplexities; target: of `to_score`, by default
+    half of the way from chance to 1; deviations: [draws, C] of a bootstrap over documents.
     """
-    first, last = float(tokens[0]), float(tokens[-1])
-    noise = checkpoint_noise(values, tokens)
-    level = float(end_level(values, tokens))
-    has_chance = bool(np.isfinite(chance))
-    baseline = chance if has_chance else float(values[0])
-    snr = better * (level - baseline) / noise if noise > 0 else float("nan")
-    spearman = float("nan")
-    if len(values) >= 3 and np.ptp(values) > 0 and np.ptp(tokens) > 0:
-        ranks = stats.rankdata(tokens), stats.rankdata(values)
-        spearman = better * float(np.corrcoef(*ranks)[0, 1])
+    turned = None if deviations is None else better * deviations
+    curve = Curve(tokens, better * values, stderr, better * chance, "chance level", n, turned)
+    tests = examine(curve)
+    target = better * (Clock().target("", "", chance) if np.isnan(target) else target)
+    row = _row(curve, tests, tests.rise_p, tests.fall_p, False, target, _Normals(draws, seed))
+    return _as_given(row, better, False)
 
-    # 1. Does the curve leave its baseline at all?
-    onset, onset_outcome, risen, refusal = float("nan"), NO_CHANCE, False, ""
-    if has_chance and np.isfinite(stderr).any():
-        filled = np.where(np.isfinite(stderr), stderr, np.nanmax(stderr))
-        index = onset_index(values, filled, chance, n, better)
-        if index is None:
-            below = onset_index(values, filled, chance, n, -better)
-            refusal = AT_CHANCE if below is None else BELOW_CHANCE
-            onset_outcome = refusal
-        else:
-            onset, onset_outcome, risen = float(tokens[index]), BEFORE_FIRST if index == 0 else REACHED, True
-    else:
-        onset_outcome = NO_STDERR if has_chance else NO_CHANCE
-        if len(values) < 5:
-            refusal = TOO_FEW
-        else:
-            risen = snr > CLEAR_RISE_SNR or (noise == 0 and better * (level - baseline) > 0)
-            refusal = "" if risen else NO_RISE
 
-    # 2. If so, when did it rise, and has it settled?
-    times = dict.fromkeys(FRACTIONS, (float("nan"),) * 3)
+def false_discoveries(p: np.ndarray, family: np.ndarray) -> np.ndarray:
+    """p-values adjusted within each family by Benjamini, Hochberg 1995 (J. R. Stat. Soc. B 57:289); NaN stays NaN."""
+    adjusted = np.full(len(p), _NAN)
+    for members in _split(family):
+        tested = members[np.isfinite(p[members])]
+        if len(tested):
+            adjusted[tested] = stats.false_discovery_control(p[tested])
+    return adjusted
+
+
+def _split(codes: np.ndarray) -> list[np.ndarray]:
+    """Positions of each code, in the order of positions."""
+    order = np.argsort(codes, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(codes[order])) + 1) if len(codes) else []
+
+
+def _curves(table: pd.DataFrame, resampled: np.ndarray | None) -> list[tuple[dict[str, str], Curve, bool]]:
+    """(key, curve, whether it is of logarithms), in the order of first appearance."""
+    codes = table.groupby(_KEY, sort=False, observed=True).ngroup().to_numpy()
+    order = np.lexsort((table["step"].to_numpy(float), table["tokens"].to_numpy(float), codes))
+    bounds = np.flatnonzero(np.diff(codes[order], prepend=-1, append=-1))
+    columns = {name: table[name].to_numpy(float)[order] for name in ("tokens", "value", "stderr", "chance", "n")}
+    where = table["resampled"].to_numpy(int)[order] if resampled is not None else np.full(len(order), -1)
+    source = table["chance_from"].to_numpy(object)[order] if "chance_from" in table else None
+    keys = table[_KEY].iloc[order[bounds[:-1]]].astype(str).to_dict("records") if len(order) else []
+    made = []
+    for key, start, end in zip(keys, bounds[:-1], bounds[1:], strict=True):
+        part = {name: column[start:end] for name, column in columns.items()}
+        chances, sizes = part["chance"], part["n"]
+        chances, sizes = chances[np.isfinite(chances)], sizes[np.isfinite(sizes)]
+        meant, values, stderr = metric_of(key["metric"]), part["value"], part["stderr"]
+        log = meant.log and not len(chances) and bool((values > 0).all())
+        rows = where[start:end]
+        deviations = meant.better * resampled[rows].T if resampled is not None and (rows >= 0).all() else None
+        if log:
+            stderr, deviations = stderr / values, None if deviations is None else deviations / values
+        curve = Curve(
+            part["tokens"],
+            meant.better * (np.log(values) if log else values),
+            stderr,
+            meant.better * float(chances[-1]) if len(chances) else _NAN,
+            str(source[end - 1]) if source is not None else "chance level",
+            float(sizes[-1]) if len(sizes) else _NAN,
+            deviations,
+        )
+        made.append((key, curve, log))
+    return made
+
+
+class _Normals:
+    """Standard normal numbers [draws, C], the same for every curve of C checkpoints."""
+
+    def __init__(self, draws: int, seed: int) -> None:
+        self.draws, self.seed = draws, seed
+        self.made: dict[int, np.ndarray] = {}
+
+    def of(self, count: int) -> np.ndarray:
+        if count not in self.made:
+            self.made[count] = np.random.default_rng(self.seed).standard_normal((self.draws, count))
+        return self.made[count]
+
+
+def _row(
+    curve: Curve, tests: Findings, rise_q: float, fall_q: float, stuck: bool, target: float, normals: _Normals
+) -> dict[str, Any]:
+    """The columns of one curve; values are turned so that higher is better."""
+    baseline, baseline_from = curve.baseline
+    count, noise, level = len(curve.values), tests.noise, tests.level
+    snr = (level - baseline) / noise if noise > 0 else _NAN
+    tested = np.isfinite(tests.rise_p)
+    found = tests.onset is not None and rise_q <= FALSE_DISCOVERIES
+    refusal = BELOW_CHANCE if tests.below else AT_CHANCE
+    if stuck:
+        refusal = DEGENERATE
+    elif not tested:
+        found = snr > CLEAR_RISE_SNR or (noise == 0 and level > baseline)
+        refusal = TOO_FEW if count < 5 else NO_RISE
+        found = found and count >= 5
+    fell = not stuck and fall_q <= FALSE_DISCOVERIES
+
+    # 1. The verdict, and times of the rise
+    onset, onset_outcome = _NAN, refusal if tested or stuck else NO_CHANCE if np.isnan(curve.chance) else NO_STDERR
+    if found and tested and tests.onset is not None:
+        onset, onset_outcome = float(curve.tokens[tests.onset]), BEFORE_FIRST if tests.onset == 0 else REACHED
+    times = dict.fromkeys(TIMES, _NOWHERE)
     outcomes = dict.fromkeys(FRACTIONS, refusal)
-    if risen and len(values) < 3:
-        outcomes = dict.fromkeys(FRACTIONS, TOO_FEW)
-    elif risen:
-        error = np.where(np.isfinite(stderr), stderr, noise)
-        times = rise_times(better * values, tokens, error, better * baseline, draws, seed)
-        for name, (time, _, _) in times.items():
-            # The level, a plain mean, may lie above all of a fit that weighs very unequal errors.
-            outcomes[name] = BEFORE_FIRST if time <= first else REACHED if time <= last else NOT_SATURATED
-        settled = times["t90"][0] * SETTLED_FACTOR <= last
-        if not settled:
-            outcomes["t90"] = NOT_SATURATED
-        times = {k: t if outcomes[k] == REACHED else (float("nan"),) * 3 for k, t in times.items()}
-    if risen and len(values) < 3:
-        verdict = ABOVE_CHANCE
-    elif risen:
-        verdict = STILL_RISING if outcomes["t90"] == NOT_SATURATED else SETTLED
+    ascent = _Ascent(curve, noise, normals)
+    if fell:
+        verdict, outcomes = DECLINED, dict.fromkeys(FRACTIONS, DECLINED)
+    elif found and count < 3:
+        verdict, outcomes = ABOVE_CHANCE, dict.fromkeys(FRACTIONS, TOO_FEW)
+    elif found:
+        verdict, risen = _rise(curve, tests, tested, level, baseline, ascent)
+        times |= {name: time for name, (time, _) in risen.items()}
+        outcomes = {name: outcome for name, (_, outcome) in risen.items()}
     else:
         verdict = refusal
 
+    # 2. The fixed score: a curve that fell is asked up to its peak
+    if np.isnan(target):
+        outcomes["to_score"] = NO_SCORE
+    elif not (found or fell or (not tested and not stuck)):
+        outcomes["to_score"] = refusal
+    else:
+        until = tests.peak + 2 if fell else count
+        times["to_score"], outcomes["to_score"] = ascent.to(until, target)
+
+    spearman = _NAN
+    if count >= 3 and np.ptp(curve.values) > 0 and np.ptp(curve.tokens) > 0:
+        spearman = float(np.corrcoef(stats.rankdata(curve.tokens), stats.rankdata(curve.values))[0, 1])
+    way = target - (baseline if np.isnan(curve.chance) else curve.chance)
     row: dict[str, Any] = {
-        "checkpoints": len(values), "first_tokens": first, "last_tokens": last,
-        "chance": chance, "baseline": baseline, "n": n,
-        "final": float(values[-1]), "final_stderr": float(stderr[-1]), "level": level,
-        "onset": onset, "onset_outcome": onset_outcome,
+        "checkpoints": count, "first_tokens": float(curve.tokens[0]), "last_tokens": float(curve.tokens[-1]),
+        "n": curve.n, "chance": curve.chance, "baseline": baseline, "baseline_from": baseline_from,
+        "final": float(curve.values[-1]), "final_stderr": float(curve.stderr[-1]), "level": level,
+        "rise_p": tests.rise_p, "rise_q": rise_q, "onset": onset, "onset_outcome": onset_outcome, "score": target,
+        "share_of_way": (level - (target - way)) / way if way > 0 else _NAN,
     }  # fmt: skip
     for name, (time, low, high) in times.items():
         row |= {name: time, f"{name}_low": low, f"{name}_high": high, f"{name}_outcome": outcomes[name]}
+    row |= {"interval_from": ascent.source if any(np.isfinite(t[1]) for t in times.values()) else ""}
+    if fell:
+        row |= {"peak": level_at(curve, tests.peak), "peak_tokens": float(curve.tokens[tests.peak])}
+        row |= {"fall": tests.fall, "fall_stderr": tests.fall_stderr, "fall_q": fall_q}
     return row | {"noise": noise, "snr": snr, "monotonicity": spearman, "verdict": verdict}
 
 
-def summarise(table: pd.DataFrame, *, draws: int = 200, seed: int = 0) -> pd.DataFrame:
-    """The dynamics of every curve of a tidy table: one row per (series, domain, task, metric).
-
-    Columns besides the key: `checkpoints`, `first_tokens`, `last_tokens`, `chance`, `baseline` (chance, or the first
-    value where chance has no meaning), `n`, `final` and `final_stderr` (the last checkpoint), `level` (mean over the
-    last half doubling of tokens), `onset`, `t10`, `t50`, `t90` in tokens with `_low`/`_high` (95 %) and `_outcome`
-    ("reached", or why there is no number), `noise`, `snr` = |level - baseline| / noise (negative: moved the wrong way),
-    `monotonicity` (Spearman, +1 = always improving), `verdict`. For perplexities times, noise and SNR refer to the
-    logarithm (noise is then relative), the values are given as they are.
-    """
-    rows = []
-    for key, curve in table.groupby(["series", "domain", "task", "metric"], sort=False, observed=True):
-        series, domain, task, metric = key
-        curve = curve.sort_values(["tokens", "step"])
-        chances = curve["chance"].dropna()
-        sizes = curve["n"].dropna()
-        reading = metric_of(str(metric))
-        values, stderr = curve["value"].to_numpy(float), curve["stderr"].to_numpy(float)
-        log = reading.log and chances.empty and bool((values > 0).all())
-        row = summarise_curve(
-            curve["tokens"].to_numpy(float),
-            np.log(values) if log else values,
-            stderr / values if log else stderr,
-            chance=float(chances.iloc[-1]) if len(chances) else float("nan"),
-            n=float(sizes.iloc[-1]) if len(sizes) else float("nan"),
-            better=reading.better,
-            draws=draws,
-            seed=seed,
-        )
-        if log:
-            row |= {"final": float(values[-1]), "final_stderr": float(stderr[-1])}
-            row |= {name: float(np.exp(row[name])) for name in ("level", "baseline")}
-        rows.append({"series": series, "domain": domain, "task": task, "metric": metric} | row)
-    return pd.DataFrame(rows)
+def level_at(curve: Curve, middle: int) -> float:
+    """Mean of three checkpoints."""
+    return float(curve.values[middle - 1 : middle + 2].mean())
 
 
-def normalised(value: np.ndarray, chance: np.ndarray) -> np.ndarray:
-    """(value - chance) / (1 - chance): 0 is guessing, 1 is perfect. NaN where chance is NaN."""
-    return (value - chance) / (1 - chance)
+class _Ascent:
+    """Crossings of a curve's isotonic fit with 95 % intervals: a bootstrap around it, of documents or errors."""
+
+    def __init__(self, curve: Curve, noise: float, normals: _Normals) -> None:
+        self.curve = curve
+        self.error = np.where(np.isfinite(curve.stderr), curve.stderr, noise)
+        known = np.isfinite(self.error) & (self.error > 0)
+        self.weights = 1 / self.error**2 if known.all() else np.ones(len(self.error))
+        self.normals = normals if curve.deviations is None and known.any() else None
+        measured = np.isfinite(curve.stderr) & (curve.stderr > 0)
+        self.source = "documents" if curve.deviations is not None else "standard errors"
+        if curve.deviations is None and not measured.any():
+            self.source = "checkpoint noise" if known.any() else ""
+
+    def crossings(
+        self, until: int, targets: np.ndarray, targets_of: Any = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(times, low, high), [T] each, of the first `until` checkpoints; times NaN and ends inf if never.
+
+        targets_of: draws [draws, until] -> targets [draws, T]; None: they are fixed. Without errors the ends are NaN.
+        """
+        values, tokens, weights = self.curve.values[:until], self.curve.tokens[:until], self.weights[:until]
+        times = np.array([crossing(values, weights, tokens, np.asarray(target)) for target in targets])
+        if self.curve.deviations is not None:
+            sample = self.curve.deviations[:, :until]
+        elif self.normals is not None:
+            sample = self.normals.of(len(self.error))[:, :until] * np.nan_to_num(self.error[:until])
+        else:
+            return times, np.full(len(times), _NAN), np.full(len(times), _NAN)
+        drawn = fit(values, weights) + sample
+        aims = np.tile(targets, (len(drawn), 1)) if targets_of is None else targets_of(drawn)
+        at = np.stack([crossing(drawn, weights, tokens, aims[:, i]) for i in range(len(targets))])
+        low, high = np.quantile(np.where(np.isnan(at), np.inf, at), [0.025, 0.975], axis=1, method="nearest")
+        return times, np.fmin(low, times), np.fmax(high, times)
+
+    def to(self, until: int, target: float) -> tuple[tuple[float, float, float], str]:
+        """Of a fixed target: ((time, low, high), outcome). One that is not reached has a lower bound."""
+        times, low, high = (float(one[0]) for one in self.crossings(until, np.array([target])))
+        if np.isnan(times):
+            last = float(self.curve.tokens[until - 1])
+            return (_NAN, min(low, last) if low == low else last, np.inf), NOT_REACHED
+        if times <= self.curve.tokens[0]:
+            return _NOWHERE, BEFORE_FIRST
+        return (times, low, high), REACHED
 
 
-def domain_curves(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean chance-normalised score of each (series, domain, metric) at every checkpoint, with its standard error.
+def _rise(
+    curve: Curve, tests: Findings, tested: bool, level: float, baseline: float, ascent: _Ascent
+) -> tuple[str, dict[str, tuple[tuple[float, float, float], str]]]:
+    """(verdict, name -> ((time, low, high), outcome)) of t10, t50, t90 of a curve that has risen."""
+    first, last = float(curve.tokens[0]), float(curve.tokens[-1])
+    shares = np.array([*FRACTIONS.values()])
+    levels = lambda drawn: baseline + shares * (end_level(drawn, curve.tokens)[:, None] - baseline)
+    times, low, high = ascent.crossings(len(curve.values), baseline + shares * (level - baseline), levels)
+    settled = times[-1] * SETTLED_FACTOR <= last
+    # A curve that starts above guessing may not move at all afterwards: crossings of its noise are no times.
+    start, end = ascent.error[0], float(end_level(ascent.error, curve.tokens))
+    moves = not (tested and tests.onset == 0) or level - curve.values[0] > Z * np.hypot(start, end)
+    earliest = float(curve.tokens[tests.onset - 1]) if tested and tests.onset else -np.inf
+    found = {}
+    for i, name in enumerate(FRACTIONS):
+        interval = (float(times[i]), float(low[i]), float(high[i]))
+        if times[i] <= first:
+            found[name] = (_NOWHERE, BEFORE_FIRST)
+        elif not moves:
+            found[name] = (_NOWHERE, NO_RISE)
+        elif not settled:
+            # The level is not final, so the time is a lower bound.
+            found[name] = ((_NAN, interval[1], np.inf), NOT_SATURATED)
+        elif times[i] < earliest:
+            found[name] = (_NOWHERE, BEFORE_ONSET)
+        else:
+            found[name] = (interval, REACHED)
+    if not moves and found["t90"][1] != BEFORE_FIRST:
+        return ABOVE_CHANCE, found
+    return SETTLED if settled else STILL_RISING, found
 
-    Only checkpoints at which all tasks of the domain were scored are kept, so that a change of the mean is never a
-    change of its members. Errors of different tasks are independent: stderr = sqrt(sum se^2) / tasks. Tasks without a
-    chance level are left out. The result is a tidy table whose task is the domain, with chance 0 and a column `tasks`
-    (how many tasks a mean is over), so that `summarise` reads it too.
-    """
-    usable = table[table["chance"].notna()]
-    scale = 1 - usable["chance"]
-    usable = usable.assign(
-        value=normalised(usable["value"].to_numpy(float), usable["chance"].to_numpy(float)),
-        variance=(usable["stderr"] / scale) ** 2,
+
+def _as_given(row: dict[str, Any], better: int, log: bool) -> dict[str, Any]:
+    """The row with its values in the metric's own direction and scale."""
+    for name in ("chance", "baseline", "final", "level", "score", "peak"):
+        if name in row:
+            row[name] = float(np.exp(better * row[name])) if log else better * row[name]
+    if log:
+        row["final_stderr"] *= row["final"]
+    return row
+
+
+def _ranked(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with the order of learning in each (series, metric): by tokens to the score, then tasks that have not
+    reached it by how near they are, then those that have not risen. Where no score is set, by t50."""
+    no_score = rows["to_score_outcome"] == NO_SCORE
+    time = rows["to_score"].where(~no_score, rows["t50"])
+    outcome = rows["to_score_outcome"].where(~no_score, rows["t50_outcome"])
+    time = time.where(outcome != BEFORE_FIRST, rows["first_tokens"])
+    risen = rows["verdict"].isin([SETTLED, STILL_RISING, ABOVE_CHANCE, DECLINED])
+    group = np.where(time.notna(), 0, np.where(risen, 1, 2))
+    keys = pd.DataFrame({"group": group, "time": time, "near": -rows["share_of_way"]})
+    order = keys.sort_values(["group", "time", "near"], kind="stable").index
+    rank = rows.loc[order].groupby(["series", "metric"], sort=False).cumcount() + 1
+    return rows.assign(rank=rank.reindex(rows.index))
+
+
+def _time(name: str, meaning: str, empty: str) -> tuple[Column, ...]:
+    ends = (f"{name}_low", f"{name}_high")
+    return (
+        Column(name, "tokens", meaning, empty, interval=ends),
+        Column(ends[0], "tokens", f"lower end of its 95 % interval; without {name} a lower bound", "without errors"),
+        Column(ends[1], "tokens", "upper end; infinite where nothing bounds it", "without errors"),
+        Column(f"{name}_outcome", "", f"reached, or why there is no {name}"),
     )
-    key = ["series", "domain", "metric"]
-    grouped = usable.groupby([*key, "checkpoint", "step", "tokens"], sort=False, observed=True, dropna=False)
-    curves = grouped.agg(value=("value", "mean"), tasks=("task", "nunique")).reset_index()
-    total = grouped["variance"].sum(min_count=1).to_numpy()
-    complete = grouped["variance"].count().to_numpy() == curves["tasks"].to_numpy()
-    curves["stderr"] = np.where(complete, np.sqrt(total), np.nan) / curves["tasks"]
-    members = usable.groupby(key, sort=False, observed=True)["task"].nunique().rename("members").reset_index()
-    curves = curves.merge(members, on=key)
-    curves = curves[curves["tasks"] == curves["members"]]
-    curves = curves.assign(task=curves["domain"], chance=0.0, n=np.nan)
-    return curves[[*COLUMNS, "tasks"]].sort_values([*key, "tokens"], ignore_index=True)
+
+
+_SHARE = "tokens at which the isotonic fit reaches {} % of the way from baseline to level"
+DYNAMICS = Statistic(
+    "dynamics",
+    "What was learned when?",
+    summarise,
+    (
+        Column("series", "", "the series"),
+        Column("domain", "", "the task's domain"),
+        Column("task", "", "the task"),
+        Column("metric", "", "the metric"),
+        Column("checkpoints", "1", "checkpoints of the curve"),
+        Column("first_tokens", "tokens", "tokens of the first"),
+        Column("last_tokens", "tokens", "tokens of the last"),
+        Column("n", "1", "documents", "where not known"),
+        Column("chance", "score", "what guessing gives", "where it has no meaning or is not known"),
+        Column("baseline", "score", "what a gain counts from"),
+        Column("baseline_from", "", "untrained checkpoint, else how guessing does, else first checkpoint"),
+        Column("final", "score", "value of the last checkpoint"),
+        Column("final_stderr", "score", "its standard error", "where not known"),
+        Column("level", "score", "mean over the last half doubling of tokens"),
+        Column("rise_p", "1", "one-sided p of level above baseline and guessing", "where nothing can be tested"),
+        Column("rise_q", "1", "the same adjusted over the tasks of series and metric", "as rise_p"),
+        Column("onset", "tokens", "first checkpoint from which all are above baseline and guessing", "without one"),
+        Column("onset_outcome", "", "reached, or why there is no onset"),
+        Column("score", "score", "the fixed score", "where none is stated and chance is not known"),
+        Column("share_of_way", "1", "of the way from guessing to the score, how much the level has made", "as score"),
+        *(column for name, share in FRACTIONS.items() for column in _time(
+            name, _SHARE.format(round(100 * share)), "unless the curve has risen, settled, and that after its onset"
+        )),
+        *_time("to_score", "tokens at which the isotonic fit reaches the score", "where it is not reached"),
+        Column("interval_from", "", "what the intervals hold: documents, standard errors, checkpoint noise"),
+        Column("peak", "score", "best mean of three checkpoints", "unless it declined"),
+        Column("peak_tokens", "tokens", "tokens of the checkpoint in their middle", "as peak"),
+        Column("fall", "score", "peak minus the mean of the last three checkpoints", "as peak"),
+        Column("fall_stderr", "score", "its standard error", "as peak"),
+        Column("fall_q", "1", "p of the fall, for the best of all checkpoints, adjusted over tasks", "as peak"),
+        Column("noise", "score", "standard deviation from checkpoint to checkpoint", "with too few checkpoints"),
+        Column("snr", "1", "(level - baseline) / noise", "without noise"),
+        Column("monotonicity", "1", "Spearman correlation of score and tokens, +1: always improving", "if constant"),
+        Column("verdict", "", "settled, still rising, declined since its peak, or why nothing is said"),
+        Column("rank", "1", "place in the order of learning of series and metric"),
+    ),
+    "isotonic fit: Barlow et al. 1972; noise: Gasser et al. 1986; many tasks: Benjamini, Hochberg 1995",
+    definition="When a curve leaves guessing and reaches a fixed score and shares of its gain; whether it fell.",
+    caveat="Intervals hold the choice of questions, not what another seed would give.",
+    count="n",
+)  # fmt: skip

@@ -1,0 +1,40 @@
+"""When a curve that may only rise reaches a value: the isotonic fit, and its crossings without computing the fit."""
+
+import numpy as np
+from scipy import optimize
+
+
+def fit(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted least-squares non-decreasing fit of values [C], weights [C] > 0."""
+    return optimize.isotonic_regression(values, weights=weights).x
+
+
+def crossing(values: np.ndarray, weights: np.ndarray, tokens: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Tokens at which the isotonic fit of each row first reaches its target, NaN if never.
+
+    values [..., C], weights [C], tokens [C] non-decreasing, target [...] -> [...]. Between checkpoints linear in log
+    tokens (linear in tokens from a checkpoint at 0 tokens); tokens[0] where the first checkpoint is already there.
+
+    The fit is the slope of the greatest convex minorant of the cumulative sum, so it first reaches the target where the
+    cumulative sum of weight x (value - target) has its first minimum (the switch relation: Groeneboom, Jongbloed 2014,
+    Nonparametric Estimation under Shape Constraints, 3.3). The slopes on both sides of that point are the fit there.
+    """
+    sums = np.concatenate([np.zeros((*values.shape[:-1], 1)), np.cumsum(weights * values, axis=-1)], axis=-1)
+    mass = np.concatenate([[0.0], np.cumsum(weights)])
+    count = values.shape[-1]
+    tilted = sums - (target - 1e-12)[..., None] * mass
+    first = np.argmin(tilted, axis=-1)
+    rise = tilted - np.take_along_axis(tilted, first[..., None], -1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        run = (mass - mass[first][..., None]) / rise  # 1 / slope: below 0 to the left, above 0 to the right
+        np.put_along_axis(run, first[..., None], 0.0, -1)
+        low, high = 1 / run.min(axis=-1), 1 / run.max(axis=-1)
+    inside = (first > 0) & (first < count)
+    share = np.divide(-low, high - low, out=np.ones(first.shape), where=inside & (high > low))
+    start = tokens[np.maximum(first - 1, 0)].astype(float)
+    end = tokens[np.minimum(first, count - 1)].astype(float)
+    from_zero = start <= 0
+    ratio = np.where(from_zero, 1.0, end / np.where(from_zero, 1.0, start))
+    share = np.clip(share, 0.0, 1.0)
+    at = np.where(from_zero, start + share * (end - start), start * ratio**share)
+    return np.where(first == 0, float(tokens[0]), np.where(first == count, np.nan, at))

@@ -96,7 +96,7 @@ def pretrain(
         observers = (
             stack.enter_context(contextlib.closing(Profiler(recipe, run))),
             metrics_observer,
-            stack.enter_context(contextlib.closing(Validation(recipe, mesh, log))),
+            stack.enter_context(contextlib.closing(Validation(recipe, mesh, log, programs))),
             stack.enter_context(contextlib.closing(ProgressBar(recipe, start, metrics_observer))),
             *(stack.enter_context(contextlib.closing(observer)) for observer in observers),
         )

@@ -16,6 +16,7 @@ from fineline_jax.data.validation import open_validation
 from fineline_jax.errors import UserError
 from fineline_jax.recipe import Recipe
 from fineline_jax.training.metrics import MetricsLog, peak_flops
+from fineline_jax.training.programs import Programs
 from fineline_jax.training.step import BATCH_SPEC, Metrics, make_validation_step
 
 
@@ -57,11 +58,22 @@ class AtKeptCheckpoints(Observer):
             self.function(step, params, wait)
 
 
+class Diverged(UserError):
+    """The loss of a step is not finite."""
+
+    def __init__(self, step: int, loss: float):
+        super().__init__(
+            f"the loss of step {step} is {loss}; resume with a lower optimizer.schedule.peak (and --accept-changes), or"
+            " set optimizer.skip_nonfinite"
+        )
+        self.step, self.loss = step, loss
+
+
 class StepMetrics(Observer):
     """Lines of the metrics log, one step late: step k is read while step k + 1 runs, so the host never makes the
     device wait. A checkpoint is never ahead of its metrics.
 
-    Raises UserError, after its line is written, for a loss that is not finite where such steps are not skipped.
+    Raises Diverged, after its line is written, for a loss that is not finite where such steps are not skipped.
     """
 
     def __init__(self, recipe: Recipe, mesh: jax.sharding.Mesh, log: MetricsLog, start: int):
@@ -94,10 +106,7 @@ class StepMetrics(Observer):
             self._write_line(step, values)
         self.note = f"loss {values['loss']:.3f}"
         if bad:
-            raise UserError(
-                f"the loss of step {step} is {values['loss']}; resume with a lower optimizer.schedule.peak (and"
-                " --accept-changes), or set optimizer.skip_nonfinite"
-            )
+            raise Diverged(step, values["loss"])
 
     def _write_line(self, step: int, values: dict[str, float]) -> None:
         now = time.perf_counter()
@@ -122,7 +131,7 @@ class Validation(Observer):
     Raises UserError for a set none of whose targets is trained on.
     """
 
-    def __init__(self, recipe: Recipe, mesh: jax.sharding.Mesh, log: MetricsLog):
+    def __init__(self, recipe: Recipe, mesh: jax.sharding.Mesh, log: MetricsLog, programs: Programs):
         self.recipe, self.log = recipe, log
         sharding = jax.NamedSharding(mesh, BATCH_SPEC)
         rows = recipe.batch.sequences // recipe.batch.accumulation
@@ -130,7 +139,7 @@ class Validation(Observer):
             windows.name: list(windows.batches(rows, sharding))
             for windows in open_validation(recipe.data, recipe.logging.validation, recipe.model.vocab_size)
         }
-        self.step = jax.jit(make_validation_step(recipe, mesh))
+        self.step = programs("validation", recipe, mesh, lambda: jax.jit(make_validation_step(recipe, mesh)))
 
     def before_save(self, step: int, params: dict, kept: bool) -> None:
         if kept and self.batches:

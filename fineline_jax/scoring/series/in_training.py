@@ -59,6 +59,12 @@ class ScoreInTraining:
         line = {"series": checkpoint.series, "checkpoint": checkpoint.name, "requests": len(loglikelihood)}
         score_files.note(self.out, line | {"model_seconds": round(seconds, 3)})
 
+    def of_run(self, run: Path) -> "ScoreInTraining":
+        """The same for another run of this model, with the scorer that is compiled here."""
+        other = dataclasses.replace(self, run=run)
+        other.__dict__["scorer_on"] = self.scorer_on
+        return other
+
     def _is_scored(self, step: int) -> bool:
         try:
             [checkpoint] = self._open(step).checkpoints

@@ -12,15 +12,19 @@ function node(tag, id) {
   };
 }
 globalThis.document = {
-  documentElement: {},
+  documentElement: { classList: { toggle() {} } },
   createElement: (tag) => node(tag),
   getElementById: (id) => (nodes[id] ??= node("div", id)),
 };
 globalThis.window = {
   matchMedia: () => ({ matches: false, addEventListener() {} }),
   innerWidth: 1200,
-  addEventListener() {},
+  addEventListener(key, f) { this[key] = f; },
 };
+globalThis.location = { hash: process.argv[3] ?? "" };
+globalThis.history = { replaceState(_, __, address) { location.hash = address; } };
+globalThis.setTimeout = (f) => f();
+globalThis.clearTimeout = () => {};
 globalThis.getComputedStyle = () => ({ getPropertyValue: () => "#123456" });
 globalThis.IntersectionObserver = class {
   constructor(f) { this.f = f; }

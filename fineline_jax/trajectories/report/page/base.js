@@ -6,28 +6,64 @@ const OUTCOME = data.outcomes; // the sentences of dynamics.py, by name
 const ROSE = [OUTCOME.settled, OUTCOME.still_rising, OUTCOME.above_chance];
 const count = (n, thing) => `${n} ${thing}${n === 1 ? "" : "s"}`;
 const state = {
-  metric: data.default_metric, axis: "log", series: data.ordered ? data.series.length - 1 : 0, sort: ["t50", 1], hidden: new Set(),
+  metric: data.default_metric, axis: "log", series: data.ordered ? data.series.length - 1 : 0, sort: ["rank", 1], hidden: new Set(),
   rows: data.tasks.length > 45 && data.domains.length > 1 ? "domains" : "tasks", shade: "chance",
-  view: many ? (data.tasks.length > 24 ? "means" : "task") : "domain", scale: "raw",
+  view: many ? (data.tasks.length > 24 ? "means" : "task") : "domain", scale: "raw", search: "", domain: "", size: "", shots: "", all: false,
 };
 
+// ---- the view in the address: what differs from the first view, by names
+const START = { ...state };
+const WORDS = { axis: ["log", "linear"], rows: ["tasks", "domains"], shade: ["chance", "share"], view: ["domain", "task", "means"], scale: ["raw", "normal"] };
+function remember() {
+  const view = new URLSearchParams();
+  for (const key of [...Object.keys(WORDS), "search", "domain", "size", "shots"]) if (state[key] !== START[key]) view.set(key, state[key]);
+  if (state.metric !== START.metric) view.set("metric", data.metrics[state.metric].name);
+  if (state.series !== START.series) view.set("series", data.series[state.series].name);
+  for (const i of state.hidden) view.append("hidden", data.series[i].name);
+  history.replaceState(null, "", "#" + view);
+}
+function recall() {
+  const view = new URLSearchParams(location.hash.slice(1)), at = (list, name) => list.findIndex((one) => one.name === name);
+  for (const [key, words] of Object.entries(WORDS)) if (words.includes(view.get(key))) state[key] = view.get(key);
+  for (const key of ["search", "domain", "size", "shots"]) if (view.has(key)) state[key] = view.get(key);
+  for (const [key, list] of [["metric", data.metrics], ["series", data.series]]) if (at(list, view.get(key)) >= 0) state[key] = at(list, view.get(key));
+  for (const name of view.getAll("hidden")) if (at(data.series, name) >= 0) state.hidden.add(at(data.series, name));
+}
+recall();
+
+// ---- what the reader's search and filters leave
+const sizeName = (size) => (size === null ? "" : size >= 1e9 ? size / 1e9 + "B" : size / 1e6 + "M");
+const seriesShown = (i) => !state.hidden.has(i) && (!state.size || sizeName(data.series[i].size) === state.size) && (!state.shots || data.series[i].shots === state.shots);
+const found = (text) => state.search.toLowerCase().split(/\s+/).every((word) => text.toLowerCase().includes(word));
+const domainOf = (curve) => curve.domain ?? data.tasks[curve.task].domain;
+function shown(curve) {
+  const domain = data.domains[domainOf(curve)];
+  return seriesShown(curve.series) && (!state.domain || domain === state.domain) && found(`${data.series[curve.series].name} ${curve.task === undefined ? "" : data.tasks[curve.task].name} ${domain}`);
+}
+
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
+let printing = false; // paper is white, whatever the screen is
+const night = () => dark.matches && !printing;
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 // Okabe & Ito's colours (safe for colour-blind readers), the yellow replaced; lighter versions for a dark page.
 const PALETTE = {
   light: ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#6f4fa3", "#4d4d4d"],
   dark: ["#56b4e9", "#f0803c", "#2bc59b", "#e39bc6", "#e8b13a", "#3f8fd0", "#a78bfa", "#c9ced6"],
 };
-const colour = (i) => { const p = PALETTE[dark.matches ? "dark" : "light"]; return p[i % p.length]; };
+const colour = (i) => { const p = PALETTE[night() ? "dark" : "light"]; return p[i % p.length]; };
 // Series that differ in size get neighbouring colours in the order of size (viridis without its palest end).
 const RAMP = { light: ["#c9a400", "#7fb13c", "#2f9c7c", "#21808d", "#31638d", "#43407f", "#440f54"], dark: ["#f4e06d", "#a5d65a", "#52c58a", "#2fa9a0", "#4a8fc4", "#7b7fd0", "#b07fd6"] };
 function seriesColour(i) {
   if (!data.ordered) return colour(i);
-  const ramp = RAMP[dark.matches ? "dark" : "light"], at = (i / Math.max(1, data.series.length - 1)) * (ramp.length - 1), k = Math.min(Math.floor(at), ramp.length - 2);
+  const ramp = RAMP[night() ? "dark" : "light"], at = (SIZES.indexOf(data.series[i].size) / Math.max(1, SIZES.length - 1)) * (ramp.length - 1), k = Math.min(Math.floor(at), ramp.length - 2);
   const part = (hex, j) => parseInt(hex.slice(1 + 2 * j, 3 + 2 * j), 16);
   return "#" + [0, 1, 2].map((j) => Math.round(part(ramp[k], j) + (at - k) * (part(ramp[k + 1], j) - part(ramp[k], j))).toString(16).padStart(2, "0")).join("");
 }
+const SIZES = [...new Set(data.series.map((s) => s.size))].sort((a, b) => a - b);
 const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
+// Series of one colour differ in their dashes.
+const seriesDash = (i) => (data.ordered ? data.series.slice(0, i).filter((s) => s.size === data.series[i].size).length : Math.floor(i / PALETTE.light.length));
+const swatch = (tint, dash) => `<svg width="22" height="8" aria-hidden="true"><line x1="0" x2="22" y1="4" y2="4" stroke="${tint}" stroke-width="2.6" stroke-dasharray="${{ dash: "6 4", dot: "2 3", dashdot: "7 3 2 3", longdash: "10 4", longdashdot: "10 3 2 3" }[DASHES[dash % DASHES.length]] ?? ""}"/></svg>`;
 const alpha = (hex, a) => hex + Math.round(a * 255).toString(16).padStart(2, "0");
 
 const isNumber = (x) => typeof x === "number" && isFinite(x);
@@ -98,7 +134,9 @@ const LAYOUT = () => ({
   hoverlabel: { bgcolor: css("--card"), bordercolor: css("--line"), font: { family: css("--sans"), size: 12.5, color: css("--ink") }, align: "left" }, showlegend: false,
   modebar: { bgcolor: "rgba(0,0,0,0)", color: css("--line"), activecolor: css("--soft") },
 });
-function draw(node, traces, layout) {
+function draw(node, traces, layout, label) {
+  node.setAttribute("role", "img");
+  node.setAttribute("aria-label", label);
   Plotly.react(node, traces, { ...LAYOUT(), ...layout }, CONFIG);
   if (node.dataset.wired) return;
   node.dataset.wired = "1";
@@ -112,8 +150,8 @@ function draw(node, traces, layout) {
 }
 
 // ---- the data as the figures ask for it
-const curvesOf = (metric) => data.curves.filter((c) => c.metric === metric);
-const summaryOf = (series, task, metric) => data.summary.find((r) => r.series === series && r.task === task && r.metric === metric);
+const curvesOf = (metric) => data.curves.filter((c) => c.metric === metric && shown(c));
+const meansOf = (metric) => data.domain_curves.filter((c) => c.metric === metric && shown(c));
 const metricNow = () => data.metrics[state.metric];
 const normal = (v, chance) => (isNumber(v) && isNumber(chance) ? (v - chance) / (1 - chance) : null);
 const title = (name) => name.charAt(0).toUpperCase() + name.slice(1);
@@ -130,12 +168,13 @@ function segments(label, key, choices, redraw) {
     box.append(element("button", { type: "button", "aria-pressed": String(state[key] === value), onclick: (event) => {
       state[key] = value;
       for (const b of box.children) b.setAttribute("aria-pressed", String(b === event.currentTarget));
+      remember();
       redraw();
     } }, text));
   return element("span", { class: "control" }, label, box);
 }
 function picker(label, key, choices, redraw) {
-  const select = element("select", { onchange: () => { state[key] = Number(select.value); redraw(); } });
+  const select = element("select", { onchange: () => { state[key] = typeof state[key] === "number" ? Number(select.value) : select.value; remember(); redraw(); } });
   for (const [value, text] of choices) select.append(element("option", { value, ...(state[key] === value ? { selected: "" } : {}) }, text));
   return element("label", { class: "control" }, label, select);
 }

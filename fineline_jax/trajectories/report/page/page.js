@@ -25,12 +25,13 @@ function drawTraining() {
   node.style.height = rates ? "460px" : "340px";
   draw(node, traces, { margin: { l: 56, r: 14, t: 30, b: 44 }, shapes, showlegend: true, legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom", font: { size: 12 } }, hovermode: "closest",
     xaxis: { ...tokenAxis(node.clientWidth - 80), title: { text: "training tokens", font: { size: 12 }, standoff: 6 }, anchor: "free", position: 0 },
-    yaxis: y("loss (nats per token)", { domain: rates ? [0.38, 1] : [0.04, 1] }), ...(rates ? { yaxis2: y("learning rate", { domain: [0.045, 0.29], exponentformat: "power", nticks: 4, rangemode: "tozero" }) } : {}) });
+    yaxis: y("loss (nats per token)", { domain: rates ? [0.38, 1] : [0.04, 1] }), ...(rates ? { yaxis2: y("learning rate", { domain: [0.045, 0.29], exponentformat: "power", nticks: 4, rangemode: "tozero" }) } : {}) },
+    "training and validation loss" + (rates ? " and learning rate" : "") + " over training tokens");
 }
 
 const COLUMNS = [
   ["domain", "domain, task", (r) => `${String(data.tasks[r.task].domain).padStart(4, "0")} ${data.tasks[r.task].name}`], ["series", "series", (r) => data.series[r.series].name],
-  ["shape", "curve", null], ["onset", "onset", (r) => r.onset], ["t50", "t50", (r) => r.t50], ["t90", "t90", (r) => r.t90], ["final", "final ± s.e.", (r) => r.final], ["chance", "chance", (r) => r.chance],
+  ["shape", "curve", null], ["onset", "onset", (r) => r.onset], ["rank", "to score", (r) => r.rank], ["t50", "t50", (r) => r.t50], ["t90", "t90", (r) => r.t90], ["final", "final ± s.e.", (r) => r.final], ["chance", "chance", (r) => r.chance],
   ["n", "n", (r) => r.n], ["snr", "SNR", (r) => r.snr], ["monotonicity", "ρ", (r) => r.monotonicity], ["verdict", "verdict", (r) => r.verdict],
 ];
 const TEXT_COLUMNS = ["domain", "series", "verdict", "shape"];
@@ -67,14 +68,16 @@ function drawNumbers() {
       return `<td>${formatTokens(r[name])}${isNumber(low) ? `<small class="under">${formatTokens(low)} – ${isNumber(high) ? formatTokens(high) : "…"}</small>` : ""}</td>`;
     }
     const why = r[name + "_outcome"];
-    return `<td class="none" title="${escape(why)}">${why === OUTCOME.not_saturated ? why : why === OUTCOME.before_first ? "≤ " + formatTokens(r.first_tokens) : "–"}</td>`;
+    const bound = isNumber(r[name + "_low"]) ? "> " + formatTokens(r[name + "_low"]) : why === OUTCOME.not_reached ? "> " + formatTokens(r.last_tokens) : "";
+    return `<td class="none" title="${escape(why)}">${bound ? bound : why === OUTCOME.not_saturated ? why : why === OUTCOME.before_first ? "≤ " + formatTokens(r.first_tokens) : "–"}</td>`;
   };
-  const body = rows.map(({ curve, row: r }) => {
-    const kind = r.verdict === OUTCOME.settled || r.verdict === OUTCOME.above_chance ? "settled" : r.verdict === OUTCOME.still_rising ? "rising" : r.verdict === OUTCOME.below_chance ? "below" : "refused";
+  const most = state.all ? rows.length : 100;
+  const body = rows.slice(0, most).map(({ curve, row: r }) => {
+    const kind = r.verdict === OUTCOME.settled || r.verdict === OUTCOME.above_chance ? "settled" : r.verdict === OUTCOME.still_rising ? "rising" : r.verdict === OUTCOME.below_chance || r.verdict === OUTCOME.declined ? "below" : "refused";
     const onset = r.onset_outcome === OUTCOME.before_first ? `<td class="none" title="above chance at the first checkpoint">≤ ${formatTokens(r.first_tokens)}</td>` : isNumber(r.onset) ? `<td>${formatTokens(r.onset)}</td>` : `<td class="none" title="${escape(r.onset_outcome)}">–</td>`;
     const cells = {
       domain: `<th scope="row">${escape(data.tasks[r.task].name)}<small>${escape(data.domains[data.tasks[r.task].domain])}</small></th>`, series: `<td class="text">${escape(data.series[r.series].name)}</td>`,
-      shape: `<td class="text">${sparkline(curve)}</td>`, onset, t50: time(r, "t50"), t90: time(r, "t90"), final: `<td>${formatValue(r.final)}${isNumber(r.final_stderr) ? ` <small>± ${formatValue(r.final_stderr)}</small>` : ""}</td>`,
+      shape: `<td class="text">${sparkline(curve)}</td>`, onset, rank: time(r, "to_score"), t50: time(r, "t50"), t90: time(r, "t90"), final: `<td>${formatValue(r.final)}${isNumber(r.final_stderr) ? ` <small>± ${formatValue(r.final_stderr)}</small>` : ""}</td>`,
       chance: `<td>${isNumber(r.chance) ? formatValue(r.chance) : "–"}</td>`, n: `<td>${isNumber(r.n) ? r.n.toLocaleString("en").replaceAll(",", NARROW) : "–"}</td>`, snr: `<td>${isNumber(r.snr) ? r.snr.toFixed(Math.abs(r.snr) < 10 ? 1 : 0).replace("-", "−") : "–"}</td>`,
       monotonicity: `<td>${isNumber(r.monotonicity) ? r.monotonicity.toFixed(2).replace("-", "−") : "–"}</td>`, verdict: `<td class="text words"><span class="verdict ${kind}">${escape(r.verdict)}</span></td>`,
     };
@@ -83,6 +86,9 @@ function drawNumbers() {
   const thead = element("thead", {}, head), tbody = element("tbody");
   tbody.innerHTML = body.join("");
   table.replaceChildren(thead, tbody);
+  const more = document.getElementById("numbers-more");
+  more.replaceChildren();
+  if (rows.length > most) more.append(`${most} of ${rows.length} rows; all are in dynamics.csv. `, element("button", { type: "button", onclick: () => { state.all = true; drawNumbers(); } }, `show all ${rows.length}`));
 }
 
 function drawOverview() {
@@ -92,12 +98,19 @@ function drawOverview() {
 }
 
 function drawTimelineAndLede() { drawTimeline(); drawLede(); }
-function drawAll() { drawTimelineAndLede(); drawPanels(); drawTraining(); drawNumbers(); }
+function drawFiltered() { drawLegend(); drawTimelineAndLede(); drawPanels(); drawStatistics(); drawNumbers(); }
+function drawAll() { drawFiltered(); drawTraining(); }
 
 function buildControls() {
   const controls = document.getElementById("controls");
   controls.append(picker("Metric", "metric", data.metrics.map((m, i) => [i, m.label === m.name ? m.name : `${m.name}: ${m.label}`]), drawAll), segments("Tokens", "axis", [["log", "log"], ["linear", "linear"]], drawAll));
-  if (many) controls.append(picker("Timeline of", "series", data.series.map((s, i) => [i, s.name]), drawTimelineAndLede));
+  if (many) controls.append(picker("Timeline of", "series", data.series.map((s, i) => [i, s.name]), () => { remember(); drawTimelineAndLede(); }));
+  const search = element("input", { type: "search", placeholder: "series, task or domain", value: state.search, oninput: () => { state.search = search.value; remember(); clearTimeout(search.later); search.later = setTimeout(drawFiltered, 250); } });
+  controls.append(element("label", { class: "control" }, "Search", search));
+  const filter = (label, key, values) => { if (values.length > 1) controls.append(picker(label, key, [["", "all"], ...values.map((v) => [v, v])], drawFiltered)); };
+  filter("Domain", "domain", data.domains);
+  filter("Size", "size", SIZES.map(sizeName).filter(Boolean));
+  filter("Shots", "shots", [...new Set(data.series.map((s) => s.shots))].filter(Boolean));
   const shades = [["chance", "score above chance"], ["share", "share of its own gain"]];
   const timeline = document.getElementById("timeline-controls");
   if (data.domains.length > 1) timeline.append(segments("Rows", "rows", [["tasks", "tasks"], ["domains", "domains"]], drawTimelineAndLede));
@@ -107,9 +120,19 @@ function buildControls() {
     segments("Scale", "scale", [["raw", "raw"], ["normal", "above chance"]], drawPanels));
 }
 
+// Paper has no scrolling: every figure is drawn, light and as wide as a page.
+function print(on) {
+  printing = on;
+  document.documentElement.classList.toggle("printing", on);
+  drawAll();
+  if (on) for (const node of [...waiting.keys()]) drawWaiting(node);
+}
+
 buildControls();
 drawOverview();
 drawAll();
 dark.addEventListener("change", drawAll);
 let width = window.innerWidth;
 window.addEventListener("resize", () => { if (Math.abs(window.innerWidth - width) > 40) { width = window.innerWidth; drawAll(); } });
+window.addEventListener("beforeprint", () => print(true));
+window.addEventListener("afterprint", () => print(false));

@@ -1,0 +1,74 @@
+"use strict";
+// A section per statistic: what it computes, what it is not, a point per row with its interval, and its rows.
+const MOST_POINTS = 40, MOST_ROWS = 100;
+
+function rowsOf(statistic) {
+  // Rows of the metric that is shown, left by search and filters, as positions.
+  const at = Object.fromEntries(statistic.columns.map((c, i) => [c.name, statistic.values[i]])), seriesAt = Object.fromEntries(data.series.map((s, i) => [s.name, i]));
+  const passes = (i) => {
+    if (at.metric && at.metric[i] !== metricNow().name) return false;
+    if (at.domain && state.domain && at.domain[i] !== state.domain) return false;
+    for (const key of ["series", "run"]) if (at[key] && seriesAt[at[key][i]] !== undefined && !seriesShown(seriesAt[at[key][i]])) return false;
+    return found(statistic.keys.map((key) => at[key][i]).join(" "));
+  };
+  return { at, rows: (statistic.values[0] || []).map((_, i) => i).filter(passes) };
+}
+function formatCell(column, value) {
+  if (value === null) return "–";
+  if (!isNumber(value)) return String(value);
+  return column.unit === "tokens" ? formatTokens(value) : column.unit === "1" && Number.isInteger(value) ? String(value) : formatValue(value);
+}
+function tally(list) {
+  const counts = {};
+  for (const one of list) counts[one] = (counts[one] || 0) + 1;
+  return Object.entries(counts).sort((a, b) => b[1] - a[1]);
+}
+
+function drawPoints(node, statistic) {
+  const { at, rows } = rowsOf(statistic), chart = statistic.chart, column = statistic.columns.find((c) => c.name === chart.value), keys = statistic.keys.filter((key) => key !== "metric");
+  const known = rows.filter((i) => isNumber(at[chart.value][i])).sort((a, b) => at[chart.value][b] - at[chart.value][a]);
+  const every = Math.max(1, (known.length - 1) / (MOST_POINTS - 1)), list = known.length <= MOST_POINTS ? known : Array.from({ length: MOST_POINTS }, (_, k) => known[Math.round(k * every)]);
+  const differing = keys.filter((key) => new Set(known.map((i) => at[key][i])).size > 1), named = differing.length ? differing : keys.slice(0, 1);
+  const name = (i) => named.map((key) => at[key][i]).filter(Boolean).join(" · "), tokens = column.unit === "tokens", x = (v) => (tokens ? place(v) : v);
+  const ends = column.interval ? column.interval.map((end) => at[end]) : null, tint = colour(0);
+  const bars = ends ? { error_x: { type: "data", symmetric: false, array: list.map((i) => (isNumber(ends[1][i]) ? x(ends[1][i]) - x(at[chart.value][i]) : 0)), arrayminus: list.map((i) => (isNumber(ends[0][i]) ? x(at[chart.value][i]) - x(ends[0][i]) : 0)), color: tint, thickness: 1.5, width: 0 } } : {};
+  const text = list.map((i) => `<b>${escape(name(i))}</b><br>` + statistic.columns.filter((c) => !statistic.keys.includes(c.name) && at[c.name][i] !== null && at[c.name][i] !== "").slice(0, 12).map((c) => `${escape(c.name)}: ${escape(formatCell(c, at[c.name][i]))}`).join("<br>"));
+  const narrow = node.clientWidth < 560, short = (s) => (s.length > (narrow ? 20 : 58) ? s.slice(0, narrow ? 19 : 57) + "…" : s);
+  node.style.height = (list.length ? 74 + 19 * list.length : 0) + "px";
+  node.hidden = !list.length;
+  node.note.textContent = !list.length ? "No row of this metric has a number." : list.length < known.length ? `${list.length} of ${known.length} rows, spread evenly over their order; search and filters narrow them down.` : "";
+  if (!list.length) return;
+  draw(node, [{ type: "scatter", mode: "markers", x: list.map((i) => x(at[chart.value][i])), y: list.map((_, k) => k), marker: { size: 7, color: tint }, text, hovertemplate: "%{text}<extra></extra>", ...bars }], {
+    margin: { l: 8, r: 14, t: 8, b: 54 }, hovermode: "closest",
+    shapes: chart.reference === null ? [] : [{ type: "line", x0: chart.reference, x1: chart.reference, yref: "paper", y0: 0, y1: 1, line: { color: css("--soft"), width: 1.2, dash: "5px,4px" }, layer: "below" }],
+    xaxis: { ...(tokens ? tokenAxis(node.clientWidth - 200) : { gridcolor: css("--grid"), zeroline: false, tickfont: { size: 11.5 }, fixedrange: touch }), title: { text: escape(narrow ? column.name : column.meaning), font: { size: 12 }, standoff: 6 } },
+    yaxis: { range: [list.length - 0.5, -0.5], tickmode: "array", tickvals: list.map((_, k) => k), ticktext: list.map((i) => escape(short(name(i))) + " "), automargin: true, fixedrange: true, zeroline: false, showgrid: false, tickfont: { size: 11.5, color: css("--ink") } },
+  }, `${statistic.title} ${column.meaning}, ${count(list.length, "row")}: highest ${name(list[0])} ${formatCell(column, at[chart.value][list[0]])}, lowest ${name(list.at(-1))} ${formatCell(column, at[chart.value][list.at(-1)])}`);
+}
+
+function drawRows(table, statistic) {
+  const { at, rows } = rowsOf(statistic), columns = statistic.columns, head = `<tr>${columns.map((c) => `<th scope="col" title="${escape(c.meaning)}">${escape(c.name)}</th>`).join("")}</tr>`;
+  table.innerHTML = `<thead class="plain">${head}</thead><tbody>${rows.slice(0, MOST_ROWS).map((i) => `<tr>${columns.map((c) => `<td class="${c.unit ? "" : "text words"}">${escape(formatCell(c, at[c.name][i]))}</td>`).join("")}</tr>`).join("")}</tbody>` +
+    (rows.length > MOST_ROWS ? `<caption>${MOST_ROWS} of ${rows.length} rows; all are in ${statistic.name}.csv</caption>` : "");
+}
+
+function drawStatistics() {
+  const box = document.getElementById("statistics");
+  clearPlots(box);
+  for (const statistic of data.statistics) {
+    if (!statistic.total) continue;
+    const { at, rows } = rowsOf(statistic), answers = at.verdict ? tally(rows.map((i) => at.verdict[i])) : [], reasons = at.reason ? tally(rows.map((i) => at.reason[i]).filter(Boolean)) : [];
+    const section = element("section", { "aria-labelledby": "s-" + statistic.name, class: "statistic" }, element("h2", { id: "s-" + statistic.name }, statistic.title), element("p", { class: "note" }, statistic.definition));
+    if (answers.length) section.append(element("p", { class: "answer" }, answers.map(([verdict, n]) => `${verdict}: ${n}`).join("; ") + ` (of ${rows.length}).` + (reasons.length ? ` Why there is no answer${reasons.length > 1 ? ", most often" : ""}: ${reasons[0][0]}.` : "")));
+    const plot = element("div", { class: "plot" }), note = element("p", { class: "note" }), table = element("table");
+    plot.note = note;
+    if (statistic.chart) {
+      section.append(element("figure", { class: "card" }, plot, element("figcaption", {}, statistic.caveat)), note);
+      whenSeen(plot, () => drawPoints(plot, statistic));
+    }
+    const more = element("details", { ontoggle: () => { if (more.open && !table.innerHTML) drawRows(table, statistic); } }, element("summary", {}, `The rows (${rows.length}) and the source`),
+      element("p", { class: "note" }, `Source: ${statistic.source}. All rows${statistic.total > (statistic.values[0] || []).length ? ` (${statistic.total})` : ""}: ${statistic.name}.csv and .parquet.`), element("div", { class: "table-scroll card", tabindex: "0", role: "region", "aria-label": statistic.title }, table));
+    section.append(more);
+    box.append(section);
+  }
+}

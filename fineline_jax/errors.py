@@ -1,4 +1,9 @@
-"""The one exception for bad input, which the user can correct."""
+"""Bad input, which the user can correct: the one exception for it, and what readers raise turned into it."""
+
+import contextlib
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -14,3 +19,38 @@ class Incomplete(UserError):
     """What could be done is done and stays; the message names what was left out."""
 
     exit_status = 1
+
+
+_OF_READERS = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+@contextlib.contextmanager
+def reading(path: Path, remedy: str = "fetch it again", what: str = "cannot be read") -> Iterator[None]:
+    """What a reader raises for a file that is damaged, cut short or gone, as one UserError that names `path`.
+
+    Of Python, NumPy, zlib and gzip, and Arrow with its zstd; an error of another kind is a fault of this program and
+    passes. A git LFS pointer in place of the file is called one.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        known = isinstance(error, (*_OF_READERS, zlib.error, NotImplementedError, MemoryError))
+        if not known and not type(error).__module__.startswith("pyarrow"):
+            raise
+        refuse_lfs_pointer(path)
+        reason = (isinstance(error, OSError) and error.strerror) or f"{type(error).__name__}: {error}"
+        raise UserError(f"{path}: {what} ({' '.join(reason.split())[:200]}); {remedy}") from error
+
+
+def refuse_lfs_pointer(path: Path) -> None:
+    """Raise UserError if `path` holds not a file's content but the few lines that git keeps in its place."""
+    try:
+        with path.open("rb") as file:
+            is_pointer = file.read(len(_LFS_POINTER)) == _LFS_POINTER
+    except OSError:
+        return
+    if is_pointer:
+        raise UserError(f"{path}: a git LFS pointer, not the file itself; run `git lfs pull` in its repository")

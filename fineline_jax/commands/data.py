@@ -24,12 +24,13 @@ def prepare_text(
     validation_fraction: float = 0.0,
     text_key: str = "text",
     text_unit: TextUnit = "file",
+    skip_bad_lines: float = 0.0,
     beam_options: str | None = None,
 ) -> None:
     """Tokenize documents and pack them into windows of sequence_length + 1 tokens.
 
     Args:
-        inputs: Files or folders of .jsonl (one {"text": ...} per line) or .txt, also .gz.
+        inputs: Files or folders of .jsonl (one {"text": ...} per line), .parquet or .txt, also .gz or .zst.
         tokenizer: Folder with tokenizer.json or tokenizer.model, or one of these files.
         out: Folder to write.
         sequence_length: Tokens the model is fed per window.
@@ -37,8 +38,10 @@ def prepare_text(
         eos: EOS after each document (both: yes).
         validation_inputs: Files or folders of the validation split.
         validation_fraction: Share of the documents that go to the validation split instead.
-        text_key: Key of the text in a .jsonl line.
+        text_key: Key of the text in a .jsonl line, column in a .parquet file.
         text_unit: What one document is in a .txt file.
+        skip_bad_lines: Largest share of lines without a text that may be left out; they are counted, and the first ten
+            named. Default: the first one is an error.
         beam_options: Pack each input file by itself, in parallel on Apache Beam with these options; written with
             the = sign: --beam-options="--runner=FlinkRunner --flink_master=HOST:8081". Needs the `beam` extra.
     """

@@ -30,6 +30,7 @@ from fineline_jax.tokenizers.files import copy_tokenizer
 from fineline_jax.tokenizers.identity import identity, vocabulary_size
 from fineline_jax.tokenizers.open import open_tokenizer
 
+TOKEN_LINES = (".jsonl", ".json")
 FORMAT = 3  # of the folder; raised when older folders can no longer be read
 
 
@@ -56,6 +57,7 @@ def prepare_text(
     validation_fraction: float = 0.0,
     text_key: str = "text",
     text_unit: TextUnit = "file",
+    skip_bad_lines: float = 0.0,
     vocab_size: int | None = None,
     beam_options: str | None = None,
 ) -> Prepared:
@@ -66,7 +68,8 @@ def prepare_text(
     file (counted in metadata.json, which also says "packing": "file"). They do not depend on runner and workers.
 
     Args:
-      inputs: files or folders of .jsonl (one {"text": ...} per line), .json (same) or .txt; also with .gz.
+      inputs: files or folders of .jsonl (one {"text": ...} per line), .json (same), .parquet or .txt; also with .gz
+        or .zst (but .parquet).
       out: folder to write; it must not exist, be empty, or hold this same preparation.
       tokenizer: folder with tokenizer.json or tokenizer.model, or one of these files.
       sequence_length: tokens the model is fed per window; a stored window has one more.
@@ -75,8 +78,10 @@ def prepare_text(
       validation_inputs: files or folders of the validation split.
       validation_fraction: share of the documents of `inputs` that go to the validation split instead, taken
         evenly (0.01: every hundredth; with Beam, of each file).
-      text_key: key of the text in a .jsonl line.
+      text_key: key of the text in a .jsonl line, column in a .parquet file.
       text_unit: what one document is in a .txt file: the file, a paragraph (blank lines between), or a line.
+      skip_bad_lines: largest share of lines (rows) without a text that may be left out; they are counted in
+        metadata.json, and the first ten are named in the log. 0: the first one is an error.
       vocab_size: ids must be smaller; default: the tokenizer's size.
       beam_options: options of an Apache Beam pipeline that writes one input file per work item (`data.beam`).
 
@@ -84,6 +89,8 @@ def prepare_text(
     """
     if not 0 <= validation_fraction < 1:
         raise UserError(f"validation_fraction={validation_fraction} must be at least 0 and below 1")
+    if not 0 <= skip_bad_lines < 1:
+        raise UserError(f"skip_bad_lines={skip_bad_lines} must be at least 0 and below 1; it is a share of the lines")
     if validation_fraction and validation_inputs:
         raise UserError("validation_inputs and validation_fraction exclude each other; give one")
     _check_sequence_length(sequence_length)
@@ -118,6 +125,7 @@ def prepare_text(
         "text_key": text_key,
         "text_unit": text_unit,
         "validation_fraction": validation_fraction,
+        "skip_bad_lines": skip_bad_lines,
     }
     streams = [files] if beam_options is None else [[file] for file in files]
     folder = _work_folder(out) / "shards"
@@ -143,7 +151,7 @@ def prepare_amber(
     and not converted again.
 
     Args:
-      inputs: the chunk files (.jsonl, also .gz) in training order, or a folder of them (sorted by name).
+      inputs: the chunk files (.jsonl, also .gz or .zst) in training order, or a folder of them (sorted by name).
       out: folder to write; it must not exist, be empty, or hold this same preparation.
       vocab_size: token ids must be smaller. 32,000: the Llama tokenizer's (LLM360/Amber).
       sequence_length: a line must have one token more. 2048: LLM360/AmberDatasets.
@@ -163,11 +171,11 @@ def prepare_amber(
         raise UserError(f"processes={processes} must be at least 1")
     if processes > 1 and beam_options is not None:
         raise UserError("--processes and --beam-options exclude each other; Beam's own options say how many workers")
-    chunks = input_files(inputs, (".jsonl", ".json"))
+    chunks = input_files(inputs, TOKEN_LINES)
     _check_ascending(chunks)
     splits = [(f"chunk_{index:03d}", [file]) for index, file in enumerate(chunks)]
     if validation_inputs:
-        splits.append(("validation", input_files(validation_inputs, (".jsonl", ".json"))))
+        splits.append(("validation", input_files(validation_inputs, TOKEN_LINES)))
     settings = {
         "format": FORMAT,
         "kind": "amber",
@@ -221,7 +229,7 @@ def _prepare(
             if split == "validation":
                 remedies += ["a larger --validation-fraction", "--validation-inputs"]
             if settings.get("text_unit") == "file" and any(
-                source["name"].endswith((".txt", ".txt.gz")) for source in sources
+                suffix_of(Path(source["name"])) == ".txt" for source in sources
             ):
                 remedies.append("--text-unit paragraph or line (now a .txt file is one document)")
             raise UserError(

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import logging
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -26,6 +27,11 @@ from fineline_jax.tokenizers.identity import encode, identity
 from fineline_jax.tokenizers.open import open_tokenizer
 
 BATCH_CHARACTERS = 1 << 21  # given to the tokenizer at a time
+NAMED_LINES = 10
+"""Of the lines left out."""
+EARLY = 100_000
+"""Lines after which too large a share of bad ones ends the preparation at once."""
+_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,21 +118,30 @@ def _write_text(shard: Shard, folder: Path, advance: Callable[[int], None]) -> d
     window_tokens = settings["sequence_length"] + 1
     writer = WindowWriter(folder, splits, window_tokens=window_tokens, vocab_size=vocab_size)
     cutters = {split: WindowCutter(window_tokens) for split in splits}
-    documents = dict.fromkeys(splits, 0)
+    documents, skipped = dict.fromkeys(splits, 0), dict.fromkeys(splits, 0)
 
     def split_of(given: str, index: int) -> str:
         held_out = int((index + 1) * fraction) > int(index * fraction)
         return "validation" if given == "train" and held_out else given
 
+    bad = _BadLines(settings["skip_bad_lines"])
+
     def all_documents() -> Iterator[tuple[str, Document]]:
         index = dict.fromkeys(given_splits, 0)
         for given, file in shard.files:
             reading = read_documents(
-                file, text_key=settings["text_key"], text_unit=settings["text_unit"], progress=advance
+                file,
+                text_key=settings["text_key"],
+                text_unit=settings["text_unit"],
+                progress=advance,
+                skip=bad.note if bad.share else None,
+                count=bad.count,
             )
             for document in reading:
                 yield split_of(given, index[given]), document
                 index[given] += 1
+            skipped[given] += bad.taken()
+        bad.end()
 
     for batch in _batches_by_length(all_documents()):
         runs: dict[str, list[np.ndarray]] = {split: [] for split in splits}
@@ -149,9 +164,48 @@ def _write_text(shard: Shard, folder: Path, advance: Callable[[int], None]) -> d
             "tokens": cutters[split].tokens,
             "windows": writer.windows[split],
             "dropped_tokens": cutters[split].dropped,
+            **({"skipped_lines": skipped[split]} if bad.share else {}),
         }
         for split in splits
     }
+
+
+class _BadLines:
+    """Counts the lines of a shard that are left out, and refuses more than a share of all."""
+
+    def __init__(self, share: float):
+        self.share, self.lines, self.skipped = share, 0, 0
+        self._named: list[str] = []
+        self._untaken = 0
+
+    def count(self) -> None:
+        self.lines += 1
+
+    def note(self, error: UserError) -> None:
+        self.skipped += 1
+        self._untaken += 1
+        if len(self._named) < NAMED_LINES:
+            self._named.append(str(error).partition(";")[0])
+        if self.lines >= EARLY:  # so far: a corpus that is of another kind ends here and not after hours
+            self._check()
+
+    def taken(self) -> int:
+        """Lines left out since the last call."""
+        untaken, self._untaken = self._untaken, 0
+        return untaken
+
+    def end(self) -> None:
+        self._check()
+        if self.skipped:
+            more = "; …" if self.skipped > len(self._named) else ""
+            _LOG.warning("left out %d of %d lines: %s%s", self.skipped, self.lines, "; ".join(self._named), more)
+
+    def _check(self) -> None:
+        if self.skipped > self.share * self.lines:
+            raise UserError(
+                f"{self.skipped} of {self.lines} lines have no text, more than --skip-bad-lines {self.share:g}:"
+                f" {'; '.join(self._named)}; fix them, or give a larger share"
+            )
 
 
 @functools.lru_cache(maxsize=1)

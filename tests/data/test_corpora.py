@@ -18,6 +18,7 @@ from data_examples import BOS, EOS, amber, jsonl, letters, letters_tokenizer, st
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fineline_jax.data import shards
 from fineline_jax.data.corpora import prepare_amber, prepare_text
 from fineline_jax.data.storage import open_data_set
 from fineline_jax.data.windows import WindowCutter
@@ -384,3 +385,37 @@ def test_a_full_disk_is_said_in_one_line(tmp_path: Path) -> None:
     )
     assert "out: cannot be written" in run.stdout and "free space and run again" in run.stdout
     assert run.stdout.count("\n") == 1
+
+
+def test_bad_lines_are_left_out_up_to_a_share_and_counted(tmp_path, caplog):
+    """12 of 100 lines are bad; the 88 others are prepared as if they stood alone."""
+    good, bad = [f'{{"text": "{"abcdefgh"[: 1 + i % 8]}"}}\n' for i in range(88)], ["[1]\n", '{"text": 3}\n', "{\n"] * 4
+    (tmp_path / "mixed.jsonl").write_text("".join(good[:40] + bad + good[40:]))
+    (tmp_path / "good.jsonl").write_text("".join(good))
+    letters_tokenizer(tmp_path)
+    options = {"tokenizer": tmp_path, "sequence_length": 4}
+    prepare_text([tmp_path / "good.jsonl"], tmp_path / "a", **options)
+    prepare_text([tmp_path / "mixed.jsonl"], tmp_path / "b", **options, skip_bad_lines=0.12)
+    assert (stored(tmp_path / "a", "train") == stored(tmp_path / "b", "train")).all()
+    counts = json.loads((tmp_path / "b/metadata.json").read_text())["splits"]["train"]
+    assert counts["skipped_lines"] == 12 and counts["documents"] == 88
+    [said] = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert said.startswith("left out 12 of 100 lines: ") and said.count("mixed.jsonl:") == 10 and said.endswith("; …")
+    assert "mixed.jsonl:41: no text under the key 'text'" in said and "mixed.jsonl:43: not JSON" in said
+    with pytest.raises(UserError, match=r"12 of 100 lines have no text, more than --skip-bad-lines 0\.11:"):
+        prepare_text([tmp_path / "mixed.jsonl"], tmp_path / "c", **options, skip_bad_lines=0.11)
+    with pytest.raises(UserError, match=r"mixed\.jsonl:41: no text"):
+        prepare_text([tmp_path / "mixed.jsonl"], tmp_path / "c", **options)
+    assert not (tmp_path / "c").exists()
+    with pytest.raises(UserError, match=r"skip_bad_lines=1.*below 1"):
+        prepare_text([tmp_path / "mixed.jsonl"], tmp_path / "c", **options, skip_bad_lines=1)
+
+
+def test_a_corpus_of_another_kind_ends_early(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "EARLY", 5)
+    (tmp_path / "all.jsonl").write_text('{"text": "a"}\n' * 3 + "[]\n" * 1000)
+    letters_tokenizer(tmp_path)
+    with pytest.raises(UserError, match=r"2 of 5 lines have no text"):
+        prepare_text(
+            [tmp_path / "all.jsonl"], tmp_path / "x", tokenizer=tmp_path, sequence_length=4, skip_bad_lines=0.1
+        )

@@ -1,9 +1,13 @@
 """Files to documents: which files, which text, and the place of each."""
 
+import codecs
 import gzip
 import json
+import re
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -130,10 +134,91 @@ def test_files_come_as_given_and_those_of_a_folder_by_name(tmp_path: Path) -> No
     for wanted, message in (
         ([tmp_path / "w.csv"], "w.csv: unknown kind of file"),
         ([tmp_path / "u.txt"], "u.txt: no such file"),
-        ([tmp_path / "v"], "v: no .jsonl, .json, .txt file in this folder"),
+        ([tmp_path / "v"], "v: no .jsonl, .json, .parquet, .txt file in this folder"),
         ([], "no input files"),
     ):
         with pytest.raises(UserError, match=message):
             input_files(wanted)
     assert [suffix_of(Path(name)) for name in ("a.txt", "a.b.jsonl.gz", "a.gz", "a")] == [".txt", ".jsonl", "", ""]
-    assert documents.SUFFIXES == (".jsonl", ".json", ".txt")
+    assert documents.SUFFIXES == (".jsonl", ".json", ".parquet", ".txt")
+
+
+def test_parquet_and_zstandard_are_read_like_lines(tmp_path: Path) -> None:
+    texts = ["one", TEXT, " ", "four\n\nlines"]
+    expected = [("one", ":1"), (TEXT, ":2"), ("four\n\nlines", ":4")]
+    pq.write_table(pa.table({"id": [1, 2, 3, 4], "text": texts}), tmp_path / "a.parquet", row_group_size=2)
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+    with pa.CompressedOutputStream(tmp_path / "a.jsonl.zst", "zstd") as out:
+        out.write(lines)
+    with pa.CompressedOutputStream(tmp_path / "a.txt.zst", "zstd") as out:
+        out.write(TEXT.encode())
+    assert read(tmp_path / "a.parquet") == expected
+    assert read(tmp_path / "a.jsonl.zst") == expected
+    assert read(tmp_path / "a.txt.zst") == [(TEXT, ":1")]
+    sizes: list[int] = []
+    assert list(read_documents(tmp_path / "a.parquet", text_key="text", text_unit="file", progress=sizes.append))
+    assert sum(sizes) == (tmp_path / "a.parquet").stat().st_size
+
+
+def test_columns_of_a_parquet_file_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"body": ["a", None]}), file)
+    with pytest.raises(UserError, match=r"a\.parquet: no column 'text', only body; name it by --text-key"):
+        read(file)
+    with pytest.raises(UserError, match=r"a\.parquet:2: no text under the key 'body'"):
+        read(file, key="body")
+
+
+@pytest.mark.parametrize("unit", ["file", "line", "paragraph"])
+def test_a_byte_order_mark_is_no_text(tmp_path: Path, unit: str) -> None:
+    (tmp_path / "a.txt").write_bytes(codecs.BOM_UTF8 + "é".encode())
+    (tmp_path / "a.jsonl").write_bytes(codecs.BOM_UTF8 + b'{"text": "b"}\n')
+    (tmp_path / "b.txt").write_bytes(codecs.BOM_UTF16_LE + "é".encode("utf-16-le"))
+    assert read(tmp_path / "a.txt", unit=unit) == [("é", ":1")]
+    assert read(tmp_path / "a.jsonl") == [("b", ":1")]
+    with pytest.raises(UserError, match=r"b\.txt:1: not UTF-8"):
+        read(tmp_path / "b.txt", unit=unit)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.txt.gz", "a.jsonl.zst", "a.txt.zst"])
+def test_a_packed_file_that_is_cut_short_is_one_line(tmp_path: Path, name: str) -> None:
+    lines = json.dumps({"text": TEXT}).encode() * 50
+    with pa.CompressedOutputStream(tmp_path / "whole", "zstd" if name.endswith("zst") else "gzip") as out:
+        out.write(lines)
+    whole = (tmp_path / "whole").read_bytes()
+    for size in (0, 5, len(whole) // 2, len(whole) - 1):
+        (tmp_path / name).write_bytes(whole[:size])
+        with pytest.raises(
+            UserError, match=rf"{re.escape(name)}(:1)?: (cannot be read \(|is empty).*fetch the file again"
+        ):
+            read(tmp_path / name)
+
+
+def test_nothing_of_a_folder_is_dropped_without_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    for path in (tmp_path / "corpus/a.jsonl", elsewhere / "b.jsonl"):
+        path.parent.mkdir()
+        path.write_text('{"text": "x"}\n')
+    (tmp_path / "corpus/linked").symlink_to(elsewhere)
+    (elsewhere / "round").symlink_to(tmp_path / "corpus")  # a folder within itself
+    others = ["README.md", "c.jsonl.bz2", "d.parquet.gz", "e.csv"]
+    for name in others:
+        (tmp_path / "corpus" / name).touch()
+    found = input_files([tmp_path / "corpus"])
+    assert [file.relative_to(tmp_path / "corpus").as_posix() for file in found] == ["a.jsonl", "linked/b.jsonl"]
+    assert (
+        f"not read, since it is no .jsonl, .json, .parquet, .txt: {', '.join(others)}"
+        in caplog.text
+    )
+    for number in range(20):
+        (tmp_path / f"corpus/x{number:02d}.csv").touch()
+    caplog.clear()
+    input_files([tmp_path / "corpus"])
+    assert "x05.csv and 14 more" in caplog.text
+
+
+def test_a_pointer_of_git_lfs_is_called_one(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "a.parquet", "a.txt"):
+        (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+        with pytest.raises(UserError, match=rf"{name}: a git LFS pointer, not the file itself; run `git lfs pull`"):
+            read(tmp_path / name)

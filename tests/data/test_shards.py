@@ -44,6 +44,7 @@ def text_shard(folder: Path, files: list[tuple[str, Path]], tokenizer: Path, **c
     settings = {
         "kind": "text", "sequence_length": 3, "vocab_size": 29, "tokenizer_hash": tokenizer_hash,
         "bos": False, "eos": True, "text_key": "text", "text_unit": "file", "validation_fraction": 0.0,
+        "skip_bad_lines": 0.0,
     }  # fmt: skip
     return Shard(folder, tuple(files), settings | changes, tokenizer / "tokenizer.json")
 
@@ -143,7 +144,7 @@ def test_every_option_of_text_is_in_the_metadata_and_makes_another_data_set(tmp_
         "format": 3, "kind": "text", "packing": "stream", "sequence_length": 3, "vocab_size": 29,
         "tokenizer_hash": identity(open_tokenizer(tokenizer)).tokenizer_hash,
         "bos": False, "eos": True, "bos_id": BOS, "eos_id": EOS, "text_key": "text", "text_unit": "file",
-        "validation_fraction": 0.0,
+        "validation_fraction": 0.0, "skip_bad_lines": 0.0,
     }  # fmt: skip
     assert (out / "tokenizer" / "tokenizer.json").read_bytes() == (tokenizer / "tokenizer.json").read_bytes()
     assert prepare_text([source], out, **usual) == Prepared(out, {"train": 9}, already_done=True)
@@ -153,6 +154,7 @@ def test_every_option_of_text_is_in_the_metadata_and_makes_another_data_set(tmp_
         ({"eos": False, "bos": True}, "bos"),
         ({"text_key": "body"}, "text_key"),
         ({"text_unit": "line"}, "text_unit"),
+        ({"skip_bad_lines": 0.5}, "skip_bad_lines"),
         ({"vocab_size": 30}, "vocab_size"),
         ({"validation_fraction": 0.25}, "validation_fraction"),
         ({"validation_inputs": [held]}, "input"),
@@ -163,7 +165,7 @@ def test_every_option_of_text_is_in_the_metadata_and_makes_another_data_set(tmp_
     assert stored(tmp_path / "body", "train").ravel().tolist()[:9] == [*letters("hgfedcba"), EOS]
     assert prepare_text.__kwdefaults__ == {
         "sequence_length": 2048, "bos": False, "eos": True, "validation_inputs": (), "validation_fraction": 0.0,
-        "text_key": "text", "text_unit": "file", "vocab_size": None, "beam_options": None,
+        "text_key": "text", "text_unit": "file", "skip_bad_lines": 0.0, "vocab_size": None, "beam_options": None,
     }  # fmt: skip
 
 

@@ -252,7 +252,7 @@ LLAMA: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], **family_example
         ("LlamaForCausalLM", {"intermediate_size": -(10**4000)}, "intermediate_size=-100000000000\\d+… is no size"),
         ("GPTNeoXForCausalLM", {"rope_parameters": {"partial_rotary_factor": "all"}}, "partial_rotary_factor='all'"),
         ("OlmoForCausalLM", {"clip_qkv": -3.0}, "clip_qkv=-3.0 is not a number from 0 on"),
-        ("BloomForCausalLM", {}, "architectures: BloomForCausalLM is not known; known: LlamaForCausalLM, Qwen2"),
+        ("BloomForCausalLM", {}, "architectures: BloomForCausalLM is not known; known: LlamaForCausalLM, Mistral"),
     ],
 )
 def test_what_the_decoder_does_not_compute_is_refused_by_key(

@@ -22,7 +22,9 @@ class Incomplete(UserError):
 
 
 _OF_READERS = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
-_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_POINTER_START = b"version https://git-lfs.github.com/spec/"
+LFS_POINTER = "{}: a git LFS pointer, not the file itself; run `git lfs pull` in its repository"
+"""The message for a path."""
 
 
 @contextlib.contextmanager
@@ -45,12 +47,16 @@ def reading(path: Path, remedy: str = "fetch it again", what: str = "cannot be r
         raise UserError(f"{path}: {what} ({' '.join(reason.split())[:200]}); {remedy}") from error
 
 
-def refuse_lfs_pointer(path: Path) -> None:
-    """Raise UserError if `path` holds not a file's content but the few lines that git keeps in its place."""
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether `path` holds not a file's content but the few lines that git LFS keeps in its place."""
     try:
         with path.open("rb") as file:
-            is_pointer = file.read(len(_LFS_POINTER)) == _LFS_POINTER
+            return file.read(len(_POINTER_START)) == _POINTER_START
     except OSError:
-        return
-    if is_pointer:
-        raise UserError(f"{path}: a git LFS pointer, not the file itself; run `git lfs pull` in its repository")
+        return False
+
+
+def refuse_lfs_pointer(path: Path) -> None:
+    """Raise UserError if `path` is one."""
+    if is_lfs_pointer(path):
+        raise UserError(LFS_POINTER.format(path))

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
-from fineline_jax.errors import UserError
+from fineline_jax.errors import LFS_POINTER, UserError, is_lfs_pointer, reading
 from fineline_jax.tokenizers.files import SETTINGS_FILES, copy_tokenizer, holds_tokenizer
 
 Bos = Literal["auto", "always", "never"]
@@ -56,6 +56,7 @@ def _open_folder(folder: Path, path: Path, options: dict[str, Any]) -> Any:
     """path: the folder, or the file that was given and copied into it."""
     given_file = path if path.is_file() else None
     settings = {name: _read_settings((given_file.parent if given_file else folder) / name) for name in SETTINGS_FILES}
+    _read_settings(folder / "config.json")  # transformers reads it as well, and would blame the tokenizer
     config = settings["tokenizer_config.json"]
     options |= _plain_tokens(config or {})
     if (file := folder / "tokenizer.json").is_file():
@@ -103,7 +104,9 @@ def _from_pretrained(kind: str, folder: Path, path: Path, options: dict[str, Any
         return getattr(transformers, kind).from_pretrained(str(folder), trust_remote_code=False, **options)
     except Exception as error:  # what transformers raises for broken files and foreign classes is not documented
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise UnreadableTokenizer(f"{path}: the tokenizer cannot be opened ({reason}); {_OTHERS}") from error
+        message = f"{path}: the tokenizer cannot be opened ({reason}); {_OTHERS}"
+        pointer = next(filter(is_lfs_pointer, sorted(folder.iterdir())), None)
+        raise UnreadableTokenizer(message if pointer is None else LFS_POINTER.format(pointer)) from error
     finally:
         logging.set_verbosity(verbosity)
 
@@ -115,9 +118,10 @@ def _read_settings(file: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        content = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise UnreadableTokenizer(f"{file}: not JSON ({error}); repair or remove it") from error
+        with reading(file, "repair or remove it", "not JSON"):
+            content = json.loads(file.read_bytes())
+    except UserError as error:
+        raise UnreadableTokenizer(str(error)) from error
     if not isinstance(content, dict):
         raise UnreadableTokenizer(f"{file}: no JSON object; repair or remove it")
     return content

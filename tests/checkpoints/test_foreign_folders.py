@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from scoring_examples import write_tokenizer
 
 from fineline_jax.checkpoints.formats.huggingface import export_hf, load_hf
 from fineline_jax.checkpoints.open import open_series
@@ -19,6 +20,7 @@ from fineline_jax.errors import UserError
 from fineline_jax.mesh import make_mesh
 from fineline_jax.models import decoder
 from fineline_jax.models.config import ModelConfig
+from fineline_jax.tokenizers.open import UnreadableTokenizer, open_tokenizer
 
 TIED = ModelConfig(
     vocab_size=32, width=16, layers=2, heads=2, kv_heads=2, mlp_width=24, context=32, tied_embeddings=True
@@ -171,3 +173,29 @@ def test_a_cache_of_the_hub_is_its_snapshots(trainer, capsys) -> None:
     assert (one.series, one.name) == ("tiny", "step20")
     assert main(["series", str(cache / "snapshots" / ("d" * 40))]) == 2
     assert "no snapshot of this cache holds config.json and weights" in capsys.readouterr().err
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "pytorch_model.bin", "config.json", "model.safetensors.index.json"]
+)
+def test_a_pointer_of_git_lfs_is_called_one(name, tmp_path) -> None:
+    write(tmp_path / "x", UNTIED)
+    if name != "config.json":
+        (tmp_path / "x/model.safetensors").unlink()
+    (tmp_path / "x" / name).write_text(POINTER)
+    with pytest.raises(UserError, match=rf"{name}: a git LFS pointer, not the file itself; run `git lfs pull`"):
+        load_hf(tmp_path / "x", make_mesh())
+
+
+def test_a_tokenizer_that_is_a_pointer_or_beside_a_broken_config_is_not_blamed_for_it(tmp_path) -> None:
+    folder = write_tokenizer(tmp_path / "x", adds_bos=False)
+    (folder / "config.json").write_text('{"model_type": ')
+    with pytest.raises(UnreadableTokenizer, match=r"x/config\.json: not JSON"):
+        open_tokenizer(folder)
+    (folder / "config.json").unlink()
+    (folder / "tokenizer.json").write_text(POINTER)
+    with pytest.raises(UnreadableTokenizer, match=r"x/tokenizer\.json: a git LFS pointer"):
+        open_tokenizer(folder)

@@ -19,7 +19,7 @@ from fineline_jax.checkpoints.formats.host_copy import PIECE, copy, in_threads, 
 from fineline_jax.checkpoints.formats.lazy_tensor import BFLOAT16, StoredTensor
 from fineline_jax.checkpoints.formats.safetensors_files import SAFETENSORS, write_safetensors
 from fineline_jax.checkpoints.formats.weight_files import Weights, open_weights
-from fineline_jax.errors import UserError
+from fineline_jax.errors import UserError, reading
 from fineline_jax.models import decoder, families
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.models.families.family import Family
@@ -56,12 +56,8 @@ def config_from_hf(path: Path) -> ModelConfig:
 
 def _family_and_config(path: Path, unnamed: Family | None = None) -> tuple[Family, ModelConfig]:
     """unnamed: the family of a file that names no architectures."""
-    try:
+    with reading(path, "give a folder with a Hugging Face config.json, or fetch the file again", "not valid JSON"):
         raw = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; give a folder with a Hugging Face config.json") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); fetch the file again") from error
     if unnamed and isinstance(raw, dict) and not raw.get("architectures"):
         raw["architectures"] = [unnamed.architectures[0]]
     return families.of_hf(HfConfig(str(path), raw))

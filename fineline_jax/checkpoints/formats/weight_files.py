@@ -10,7 +10,7 @@ from fineline_jax.checkpoints.formats.lazy_tensor import StoredTensor
 from fineline_jax.checkpoints.formats.safetensors_files import SAFETENSORS, unambiguous_json
 from fineline_jax.checkpoints.formats.torch_bin import TORCH_BIN
 from fineline_jax.checkpoints.formats.weight_format import WeightFormat
-from fineline_jax.errors import UserError
+from fineline_jax.errors import UserError, reading, refuse_lfs_pointer
 
 FORMATS = (SAFETENSORS, TORCH_BIN, EASYLM)
 """In the order in which they are preferred. A file of unknown suffix is read as the last."""
@@ -62,6 +62,7 @@ def open_weights(folder: Path) -> Weights:
     files, weight_format, index = located
     tensors: dict[str, StoredTensor] = {}
     for file in files:
+        refuse_lfs_pointer(file)
         for name, tensor in weight_format.read(file).items():
             if name in tensors:
                 raise UserError(f"{file}: tensor {name} is also in {tensors[name].file.name}; fetch both files again")
@@ -92,11 +93,9 @@ def _locate(folder: Path) -> tuple[list[Path], WeightFormat, dict[str, Path]] | 
 
 def _read_index(path: Path) -> dict[str, Path]:
     """The file of each tensor, all of them beside the index."""
-    try:
+    with reading(path, what="not an index of weight files"):
         weight_map = unambiguous_json(path.read_bytes())["weight_map"]
         names = {str(tensor): str(name) for tensor, name in weight_map.items()}
-    except (OSError, ValueError, RecursionError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{path}: not an index of weight files ({str(error)[:200]!r}); fetch it again") from error
     for tensor, name in names.items():
         if not name or Path(name).name != name or name == "..":
             raise UserError(

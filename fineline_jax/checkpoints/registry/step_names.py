@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from fineline_jax.errors import UserError
+from fineline_jax.errors import reading
 
 _STEP = r"(?:(?:step|iter)[-_]?|checkpoint[-_])(\d+)(k?)(?![\d.])"
 _AMOUNT = r"(\d+(?:\.\d+)?)(b|t)"
@@ -36,11 +36,9 @@ def step_and_tokens(folder: Path) -> tuple[int | None, int | None]:
     file = folder / "trainer_state.json"
     if not file.is_file():
         return named_step, named_tokens
-    try:
+    with reading(file, "repair or remove it", "not a state of transformers' Trainer"):
         state = json.loads(file.read_bytes())
         step, tokens = int(state["global_step"]), int(state.get("num_input_tokens_seen") or 0)
-    except (OSError, ValueError, OverflowError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file}: not a state of transformers' Trainer ({error!r}); repair or remove it") from error
     return step, tokens or named_tokens  # 0: it did not count them
 
 

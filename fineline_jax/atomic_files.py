@@ -72,9 +72,9 @@ def _digest(record: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path, *, exclusive: bool = False) -> Iterator[Path]:
+def atomic_folder(path: Path, *, exclusive: bool = False, replace: bool = False) -> Iterator[Path]:
     """A new folder to fill; when the block ends, what it holds is on the disk and it becomes `path`, which must be
-    absent or an empty folder.
+    absent or an empty folder, or is replaced (`replace`).
 
     If the block raises, `path` is as it was and nothing is left beside it. Folders above are made. Raises OSError if
     another process was first.
@@ -84,19 +84,30 @@ def atomic_folder(path: Path, *, exclusive: bool = False) -> Iterator[Path]:
         partial.mkdir(parents=True)
         try:
             yield partial
-            put_in_place(partial, path)
+            put_in_place(partial, path, replace=replace)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def put_in_place(partial: Path, path: Path) -> None:
+def put_in_place(partial: Path, path: Path, *, replace: bool = False) -> None:
     """Give the finished folder `partial` the name `path`, on the disk with all it holds, when it returns.
 
-    `path` must be absent or an empty folder. Raises OSError if it is not.
+    `path` must be absent or an empty folder; Raises OSError if it is not. replace: a folder that is there is removed
+    afterwards, and has its name again if the new one cannot have it.
     """
     to_disk(partial)
-    partial.rename(path)
+    old = _beside(path, False) if replace and path.exists() else None
+    if old is not None:
+        path.rename(old)
+    try:
+        partial.rename(path)
+    except OSError:
+        if old is not None:
+            old.rename(path)
+        raise
     names_to_disk(path.parent)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def to_disk(folder: Path) -> None:

@@ -39,6 +39,25 @@ def test_a_folder_takes_the_place_of_none_or_of_an_empty_one(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["above", "empty", "new"] and os.listdir(tmp_path / "above") == ["below"]
 
 
+def test_a_folder_is_replaced_and_stays_where_the_new_one_cannot_have_its_name(tmp_path, monkeypatch):
+    for text in ("one", "two"):
+        with atomic_folder(tmp_path / "x", replace=True) as partial:
+            (partial / text).write_text(text)
+    assert os.listdir(tmp_path) == ["x"] and os.listdir(tmp_path / "x") == ["two"]
+    rename, names = os.rename, []
+
+    def failing(old, new):
+        names.append(Path(new).name)
+        if len(names) == 2:
+            raise OSError(errno.EIO, "", str(old))
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", failing)
+    with pytest.raises(OSError), atomic_folder(tmp_path / "x", replace=True) as partial:
+        (partial / "three").write_text("three")
+    assert names[1:] == ["x", "x"] and os.listdir(tmp_path) == ["x"] and os.listdir(tmp_path / "x") == ["two"]
+
+
 def test_of_two_processes_that_make_a_folder_the_first_one_wins(tmp_path):
     with pytest.raises(OSError) as raised, atomic_folder(tmp_path / "x") as late:
         (late / "a").write_text("late")

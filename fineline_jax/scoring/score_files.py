@@ -65,6 +65,8 @@ class Header:
     """Why it is not the tree."""
     location: str = ""
     """`Series.location`: distinguishes series of one name; "": not known."""
+    not_finite: int = 0
+    """Log-likelihoods that are NaN or infinite (`write` counts them): with one, the checkpoint has no metrics."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +93,9 @@ def write(folder: Path, scores: Scores) -> Path:
     path = path_of(folder, scores.header.series, scores.header.checkpoint)
     path.parent.mkdir(parents=True, exist_ok=True)
     count = len(scores.loglikelihood)
+    header = dataclasses.replace(scores.header, not_finite=int((~np.isfinite(scores.loglikelihood)).sum()))
     columns = [np.arange(count, dtype=np.int32), scores.loglikelihood.astype(np.float64), scores.is_greedy]
-    facts = {"format": FORMAT, "content": _digest(columns), **dataclasses.asdict(scores.header)}
+    facts = {"format": FORMAT, "content": _digest(columns), **dataclasses.asdict(header)}
     metadata = {_KEY: json.dumps(sealed(facts)).encode()}
     table = pa.Table.from_arrays([pa.array(column) for column in columns], schema=_SCHEMA.with_metadata(metadata))
     with atomic_file(path, exclusive=True) as partial:
@@ -167,6 +170,20 @@ def score_files(folder: Path) -> list[Path]:
         raise UserError(f"{folder}: no scores here (there is no pack/ in it); make them with `fineline score`")
     paths = (path for path in folder.glob("*/*.parquet") if path.name[0] != ".")
     return sorted(path for path in paths if not re.fullmatch(r"pack|\.pack\..*", path.parent.name))
+
+
+def usable_files(folder: Path) -> tuple[list[Path], list[str]]:
+    """The score files whose log-likelihoods are all finite, as `score_files`; and the names of the other checkpoints.
+
+    Raises UserError if there is none of the first kind.
+    """
+    headers = {path: read_header(path) for path in score_files(folder)}
+    if not headers:
+        raise UserError(f"{folder}: holds no scores yet; make them with `fineline score`")
+    broken = [f"{one.series}/{one.checkpoint}" for one in headers.values() if one.not_finite]
+    if len(broken) == len(headers):
+        raise UserError(f"{folder}: no checkpoint has finite log-likelihoods ({', '.join(broken)}); see their weights")
+    return [path for path, one in headers.items() if not one.not_finite], broken
 
 
 def check_pack(folder: Path, pack: Pack) -> None:

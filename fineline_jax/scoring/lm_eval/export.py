@@ -11,8 +11,6 @@ import collections
 import contextlib
 import json
 import logging
-import os
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from fineline_jax import progress
-from fineline_jax.errors import UserError
+from fineline_jax.atomic_files import atomic_folder
+from fineline_jax.errors import Incomplete, UserError
 from fineline_jax.scoring import score_files
 from fineline_jax.scoring.lm_eval_compat import (
     DEFAULT_OTHER_SEED,
@@ -50,13 +49,12 @@ def export(folder: Path, out: Path, pack: Pack | None = None, *, samples: bool =
     pack: default, the one in `folder`. samples: also a line per document, which repeats the prompt for each choice:
     MMLU with five shots takes 170 MB per checkpoint. A checkpoint that was exported before is replaced.
     Tasks for which lm-eval generates text are left out: of those only gold solutions are scored here.
-    Raises UserError if there are no scores of lm-eval's, or tasks that it does not define.
+    Raises UserError if there are no scores of lm-eval's, or tasks that it does not define; Incomplete at the end, if
+    checkpoints have log-likelihoods that are not finite, which are left out.
     """
     if folder.resolve() == out.resolve():
         raise UserError(f"--out {out}: is the folder of the scores; give another")
-    files = score_files.score_files(folder)
-    if not files:
-        raise UserError(f"{folder}: holds no scores yet; make them with `fineline score`")
+    files, broken = score_files.usable_files(folder)
     pack = pack or packs.load(folder / "pack")
     if (mode := pack.manifest["mode"]) != mode_of_lm_eval.MODE.name:
         raise UserError(f"{folder}: scored in mode {mode}, whose numbers are not lm-eval's; score in mode lm-eval")
@@ -78,6 +76,11 @@ def export(folder: Path, out: Path, pack: Pack | None = None, *, samples: bool =
             results |= {"max_length": stored.header.context}
             written.append(_write(results, stored, out, samples))
             advance(1, stored.header.checkpoint)
+    if broken:
+        raise Incomplete(
+            f"{out}: {len(written)} of {len(written) + len(broken)} checkpoints exported; not those whose"
+            f" log-likelihoods are NaN or infinite: {', '.join(broken)}; see their weights"
+        )
     return written
 
 
@@ -222,24 +225,35 @@ def _config(pack: Pack, stored: Scores) -> dict[str, Any]:
 
 
 def _write(results: dict[str, Any], stored: Scores, out: Path, samples: bool) -> Path:
-    """By lm-eval's tracker, into a temporary folder that is renamed when it is complete."""
-    partial = out / f".{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)
-    tracker = EvaluationTracker(output_path=str(partial))
+    """By lm-eval's tracker, read back: it logs what goes wrong, and goes on."""
+    tracker = EvaluationTracker()
     tracker.general_config_tracker.log_experiment_args("fineline", results["config"]["model_args"], None, None, False)
     tracker.general_config_tracker.start_time = time.perf_counter()  # of an evaluation that was run elsewhere
     logged = results.pop("samples")
-    tracker.save_results_aggregated(results, logged)
-    if samples:
-        for task, lines in logged.items():
-            tracker.save_results_samples(task, lines)
-    [made] = list(partial.iterdir()) if partial.is_dir() else [None]
-    names = [path.name for path in made.iterdir()] if made is not None else []
-    written = [name for name in names if name.startswith("results_")]
-    if made is None or not written or (samples and len(names) <= len(logged)):  # lm-eval only logs what went wrong
-        raise UserError(f"{out}: {stored.header.checkpoint} could not be written; is the disk full?")
-    folder = out / made.name
-    shutil.rmtree(folder, ignore_errors=True)
-    made.rename(folder)
-    partial.rmdir()
-    return folder / written[0]
+    folder = out / str(tracker.general_config_tracker.model_name_sanitized)
+    with atomic_folder(folder, exclusive=True, replace=True) as partial:
+        tracker.output_path = str(partial)
+        tracker.save_results_aggregated(results, logged)
+        if samples:
+            for task, lines in logged.items():
+                tracker.save_results_samples(task, lines)
+        made = partial / folder.name
+        try:
+            for path in list(made.iterdir()):
+                path.rename(partial / path.name)
+            made.rmdir()
+            name = f"results_{tracker.date_id}.json"
+            whole = json.loads((partial / name).read_bytes())["results"].keys() == results["results"].keys()
+            for task, lines in logged.items() if samples else ():
+                text = (partial / f"samples_{task}_{tracker.date_id}.jsonl").read_bytes()
+                whole = whole and [json.loads(line)["doc_id"] for line in text.splitlines()] == [
+                    line["doc_id"] for line in lines
+                ]
+        except (OSError, ValueError):
+            whole = False
+        if not whole:
+            raise UserError(
+                f"{folder}: lm-eval's writer has lost a part of it, most likely for lack of space; make room and run"
+                " the same command again"
+            )
+    return folder / name

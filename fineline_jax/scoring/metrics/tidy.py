@@ -10,6 +10,7 @@ documents, for a task's own kind of f1 the jackknife.
 
 import dataclasses
 import json
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -27,17 +28,20 @@ from fineline_jax.scoring.metrics.documents import Table
 from fineline_jax.scoring.requests import pack as packs
 from fineline_jax.scoring.requests.pack import Pack
 
+log = logging.getLogger(__name__)
+
 
 def tidy(folder: Path) -> pd.DataFrame:
     """One row per (series, checkpoint, task or group, metric) of a scores folder, with the columns COLUMNS.
 
     Checkpoints of a series are ordered by tokens, tasks as in the suite. step and tokens are nullable integers; stderr
     and chance are NaN where there is none; a metric without a value (no document has a right choice) has no row.
+    A checkpoint with log-likelihoods that are not finite is left out, with a warning.
     Raises UserError if there are no scores, or scores of another pack than the one beside them.
     """
-    files = score_files.score_files(folder)
-    if not files:
-        raise UserError(f"{folder}: holds no scores yet; make them with `fineline score`")
+    files, broken = score_files.usable_files(folder)
+    if broken:
+        log.warning("%s: left out, log-likelihoods are NaN or infinite: %s", folder, ", ".join(broken))
     pack = packs.load(folder / "pack")
     tables = documents.tables(pack)
     headers, values, resampled = [], [], []

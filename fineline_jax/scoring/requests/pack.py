@@ -14,7 +14,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -188,10 +187,8 @@ def load(path: Path) -> Pack:
 def save(pack: Pack, path: Path) -> None:
     """Write a pack; it appears under its name complete or not at all."""
     refuse_to_replace(path)
-    with atomic_folder(path) as partial:
+    with atomic_folder(path, replace=True) as partial:
         write_files(pack, partial)
-        if path.exists():
-            shutil.rmtree(path)
 
 
 def write_files(pack: Pack, folder: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from fineline_jax.errors import UserError
-from fineline_jax.trajectories.readers.json_files import json_files, read_json
+from fineline_jax.trajectories.readers.json_files import files_below, json_files, read_json
 from fineline_jax.trajectories.readers.table_files import SUFFIXES, read_table_file
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def _tables(path: Path, tokens_per_step: float | None) -> list[tuple[Path, pd.Da
             return [(path, _read(path / name, tokens_per_step))]
     tables = [
         file
-        for file in sorted(path.rglob("*"))
+        for file in files_below(path, "*")
         if file.name.lower().endswith(SUFFIXES) and not file.name.startswith("samples_")
     ]
     results = json_files(path)

@@ -19,7 +19,14 @@ _SCORE = ["series", "checkpoint", "shots", "limit", "task", "metric"]
 
 def json_files(folder: Path) -> list[Path]:
     """The result files below a folder: those that are called so, or else all JSON files."""
-    return sorted([*folder.rglob("results_*.json"), *folder.rglob("metrics.json")]) or sorted(folder.rglob("*.json"))
+    named = [*files_below(folder, "results_*.json"), *files_below(folder, "metrics.json")]
+    return sorted(named) or files_below(folder, "*.json")
+
+
+def files_below(folder: Path, pattern: str) -> list[Path]:
+    """Hidden files and folders, such as a killed command leaves, hold no results."""
+    found = folder.rglob(pattern)
+    return sorted(path for path in found if not any(part[0] == "." for part in path.relative_to(folder).parts))
 
 
 def read_json(path: Path, *, tokens_per_step: float | None = None) -> pd.DataFrame:

@@ -3,6 +3,7 @@ exported. No code is shared but the answers."""
 
 import hashlib
 import json
+import os
 import random
 import re
 from pathlib import Path
@@ -21,6 +22,7 @@ from scoring_examples import write_tokenizer
 from transformers import AutoTokenizer
 
 from fineline_jax import prepare_pack
+from fineline_jax.atomic_files import unsealed
 from fineline_jax.errors import UserError
 from fineline_jax.scoring import score_files
 from fineline_jax.scoring.lm_eval import export
@@ -331,7 +333,7 @@ def test_every_column_of_a_document_is_what_lm_eval_knows_of_it(place):
 
 
 def test_the_manifest_says_what_was_asked(place):
-    manifest = json.loads((place.folder / "scores/pack/manifest.json").read_text())
+    manifest = unsealed((place.folder / "scores/pack/manifest.json").read_bytes())
     assert manifest == place.made.manifest
     rows, groups = {row.pop("task"): row for row in manifest.pop("tasks")}, manifest.pop("groups")
     assert manifest.pop("hash") == pack.content_hash(place.made)
@@ -617,9 +619,9 @@ def test_an_lm_eval_with_other_groups_is_not_used(place, tmp_path, monkeypatch):
         definition.write_text(DEFINITIONS["inner.yaml"])
 
 
-@pytest.mark.parametrize("left_out", ["results", "plain", "cloze"])
+@pytest.mark.parametrize("left_out", ["results", "plain", "cloze", "empty", "short"])
 def test_files_that_lm_eval_could_not_write_are_missed(left_out, place, tmp_path, monkeypatch):
-    """It only logs what goes wrong."""
+    """It only logs what goes wrong; of a full disk a file is left that is empty or ends early."""
     monkeypatch.setattr(tasks, "TASKS_FOLDER", place.folder / "tasks")
     monkeypatch.setattr(export, "add_env_info", lambda environment: None)
     prepared(place, tmp_path, "plain, cloze")
@@ -628,6 +630,9 @@ def test_files_that_lm_eval_could_not_write_are_missed(left_out, place, tmp_path
     def save_samples(tracker, name, lines):
         if name != left_out:
             samples(tracker, name, lines)
+        if left_out in ("empty", "short"):
+            [file] = Path(tracker.output_path).rglob(f"samples_{name}*")
+            os.truncate(file, {"empty": 0, "short": file.stat().st_size - 9}[left_out])
 
     def save_results(tracker, *args):
         results(tracker, *args)
@@ -637,7 +642,7 @@ def test_files_that_lm_eval_could_not_write_are_missed(left_out, place, tmp_path
     monkeypatch.setattr(EvaluationTracker, "save_results_samples", save_samples)
     monkeypatch.setattr(EvaluationTracker, "save_results_aggregated", save_results)
     for samples_too in (True, False) if left_out == "results" else (True,):
-        with pytest.raises(UserError, match="out: a could not be written; is the disk full"):
+        with pytest.raises(UserError, match="lm-eval's writer has lost a part of it"):
             export.export(tmp_path / "scores", tmp_path / "out", samples=samples_too)
     assert not list((tmp_path / "out").glob("run*"))
 

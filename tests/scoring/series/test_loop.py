@@ -278,15 +278,44 @@ def test_the_bar_reaches_its_end_whatever_becomes_of_the_checkpoints(run, model,
     assert f"run/{NAMES[1]} is passed over: " in caplog.text
 
 
-def test_log_likelihoods_that_are_no_numbers_are_told_and_kept(run, model, tmp_path, caplog):
+def test_a_checkpoint_whose_log_likelihoods_are_no_numbers_is_kept_and_told_by_the_exit_status(
+    run, model, tmp_path, caplog
+):
+    """Also when it was scored before: no command says that all is well."""
     model.wrong = 3
-    [path] = score(f"{run}@{NAMES[0]}", tmp_path / "out")
+    for _ in range(2):
+        with pytest.raises(
+            series_loop.NotAllScored, match=f"NaN or infinite, so there are no metrics: run/{NAMES[0]};"
+        ):
+            score(f"{run}@{NAMES[0]}", tmp_path / "out")
+        model.wrong = 0
+    assert len(model.asked) == 1
     assert f"run/{NAMES[0]}: 3 log-likelihoods are no numbers; see its weights" in caplog.text
+    [path] = (tmp_path / "out" / "run").iterdir()
     assert np.isfinite(score_files.read(path).loglikelihood).tolist() == [False, False, False, True]
     caplog.clear()
-    model.wrong = 0
     score(f"{run}@{NAMES[1]}", tmp_path / "out")
     assert "no numbers" not in caplog.text
+    assert score_files.usable_files(tmp_path / "out") == (
+        [tmp_path / f"out/run/{NAMES[1]}.parquet"],
+        [f"run/{NAMES[0]}"],
+    )
+    (tmp_path / f"out/run/{NAMES[1]}.parquet").unlink()
+    with pytest.raises(UserError, match=f"no checkpoint has finite log-likelihoods .run/{NAMES[0]}"):
+        score_files.usable_files(tmp_path / "out")
+
+
+def test_tensors_of_nothing_but_zeros_are_named(run, model, tmp_path, caplog):
+    with jax.set_mesh(one_device()):
+        params = fresh_params(9)
+        params["norm"] = params["norm"] * 0
+        params["layers"]["up"] = params["layers"]["up"].at[1].set(0)
+        export_hf(CONFIG, params, tmp_path / "zeros")
+    score(tmp_path / "zeros", tmp_path / "out")
+    assert "zeros/main: tensors of nothing but zeros: layers.up[1], norm; see its weights" in caplog.text
+    caplog.clear()
+    score(run, tmp_path / "other")
+    assert "zeros" not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -441,7 +470,7 @@ def test_a_file_is_read_as_it_was_written(tmp_path):
     path = score_files.write(tmp_path, some_scores("a/b", "org/name"))
     assert path == tmp_path / "org__name" / "a__b.parquet"
     found = score_files.read(path)
-    assert found.header == some_scores("a/b", "org/name").header
+    assert found.header == dataclasses.replace(some_scores("a/b", "org/name").header, not_finite=1)
     assert found.loglikelihood.tobytes() == some_scores().loglikelihood.tobytes() and found.is_greedy.tolist() == [
         True,
         False,
@@ -468,11 +497,11 @@ def test_a_file_that_holds_no_scores_is_named(tmp_path):
     pq.write_table(table.replace_schema_metadata({}), path)
     with pytest.raises(UserError, match=r"c\.parquet: not a score file"):
         score_files.read(path)
-    pq.write_table(table.replace_schema_metadata({b"fineline": b'{"format": 2, "series": "s"}'}), path)
-    with pytest.raises(UserError, match="not a score file"):
+    pq.write_table(table.replace_schema_metadata({b"fineline": b'{"format": 3, "series": "s"}'}), path)
+    with pytest.raises(UserError, match=r"damaged scores \(of its header: it has no record_sha256\)"):
         score_files.headers_of(tmp_path, "s")
     pq.write_table(table.replace_schema_metadata({b"fineline": b'{"series": "s", "key": {"weights": "w"}}'}), path)
-    with pytest.raises(UserError, match=r"c\.parquet: score file of format 1, not 2; remove it and score again"):
+    with pytest.raises(UserError, match=r"c\.parquet: score file of format 1, not 3; remove it and score again"):
         score_files.read(path)
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match="not a score file"):

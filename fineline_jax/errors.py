@@ -9,10 +9,14 @@ from pathlib import Path
 class UserError(Exception):
     """Bad input. The message is one line that names the file, key or flag and the remedy.
 
-    The command line prints it without a traceback and exits with `exit_status`.
+    The command line prints it without a traceback and exits with `exit_status`. Characters that are not printable, as
+    a damaged or hostile file may have them in its names, are written as their escapes.
     """
 
     exit_status = 2
+
+    def __init__(self, message: str):
+        super().__init__("".join(each if each.isprintable() else repr(each)[1:-1] for each in message))
 
 
 class Incomplete(UserError):

@@ -54,7 +54,7 @@ def main() -> None:
 
     steps, blocked, completed, resident = [], [], [], []
     with tempfile.TemporaryDirectory() as folder:
-        store = CheckpointStore(Path(folder), range(100), 0, tokens_per_step=recipe.tokens_per_step, recipe="bench")
+        store = CheckpointStore(Path(folder), range(100), 0)
         with store:
             for index in range(1, arguments.saves + 1):
                 start = time.perf_counter()

@@ -5,7 +5,9 @@ A recipe is checked when it is made, each part by its own `check`; an error name
 run folder as JSON and can be read back from there. No JAX here.
 """
 
+import bisect
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -46,6 +48,8 @@ class Data:
     order: Literal["shuffle", "chunks"] = "shuffle"
     """shuffle: one permutation per epoch over everything. chunks: the data set's splits
     chunk_000, chunk_001, ... in order, shuffled inside, the last incomplete batch of each dropped (Amber)."""
+    mask_documents_at: int | None = None
+    """Id of the token that ends every document (EOS): attention stays within a document. None: it crosses them."""
 
     def check(self, require: Require) -> None:
         require(bool(self.sources), "data.sources is empty; name at least one prepared data set")
@@ -333,6 +337,16 @@ class Recipe:
             ignored is None or 0 <= ignored < size,
             f"loss.ignore_token={ignored} is no id of model.vocab_size={size}; leave it out to train on all",
         )
+        end = self.data.mask_documents_at
+        require(
+            end is None or 0 <= end < size,
+            f"data.mask_documents_at={end} is no id of model.vocab_size={size}; give that of the end of a document",
+        )
+        require(
+            end is None or model.mixer == "attention",
+            f"data.mask_documents_at={end} masks attention, and the state of model.mixer={model.mixer!r} crosses"
+            " documents; leave it out",
+        )
         for field in ("load_balance", "router_z_loss"):
             weight = getattr(self.loss, field)
             require(not weight or model.experts > 0, f"loss.{field}={weight} is a loss of experts; set model.experts")
@@ -357,28 +371,72 @@ class Recipe:
 
     @property
     def steps(self) -> int:
-        return self.tokens // self.tokens_per_step
+        """Steps of a run from scratch."""
+        return Clock(self).last_step
 
     def kept_steps(self) -> tuple[int, ...]:
-        """Steps whose state stays for ever, ascending; the last step is always one.
-
-        A milestone of t tokens is the first step with at least t tokens.
-        """
-        kept = {self.steps} | ({0} if self.checkpoints.initial else set())
-        milestones = list(self.checkpoints.at_tokens)
-        start = 0
-        for rule in self.checkpoints.every:
-            end = self.tokens if rule.until is None else min(rule.until, self.tokens)
-            first = start // rule.tokens + 1
-            milestones += [k * rule.tokens for k in range(first, end // rule.tokens + 1)]
-            start = end
-        kept |= {-(-tokens // self.tokens_per_step) for tokens in milestones}
-        return tuple(sorted(step for step in kept if step <= self.steps))
+        """Steps whose state stays for ever, of a run from scratch: as `Clock.kept_steps`."""
+        return Clock(self).kept_steps()
 
     def latest_steps(self) -> int:
         """Steps between rolling checkpoints; 0: none."""
         tokens = self.checkpoints.latest_every_tokens
         return max(1, round(tokens / self.tokens_per_step)) if tokens else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Clock:
+    """Steps against tokens where a recipe begins at a step with that many tokens behind it: a changed recipe goes on
+    from the tokens that were trained before it."""
+
+    recipe: Recipe
+    step: int = 0
+    tokens: int = 0
+
+    @functools.cached_property
+    def pieces(self) -> tuple[tuple[int, int, int], ...]:
+        """(step, tokens, sequences), ascending: from that step on, with those tokens behind it, batches have so many
+        windows."""
+        return ((self.step, self.tokens, self.recipe.batch.sequences),)
+
+    def sequences_at(self, step: int) -> int:
+        """Windows of the update behind `step` steps."""
+        return self._piece(0, step)[2]
+
+    def tokens_at(self, step: int) -> int:
+        """Tokens behind `step` steps."""
+        first, tokens, sequences = self._piece(0, step)
+        return tokens + (step - first) * sequences * self.recipe.data.sequence_length
+
+    def step_at(self, tokens: int) -> int:
+        """The first step with at least that many tokens behind it."""
+        first, begun, sequences = self._piece(1, tokens)
+        return first - -(tokens - begun) // (sequences * self.recipe.data.sequence_length)
+
+    @functools.cached_property
+    def last_step(self) -> int:
+        """The last step: the recipe's tokens are rounded down to it."""
+        step = self.step_at(self.recipe.tokens)
+        return max(self.step, step if self.tokens_at(step) == self.recipe.tokens else step - 1)
+
+    def kept_steps(self) -> tuple[int, ...]:
+        """Steps from `step` on whose state stays for ever, ascending; the last step is always one.
+
+        A milestone of t tokens is the first step with at least t tokens.
+        """
+        rules, end = self.recipe.checkpoints, self.recipe.tokens
+        milestones, start = list(rules.at_tokens), 0
+        for rule in rules.every:
+            stop = end if rule.until is None else min(rule.until, end)
+            milestones += [k * rule.tokens for k in range(start // rule.tokens + 1, stop // rule.tokens + 1)]
+            start = stop
+        kept = {self.step_at(tokens) for tokens in milestones if tokens >= self.tokens}
+        kept |= {self.last_step} | ({0} if rules.initial else set())
+        return tuple(sorted(step for step in kept if self.step <= step <= self.last_step))
+
+    def _piece(self, key: int, value: int) -> tuple[int, int, int]:
+        """The piece that a step (key 0) or a number of tokens (key 1) is in; the first for what is before it."""
+        return self.pieces[max(0, bisect.bisect_right(self.pieces, value, key=lambda piece: piece[key]) - 1)]
 
 
 def to_json(recipe: Recipe) -> str:
@@ -417,9 +475,14 @@ def from_json(path: Path) -> Recipe:
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
     """One line per field that differs: `path: old -> new`."""
-    before, after = _flat(dataclasses.asdict(old)), _flat(dataclasses.asdict(new))
+    before, after = fields(old), fields(new)
     keys = list(dict.fromkeys([*before, *after]))
     return [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in keys if before.get(key) != after.get(key)]
+
+
+def fields(recipe: Recipe) -> dict[str, Any]:
+    """The value of every field by its dotted name, as `fineline pretrain` has options."""
+    return _flat(dataclasses.asdict(recipe))
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,19 +1,21 @@
-"""The batch of a step as a pure function of (recipe, seed, step).
+"""The batch of a step as a pure function of (history of the run, step).
 
-Nothing about data is saved to resume: the batch is computed from the step. A process reads only the rows its
-devices hold, so the batches are the same for any number of processes and any mesh.
+No state of a reader is saved to resume: the batch is computed from the step and the windows passed before a change. A
+process reads only the rows its devices hold, so the batches are the same for any number of processes and any mesh.
 """
 
+import bisect
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import jax
 import numpy as np
 
 from fineline_jax import recipe
-from fineline_jax.data.order import Chunks, Mixed, Order, Position
+from fineline_jax.data.order import Chunks, Mixed, Order, Position, Seeds
 from fineline_jax.data.storage import DataSet, open_data_set
 from fineline_jax.errors import UserError
 
@@ -22,28 +24,41 @@ from fineline_jax.errors import UserError
 class Batches:
     """An endless series of batches of windows."""
 
-    sequences: int
-    """Windows per batch, over all processes."""
+    pieces: tuple[tuple[int, int, Order], ...]
+    """(step, windows per batch over all processes, order), ascending: what batches are from that step on."""
     window_tokens: int
     """Tokens per window: sequence_length + 1."""
     vocab_size: int
     """Ids of the model; every id read is checked against it."""
-    order: Order
     splits: tuple[tuple[DataSet, str], ...]
     """What the order's split numbers mean: a data set and the name of its split (or of several: `a+b+c`)."""
+    lengths: Mapping[str, int]
+    """Windows of an epoch of each source, by data_hash."""
 
-    @property
-    def steps(self) -> int:
-        """Batches per epoch: whole batches before a window comes a second time."""
-        return self.order.steps
+    def sequences(self, step: int) -> int:
+        """Windows of the batch of `step` (from 0)."""
+        return self._piece(step)[1]
+
+    def positions(self, step: int, rows: range | slice = slice(None)) -> list[Position]:
+        """Where rows of the batch of `step` are stored."""
+        first, sequences, order = self._piece(step)
+        wanted = range(*rows.indices(sequences)) if isinstance(rows, slice) else rows
+        return order.positions(step - first, sequences, wanted)
 
     def rows(self, step: int, rows: range | slice = slice(None)) -> np.ndarray:
-        """Rows of the batch of `step` (from 0), int32 [len(rows), window_tokens]; only they are read.
+        """Rows of the batch of `step`, int32 [len(rows), window_tokens]; only they are read.
 
         Raises UserError naming data set, split and record where a token id is outside the vocabulary.
         """
-        wanted = range(*rows.indices(self.sequences)) if isinstance(rows, slice) else rows
-        return read_windows(self.splits, self.order.positions(step, wanted), self.window_tokens, self.vocab_size)
+        return read_windows(self.splits, self.positions(step, rows), self.window_tokens, self.vocab_size)
+
+    def passed(self, step: int) -> dict[str, int]:
+        """Windows that each source has passed before the batch of `step`, by data_hash."""
+        first, sequences, order = self._piece(step)
+        return dict(zip(self.lengths, order.passed(step - first, sequences), strict=True))
+
+    def _piece(self, step: int) -> tuple[int, int, Order]:
+        return self.pieces[bisect.bisect_right(self.pieces, step, key=lambda piece: piece[0]) - 1]
 
 
 def read_windows(
@@ -69,22 +84,43 @@ def read_windows(
     return windows
 
 
-def open_batches(data: recipe.Data, *, sequences: int, vocab_size: int, seed: int) -> Batches:
+def open_batches(
+    data: recipe.Data,
+    *,
+    sequences: int | Sequence[tuple[int, int]],
+    vocab_size: int,
+    seed: int,
+    passed: Mapping[str, int] = MappingProxyType({}),
+    seeds: Mapping[str, Seeds] = MappingProxyType({}),
+) -> Batches:
     """The training batches of a recipe.
 
     A data set's training windows are its split `train`, or else all its splits chunk_<i>.
 
     Args:
       data: what is read, and in which order.
-      sequences: windows per batch (`recipe.batch.sequences`).
+      sequences: windows per batch (`recipe.batch.sequences`); or (step, windows per batch from there on), ascending.
       vocab_size: ids of the model.
       seed: seeds the order; not negative.
+      passed: windows that sources have passed before the first of those steps, by data_hash; others begin at 0.
+      seeds: the seeds that ordered them, each from how many windows on, by data_hash.
 
     Raises UserError where a data set is missing or does not fit the recipe.
     """
     if seed < 0:
         raise UserError(f"seed={seed} must not be negative")
     data_sets = open_sources(data, vocab_size)
+    hashes = [data_set.data_hash for data_set in data_sets]
+    for position, data_hash in enumerate(hashes):
+        if data_hash in hashes[:position]:
+            raise UserError(
+                f"{data_sets[position].path}: the same data set as {data_sets[hashes.index(data_hash)].path}; name it"
+                f" once in data.sources, with the weight of both"
+            )
+    keys = tuple(int(data_hash[:16], 16) for data_hash in hashes)
+    start = tuple(passed.get(data_hash, 0) for data_hash in hashes)
+    seeded = tuple(seeds.get(data_hash, ((0, seed),)) for data_hash in hashes)
+    changes = ((0, sequences),) if isinstance(sequences, int) else tuple(sequences)
     if data.order == "chunks":
         (data_set,) = data_sets
         chunks = _chunk_splits(data_set)
@@ -95,17 +131,26 @@ def open_batches(data: recipe.Data, *, sequences: int, vocab_size: int, seed: in
             )
         splits = tuple((data_set, chunk) for chunk in chunks)
         lengths = tuple(data_set.splits[chunk] for chunk in chunks)
-        order: Order = Chunks(lengths, sequences, seed)
+        if (most := max(number for _, number in changes)) > max(lengths):
+            raise UserError(
+                f"{data_set.path}: no chunk holds a batch of {most} windows (the largest has {max(lengths)}); "
+                "lower batch.sequences"
+            )
+        epochs = [sum(lengths)]
+        make = lambda start: Chunks(lengths, keys[0], seeded[0], start[0])
     else:
         splits = tuple((data_set, _training_split(data_set)) for data_set in data_sets)
         lengths = tuple(sum(data_set.splits[name] for name in split.split("+")) for data_set, split in splits)
-        order = Mixed(lengths, tuple(source.weight for source in data.sources), sequences, seed)
-    if data.order == "chunks" and order.steps == 0:
-        raise UserError(
-            f"{data_sets[0].path}: no chunk holds a batch of {sequences} windows (the largest has {max(lengths)}); "
-            "lower batch.sequences"
-        )
-    return Batches(sequences, data.sequence_length + 1, vocab_size, order, splits)
+        weights, epochs = tuple(source.weight for source in data.sources), lengths
+        make = lambda start: Mixed(lengths, weights, keys, seeded, start)
+    pieces: list[tuple[int, int, Order]] = []
+    for step, number in changes:
+        if pieces:
+            first, before, order = pieces[-1]
+            start = order.passed(step - first, before)
+        pieces.append((step, number, make(start)))
+    epoch_of = dict(zip(hashes, epochs, strict=True))
+    return Batches(tuple(pieces), data.sequence_length + 1, vocab_size, splits, epoch_of)
 
 
 def global_batch(batches: Batches, step: int, sharding: jax.sharding.Sharding) -> jax.Array:
@@ -114,14 +159,15 @@ def global_batch(batches: Batches, step: int, sharding: jax.sharding.Sharding) -
     Every process calls it; each reads only the rows that its own devices hold, once.
     """
     read: dict[tuple[int, int, int], np.ndarray] = {}
+    sequences = batches.sequences(step)
 
     def shard(index: tuple[slice, ...]) -> np.ndarray:
-        rows = index[0].indices(batches.sequences)
+        rows = index[0].indices(sequences)
         if rows not in read:
             read[rows] = batches.rows(step, range(*rows))
         return read[rows][:, index[1]]
 
-    return global_array((batches.sequences, batches.window_tokens), sharding, shard)
+    return global_array((sequences, batches.window_tokens), sharding, shard)
 
 
 def global_array(
@@ -147,7 +193,8 @@ def open_sources(data: recipe.Data, vocab_size: int) -> list[DataSet]:
 
 
 def open_fitting(path: Path, option: str, data: recipe.Data, vocab_size: int) -> DataSet:
-    """A data set whose windows have the recipe's length and ids of its vocabulary; option: what named it.
+    """A data set whose windows have the recipe's length, ids of its vocabulary and its end of documents; option: what
+    named it.
 
     Raises UserError where it is missing or another.
     """
@@ -162,6 +209,16 @@ def open_fitting(path: Path, option: str, data: recipe.Data, vocab_size: int) ->
         raise UserError(
             f"{data_set.path}: prepared for a vocabulary of {data_set.metadata['vocab_size']}, the model has "
             f"{vocab_size}; change model.vocab_size or prepare the data again"
+        )
+    end, eos_id = data.mask_documents_at, data_set.metadata.get("eos_id")
+    if end is not None and not data_set.metadata.get("eos"):
+        raise UserError(
+            f"{data_set.path}: its documents have no token at their end; prepare it with --eos, or leave out "
+            "data.mask_documents_at"
+        )
+    if end is not None and eos_id not in (None, end):  # None: token lines without a tokenizer
+        raise UserError(
+            f"{data_set.path}: its documents end with id {eos_id}, data.mask_documents_at is {end}; use {eos_id}"
         )
     return data_set
 

@@ -4,6 +4,7 @@ Every process calls every hook, in the same order: hooks may compute on the mesh
 """
 
 import contextlib
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -12,12 +13,15 @@ from pathlib import Path
 import jax
 
 from fineline_jax import progress
+from fineline_jax.data.loader import Batches
 from fineline_jax.data.validation import open_validation
 from fineline_jax.errors import UserError
-from fineline_jax.recipe import Recipe
+from fineline_jax.recipe import Clock, Data, Recipe
 from fineline_jax.training.metrics import MetricsLog, peak_flops
 from fineline_jax.training.programs import Programs
 from fineline_jax.training.step import BATCH_SPEC, Metrics, make_validation_step
+
+logger = logging.getLogger(__name__)
 
 
 class Observer:
@@ -76,8 +80,9 @@ class StepMetrics(Observer):
     Raises Diverged, after its line is written, for a loss that is not finite where such steps are not skipped.
     """
 
-    def __init__(self, recipe: Recipe, mesh: jax.sharding.Mesh, log: MetricsLog, start: int):
-        self.recipe, self.log = recipe, log
+    def __init__(self, clock: Clock, mesh: jax.sharding.Mesh, log: MetricsLog, start: int):
+        recipe = clock.recipe
+        self.clock, self.recipe, self.log = clock, recipe, log
         self.note = ""
         """The newest loss that was read, for the progress bar."""
         self.pending: tuple[int, Metrics] | None = None
@@ -102,7 +107,7 @@ class StepMetrics(Observer):
         (step, metrics), self.pending = self.pending, None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         bad = not math.isfinite(values["loss"]) and not self.recipe.optimizer.skip_nonfinite
-        if bad or step % self.recipe.logging.every_steps == 0 or step == self.recipe.steps:
+        if bad or step % self.recipe.logging.every_steps == 0 or step == self.clock.last_step:
             self._write_line(step, values)
         self.note = f"loss {values['loss']:.3f}"
         if bad:
@@ -112,8 +117,9 @@ class StepMetrics(Observer):
         now = time.perf_counter()
         steps = max(step - self.last_step, 1)
         seconds = (now - self.last_time) / steps
-        rate = self.recipe.tokens_per_step / max(seconds, 1e-9)
-        record = {"step": step, "tokens": step * self.recipe.tokens_per_step, **values}
+        tokens = self.clock.tokens_at(step)
+        rate = (tokens - self.clock.tokens_at(step - steps)) / steps / max(seconds, 1e-9)
+        record = {"step": step, "tokens": tokens, **values}
         record |= {"tokens_per_second": rate, "step_seconds": seconds, "data_wait_seconds": self.wait_seconds / steps}
         if self.mfu_per_rate is not None:
             record["mfu"] = rate * self.mfu_per_rate
@@ -131,8 +137,9 @@ class Validation(Observer):
     Raises UserError for a set none of whose targets is trained on.
     """
 
-    def __init__(self, recipe: Recipe, mesh: jax.sharding.Mesh, log: MetricsLog, programs: Programs):
-        self.recipe, self.log = recipe, log
+    def __init__(self, clock: Clock, mesh: jax.sharding.Mesh, log: MetricsLog, programs: Programs):
+        recipe = clock.recipe
+        self.clock, self.log = clock, log
         sharding = jax.NamedSharding(mesh, BATCH_SPEC)
         rows = recipe.batch.sequences // recipe.batch.accumulation
         self.batches = {
@@ -144,7 +151,7 @@ class Validation(Observer):
     def before_save(self, step: int, params: dict, kept: bool) -> None:
         if kept and self.batches:
             losses = {f"validation_loss/{name}": self.loss(params, name) for name in self.batches}
-            self.log.write({"step": step, "tokens": step * self.recipe.tokens_per_step, **losses})
+            self.log.write({"step": step, "tokens": self.clock.tokens_at(step), **losses})
 
     def loss(self, params: dict, name: str) -> float:
         sums = jax.device_get([self.step(params, *batch) for batch in self.batches[name]])
@@ -184,14 +191,36 @@ class Profiler(Observer):
 class ProgressBar(Observer):
     """Trained tokens and the newest loss on standard error."""
 
-    def __init__(self, recipe: Recipe, start: int, metrics: StepMetrics):
-        self.tokens_per_step, self.metrics = recipe.tokens_per_step, metrics
-        total, done = recipe.steps * recipe.tokens_per_step, start * recipe.tokens_per_step
+    def __init__(self, clock: Clock, start: int, end: int, metrics: StepMetrics):
+        self.clock, self.metrics = clock, metrics
         self.stack = contextlib.ExitStack()
-        self.advance = self.stack.enter_context(progress.bar(recipe.name, total, "tokens", done))
+        bar = progress.bar(clock.recipe.name, clock.tokens_at(end), "tokens", clock.tokens_at(start))
+        self.advance = self.stack.enter_context(bar)
 
     def after_step(self, step: int, metrics: Metrics, wait_seconds: float) -> None:
-        self.advance(self.tokens_per_step, self.metrics.note)
+        self.advance(self.clock.tokens_at(step) - self.clock.tokens_at(step - 1), self.metrics.note)
 
     def close(self) -> None:
         self.stack.close()
+
+
+class Epochs(Observer):
+    """Says when windows of a source are being read again, once for each epoch of it."""
+
+    def __init__(self, batches: Batches, data: Data):
+        self.batches = batches
+        names = [Path(source.path).name for source in data.sources]
+        self.epochs = {source: (name, 0) for source, name in zip(batches.lengths, names, strict=True)}
+
+    def before_step(self, step: int) -> None:
+        for source, passed in self.batches.passed(step + 1).items():
+            (name, told), epoch = self.epochs[source], (passed - 1) // self.batches.lengths[source]
+            if epoch > told:
+                self.epochs[source] = name, epoch
+                logger.info("windows of `%s` are being read a %s time", name, _ordinal(epoch + 1))
+
+
+def _ordinal(number: int) -> str:
+    """2 -> '2nd'."""
+    suffix = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{suffix}"

@@ -206,7 +206,8 @@ def run(released: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Kept steps 9 and 40, a rolling latest 50; all of other weights."""
     run = tmp_path_factory.mktemp("runs") / "run"
     convert.import_checkpoint(released, run, one_device())
-    with CheckpointStore(run / "checkpoints", (9,), 50, tokens_per_step=7, recipe="run") as store:
+    record = lambda step: {"tokens": 7 * step, "recipe": "run"}
+    with CheckpointStore(run / "checkpoints", (9,), 50, record=record) as store:
         for step in (9, 50):
             store.maybe_save(step, {"params": params(step)})
     return run

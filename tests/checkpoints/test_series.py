@@ -57,7 +57,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (run / "tokenizer").mkdir(parents=True)
     (run / "tokenizer" / "tokenizer.json").write_text("{}")
     (run / "recipe.json").write_text(recipes.to_json(recipe))
-    with CheckpointStore(run / "checkpoints", (0, 2, 10), 11, tokens_per_step=64, recipe="tiny") as store:
+    record = lambda step: {"tokens": 64 * step, "recipe": "tiny"}
+    with CheckpointStore(run / "checkpoints", (0, 2, 10), 11, record=record) as store:
         for step in (0, 2, 10, 11):
             weights = params(step)
             store.maybe_save(step, {"params": weights, "opt_state": {"mu": weights}})

@@ -207,7 +207,7 @@ def test_only_the_first_process_looks_at_the_folder(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr("jax.experimental.multihost_utils.broadcast_one_to_all", lambda mine: next(received))
-    store = CheckpointStore(tmp_path / "checkpoints", (), 0, tokens_per_step=1, recipe="test")
+    store = CheckpointStore(tmp_path / "checkpoints", (), 0)
     assert store.latest_intact() == 8
 
 

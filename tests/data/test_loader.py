@@ -71,7 +71,7 @@ def test_only_the_rows_asked_for_are_read(tmp_path: Path) -> None:
 def test_an_epoch_reads_every_window_once_then_anew(tmp_path: Path) -> None:
     data = Data((Source(write(tmp_path / "a", {"train": 40, "validation": 3})),), LENGTH)
     batches = open_batches(data, sequences=8, vocab_size=VOCABULARY, seed=0)
-    assert batches.steps == 5
+    assert batches.passed(5) == batches.lengths and set(batches.lengths.values()) == {40}
     epochs = [[name for step in range(5 * e, 5 * e + 5) for name in names(batches, step)] for e in range(2)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(40))
     assert epochs[0] != epochs[1]
@@ -94,7 +94,7 @@ def test_chunks_are_read_in_order_and_their_tails_dropped(tmp_path: Path) -> Non
     data = Data((Source(write(tmp_path / "a", {f"chunk_{c}": 10 for c in range(12)}, vocab_size=2000)),), LENGTH)
     data = dataclasses.replace(data, order="chunks")
     batches = open_batches(data, sequences=4, vocab_size=2000, seed=0)
-    assert batches.steps == 24
+    assert set(batches.passed(24).values()) == {12 * 10 - 2}, "the last tail is passed with the batch behind it"
     for step in range(24):
         assert {name // 100 for name in names(batches, step)} == {step // 2}
     assert len({name for step in range(24) for name in names(batches, step)}) == 96
@@ -109,7 +109,21 @@ def test_shuffle_order_takes_the_windows_of_all_chunks(tmp_path: Path) -> None:
 
 def test_a_split_of_exactly_one_batch_is_enough(tmp_path: Path) -> None:
     chunks = Data((Source(write(tmp_path / "b", {"chunk_000": 4, "chunk_001": 5})),), LENGTH, "chunks")
-    assert open_batches(chunks, sequences=5, vocab_size=VOCABULARY, seed=0).steps == 1
+    batches = open_batches(chunks, sequences=5, vocab_size=VOCABULARY, seed=0)
+    assert [sorted(names(batches, step)) for step in range(2)] == [list(range(100, 105))] * 2
+
+
+def test_the_end_of_documents_is_that_of_every_data_set(tmp_path: Path) -> None:
+    ending = {"eos": True, "eos_id": 2}
+    others = {"c": {"eos": True, "eos_id": 3}, "d": {"eos": False}}
+    for name, metadata in {"a": ending, "b": {"eos": True, "eos_id": None, "other": 1}, **others}.items():
+        write(tmp_path / name, {"train": 8})
+        write_metadata(tmp_path / name, {"sequence_length": LENGTH, "vocab_size": VOCABULARY, **metadata})
+    data = lambda *names: Data(tuple(Source(str(tmp_path / name)) for name in names), LENGTH, mask_documents_at=2)
+    open_batches(data("a", "b"), sequences=4, vocab_size=VOCABULARY, seed=0)
+    for name, message in (("c", "end with id 3, .* is 2; use 3"), ("d", "have no token at their end; prepare")):
+        with pytest.raises(UserError, match=f"{name}: its documents .*{message}"):
+            open_batches(data("a", name), sequences=4, vocab_size=VOCABULARY, seed=0)
 
 
 def test_the_training_windows_are_those_of_train_or_else_of_all_chunks(tmp_path: Path) -> None:
@@ -127,7 +141,7 @@ def test_a_source_may_lie_under_the_home_folder(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("HOME", str(tmp_path))
     batches = open_batches(Data((Source("~/a"),), LENGTH), sequences=2, vocab_size=VOCABULARY, seed=0)
     assert batches.splits[0][0].path == tmp_path / "a"
-    assert (batches.sequences, batches.window_tokens, batches.vocab_size) == (2, LENGTH + 1, VOCABULARY)
+    assert (batches.sequences(7), batches.window_tokens, batches.vocab_size) == (2, LENGTH + 1, VOCABULARY)
 
 
 def test_what_does_not_fit_the_recipe_is_refused_by_name(tmp_path: Path) -> None:
@@ -149,6 +163,9 @@ def test_what_does_not_fit_the_recipe_is_refused_by_name(tmp_path: Path) -> None
     )
     refused("text: data.order='chunks' needs splits chunk_000", Data((Source(text),), LENGTH, "chunks"))
     refused("seed=-1 must not be negative", Data((Source(text),), LENGTH), seed=-1)
+    write(tmp_path / "copy", {"train": 9})
+    again = Data((Source(text), Source(str(tmp_path / "copy"))), LENGTH)
+    refused("copy: the same data set as .*text; name it once", again)
     held = write(tmp_path / "held", {"validation": 9})
     refused("held: no split train or chunk_000, ... but validation", Data((Source(held),), LENGTH))
     chunks = write(tmp_path / "chunks", {"chunk_000": 3, "chunk_001": 4})

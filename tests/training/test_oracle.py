@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -229,6 +230,34 @@ def test_in_bfloat16_the_losses_are_near_and_masters_and_moments_stay_float32(ex
             assert ours.dtype == np.float32
             assert np.linalg.norm(ours - exact) <= 0.05 * np.linalg.norm(exact)
             assert np.any(ours != ours.astype("bfloat16")), "the masters were rounded"
+
+
+class DocumentsAlone(Peer):
+    """Each document of a window is a sequence of its own, with positions from 0."""
+
+    def sums(self, windows: np.ndarray) -> tuple[Any, Any, Any]:
+        with_z, plain, output = 0.0, 0.0, None
+        for row in windows:
+            start = 0
+            for place in range(LENGTH):
+                if row[place] == BOS or place == LENGTH - 1:
+                    of_one, plain_of_one, output = super().sums(row[None, start : place + 2])
+                    with_z, plain, start = with_z + of_one, plain + plain_of_one, place + 1
+        return with_z, plain, output
+
+
+def test_masked_documents_are_trained_on_as_if_each_were_alone(tmp_path):
+    """The last token of a document still predicts the first of the next."""
+    data = dataclasses.replace(RECIPE.data, mask_documents_at=BOS)
+    recipe = dataclasses.replace(with_(accumulation=2), data=data)
+    alone = DocumentsAlone(recipe, start_of(recipe.model), tmp_path / "peer")
+    assert (windows_of(1)[:, :-1] == BOS).sum() > 3 * SEQUENCES
+    for index, (metrics, params) in enumerate(trained(recipe, (2, 2, 2), 3)):
+        theirs = alone.step(windows_of(index), index)
+        assert metrics["loss"] == pytest.approx(theirs.loss, rel=1e-5)
+        assert metrics["gradient_norm"] == pytest.approx(theirs.gradient_norm, rel=1e-5)
+        assert metrics["trained_tokens"] == theirs.trained_tokens
+        assert not differing(params, theirs.params, 1e-5)
 
 
 def test_the_validation_loss_is_the_sum_of_plain_cross_entropies_and_the_number_of_targets(tmp_path):

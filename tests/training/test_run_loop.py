@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ from profiles import COMPILES
 
 from fineline_jax import progress
 from fineline_jax.checkpoints.open import open_series
+from fineline_jax.checkpoints.runs.history import read_history
 from fineline_jax.checkpoints.runs.store import CheckpointStore, load_items
 from fineline_jax.data.corpora import prepare_amber, prepare_text
 from fineline_jax.data.loader import open_batches
@@ -205,9 +207,12 @@ def test_a_run_feeds_each_step_its_batch_and_its_number_and_keeps_what_it_should
     assert sorted(map(int, folders)) == KEPT
     assert from_json(tmp_path / "run" / "recipe.json") == recipe
     data_hash = open_data_set(corpus).data_hash
-    assert json.loads((tmp_path / "run" / "data.json").read_text()) == {str(corpus): data_hash}
+    [segment] = json.loads((tmp_path / "run" / "history.json").read_text())["segments"]
+    assert (segment["step"], segment["tokens"], segment["windows"], segment["why"]) == (0, 0, {}, "start")
+    assert segment["sources"] == [data_hash] and segment["recipe"]["tokens"] == recipe.tokens
     record = json.loads((tmp_path / "run" / "checkpoints" / "9" / "complete.json").read_text())
     assert (record["tokens"], record["recipe"], record["kept"]) == (9 * TOKENS, "checksum", True)
+    assert record["windows"] == {data_hash: 9 * SEQUENCES} and record["history"] == [segment]
 
 
 def test_without_the_initial_checkpoint_nothing_is_kept_or_validated_before_the_first_step(
@@ -420,7 +425,7 @@ def test_a_resumed_run_counts_its_speed_from_where_it_resumed(corpus, tmp_path, 
     assert [line["tokens_per_second"] for line in lines] == [TOKENS] * 3
 
 
-def test_a_changed_recipe_is_refused_with_its_fields_unless_accepted(corpus, tmp_path):
+def test_a_changed_recipe_is_refused_with_its_fields_unless_accepted(corpus, tmp_path, caplog):
     run = tmp_path / "run"
     short = recipe_of(corpus, tokens=4 * TOKENS)
     loop.pretrain(short, run)
@@ -428,8 +433,16 @@ def test_a_changed_recipe_is_refused_with_its_fields_unless_accepted(corpus, tmp
     with pytest.raises(UserError, match=r"recipe\.json: the recipe has changed \(tokens: 96 -> 144; seed: 3 -> 5\)"):
         loop.pretrain(longer, run)
     assert json.loads((run / "recipe.json").read_text())["seed"] == 3
-    assert loop.pretrain(longer, run, accept_changes=True).step == 6
+    with caplog.at_level("INFO"):
+        assert loop.pretrain(longer, run, accept_changes=True).step == 6
     assert json.loads((run / "recipe.json").read_text())["seed"] == 5
+    first, second = read_history(run).segments
+    assert (first.recipe, first.step) == (short, 0) and (second.recipe, second.step) == (longer, 4)
+    assert second.changes == ("tokens: 96 -> 144", "seed: 3 -> 5")
+    # A cosine that had come down goes up again: 3e-5 + 0.5 (1 + cos(pi k / n)) (3e-4 - 3e-5) for k / n = 3/4, 4/6, 5/6.
+    assert (
+        "the learning rate, 6.95e-05 at the last step, is 9.75e-05 at the next and 4.81e-05 at the end" in caplog.text
+    )
 
 
 @pytest.mark.parametrize(
@@ -441,50 +454,40 @@ def test_a_changed_recipe_is_refused_with_its_fields_unless_accepted(corpus, tmp
         ({"batch": Batch(SEQUENCES, accumulation=1)}, "batch.accumulation: 2 -> 1"),
         ({"checkpoints": Checkpoints()}, "checkpoints.every"),
         ({"loss": Loss()}, "loss.ignore_token: 7 -> None"),
-        ({"data": Data((Source("namesake"),), sequence_length=LENGTH)}, "data.sources.0.path"),
+        ({"data": Data((Source("other"),), sequence_length=LENGTH)}, None),
+        ({"data": Data((Source("other", 2.0),), sequence_length=LENGTH)}, "data.sources.0.weight"),
+        ({"data": Data((Source("other"),), sequence_length=LENGTH, order="chunks")}, "data.order"),
     ],
 )
-def test_only_what_computes_and_reports_may_change_between_resumptions(corpus, tmp_path, change, refused):
-    run_folder.claim_folder(recipe_of(corpus), tmp_path, {}, accept_changes=False)
-    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
-    changed = recipe_of(corpus, **change)
-    if refused is None:
-        run_folder.claim_folder(changed, tmp_path, {}, accept_changes=False)
-        assert json.loads((tmp_path / "recipe.json").read_text())["name"] == changed.name
-    else:
-        with pytest.raises(UserError, match=refused):
-            run_folder.claim_folder(changed, tmp_path, {}, accept_changes=False)
+def test_only_where_and_how_it_computes_and_reports_may_change_between_resumptions(corpus, tmp_path, change, refused):
+    recorded = run_folder.beginning(None, recipe_of(corpus), ("data",))
+    check = functools.partial(run_folder.refuse_changes, recorded, tmp_path, recipe_of(corpus, **change), ("data",))
+    with contextlib.nullcontext() if refused is None else pytest.raises(UserError, match=refused):
+        check(accept_changes=False)
+    with (
+        pytest.raises(UserError, match=r"would read windows again")
+        if refused == "data.order"
+        else (contextlib.nullcontext())
+    ):
+        check(accept_changes=True)
+    with pytest.raises(UserError, match=r"data\.sources\.0\.path: .* holds other data"):
+        run_folder.refuse_changes(recorded, tmp_path, recipe_of(corpus), ("other data",), accept_changes=False)
 
 
 def test_a_recipe_of_which_nothing_is_saved_yet_may_be_changed(corpus, tmp_path):
-    run_folder.claim_folder(recipe_of(corpus), tmp_path / "run", {"data": "1"}, accept_changes=False)
-    (tmp_path / "run" / "checkpoints").mkdir()
-    run_folder.claim_folder(recipe_of(corpus, seed=5), tmp_path / "run", {"data": "2"}, accept_changes=False)
-    assert json.loads((tmp_path / "run" / "recipe.json").read_text())["seed"] == 5
+    for seed in (3, 5):
+        history = run_folder.beginning(None, recipe_of(corpus, seed=seed), ("data",))
+        run_folder.claim_folder(tmp_path, recipe_of(corpus, seed=seed), history)
+        (tmp_path / "checkpoints").mkdir(exist_ok=True)
+        assert run_folder.recorded_history(tmp_path) is None
+        assert json.loads((tmp_path / "recipe.json").read_text())["seed"] == seed
 
 
 def test_what_a_killed_start_left_in_the_folder_is_removed(corpus, tmp_path):
-    for name in ("recipe", "data"):
+    for name in ("recipe", "history"):
         (tmp_path / f".{name}.json.1234.partial").touch()
-    run_folder.claim_folder(recipe_of(corpus), tmp_path, {}, accept_changes=False)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.json", "recipe.json"]
-
-
-def test_an_imported_run_without_a_record_of_its_data_may_be_trained_on(corpus, tmp_path):
-    run_folder.claim_folder(recipe_of(corpus), tmp_path, {}, accept_changes=False)
-    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
-    for record in (None, {"elsewhere": "1"}):
-        (tmp_path / "data.json").unlink(missing_ok=True)
-        if record is not None:
-            (tmp_path / "data.json").write_text(json.dumps(record))
-        run_folder.claim_folder(recipe_of(corpus), tmp_path, {"data": "2"}, accept_changes=False)
-        assert json.loads((tmp_path / "data.json").read_text()) == {"data": "2"}
-
-
-def test_one_process_of_several_writes_the_folder(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(jax, "process_index", lambda: 1)
-    run_folder.claim_folder(recipe_of(corpus), tmp_path / "run", {}, accept_changes=False)
-    assert list(tmp_path.iterdir()) == []
+    run_folder.claim_folder(tmp_path, recipe_of(corpus), run_folder.beginning(None, recipe_of(corpus), ("data",)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["history.json", "recipe.json"]
 
 
 def test_the_run_takes_the_tokenizer_of_its_first_source_once(tmp_path):
@@ -498,7 +501,8 @@ def test_the_run_takes_the_tokenizer_of_its_first_source_once(tmp_path):
     loop.pretrain(recipe, tmp_path / "run")
     assert (tmp_path / "run" / "tokenizer" / "owner").read_text() == "b"
     assert (tmp_path / "run" / "tokenizer" / "tokenizer.json").exists()
-    assert set(json.loads((tmp_path / "run" / "data.json").read_text())) == {str(tmp_path / "a"), str(tmp_path / "b")}
+    hashes = tuple(open_data_set(tmp_path / name).data_hash for name in "ba")
+    assert read_history(tmp_path / "run").segments[0].sources == hashes
     (tmp_path / "run" / "tokenizer" / "owner").write_text("mine")
     loop.pretrain(recipe, tmp_path / "run")
     assert (tmp_path / "run" / "tokenizer" / "owner").read_text() == "mine"
@@ -517,8 +521,8 @@ def test_a_run_has_its_tokenizer_whole_or_not_at_all(tmp_path, monkeypatch):
     with monkeypatch.context() as stopping:
         stopping.setattr(shutil, "copytree", stops)
         with pytest.raises(KeyboardInterrupt):
-            run_folder.claim_folder(recipe, tmp_path / "run", {}, accept_changes=False)
-    run_folder.claim_folder(recipe, tmp_path / "run", {}, accept_changes=False)
+            run_folder.claim_folder(tmp_path / "run", recipe, run_folder.beginning(None, recipe, ()))
+    run_folder.claim_folder(tmp_path / "run", recipe, run_folder.beginning(None, recipe, ()))
     assert [path.name for path in (tmp_path / "run" / "tokenizer").iterdir()] == ["tokenizer.json"]
 
 
@@ -537,13 +541,16 @@ def test_other_data_at_the_same_path_are_refused_unless_accepted(tmp_path):
     assert loop.pretrain(recipe, run).step == 4
     prepare(1)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match=r"data: holds other data than .*run was trained on; .* give --accept-changes"):
+    with pytest.raises(
+        UserError,
+        match=r"recipe has changed \(data\.sources\.0\.path: .*data holds other data\); .* give --accept-changes",
+    ):
         loop.pretrain(recipe, run)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     assert loop.pretrain(recipe, run, accept_changes=True).step == 4
     assert loop.pretrain(recipe, run).step == 4  # these are the run's data now
-    (run / "data.json").write_text("[1")
-    with pytest.raises(UserError, match=r"data\.json: not the record of a run's data sets .* delete it"):
+    (run / "history.json").write_text("[1")
+    with pytest.raises(UserError, match=r"history\.json: not the history of a run .* delete it"):
         loop.pretrain(recipe, run)
 
 

@@ -18,7 +18,7 @@ from commands import events
 from fineline_jax.errors import UserError
 from fineline_jax.mesh import make_mesh
 from fineline_jax.models.config import ModelConfig
-from fineline_jax.recipe import Batch, Data, Logging, MeshShape, Optimizer, Recipe, Schedule, Source
+from fineline_jax.recipe import Batch, Clock, Data, Logging, MeshShape, Optimizer, Recipe, Schedule, Source
 from fineline_jax.training import observers
 from fineline_jax.training.metrics import TIMINGS, MetricsLog, cut_behind, peak_flops, read_metrics
 from fineline_jax.training.observers import StepMetrics
@@ -54,7 +54,7 @@ def reporter(recipe: Recipe, start: int = 0, devices: int = 1, kind: str = "cpu"
     chips = np.array([types.SimpleNamespace(device_kind=kind)] * devices, object).reshape(1, devices, 1)
     mesh = cast(Any, types.SimpleNamespace(devices=chips, size=devices))
     writer = cast(MetricsLog, types.SimpleNamespace(write=written.append))
-    return StepMetrics(recipe, mesh, writer, start), written
+    return StepMetrics(Clock(recipe), mesh, writer, start), written
 
 
 def metrics(**values: float) -> dict[str, Any]:
@@ -320,5 +320,5 @@ def test_weights_and_biases_gets_one_run_per_folder_and_no_step_that_it_has_alre
 
 def test_the_mesh_of_a_run_says_how_many_devices_share_the_work():
     mesh = make_mesh(MeshShape(fsdp=2, tensor=2), jax.devices()[:4])
-    report = StepMetrics(recipe_of(peak_tflops=1.0), mesh, cast(Any, None), 0)
+    report = StepMetrics(Clock(recipe_of(peak_tflops=1.0)), mesh, cast(Any, None), 0)
     assert report.mfu_per_rate == pytest.approx(FLOPS / 4e12)

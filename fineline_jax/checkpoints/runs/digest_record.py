@@ -44,7 +44,8 @@ def write_record(folder: Path, metadata: dict[str, Any]) -> None:
 def read_record(folder: Path) -> dict[str, Any] | None:
     """The record of `folder`; None without one that is as it was written.
 
-    {"step", "tokens", "kept", "recipe", "files": {name: [bytes, digest]}}; tokens: None where they are not known.
+    {"step", "tokens", "kept", "recipe", "files": {name: [bytes, digest]}}, and of a run that trained "windows" and
+    "history" (`history.py`); tokens: None where they are not known.
     """
     try:
         record = unsealed((folder / RECORD).read_bytes())

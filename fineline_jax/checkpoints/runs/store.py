@@ -37,7 +37,7 @@ class CheckpointStore:
     folder: where the step folders are; made if absent. What a killed run left half-written there is removed.
     kept_steps: steps whose state stays for ever (`Recipe.kept_steps()`).
     latest_every: steps between rolling checkpoints; 0: none.
-    tokens_per_step, recipe: written into the metadata of each checkpoint.
+    record: what the record of the checkpoint of a step says besides, "tokens" and "recipe" among it.
 
     Use it as a context manager, or call `wait` at the end.
     """
@@ -48,15 +48,13 @@ class CheckpointStore:
         kept_steps: Collection[int],
         latest_every: int,
         *,
-        tokens_per_step: int,
-        recipe: str,
+        record: Callable[[int], dict[str, Any]] = lambda _: {"tokens": None, "recipe": ""},
     ):
         check_path(folder)
         self.folder = folder.resolve()
         self.kept_steps = frozenset(kept_steps)
         self.latest_every = latest_every
-        self.tokens_per_step = tokens_per_step
-        self.recipe = recipe
+        self.record = record
         self._worker = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: concurrent.futures.Future[int] | None = None
         if jax.process_index() == 0:
@@ -80,8 +78,7 @@ class CheckpointStore:
         self.wait()
         if step in self._steps:
             return False
-        tokens = step * self.tokens_per_step
-        metadata = {"step": step, "tokens": tokens, "kept": step in self.kept_steps, "recipe": self.recipe}
+        metadata = {"step": step, "kept": step in self.kept_steps, **self.record(step)}
         try:
             path = self.folder / str(step)
             if jax.process_index() == 0:
@@ -89,7 +86,9 @@ class CheckpointStore:
                     self._set_aside(step, damage(path) or "not known to this run")
                 self._marker(step).touch()
             with _options():
-                response = ocp.save_checkpointables_async(str(path), dict(state), custom_metadata=metadata)
+                response = ocp.save_checkpointables_async(
+                    str(path), dict(state), custom_metadata={"step": step, "tokens": metadata["tokens"]}
+                )
         except OSError as error:
             raise self._failed(step, error) from error
         written = {item: _shapes_and_dtypes(tree) for item, tree in state.items()}

@@ -210,6 +210,14 @@ BOUNDS = {
         {"logging": Logging(profile_start_step=100, profile_steps=1)},
     ),
     "logging.profile_steps": ({"logging": Logging(profile_start_step=100)}, {"logging": Logging(profile_steps=-1)}),
+    "data.mask_documents_at=64 is no id": (
+        {"data": Data((Source("x"),), 16, mask_documents_at=63)},
+        {"data": Data((Source("x"),), 16, mask_documents_at=64)},
+    ),
+    "data.mask_documents_at=2 masks attention, and the state of model.mixer='mamba' crosses documents": (
+        {"data": Data((Source("x"),), 16, mask_documents_at=2)},
+        {"data": Data((Source("x"),), 16, mask_documents_at=2), "model": ModelConfig(64, 16, 1, 0, 32, mixer="mamba", state_size=4, step_rank=3, conv_width=3)},
+    ),
     "logging.validation.0.windows": (
         {"logging": Logging(validation=(Validation(windows=0),))},
         {"logging": Logging(validation=(Validation(windows=-1),))},
@@ -265,7 +273,7 @@ def test_a_recipe_file_cut_off_is_refused_with_the_remedy(tmp_path):
 EVERYTHING = small(
     name="all",
     model=ModelConfig(**M, kv_heads=1, experts=3, experts_per_token=2),
-    data=Data((Source("x", 0.3), Source("ÿ", 2.0)), 8, "shuffle"),
+    data=Data((Source("x", 0.3), Source("ÿ", 2.0)), 8, "shuffle", 5),
     batch=Batch(6, 3),
     optimizer=Optimizer(
         Schedule(2e-3, 1e-3, 100, "multistep", 7, ((0.1, 0.5), (0.4, 0.0))),
@@ -314,6 +322,7 @@ def test_fields_left_out_of_a_file_have_the_stated_defaults(tmp_path):
     }  # fmt: skip
     assert recipe["data"] == {
         "sources": ({"path": "x", "weight": 1.0},), "sequence_length": 16, "order": "shuffle",
+        "mask_documents_at": None,
     }  # fmt: skip
     assert recipe["batch"] == {"sequences": 4, "accumulation": 1}
     assert recipe["checkpoints"] == {"initial": True, "at_tokens": (), "every": (), "latest_every_tokens": 0}
@@ -383,7 +392,7 @@ def test_differences_of_tuples_name_the_place_and_what_is_only_in_one():
     assert differences(EVERYTHING, EVERYTHING) == []
     changed = dataclasses.replace(
         EVERYTHING,
-        data=Data((Source("x", 0.3),), 8, "shuffle"),
+        data=Data((Source("x", 0.3),), 8, "shuffle", 5),
         checkpoints=Checkpoints(False, (5, 6, 8), (Every(7, 700), Every(9)), 77),
     )
     assert differences(EVERYTHING, changed) == [

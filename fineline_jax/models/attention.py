@@ -3,6 +3,9 @@
 All take queries [batch, length, heads, head_dim] and keys and values [batch, length, kv_heads, head_dim] and
 return the context [batch, length, heads, head_dim]. Query head h reads key head h // (heads / kv_heads). Each
 device works on its own rows and heads (`shard_map`), so a kernel never sees a sharded array.
+
+With `documents` [batch, length], the number of each token's document, a query sees keys of its own document alone. Its
+rotary positions may count on from the document before: the attention of two tokens depends on their distance only.
 """
 
 import functools
@@ -13,13 +16,14 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int32
 
 from fineline_jax.errors import UserError
-from fineline_jax.models.sharding import HEADS
+from fineline_jax.models.sharding import HEADS, TOKENS
 
 Queries = Float[Array, "batch length heads head_dim"]
 Keys = Float[Array, "batch length kv_heads head_dim"]
+Documents = Int32[Array, "batch length"]
 Attend = Callable[[Queries, Keys, Keys], Queries]
 Implementation = Literal["auto", "xla", "cudnn", "splash"]
 
@@ -34,8 +38,13 @@ SPLASH_MULTIPLE = 128
 """A block's positions are a multiple of this: lanes of a TPU."""
 
 
-def pick(implementation: Implementation, dtype: jnp.dtype, platform: str) -> Implementation:
-    """The implementation that `auto` stands for: splash on TPU, cudnn on CUDA in bfloat16, else xla."""
+def pick(
+    implementation: Implementation, dtype: jnp.dtype, platform: str, within_documents: bool = False
+) -> Implementation:
+    """The implementation that `auto` stands for: splash on TPU, cudnn on CUDA in bfloat16, else xla. cudnn cannot be
+    kept within documents: xla stands for it, and where it is asked for by name this raises UserError."""
+    if implementation == "cudnn" and within_documents:
+        raise UserError("compute.attention='cudnn' cannot mask documents (data.mask_documents_at); use 'xla' or 'auto'")
     if implementation != "auto":
         needs = {"cudnn": "gpu", "splash": "tpu"}.get(implementation, platform)
         if needs != platform:
@@ -43,33 +52,42 @@ def pick(implementation: Implementation, dtype: jnp.dtype, platform: str) -> Imp
         return implementation
     if platform == "tpu":
         return "splash"
-    return "cudnn" if platform == "gpu" and dtype == jnp.bfloat16 else "xla"
+    return "cudnn" if platform == "gpu" and dtype == jnp.bfloat16 and not within_documents else "xla"
 
 
-def causal(implementation: Implementation) -> Attend:
-    """Causal self-attention; call it under `jax.set_mesh`. `implementation` must not be 'auto' (see `pick`)."""
+def document_numbers(tokens: Int32[Array, "batch length"], end_id: int) -> Documents:
+    """The number of each token's document in its window, from 0; a document ends with the token `end_id`."""
+    begins = jnp.pad(tokens[:, :-1] == end_id, ((0, 0), (1, 0)))
+    return jnp.cumsum(begins, axis=1, dtype=jnp.int32)
+
+
+def causal(implementation: Implementation, documents: Documents | None = None) -> Attend:
+    """Causal self-attention, within documents where they are given; call it under `jax.set_mesh`. `implementation`
+    must not be 'auto' (see `pick`)."""
     local = {"xla": blockwise, "cudnn": _cudnn, "splash": _splash}[implementation]
-    return on_each_device(local)
+    return on_each_device(local, documents)
 
 
-def on_each_device(local: Attend) -> Attend:
+def on_each_device(local: Callable[..., Queries], documents: Documents | None = None) -> Attend:
     """`local` run by every device on its rows of the batch and its heads."""
-    return jax.shard_map(local, in_specs=(HEADS, HEADS, HEADS), out_specs=HEADS, check_vma=False)
+    specs, more = ((HEADS, HEADS, HEADS), ()) if documents is None else ((HEADS, HEADS, HEADS, TOKENS), (documents,))
+    mapped = jax.shard_map(local, in_specs=specs, out_specs=HEADS, check_vma=False)
+    return lambda query, key, value: mapped(query, key, value, *more)
 
 
-def reference(query: Queries, key: Keys, value: Keys) -> Queries:
+def reference(query: Queries, key: Keys, value: Keys, documents: Documents | None = None) -> Queries:
     """Causal softmax attention in float32 over the whole score matrix; what the others are tested against."""
     batch, length, heads, head_dim = query.shape
     kv_heads = key.shape[2]
     grouped = query.reshape(batch, length, kv_heads, heads // kv_heads, head_dim) * head_dim**-0.5
     scores = jnp.einsum("bqhgd,bkhd->bhgqk", grouped, key, preferred_element_type=jnp.float32)
-    scores = jnp.where(np.tri(length, dtype=bool), scores, -jnp.inf)
+    scores = scores + _bias(0, length, 0, documents)[..., None, :, :]
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     return jnp.einsum("bhgqk,bkhd->bqhgd", weights, value).reshape(query.shape)
 
 
 @jax.custom_vjp
-def blockwise(query: Queries, key: Keys, value: Keys) -> Queries:
+def blockwise(query: Queries, key: Keys, value: Keys, documents: Documents | None = None) -> Queries:
     """The same, one block of queries at a time, with the score matrix made again in the backward pass (2205.14135).
 
     Written for CPU and as the fallback elsewhere: only plain batched products whose operands lie the way the product
@@ -77,23 +95,26 @@ def blockwise(query: Queries, key: Keys, value: Keys) -> Queries:
     turned around, which is what costs most in the derivative of `reference`. A CPU takes a few rows of the batch, or
     heads of a row, at a time, so that products and softmax find the scores in its cache.
     """
-    return _blockwise_forward(query, key, value)[0]
+    return _blockwise_forward(query, key, value, documents)[0]
 
 
-def _blockwise_forward(query: jax.Array, key: jax.Array, value: jax.Array):
-    out, normaliser = _few_rows_at_a_time_on_cpu(_rows_forward, query, key, value)
-    return out, (query, key, value, out, normaliser)
+def _blockwise_forward(query: jax.Array, key: jax.Array, value: jax.Array, documents: jax.Array | None):
+    more = () if documents is None else (documents,)
+    out, normaliser = _few_rows_at_a_time_on_cpu(_rows_forward, query, key, value, *more)
+    return out, (query, key, value, out, normaliser, more)
 
 
 def _blockwise_backward(saved, gradient: jax.Array):
-    return _few_rows_at_a_time_on_cpu(_rows_backward, *saved, gradient)
+    *arrays, more = saved
+    return *_few_rows_at_a_time_on_cpu(_rows_backward, *arrays, gradient, *more), None
 
 
 blockwise.defvjp(_blockwise_forward, _blockwise_backward)
 
 
 def _few_rows_at_a_time_on_cpu(of_rows: Callable[..., tuple[jax.Array, ...]], *arrays: jax.Array):
-    """`of_rows` of arrays [batch, length, heads, head_dim] or [batch * heads, ...]; the first two are queries and keys.
+    """`of_rows` of arrays [batch, length, heads, head_dim], [batch * heads, ...] (of 3 axes) or [batch, length]; the
+    first two are queries and keys.
 
     Where the scores of one row are too many for the cache, the rows are cut by heads too.
     """
@@ -108,6 +129,8 @@ def _few_rows_at_a_time_on_cpu(of_rows: Callable[..., tuple[jax.Array, ...]], *a
     turns = batch * cuts // rows
 
     def cut(x: jax.Array) -> jax.Array:
+        if x.ndim == 2:
+            return jnp.broadcast_to(x[:, None], (batch, cuts, length)).reshape(turns, rows, length)
         if x.ndim == 3:
             return x.reshape(turns, -1, *x.shape[1:])
         split = x.reshape(batch, length, cuts, -1, head_dim).transpose(0, 2, 1, 3, 4)
@@ -126,18 +149,22 @@ def _few_rows_at_a_time_on_cpu(of_rows: Callable[..., tuple[jax.Array, ...]], *a
     return jax.lax.platform_dependent(*arrays, cpu=in_turn if turns > 1 else of_rows, default=of_rows)
 
 
-def _rows_forward(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _rows_forward(
+    query: jax.Array, key: jax.Array, value: jax.Array, documents: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Context, and log-normalisers [batch * kv_heads, groups, length]."""
     queries, keys, values, groups = _heads_first(query, key, value)
-    length = query.shape[1]
+    batch, length, heads, _ = query.shape
     contexts, normalisers = [], []
     for start, stop in _blocks(length):
         block = _block_of_queries(queries, groups, start, stop)
-        own = _product("nqd,nkd->nqk", block, keys[:, start:stop])
-        by_group = own.reshape(-1, groups, stop - start, stop - start)
-        parts = [((start, stop), (by_group + _causal_bias(start, stop)[:, start:]).reshape(own.shape))]
-        if start:  # keys that every query of the block sees: nothing is masked
-            parts.insert(0, ((0, start), _product("nqd,nkd->nqk", block, keys[:, :start])))
+        parts = []
+        for first, last in ((0, start), (start, stop)) if start else ((start, stop),):
+            scores = _product("nqd,nkd->nqk", block, keys[:, first:last])
+            if last > start or documents is not None:  # else every query of the block sees the keys
+                by_head = scores.reshape(batch, heads, stop - start, last - first)
+                scores = (by_head + _bias(start, stop, first, documents)[..., : last - first]).reshape(scores.shape)
+            parts.append(((first, last), scores))
         largest = functools.reduce(jnp.maximum, [jnp.max(scores, axis=-1, keepdims=True) for _, scores in parts])
         weights = [(span, jnp.exp(scores - largest)) for span, scores in parts]
         total = functools.reduce(jnp.add, [jnp.sum(some, axis=-1, keepdims=True) for _, some in weights])
@@ -152,7 +179,13 @@ def _rows_forward(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[j
 
 
 def _rows_backward(
-    query: jax.Array, key: jax.Array, value: jax.Array, out: jax.Array, normaliser: jax.Array, gradient: jax.Array
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    out: jax.Array,
+    normaliser: jax.Array,
+    gradient: jax.Array,
+    documents: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     queries, keys, values, groups = _heads_first(query, key, value)
     batch_heads, _, length, head_dim = queries.shape
@@ -170,8 +203,9 @@ def _rows_backward(
         upstream = gradients[:, :, start:stop].reshape(block.shape)
         row = lambda x, start=start, stop=stop: x[:, :, start:stop].reshape(batch_heads, 1, -1)
         scores = _product("nkd,nqd->nkq", keys[:, :stop], block)
-        by_group = scores.reshape(batch_heads, stop, groups, stop - start)
-        scores = (by_group + _causal_bias(start, stop).T[:, None]).reshape(scores.shape)
+        by_group = scores.reshape(batch, -1, stop, groups, stop - start)
+        bias = _bias(start, stop, 0, documents).swapaxes(-1, -2)
+        scores = (by_group + bias[..., None, :]).reshape(scores.shape)
         weights = jnp.exp(scores - row(normaliser))
         slopes = weights * (_product("nkd,nqd->nkq", values[:, :stop], upstream) - row(delta))
         weights, slopes = weights.astype(block.dtype), slopes.astype(block.dtype)
@@ -191,11 +225,15 @@ def _blocks(length: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, length)) for start in range(0, length, size)]
 
 
-def _causal_bias(start: int, stop: int) -> np.ndarray:
-    """float32 [queries start to stop, keys 0 to stop]: 0 where the query sees the key, else -inf. To be added: a sum
-    XLA's CPU backend computes together with what follows, a choice of two values in a pass of its own."""
-    visible = np.arange(start, stop)[:, None] >= np.arange(stop)[None, :]
-    return np.where(visible, np.float32(0.0), np.float32(-np.inf))
+def _bias(start: int, stop: int, first: int, documents: jax.Array | None) -> np.ndarray | jax.Array:
+    """float32 [queries start to stop, keys first to stop], with documents [batch, 1, queries, keys]: 0 where the query
+    sees the key, else -inf. To be added: a sum XLA's CPU backend computes together with what follows, a choice of two
+    values in a pass of its own."""
+    causal = np.arange(start, stop)[:, None] >= np.arange(first, stop)[None, :]
+    if documents is None:
+        return np.where(causal, np.float32(0.0), np.float32(-np.inf))
+    same = documents[:, start:stop, None] == documents[:, None, first:stop]
+    return jnp.where(causal & same, jnp.float32(0.0), jnp.float32(-jnp.inf))[:, None]
 
 
 def _heads_first(query: jax.Array, key: jax.Array, value: jax.Array):
@@ -221,7 +259,9 @@ def _cudnn(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     return jax.nn.dot_product_attention(query, key, value, is_causal=True, implementation="cudnn")
 
 
-def _splash(query: jax.Array, key: jax.Array, value: jax.Array, *, interpret: bool = False) -> jax.Array:
+def _splash(
+    query: jax.Array, key: jax.Array, value: jax.Array, documents: jax.Array | None = None, *, interpret: bool = False
+) -> jax.Array:
     """Pallas TPU kernel; its residuals carry the name that the remat policies save, so that it is not run twice.
 
     interpret: run the kernel's Python (tests).
@@ -233,7 +273,14 @@ def _splash(query: jax.Array, key: jax.Array, value: jax.Array, *, interpret: bo
     kernel = _splash_kernel(heads, length + pad, interpret)
     heads_first = (0, 2, 1, 3)
     scaled = query.transpose(heads_first) * head_dim**-0.5
-    context = jax.vmap(kernel)(scaled, _per_query_head(key, heads), _per_query_head(value, heads))
+    keys, values = _per_query_head(key, heads), _per_query_head(value, heads)
+    if documents is None:
+        context = jax.vmap(kernel)(scaled, keys, values)
+    else:
+        from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import SegmentIds
+
+        numbers = jnp.pad(documents, ((0, 0), (0, pad)))
+        context = jax.vmap(kernel)(scaled, keys, values, SegmentIds(numbers, numbers))
     return jnp.transpose(jnp.asarray(context), heads_first)[:, :length]
 
 

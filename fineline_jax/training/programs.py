@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import jax
 
-from fineline_jax.recipe import Checkpoints, Data, Logging, Recipe, Schedule, Source
+from fineline_jax.recipe import Checkpoints, Logging, Recipe, Schedule, Source
 
 Program = TypeVar("Program")
 
@@ -33,7 +33,7 @@ def shape_of(recipe: Recipe) -> Recipe:
     return dataclasses.replace(
         recipe,
         name="shape",
-        data=Data((Source("-"),), sequence_length=recipe.data.sequence_length),
+        data=dataclasses.replace(recipe.data, sources=(Source("-"),), order="shuffle"),
         optimizer=dataclasses.replace(recipe.optimizer, schedule=Schedule(), weight_decay=0.0),
         tokens=recipe.tokens_per_step,
         checkpoints=Checkpoints(),

@@ -120,19 +120,20 @@ def make_loss_sums(
     """`sums(params, windows, weights)`: the sums over targets, by weight, of (loss with z-loss, plain cross-entropy),
     and the losses of the router, which are means over all tokens of the windows."""
     compute, dtype = recipe.compute, jnp.dtype(recipe.compute.dtype)
-    attend = attention.causal(attention_of(recipe, mesh))
+    implementation, end = attention_of(recipe, mesh), recipe.data.mask_documents_at
 
     def sums(
         params: dict, windows: Windows, weights: Float32[Array, "sequences length"]
     ) -> tuple[Scalar, Scalar, Scalar]:
         inputs, targets = windows[:, :-1], windows[:, 1:]
+        documents = None if end is None else attention.document_numbers(inputs, end)
         positions = jnp.broadcast_to(jnp.arange(inputs.shape[1]), inputs.shape, out_sharding=BATCH_SPEC)
         hidden, routing = decoder.hidden_states_and_routing(
             recipe.model,
             params,
             inputs,
             positions,
-            attend,
+            attention.causal(implementation, documents),
             dtype=dtype,
             remat=compute.remat,
             scan_layers=compute.scan_layers,
@@ -170,5 +171,6 @@ def micro_batches(windows: Windows, count: int) -> Int32[Array, "count sequences
 
 def attention_of(recipe: Recipe, mesh: jax.sharding.Mesh) -> attention.Implementation:
     """The attention implementation that the recipe gets on these devices."""
-    compute = recipe.compute
-    return attention.pick(compute.attention, jnp.dtype(compute.dtype), mesh.devices.flat[0].platform)
+    compute, platform = recipe.compute, mesh.devices.flat[0].platform
+    within_documents = recipe.data.mask_documents_at is not None
+    return attention.pick(compute.attention, jnp.dtype(compute.dtype), platform, within_documents)

@@ -49,5 +49,5 @@ def numbered(folder: Path, splits: dict[str, int], length: int, vocab_size: int,
         windows[:, 0] = base + 100 * number + np.arange(count)
         writer.add(split, windows)
     writer.close()
-    write_metadata(folder, {"sequence_length": length, "vocab_size": vocab_size})
+    write_metadata(folder, {"sequence_length": length, "vocab_size": vocab_size, "name": folder.name})
     return str(folder)

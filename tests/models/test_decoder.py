@@ -191,14 +191,17 @@ def test_a_later_token_does_not_change_earlier_states():
     heads=st.sampled_from([(2, 2), (4, 2), (4, 4), (4, 1)]),
     cache=st.sampled_from([0, 1 << 14, 1 << 30]),
     cut=st.sampled_from([0, 1 << 13]),
+    share=st.sampled_from([None, 0.0, 0.1, 0.5, 1.0]),
 )
-@example(length=33, block=16, heads=(4, 4), cache=0, cut=5_000)  # two heads at a time
-@example(length=33, block=16, heads=(4, 2), cache=20_000, cut=0)  # two rows at a time
-@example(length=17, block=16, heads=(4, 1), cache=1 << 30, cut=0)  # all at once, a last block of one
+@example(length=33, block=16, heads=(4, 4), cache=0, cut=5_000, share=0.1)  # two heads at a time
+@example(length=33, block=16, heads=(4, 2), cache=20_000, cut=0, share=0.1)  # two rows at a time
+@example(length=33, block=16, heads=(4, 2), cache=20_000, cut=0, share=None)
+@example(length=17, block=16, heads=(4, 1), cache=1 << 30, cut=0, share=None)  # all at once, a last block of one
 @settings(parent=COMPILES, max_examples=4)
 def test_blocks_of_queries_few_rows_and_heads_at_a_time_give_the_attention_and_gradients_of_the_whole_matrix(
-    length, block, heads, cache, cut
+    length, block, heads, cache, cut, share
 ):
+    """share: of tokens that end a document; None: attention is not kept within documents."""
     random = np.random.default_rng(length * 41 + block)
     draw = lambda heads: jnp.asarray(random.standard_normal((4, length, heads, 8)), jnp.float32)
     query, key, value, upstream = draw(heads[0]), draw(heads[1]), draw(heads[1]), draw(heads[0])
@@ -211,8 +214,16 @@ def test_blocks_of_queries_few_rows_and_heads_at_a_time_give_the_attention_and_g
         patch.setattr(attention, "QUERY_BLOCK", block)
         patch.setattr(attention, "SCORES_IN_CACHE", cache)
         patch.setattr(attention, "SCORES_OF_A_CUT", cut)
-        ours = jax.jit(lambda: with_gradients(attention.blockwise))()
-    plain = functools.partial(jax.nn.dot_product_attention, is_causal=True)
+        documents = None
+        if share is not None:
+            tokens = jnp.asarray(random.random((4, length)) < share, jnp.int32)
+            documents = attention.document_numbers(tokens, 1)
+        ours = jax.jit(lambda: with_gradients(lambda *qkv: attention.blockwise(*qkv, documents)))()
+    mask = None
+    if documents is not None:  # a pair is kept apart by any end from the first to the token before the second
+        ends = np.cumsum(tokens, axis=1) - np.asarray(tokens)
+        mask = (ends[:, :, None] == ends[:, None, :])[:, None]
+    plain = functools.partial(jax.nn.dot_product_attention, is_causal=True, mask=mask)
     for found, expected in zip(ours, jax.jit(lambda: with_gradients(plain))(), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5)
 

@@ -40,18 +40,27 @@ def over_a_path(attend: Any) -> Any:
 # Causal attention in training
 
 
-@pytest.mark.parametrize("length", [300, 128])
-def test_splash_and_its_gradients_are_those_of_the_plain_formula(length: int) -> None:
-    """Of three blocks with a remainder, and of one; three query heads share a key head."""
+@pytest.mark.parametrize(("length", "ends"), [(300, None), (128, None), (300, (0, 1, 128, 200, 299))])
+def test_splash_and_its_gradients_are_those_of_the_plain_formula(length: int, ends: tuple[int, ...] | None) -> None:
+    """Of three blocks with a remainder, and of one; three query heads share a key head. ends: tokens of the second row
+    that end a document; the first row is one document."""
     query, key, value = drawn(2, length, 6, 2, 16)
     upstream = jnp.cos(jnp.arange(query.size, dtype=jnp.float32)).reshape(query.shape)
+    seen, documents = np.tri(length, dtype=bool)[None].repeat(2, axis=0), None
+    if ends is not None:
+        tokens = np.zeros((2, length), np.int32)
+        tokens[1, list(ends)] = 7
+        documents = attention.document_numbers(jnp.asarray(tokens), 7)
+        for end in ends:
+            seen[1, end + 1 :, : end + 1] = False
     results = []
-    for attend in (functools.partial(attention._splash, interpret=True), attention.reference):
-        context, pull = jax.vjp(attend, query, key, value)
+    for attend in (functools.partial(attention._splash, interpret=True), attention.reference, attention.blockwise):
+        context, pull = jax.vjp(lambda *qkv, attend=attend: attend(*qkv, documents), query, key, value)
         results.append((context, *pull(upstream)))
-    np.testing.assert_allclose(results[0][0], exact(query, key, value, np.tri(length, dtype=bool)), atol=1e-5)
-    for ours, plain in zip(*results, strict=True):
-        np.testing.assert_allclose(ours, plain, atol=2e-5)
+        np.testing.assert_allclose(context, exact(query, key, value, seen), atol=1e-5)
+    for splash, plain, in_blocks in zip(*results, strict=True):
+        np.testing.assert_allclose(splash, plain, atol=2e-5)
+        np.testing.assert_allclose(in_blocks, plain, atol=2e-5)
 
 
 @pytest.mark.parametrize("length", [1, 127, 129, 1024, 1536, 2048])

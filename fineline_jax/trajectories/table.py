@@ -17,6 +17,7 @@ from fineline_jax.errors import UserError
 from fineline_jax.facts.metrics import METRICS, metric_of
 from fineline_jax.facts.score_table import COLUMNS, KEY, NUMBERS, TEXT
 from fineline_jax.facts.tasks import chance_of, task_of
+from fineline_jax.trajectories.codes import codes_of, each
 from fineline_jax.trajectories.readers.files import read_file
 from fineline_jax.trajectories.readers.options import ReadOptions
 
@@ -24,6 +25,9 @@ log = logging.getLogger(__name__)
 _ALIASES = {"model": "series", "acc_stderr": "stderr", "revision": "checkpoint"}
 _SETTINGS = ("shots", "limit")
 """Columns of tables being read: scores that differ in them are of different curves."""
+OPTIONAL = ("chance_from", "score", "resampled")
+"""Columns that a table may have beside COLUMNS: where the chance level is from, the score that the tokens to a fixed
+score are counted to, and arrays [draws] of a bootstrap over documents minus the value."""
 Part = tuple[str, pd.DataFrame]
 """(what names it in errors, a table)."""
 
@@ -80,8 +84,10 @@ def join(parts: Sequence[Part], options: ReadOptions = ReadOptions()) -> pd.Data
     ends = np.cumsum([len(part) for part in checked])
     for part, end in zip(checked, ends, strict=True):
         _refuse_contradictions(joined.iloc[end - len(part) : end], str(part["source"].iloc[0]))
-    joined = joined.drop_duplicates([*KEY, "step", "tokens", "value"])
-    clash = joined[joined.duplicated(KEY, keep=False)]
+    clash = joined.iloc[:0]
+    if len(parts) > 1:
+        joined = joined.drop_duplicates([*KEY, "step", "tokens", "value"])
+        clash = joined[joined.duplicated(KEY, keep=False)]
     if len(clash):
         one = clash[(clash[KEY] == clash.iloc[0][KEY]).all(axis=1)]
         where = " and ".join(dict.fromkeys(one["source"]))
@@ -91,7 +97,11 @@ def join(parts: Sequence[Part], options: ReadOptions = ReadOptions()) -> pd.Data
     joined = _facts_shared(joined)
     if options.tasks_table is not None:
         joined = _with_tasks(joined, options.tasks_table)
-    return _ordered(_with_stderr(joined))
+    if options.until is not None:
+        joined = joined[joined["tokens"] <= options.until]
+        if joined.empty:
+            raise UserError(f"--until {options.until:g}: every checkpoint has more tokens; give a larger number")
+    return _ordered(_with_score(_with_stderr(joined), options))
 
 
 def normalise(frame: pd.DataFrame, *, source: str = "table") -> pd.DataFrame:
@@ -142,28 +152,29 @@ def _checked(frame: pd.DataFrame, source: str) -> pd.DataFrame:
     if "checkpoint" in frame:
         out["checkpoint"] = frame["checkpoint"].astype(str)
     else:
-        by_step = "step_" + _each(out["step"], "{:.0f}".format)
-        out["checkpoint"] = by_step.where(out["step"].notna(), "tokens_" + _each(out["tokens"], "{:.0f}".format))
-    known_domain = _each(out["task"], lambda task: task_of(str(task)).domain)
+        by_step = "step_" + each(out["step"], "{:.0f}".format)
+        out["checkpoint"] = by_step.where(out["step"].notna(), "tokens_" + each(out["tokens"], "{:.0f}".format))
+    known_domain = each(out["task"], lambda task: task_of(str(task)).domain)
     out["domain"] = (
         frame["domain"].astype(object).fillna(known_domain).astype(str) if "domain" in frame else known_domain
     )
     if "chance" not in frame:
-        pairs = out.groupby(["task", "metric"], sort=False)
-        known = [chance_of(str(task), str(metric)) for task, metric in pairs.size().index]
-        out["chance"] = np.asarray(known)[pairs.ngroup()]
+        pairs = pd.DataFrame({"pair": codes_of(out, ["task", "metric"]), "task": out["task"], "metric": out["metric"]})
+        known = {one.pair: chance_of(one.task, one.metric) for one in pairs.drop_duplicates("pair").itertuples()}
+        out["chance"] = each(pairs["pair"], known.__getitem__)
     for name in TEXT:
         out[name] = out[name].astype("str")
     for name in _SETTINGS:
         out[name] = _numbers(frame, name, source)
     if "stderr_missing" in frame:
         out["stderr_missing"] = frame["stderr_missing"].to_numpy(bool)
+    if "chance_from" in frame:
+        out["chance_from"] = frame["chance_from"].fillna("").astype("str")
+    if "score" in frame:
+        out["score"] = _numbers(frame, "score", source)
+    if "resampled" in frame:
+        out["resampled"] = frame["resampled"]
     return out
-
-
-def _each(column: pd.Series, value: Any) -> pd.Series:
-    """`column.map(value)`, computed once per distinct entry."""
-    return column.map({entry: value(entry) for entry in column.unique()})
 
 
 def _without_missing(frame: pd.DataFrame, source: str) -> pd.DataFrame:
@@ -220,19 +231,20 @@ def _as_shares(frame: pd.DataFrame, source: str, percent: bool) -> pd.DataFrame:
 def _by_settings(table: pd.DataFrame) -> pd.DataFrame:
     """The table with shots and limit in the names of the series, where scores of one task differ in them."""
     curve = ["series", "task"]
-    several = table.groupby("task")["shots"].nunique().max() > 1
-    if several or table.groupby(curve)["shots"].nunique(dropna=False).max() > 1:
-        table["series"] = _with_shots(table)
-    if table.groupby(curve)["limit"].nunique(dropna=False).max() > 1:
+    if table["shots"].notna().any():
+        several = table.groupby("task")["shots"].nunique().max() > 1
+        if several or table.groupby(curve)["shots"].nunique(dropna=False).max() > 1:
+            table["series"] = _with_shots(table)
+    if table["limit"].notna().any() and table.groupby(curve)["limit"].nunique(dropna=False).max() > 1:
         limit = table["limit"]
-        table["series"] += _each(limit, lambda n: "" if np.isnan(n) else f" (limit {n:g})")
+        table["series"] += each(limit, lambda n: "" if np.isnan(n) else f" (limit {n:g})")
     return table
 
 
 def _with_shots(table: pd.DataFrame) -> pd.Series:
     """Names of series with the shots; unknown ones are said only beside known ones."""
     unknown = table["series"].isin(table["series"][table["shots"].notna()].unique())
-    names = _each(table["shots"], lambda shots: "" if np.isnan(shots) else f" ({shots:g}-shot)")
+    names = each(table["shots"], lambda shots: "" if np.isnan(shots) else f" ({shots:g}-shot)")
     return table["series"] + names.where(table["shots"].notna() | ~unknown, " (shots unknown)")
 
 
@@ -241,7 +253,7 @@ def _facts_shared(table: pd.DataFrame) -> pd.DataFrame:
     if table["source"].nunique() > 1:
         known = table[table["domain"] != "other"].drop_duplicates("task")
         known = dict(zip(known["task"], known["domain"], strict=True))
-        table["domain"] = _each(table["task"], lambda task: known.get(task, "other"))
+        table["domain"] = each(table["task"], lambda task: known.get(task, "other"))
         table["chance"] = table["chance"].fillna(table.groupby(["task", "metric"])["chance"].transform("first"))
     return table
 
@@ -262,19 +274,36 @@ def _with_tasks(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     if "domain" in tasks:
         table["domain"] = table["task"].map(tasks["domain"]).fillna(table["domain"]).astype("str")
     given = table["task"].map(tasks["chance"])
-    guessed = _each(table["metric"], lambda metric: metric_of(metric).chance == "task")
+    guessed = each(table["metric"], lambda metric: metric_of(metric).chance == "task")
     table["chance"] = given.where(given.notna() & guessed, table["chance"])
     table["n"] = table["n"].fillna(table["task"].map(tasks["n"]))
     return table
 
 
+def _with_score(table: pd.DataFrame, options: ReadOptions) -> pd.DataFrame:
+    """The table with a column `score`, where the options state one."""
+    if options.share is None and not options.scores:
+        return table
+    scores = pd.Series(np.nan, index=table.index)
+    if options.share is not None:
+        scores = table["chance"] + options.share * (1 - table["chance"])
+    for name, score in options.scores.items():
+        meant = (table["metric"] == name) | ((table["task"] == name) & table["chance"].notna())
+        if not meant.any():
+            raise UserError(f"--to-score {name}={score:g}: no metric, and no task with a chance level; mend it")
+        if score > 1 and table["chance"][meant].notna().any():
+            raise UserError(f"--to-score {name}={score:g}: a share is at most 1; write 0.5 for 50 %")
+        scores = scores.where(~meant, score)
+    return table.assign(score=scores)
+
+
 def _with_stderr(table: pd.DataFrame) -> pd.DataFrame:
     """The table with √(p(1−p)/n) where an accuracy has no standard error, which is said."""
-    counted = _each(table["metric"], lambda metric: metric.startswith("acc") and metric in METRICS)
+    counted = each(table["metric"], lambda metric: metric.startswith("acc") and metric in METRICS)
     wanted = table["stderr"].isna() & counted & table["value"].between(0, 1)
     if "stderr_missing" in table:
         wanted &= ~table["stderr_missing"].fillna(False).astype(bool)
-    known = _each(table["task"], lambda task: float(task_of(task).documents or np.nan))
+    known = each(table["task"], lambda task: float(task_of(task).documents or np.nan))
     n = table["n"].fillna(known.where(table["limit"].isna()))
     value = table["value"].where(wanted)
     error = np.sqrt(value * (1 - value) / n.where(n > 0))
@@ -310,31 +339,33 @@ def _numbers(frame: pd.DataFrame, name: str, source: str) -> pd.Series:
 
 
 def _refuse_contradictions(table: pd.DataFrame, source: str) -> None:
-    twice = table.duplicated(KEY)
+    twice = pd.Series(codes_of(table, KEY)).duplicated().to_numpy()
     if twice.any():
         raise UserError(f"{source}: {_describe(table[twice].iloc[0])} occurs twice; keep one row of each")
-    places = table.groupby(["series", "checkpoint"], observed=True)["tokens"].nunique()
-    if (places > 1).any():
-        series, checkpoint = places.index[places > 1][0]
+    row = _first_of_several(table, ["series", "checkpoint"], "tokens")
+    if row is not None:
         raise UserError(
-            f"{source}: checkpoint {checkpoint!r} of series {series!r} has several values of 'tokens'; one is right"
+            f"{source}: checkpoint {row['checkpoint']!r} of series {row['series']!r} has several values of 'tokens'; "
+            "one is right"
         )
-    domains = table.groupby("task", observed=True)["domain"].nunique()
-    if (domains > 1).any():
-        raise UserError(
-            f"{source}: task {domains.index[domains > 1][0]!r} is in several domains; column 'domain' must be one"
-        )
+    row = _first_of_several(table, ["task"], "domain")
+    if row is not None:
+        raise UserError(f"{source}: task {row['task']!r} is in several domains; column 'domain' must be one")
+
+
+def _first_of_several(table: pd.DataFrame, of: list[str], column: str) -> pd.Series | None:
+    """A row of those that agree in `of` and not in `column`; None: there is none."""
+    found = pd.DataFrame({"of": codes_of(table, of), "value": table[column].to_numpy()}).drop_duplicates()
+    several = found["of"].duplicated()
+    return table.iloc[found.index[several][0]] if several.any() else None
 
 
 def _ordered(table: pd.DataFrame) -> pd.DataFrame:
     """Series, domains, tasks and metrics in the order of their first appearance, checkpoints by tokens."""
-    order = {
-        name: {v: i for i, v in enumerate(dict.fromkeys(table[name]))}
-        for name in ("series", "domain", "task", "metric")
-    }
-    ranked = table.assign(**{f"_{name}": table[name].map(ranks) for name, ranks in order.items()})
-    ranked = ranked.sort_values(["_series", "_domain", "_task", "_metric", "tokens", "step"], kind="stable")
-    return ranked[list(COLUMNS)].reset_index(drop=True)
+    curves = codes_of(table, ["series", "domain", "task", "metric"])
+    order = np.lexsort((table["step"].to_numpy(float), table["tokens"].to_numpy(float), curves))
+    kept = table[[*COLUMNS, *(name for name in OPTIONAL if name in table)]]
+    return (kept if (np.diff(order) == 1).all() else kept.iloc[order]).reset_index(drop=True)
 
 
 def _row(bad: pd.Series) -> str:

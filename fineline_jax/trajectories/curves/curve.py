@@ -14,7 +14,7 @@ from fineline_jax.trajectories.curves.smooth import checkpoint_noise, end_level,
 
 Z = 2.326
 """One-sided 1 %: what each checkpoint after an onset must exceed."""
-UNTRAINED, FIRST = "untrained checkpoint", "first checkpoint"
+UNTRAINED, FIRST, CHANCE = "untrained checkpoint", "first checkpoint", "chance level"
 
 
 @dataclass(frozen=True)

@@ -17,3 +17,9 @@ class ReadOptions:
     """Input -> name of its one series."""
     tasks_table: Path | None = None
     """CSV with a column `task` and any of `domain`, `chance`, `n`: it counts before what is known of a task."""
+    until: float | None = None
+    """Checkpoints of more tokens are left out, so that all series have one horizon."""
+    share: float | None = None
+    """Of the way from guessing to perfect: the score that tokens are counted to; None: half."""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """Metric, or task with a chance level -> that score; counts before `share`."""

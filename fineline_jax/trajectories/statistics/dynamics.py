@@ -5,8 +5,6 @@ at its last checkpoint gets no t50 and no t90, because a share of a value that i
 falls says so. The clock that compares runs of different length and size is the number of tokens to a fixed score.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,7 +12,8 @@ import pandas as pd
 from scipy import stats
 
 from fineline_jax.facts.metrics import metric_of
-from fineline_jax.trajectories.curves.curve import Curve, Findings, Z, examine
+from fineline_jax.trajectories.codes import codes_of
+from fineline_jax.trajectories.curves.curve import CHANCE, Curve, Findings, Z, examine
 from fineline_jax.trajectories.curves.isotonic import crossing, fit
 from fineline_jax.trajectories.curves.smooth import end_level
 from fineline_jax.trajectories.statistics.columns import Column, Statistic
@@ -22,6 +21,7 @@ from fineline_jax.trajectories.statistics.columns import Column, Statistic
 CLEAR_RISE_SNR = 5.0  # where no standard error allows a test, a rise must exceed this many noise SDs to count
 SETTLED_FACTOR = 2.0  # t90 counts as reached only if training then went on for this factor of tokens
 FALSE_DISCOVERIES = 0.05  # of the rises, and of the falls, of all tasks of a series and metric
+HALFWAY = 0.5  # from guessing to perfect: the score that tokens are counted to, where none is stated
 FRACTIONS = {"t10": 0.1, "t50": 0.5, "t90": 0.9}
 TIMES = (*FRACTIONS, "to_score")
 
@@ -54,46 +54,27 @@ _NOWHERE = (_NAN, _NAN, _NAN)
 _KEY = ["series", "domain", "task", "metric"]
 
 
-@dataclass(frozen=True)
-class Clock:
-    """The score that `to_score` counts the tokens to."""
-
-    share: float = 0.5
-    """Of the way from guessing to perfect."""
-    scores: Mapping[str, float] = field(default_factory=dict)
-    """Task or metric -> score; counts before `share`."""
-
-    def target(self, task: str, metric: str, chance: float) -> float:
-        """NaN where none is stated and guessing has no level, so that there is no way from it to perfect."""
-        return self.scores.get(task, self.scores.get(metric, chance + self.share * (1 - chance)))
-
-
-def summarise(
-    table: pd.DataFrame,
-    *,
-    clock: Clock = Clock(),
-    draws: int = 200,
-    seed: int = 0,
-    resampled: np.ndarray | None = None,
-) -> pd.DataFrame:
+def summarise(table: pd.DataFrame, *, draws: int = 200, seed: int = 0) -> pd.DataFrame:
     """The dynamics of every curve of a tidy table: one row per (series, domain, task, metric), see `DYNAMICS`.
 
-    resampled: [rows, draws], values of a bootstrap over documents minus the value, one row for each number in the
-    table's column `resampled`; intervals come from it where it is known for a whole curve, else from `draws` normal
-    errors. For perplexities times, noise and SNR refer to the logarithm; the values are given as they are.
+    Where the table has a column `resampled`, with an array [draws] of a bootstrap over documents minus the value in
+    each row of a curve, the curve's intervals come from it, else from `draws` normal errors. The fixed score is the
+    column `score` where the table has one, else halfway from guessing to perfect. For perplexities times, noise and SNR
+    refer to the logarithm; the values are given as they are.
     """
-    curves = _curves(table, resampled)
-    tests = [examine(curve) for _, curve, _ in curves]
-    stuck = np.array([curve.stuck for _, curve, _ in curves], bool)
-    family = table.drop_duplicates(_KEY).groupby(["series", "metric"], sort=False, observed=True).ngroup().to_numpy()
+    curves = _curves(table)
+    tests = [examine(curve) for _, curve, _, _ in curves]
+    stuck = np.array([curve.stuck for _, curve, _, _ in curves], bool)
+    family = codes_of(pd.DataFrame([key for key, _, _, _ in curves], columns=_KEY), ["series", "metric"])
     rises = false_discoveries(np.where(stuck, _NAN, [one.rise_p for one in tests]), family)
     falls = false_discoveries(np.where(stuck, _NAN, [one.fall_p for one in tests]), family)
     normals = _Normals(draws, seed)
     rows = []
-    for i, ((key, curve, log), one) in enumerate(zip(curves, tests, strict=True)):
+    for i, ((key, curve, log, score), one) in enumerate(zip(curves, tests, strict=True)):
         better = metric_of(key["metric"]).better
-        target = clock.target(key["task"], key["metric"], curve.chance)
-        target = better * (np.log(target) if log and target > 0 else target)
+        if np.isnan(score):
+            score = HALFWAY * (1 + better * curve.chance)
+        target = better * (np.log(score) if log else score)
         row = _row(curve, one, rises[i], falls[i], stuck[i], target, normals)
         rows.append(key | _as_given(row, better, log))
     return _ranked(DYNAMICS.frame(rows))
@@ -118,9 +99,9 @@ def summarise_curve(
     half of the way from chance to 1; deviations: [draws, C] of a bootstrap over documents.
     """
     turned = None if deviations is None else better * deviations
-    curve = Curve(tokens, better * values, stderr, better * chance, "chance level", n, turned)
+    curve = Curve(tokens, better * values, stderr, better * chance, CHANCE, n, turned)
     tests = examine(curve)
-    target = better * (Clock().target("", "", chance) if np.isnan(target) else target)
+    target = better * ((1 + chance) * HALFWAY if np.isnan(target) else target)
     row = _row(curve, tests, tests.rise_p, tests.fall_p, False, target, _Normals(draws, seed))
     return _as_given(row, better, False)
 
@@ -141,14 +122,13 @@ def _split(codes: np.ndarray) -> list[np.ndarray]:
     return np.split(order, np.flatnonzero(np.diff(codes[order])) + 1) if len(codes) else []
 
 
-def _curves(table: pd.DataFrame, resampled: np.ndarray | None) -> list[tuple[dict[str, str], Curve, bool]]:
-    """(key, curve, whether it is of logarithms), in the order of first appearance."""
-    codes = table.groupby(_KEY, sort=False, observed=True).ngroup().to_numpy()
+def _curves(table: pd.DataFrame) -> list[tuple[dict[str, str], Curve, bool, float]]:
+    """(key, curve, whether it is of logarithms, stated score or NaN), in the order of first appearance."""
+    codes = pd.factorize(codes_of(table, _KEY))[0]
     order = np.lexsort((table["step"].to_numpy(float), table["tokens"].to_numpy(float), codes))
     bounds = np.flatnonzero(np.diff(codes[order], prepend=-1, append=-1))
     columns = {name: table[name].to_numpy(float)[order] for name in ("tokens", "value", "stderr", "chance", "n")}
-    where = table["resampled"].to_numpy(int)[order] if resampled is not None else np.full(len(order), -1)
-    source = table["chance_from"].to_numpy(object)[order] if "chance_from" in table else None
+    optional = {name: table[name].to_numpy()[order] for name in ("score", "chance_from", "resampled") if name in table}
     keys = table[_KEY].iloc[order[bounds[:-1]]].astype(str).to_dict("records") if len(order) else []
     made = []
     for key, start, end in zip(keys, bounds[:-1], bounds[1:], strict=True):
@@ -157,8 +137,8 @@ def _curves(table: pd.DataFrame, resampled: np.ndarray | None) -> list[tuple[dic
         chances, sizes = chances[np.isfinite(chances)], sizes[np.isfinite(sizes)]
         meant, values, stderr = metric_of(key["metric"]), part["value"], part["stderr"]
         log = meant.log and not len(chances) and bool((values > 0).all())
-        rows = where[start:end]
-        deviations = meant.better * resampled[rows].T if resampled is not None and (rows >= 0).all() else None
+        drawn = optional["resampled"][start:end] if "resampled" in optional else [None]
+        deviations = np.stack(drawn, axis=1) if all(isinstance(one, np.ndarray) for one in drawn) else None
         if log:
             stderr, deviations = stderr / values, None if deviations is None else deviations / values
         curve = Curve(
@@ -166,11 +146,11 @@ def _curves(table: pd.DataFrame, resampled: np.ndarray | None) -> list[tuple[dic
             meant.better * (np.log(values) if log else values),
             stderr,
             meant.better * float(chances[-1]) if len(chances) else _NAN,
-            str(source[end - 1]) if source is not None else "chance level",
+            str(optional["chance_from"][end - 1] or CHANCE) if "chance_from" in optional else CHANCE,
             float(sizes[-1]) if len(sizes) else _NAN,
-            deviations,
+            None if deviations is None else meant.better * deviations,
         )
-        made.append((key, curve, log))
+        made.append((key, curve, log, float(optional["score"][end - 1]) if "score" in optional else _NAN))
     return made
 
 

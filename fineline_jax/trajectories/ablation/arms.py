@@ -113,9 +113,9 @@ def seeds_to_resolve(difference: float, variance: float, fixed: float = 0.0) -> 
 @functools.cache
 def _seeds_and_quantiles() -> tuple[np.ndarray, np.ndarray]:
     """Numbers of seeds per arm, each below 1000, and the sum of the quantiles of level and power at each."""
-    seeds = np.r_[2:1000, 1000:10_001:100]
+    seeds = np.concatenate([np.arange(2, 1000), np.arange(1000, 10_001, 100)])
     freedom = 2 * seeds - 2
-    return seeds, stats.t.ppf(1 - LEVEL / 2, freedom) + stats.t.ppf(POWER, freedom)
+    return seeds, np.asarray(stats.t.ppf(1 - LEVEL / 2, freedom) + stats.t.ppf(POWER, freedom))
 
 
 def holm(p: np.ndarray) -> np.ndarray:

@@ -53,7 +53,7 @@ def differences(
     """
     ends = end_values(table)
     arms = list(dict.fromkeys(arms_of(table)["arm"]))
-    reference = arms[0] if reference is None else reference
+    reference = str(arms[0]) if reference is None else reference
     if reference not in arms:
         raise UserError(f"reference arm {reference!r}: not there; it is one of {', '.join(map(str, arms))}")
     rows = []

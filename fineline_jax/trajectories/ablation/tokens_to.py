@@ -1,0 +1,112 @@
+"""How many tokens an arm takes to reach a loss or a score, and how many times those of another arm.
+
+Of every run the tokens are where the isotonic fit of its curve first reaches the target; arms are compared by the
+mean over seeds of their logarithm, with the variance between runs pooled over the arms (`arms.run_variance`).
+"""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from fineline_jax.facts.metrics import metric_of
+from fineline_jax.trajectories.ablation.arms import arms_of, end_values, interval, run_variance
+from fineline_jax.trajectories.curves.isotonic import crossing
+from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic
+
+
+def tokens_to(
+    table: pd.DataFrame, *, targets: Mapping[tuple[str, str], float] | None = None, reference: str | None = None
+) -> pd.DataFrame:
+    """Tokens of each (arm, metric, task) to its target. See `TOKENS_TO`.
+
+    targets: by (metric, task); of others, the end of the worst run, which all runs reach. reference: an arm; None: the
+    first.
+    """
+    table, ends = arms_of(table), end_values(table)
+    reference = table["arm"].iloc[0] if reference is None else reference
+    rows = []
+    for (metric, task), part in table.groupby(["metric", "task"], sort=False, observed=True):
+        better = metric_of(str(metric)).better
+        levels = better * ends[(ends["metric"] == metric) & (ends["task"] == task)]["value"]
+        given = None if targets is None else targets.get((str(metric), str(task)))
+        if given is None and levels.empty:
+            continue
+        target = float(levels.min()) if given is None else better * given
+        runs = run_tokens(part, target, better)
+        reached = np.isfinite(runs["log2"])
+        of_runs = (runs[name][reached].to_numpy() for name in ("log2", "arm", "seed"))
+        variance, freedom, _ = run_variance(*of_runs) if reached.any() else (math.nan, 0.0, "")
+        base = runs[runs["arm"] == reference]["log2"]
+        for arm, of_arm in runs.groupby("arm", sort=False, observed=True):
+            log2 = of_arm["log2"]
+            row = {"arm": arm, "reference": reference, "metric": metric, "task": task, "target": better * target}
+            row |= {"runs": len(log2), "reached": int(np.isfinite(log2).sum())}
+            if not np.isfinite(log2).all():
+                end = 2 ** float(of_arm["last"].min())
+                row |= {"reason": f"not every run reached it; the shortest has {end:.3g} tokens"}
+                rows.append(row)
+                continue
+            mean = float(log2.mean())
+            low, high = interval(mean, math.sqrt(variance / len(log2)), freedom)
+            row |= {"tokens": 2**mean, "low": 2**low, "high": 2**high}
+            row |= {"reason": "one run had reached it at its first checkpoint" if of_arm["censored"].any() else ""}
+            if arm != reference and np.isfinite(base).all() and len(base):
+                gap, error = mean - float(base.mean()), math.sqrt(variance * (1 / len(log2) + 1 / len(base)))
+                ends_of_gap = interval(gap, error, freedom)
+                row |= {"log2_ratio": gap, "ratio_low": ends_of_gap[0], "ratio_high": ends_of_gap[1]}
+                if freedom and error:
+                    row |= {"p": float(2 * stats.t.sf(abs(gap) / error, freedom))}
+            rows.append(row)
+    return TOKENS_TO.frame(rows)
+
+
+def run_tokens(part: pd.DataFrame, target: float, better: int) -> pd.DataFrame:
+    """Columns arm, seed, log2 (of the tokens to `target`, NaN: never), last (log2), censored: reached at the first
+    checkpoint; a row per series of one metric and task. Checkpoints without tokens are left out."""
+    rows = []
+    for _, curve in part[part["tokens"] > 0].groupby("series", sort=False, observed=True):
+        curve = curve.sort_values("tokens")
+        tokens, values = curve["tokens"].to_numpy(float), better * curve["value"].to_numpy(float)
+        at = float(crossing(values, np.ones(len(values)), tokens, np.asarray(target)))
+        row = {"arm": curve["arm"].iloc[0], "seed": curve["seed"].iloc[0], "last": math.log2(tokens[-1])}
+        rows.append(row | {"log2": math.log2(at) if at > 0 else math.nan, "censored": at == tokens[0]})
+    return pd.DataFrame(rows, columns=["arm", "seed", "log2", "last", "censored"])
+
+
+TOKENS_TO = Statistic(
+    "tokens_to",
+    "How many tokens does an arm take to reach the same value?",
+    tokens_to,
+    (
+        Column("arm", "", "the arm"),
+        Column("reference", "", "the arm it is compared with"),
+        Column("metric", "", "the metric"),
+        Column("task", "", "the task or validation set"),
+        Column("target", "score", "the value to reach: the end of the worst run, or as given"),
+        Column("runs", "1", "runs (seeds) of the arm"),
+        Column("reached", "1", "of them, those that reached it"),
+        Column("tokens", "tokens", "geometric mean over the runs", "where a run did not", interval=("low", "high")),
+        Column("low", "tokens", "lower end of the 95 % interval between seeds", "with one seed per arm"),
+        Column("high", "tokens", "upper end of the 95 % interval between seeds", "as low"),
+        Column(
+            "log2_ratio",
+            "doublings",
+            "log2 of its tokens over the reference's: 1 is twice as many",
+            "of the reference, or where a run of either did not reach it",
+            interval=("ratio_low", "ratio_high"),
+        ),
+        Column("ratio_low", "doublings", "lower end of its 95 % interval", "with one seed per arm"),
+        Column("ratio_high", "doublings", "upper end of its 95 % interval", "as ratio_low"),
+        Column("p", "1", "two-sided, Student's t", "as ratio_low"),
+        Column("reason", "", "what is missing", "where nothing is"),
+    ),
+    "isotonic regression: Barlow et al. 1972; Student's t of log2 tokens",
+    definition="Tokens at which the isotonic fit of a run's curve first reaches the target, averaged over seeds as "
+    "logarithms.",
+    caveat="Under a decaying learning rate a run reaches its last values late for the sake of its schedule.",
+    chart=Chart("log2_ratio", panel="metric", reference=0.0),
+    count="reached",
+)

@@ -1,0 +1,110 @@
+"""Does the order of arms at a small size hold at a larger one?"""
+
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from fineline_jax.errors import UserError
+from fineline_jax.facts.metrics import metric_of
+from fineline_jax.trajectories.ablation.arms import arms_of, end_values
+from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic
+
+FEWEST_ARMS = 4
+DRAWS = 1000
+
+
+def transfer(table: pd.DataFrame, *, size: str = "size", seed: int = 0) -> pd.DataFrame:
+    """Of each metric, task and pair of sizes: how arms are ordered at both. See `TRANSFER`.
+
+    table: with column `size`, a number per series, and `arm`, which is the same at all sizes. Raises UserError without.
+    """
+    for name in (size, "arm"):
+        if name not in table:
+            raise UserError(f"column {name!r}: the table lacks it; group the runs by it")
+    sizes = table[["series", size]].drop_duplicates("series")
+    ends = pd.concat([end_values(arms_of(part)) for _, part in table.groupby(size, observed=True)])
+    ends = ends.merge(sizes, on="series")
+    rows = []
+    for (metric, task), part in ends.groupby(["metric", "task"], sort=False, observed=True):
+        better = metric_of(str(metric)).better
+        seeds = better * part.pivot_table(index="arm", columns=[size, "seed"], values="value", observed=True)
+        means = seeds.T.groupby(level=0).mean().T
+        for small, large in itertools.combinations(sorted(means.columns), 2):
+            both = means[[small, large]].dropna()
+            row = {"metric": metric, "task": task, "small": small, "large": large, "arms": len(both)}
+            if len(both) < FEWEST_ARMS:
+                rows.append(row | {"reason": f"fewer than {FEWEST_ARMS} arms at both sizes"})
+                continue
+            row |= agreement(*both.to_numpy(float).T, seed=seed)
+            of_large = seeds.loc[both.index, large].to_numpy(float)
+            of_large = of_large[:, np.isfinite(of_large).all(axis=0)]
+            pairs = [stats.kendalltau(*pair).statistic for pair in itertools.combinations(of_large.T, 2)]
+            rows.append(row | {"seed_kendall": float(np.mean(pairs)) if pairs else math.nan, "reason": ""})
+    return TRANSFER.frame(rows)
+
+
+def agreement(small: np.ndarray, large: np.ndarray, seed: int = 0) -> dict:
+    """Decision accuracy, Spearman's and Kendall's correlation of values of arms [arms] at two sizes, with intervals."""
+    count = len(small)
+    rho = float(stats.spearmanr(small, large).statistic)
+    tau = float(stats.kendalltau(small, large).statistic)
+    rho_error = math.sqrt((1 + rho**2 / 2) / (count - 3))
+    tau_error = math.sqrt(0.437 / (count - 4)) if count > 4 else math.inf
+    drawn = np.random.default_rng(seed).integers(0, count, (DRAWS, count))
+    accuracies = np.array([decision_accuracy(small[rows], large[rows]) for rows in drawn])
+    low, high = np.nanquantile(accuracies, [0.025, 0.975])
+    row = {"accuracy": decision_accuracy(small, large), "accuracy_low": float(low), "accuracy_high": float(high)}
+    for name, value, error in (("spearman", rho, rho_error), ("kendall", tau, tau_error)):
+        with np.errstate(divide="ignore"):
+            ends = np.tanh(np.arctanh(value) + 1.96 * error * np.array([-1, 1]))
+        row |= {name: value, f"{name}_low": float(ends[0]), f"{name}_high": float(ends[1])}
+    return row
+
+
+def decision_accuracy(small: np.ndarray, large: np.ndarray) -> float:
+    """Share of pairs of arms that are in the same order at both sizes, of pairs that differ at the large one; a tie at
+    the small one counts half (DataDecide, arXiv 2504.11393). NaN without such a pair."""
+    upper = np.triu_indices(len(small), 1)
+    one, other = (np.sign(values[upper[0]] - values[upper[1]]) for values in (small, large))
+    if not other.any():
+        return math.nan
+    return float(((1 + one * other) / 2)[other != 0].mean())
+
+
+TRANSFER = Statistic(
+    "transfer",
+    "Does the order of arms at a small size hold at a larger one?",
+    transfer,
+    (
+        Column("metric", "", "the metric"),
+        Column("task", "", "the task or validation set"),
+        Column("small", "1", "the small size"),
+        Column("large", "1", "the large size"),
+        Column("arms", "1", "arms with runs at both"),
+        Column(
+            "accuracy",
+            "1",
+            "decision accuracy: share of pairs of arms in the same order",
+            "with few arms",
+            interval=("accuracy_low", "accuracy_high"),
+        ),
+        Column("accuracy_low", "1", "lower end of the 95 % interval (bootstrap of arms)", "with few arms"),
+        Column("accuracy_high", "1", "upper end", "with few arms"),
+        Column("spearman", "1", "rank correlation", "with few arms", interval=("spearman_low", "spearman_high")),
+        Column("spearman_low", "1", "lower end of the 95 % interval (Fisher's z, Bonett and Wright)", "with few arms"),
+        Column("spearman_high", "1", "upper end", "with few arms"),
+        Column("kendall", "1", "Kendall's tau-b", "with few arms", interval=("kendall_low", "kendall_high")),
+        Column("kendall_low", "1", "lower end of the 95 % interval (Fisher's z, Fieller et al.)", "with few arms"),
+        Column("kendall_high", "1", "upper end", "with few arms"),
+        Column("seed_kendall", "1", "mean tau of two seeds at the large size: the ceiling", "with one seed"),
+        Column("reason", "", "why there is no value", "where there is one"),
+    ),
+    "DataDecide, arXiv 2504.11393; Bonett and Wright 2000; Fieller, Hartley and Pearson 1957",
+    definition="Agreement of the order of arms by their means at the end of training at two sizes.",
+    caveat="Where arms differ by less than seeds do, no order holds; the tau between two seeds shows how far.",
+    chart=Chart("accuracy", panel="task", reference=0.5),
+    count="arms",
+)

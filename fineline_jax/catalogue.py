@@ -1,30 +1,51 @@
-"""Recipes and suites by name or path: the folder configs/ of the checkout first, then the installed copy."""
+"""Recipes, sweeps, suites and series by name or path: the shipped ones first, then those of ./configs.
+
+A name never runs a stranger's file in place of a shipped one: it needs the path.
+"""
 
 import difflib
 import importlib.resources
 import importlib.util
+import logging
 from pathlib import Path
+from typing import TypeVar
 
 from fineline_jax.errors import UserError
 from fineline_jax.recipe import Recipe, from_json
+
+Made = TypeVar("Made")
+_LOG = logging.getLogger(__name__)
 
 
 def config_folders() -> list[Path]:
     """Where a name is looked up, in this order."""
     installed = Path(str(importlib.resources.files("fineline_jax.configs")))
     local = Path("configs")
-    return [folder for folder in dict.fromkeys((local.resolve(), installed.resolve())) if folder.is_dir()]
+    return [folder for folder in dict.fromkeys((installed.resolve(), local.resolve())) if folder.is_dir()]
+
+
+def config_files(pattern: str) -> dict[str, Path]:
+    """The file of each name, the shipped ones first. `pattern` is relative to configs/, as in "suites/{}.yaml"."""
+    files: dict[str, Path] = {}
+    for folder in config_folders():
+        for path in sorted(folder.glob(pattern.format("*"))):
+            files.setdefault(path.stem, path)
+    files.pop("__init__", None)
+    return files
 
 
 def find_config(name: str, pattern: str, kind: str) -> Path:
-    """The file of a recipe or suite. `pattern` is relative to configs/, as in "suites/{}.yaml".
+    """The file of a recipe or suite; a file of that name in ./configs that is not the one is mentioned.
 
-    Raises UserError that lists what there is.
+    pattern: as of `config_files`. Raises UserError that lists what there is.
     """
-    for folder in config_folders():
-        if (path := folder / pattern.format(name)).is_file():
-            return path
-    known = config_names(pattern)
+    files = config_files(pattern)
+    if name in files:
+        mine = Path("configs") / pattern.format(name)
+        if mine.is_file() and mine.resolve() != files[name]:
+            _LOG.warning("%s is not read: %s is the shipped %s; give the path for your own", mine, name, kind)
+        return files[name]
+    known = sorted(files)
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise UserError(f"no {kind} named {name!r}; {hint}known: {', '.join(known)}, or give the path of a file")
@@ -32,16 +53,21 @@ def find_config(name: str, pattern: str, kind: str) -> Path:
 
 def config_names(pattern: str) -> list[str]:
     """All names that `find_config` knows, sorted."""
-    paths = [path for folder in config_folders() for path in folder.glob(pattern.format("*"))]
-    return sorted({path.stem for path in paths} - {"__init__"})
+    return sorted(config_files(pattern))
+
+
+def run_folder(name: str) -> Path | None:
+    """The folder of a run that `load_recipe` reads the recipe of; None where the name is that of a recipe or a file."""
+    path = Path(name).expanduser()
+    return path if path.is_dir() and name not in config_names("{}.py") else None
 
 
 def load_recipe(name: str) -> Recipe:
     """The recipe of a name in configs/, a Python file with a function `recipe()`, a JSON file that a run wrote, or a
     run folder. Raises UserError naming the file."""
-    path = Path(name).expanduser()
-    if path.is_dir() and name not in config_names("{}.py"):
-        path = path / "recipe.json"
+    path, folder = Path(name).expanduser(), run_folder(name)
+    if folder is not None:
+        path = folder / "recipe.json"
         if not path.is_file():
             raise UserError(f"{path}: not there; give a recipe's name, its file, or the folder of a run")
     if path.suffix == ".json":
@@ -50,18 +76,24 @@ def load_recipe(name: str) -> Recipe:
         path = find_config(name, "{}.py", "recipe")
     elif not path.is_file():
         raise UserError(f"{path}: not there; give a recipe's name or its file")
+    return made_by(path, "recipe", Recipe)
+
+
+def made_by(path: Path, function: str, kind: type[Made]) -> Made:
+    """What the function of that name in a Python file returns, a `kind`. Raises UserError naming the file."""
+    wanted = f"{kind.__module__}.{kind.__qualname__}"
     specification = importlib.util.spec_from_file_location(path.stem, path)
     assert specification is not None and specification.loader is not None
     module = importlib.util.module_from_spec(specification)
     try:
         specification.loader.exec_module(module)
-        if not callable(getattr(module, "recipe", None)):
-            raise UserError(f"{path}: has no function recipe(); define one that returns a fineline_jax.recipe.Recipe")
-        made = module.recipe()
+        if not callable(getattr(module, function, None)):
+            raise UserError(f"{path}: has no function {function}(); define one that returns a {wanted}")
+        made = getattr(module, function)()
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"{path}: {type(error).__name__}: {error}; correct the file") from error
-    if not isinstance(made, Recipe):
-        raise UserError(f"{path}: recipe() returned {type(made).__name__}; return a fineline_jax.recipe.Recipe")
+    if not isinstance(made, kind):
+        raise UserError(f"{path}: {function}() returned {type(made).__name__}; return a {wanted}")
     return made

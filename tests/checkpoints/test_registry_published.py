@@ -365,7 +365,7 @@ def test_the_details_say_rules_numbers_policy_and_every_checkpoint(tmp_path: Pat
 # Names in configs/
 
 
-def test_the_working_folder_s_configs_come_before_the_installed_ones(tmp_path: Path, monkeypatch) -> None:
+def test_shipped_names_come_before_those_of_the_working_folder(tmp_path: Path, monkeypatch, caplog) -> None:
     installed = find_config("amber", "series/{}.yaml", "series")
     monkeypatch.chdir(tmp_path)
     [only] = config_folders()
@@ -373,13 +373,14 @@ def test_the_working_folder_s_configs_come_before_the_installed_ones(tmp_path: P
     (tmp_path / "configs" / "series").mkdir(parents=True)
     for name in ("amber", "mine"):
         (tmp_path / "configs" / "series" / f"{name}.yaml").write_text("x")
-    assert config_folders() == [tmp_path / "configs", only]
-    assert (
-        find_config("amber", "series/{}.yaml", "series") == tmp_path / "configs" / "series" / "amber.yaml" != installed
-    )
+    assert config_folders() == [only, tmp_path / "configs"]
+    assert find_config("amber", "series/{}.yaml", "series") == installed
+    assert "configs/series/amber.yaml is not read: amber is the shipped series; give the path" in caplog.text
+    assert find_config("mine", "series/{}.yaml", "series") == tmp_path / "configs/series/mine.yaml"
     assert {"amber", "mine", "pythia"} <= set(config_names("series/{}.yaml"))
     assert config_names("{}.py") == sorted(set(config_names("{}.py"))) and "__init__" not in config_names("{}.py")
-    assert registry_entries.series_files()["amber"] == tmp_path / "configs" / "series" / "amber.yaml"
+    files = registry_entries.series_files()
+    assert files["amber"] == installed and list(files)[-1] == "mine"
     with pytest.raises(
         UserError, match=r"no series named 'mime'; did you mean 'mine'\? known: .*amber.*, or give the path"
     ):

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from fineline_jax.catalogue import config_folders
+from fineline_jax.catalogue import config_files, find_config
 from fineline_jax.checkpoints.registry.rules import bind, evaluate
 from fineline_jax.checkpoints.registry.series_file import Entry, read_entries
 from fineline_jax.checkpoints.registry.step_names import natural, parse_name
@@ -20,6 +20,7 @@ from fineline_jax.checkpoints.remote.listing import NAME_SLOT, list_names
 from fineline_jax.errors import UserError
 
 SUFFIXES = (".yaml", ".yml")
+_PATTERN = "series/{}.yaml"
 TOLERANCE = 5e-3
 """Relative; of the tokens in a name (step-1195k-token-2.5T x 2,097,152 is 2506.1B)."""
 _LOG = logging.getLogger(__name__)
@@ -36,12 +37,8 @@ class Named:
 
 
 def series_files() -> dict[str, Path]:
-    """Registered files by stem: of the checkout's configs/series first, then the installed ones."""
-    files: dict[str, Path] = {}
-    for folder in config_folders():
-        for file in sorted((folder / "series").glob("*.yaml")):
-            files.setdefault(file.stem, file)
-    return dict(sorted(files.items()))
+    """Registered files by stem: the shipped ones, then those of ./configs/series that have other names."""
+    return config_files(_PATTERN)
 
 
 def find(name: str) -> Entry | None:
@@ -67,7 +64,9 @@ def find(name: str) -> Entry | None:
 
 def file_of(name: str) -> Path | None:
     """The file that `name` means as a whole: a path that ends with .yaml, or a registered file."""
-    return Path(name) if name.endswith(SUFFIXES) else series_files().get(name)
+    if name.endswith(SUFFIXES):
+        return Path(name)
+    return find_config(name, _PATTERN, "series") if name in series_files() else None
 
 
 def every_entry() -> list[Entry]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import pydantic
 import yaml
 
-from fineline_jax.catalogue import config_names, find_config
+from fineline_jax.catalogue import config_files, config_names, find_config
 from fineline_jax.errors import UserError
 from fineline_jax.facts.tasks import chance_of, task_of
 from fineline_jax.scoring.modes.names import DEFAULT_MODE, check_mode
@@ -67,7 +67,7 @@ class Suite:
 
 
 def open_suite(text: str | Path) -> Suite:
-    """The suite in a YAML file, of that name (./configs/suites, then the shipped ones), or of those task names.
+    """The suite in a YAML file, of that name (the shipped ones, then ./configs/suites), or of those task names.
 
     Task names are separated by commas and may carry their shots: `piqa,arc_challenge@25`. What a task's
     entry says is taken from the first shipped suite that lists it. Raises UserError for a file that does not parse.
@@ -110,9 +110,9 @@ def read_suite(path: Path) -> Suite:
 
 
 def shipped_suites() -> Iterator[Suite]:
-    """The suites of configs/ (the working directory's first), ordered by name."""
-    for name in config_names(_PATTERN):
-        yield read_suite(find_config(name, _PATTERN, "suite"))
+    """The shipped suites, then those of ./configs that have other names."""
+    for path in config_files(_PATTERN).values():
+        yield read_suite(path)
 
 
 def _from_name(text: str, known: dict[str, TaskSpec]) -> TaskSpec:

@@ -151,19 +151,25 @@ def analyze(
     percent: bool = False,
     labels: Mapping[str, Location] | None = None,
     tasks_table: Location | None = None,
+    until: float | None = None,
+    to_score: float | Mapping[str, float] = {},
 ) -> Path:
     """Write the report of scores into the folder `out`: tidy.csv, curves, report.html, whose path is returned.
 
     scores: folders of `score`, result trees of lm-eval and other tools, tables. runs: run folders whose loss is drawn
     too. tokens_per_step: for checkpoints of which only the step is known. percent: accuracies of tables are
     percentages. labels: name -> one of `scores`, whose one series is called so. tasks_table: CSV of task, domain,
-    chance, n, which counts before what is known of a task. Raises UserError naming what cannot be read.
+    chance, n, which counts before what is known of a task. until: checkpoints of more tokens are left out. to_score:
+    the score that tokens are counted to, a share of the way from guessing to perfect, or task or metric -> score.
+    Raises UserError naming what cannot be read.
     """
     from fineline_jax.analysis import analyze_scores
     from fineline_jax.trajectories.readers.options import ReadOptions
 
     if tokens_per_step is not None and not 0 < tokens_per_step < float("inf"):
         raise UserError(f"--tokens-per-step {tokens_per_step} must be a positive number")
+    if isinstance(to_score, int | float) and not 0 < to_score < 1:
+        raise UserError(f"--to-score {to_score}: a share of the way from guessing to perfect is between 0 and 1")
     paths = [scores] if isinstance(scores, str | os.PathLike) else scores
     folders = [Path(run) for run in runs]
     reading = ReadOptions(
@@ -171,6 +177,9 @@ def analyze(
         percent,
         {Path(path): name for name, path in (labels or {}).items()},
         None if tasks_table is None else Path(tasks_table),
+        until,
+        float(to_score) if isinstance(to_score, int | float) else None,
+        to_score if isinstance(to_score, Mapping) else {},
     )
     with writing(Path(out), "--out"):
         return analyze_scores(list(map(Path, paths)), Path(out), runs=folders, title=title, reading=reading)

@@ -1,5 +1,6 @@
-"""A table and a count as plain text."""
+"""A table, a count and an amount of tokens as plain text."""
 
+import re
 from collections.abc import Iterable, Sequence
 
 
@@ -12,6 +13,17 @@ def text_table(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> str:
         for cells in ([*enumerate(zip(row, widths))] for row in rows)
     ]
     return "\n".join(aligned)
+
+
+_AMOUNT = re.compile(r"\s*([\d.]+(?:e[+-]?\d+)?)\s*([KMBT]?)(?:\s*tok(?:en)?s?)?\s*", re.IGNORECASE)
+
+
+def amount(text: str) -> float:
+    """`1B`, `2.5M tokens`, `1e9` as a number; ValueError for anything else."""
+    found = _AMOUNT.fullmatch(text)
+    if found is None:
+        raise ValueError(text)
+    return float(found[1]) * {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}[found[2].upper()]
 
 
 def counted(number: int, noun: str) -> str:

@@ -8,7 +8,7 @@ from tyro.conf import Positional, arg
 from fineline_jax import interface
 from fineline_jax.errors import UserError
 from fineline_jax.folder_lock import writing
-from fineline_jax.text_table import counted
+from fineline_jax.text_table import amount, counted
 
 
 def analyze(
@@ -20,6 +20,8 @@ def analyze(
     percent: bool = False,
     label: tuple[str, ...] = (),
     tasks_table: Path | None = None,
+    until: str | None = None,
+    to_score: tuple[str, ...] = (),
 ) -> None:
     """Tidy table, dynamics, curves: report.html and PNGs.
 
@@ -32,6 +34,9 @@ def analyze(
         percent: Accuracies of the tables are percentages.
         label: NAME=SCORES: the series of that input is called NAME.
         tasks_table: CSV of tasks (task, domain, chance, n), which counts before what is known of them.
+        until: Leave out checkpoints of more tokens, such as 300B: one horizon for all series.
+        to_score: The score that tokens are counted to: a share of the way from guessing to perfect (default 0.5), or
+            TASK=SCORE and METRIC=SCORE.
     """
     labels = dict[str, Path]()
     for text in label:
@@ -44,9 +49,28 @@ def analyze(
     print(
         interface.analyze(
             scores, out, runs=runs, title=title, tokens_per_step=tokens_per_step, percent=percent, labels=labels,
-            tasks_table=tasks_table,
+            tasks_table=tasks_table, until=None if until is None else _tokens(until), to_score=_score(to_score),
         )
     )  # fmt: skip
+
+
+def _tokens(text: str) -> float:
+    try:
+        return amount(text)
+    except ValueError:
+        raise UserError(f"--until {text}: is no number of tokens; write 300B, 1.5T or 300000000000") from None
+
+
+def _score(texts: tuple[str, ...]) -> float | dict[str, float]:
+    remedy = "write one share such as 0.5, or TASK=SCORE and METRIC=SCORE"
+    named = dict(text.rpartition("=")[::2] for text in texts)
+    try:
+        scores = {name: float(score) for name, score in named.items()}
+    except ValueError:
+        raise UserError(f"--to-score {' '.join(texts)}: {remedy}") from None
+    if len(scores) < len(texts) or ("" in scores and len(scores) > 1):
+        raise UserError(f"--to-score {' '.join(texts)}: {remedy}")
+    return scores.get("", scores)
 
 
 def export_scores(

@@ -5,13 +5,13 @@ per task and a column per checkpoint (OpenCompass).
 """
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from fineline_jax.errors import UserError
+from fineline_jax.text_table import amount
 from fineline_jax.trajectories.readers.wide import of_checkpoint_columns, of_task_columns
 
 SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".parquet")
@@ -24,8 +24,6 @@ _HEADINGS = {
 }  # fmt: skip
 """Headings of other tools in small letters; a column that has its own name already is not replaced."""
 _OWN = {"series", "checkpoint", "step", "tokens", "domain", "task", "metric", "value", "stderr", "n", "chance", "shots"}
-_UNIT = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
-_AMOUNT = re.compile(r"\s*([\d.]+(?:e[+-]?\d+)?)\s*([KMBT]?)(?:\s*tok(?:en)?s?)?\s*", re.IGNORECASE)
 _TEXT = {"checkpoint", "task", "series", "model", "run", "run_name", "revision", "dataset", "benchmark"}
 
 
@@ -62,7 +60,7 @@ def with_own_headings(frame: pd.DataFrame, *, source: str) -> pd.DataFrame:
         if (own := _HEADINGS.get(low)) and own not in new.values():
             new[name] = own
             if own == "tokens" and low.startswith("tokens_"):
-                frame = frame.assign(**{str(name): _amounts(frame[name], source) * _UNIT[low[-1]]})
+                frame = frame.assign(**{str(name): _amounts(frame[name], source) * amount(f"1{low[-1]}")})
     return frame.rename(columns=new)
 
 
@@ -89,10 +87,11 @@ def _amounts(column: pd.Series, source: str) -> pd.Series:
     """Numbers, also as "1B" or "2.5M tokens"."""
     if pd.api.types.is_numeric_dtype(column):
         return column.astype("float64")
-    known = {text: _AMOUNT.fullmatch(str(text)) for text in column.dropna().unique()}
-    for text, found in known.items():
-        if found is None:
+    amounts = dict[object, float]()
+    for text in column.dropna().unique():
+        try:
+            amounts[text] = amount(str(text))
+        except ValueError:
             line = int(np.flatnonzero((column == text).to_numpy())[0]) + 2
-            raise UserError(f"{source}: column 'tokens' holds {text!r} in line {line}; a number is needed")
-    amounts = {t: float(found[1]) * _UNIT.get(found[2].lower(), 1.0) for t, found in known.items() if found}
+            raise UserError(f"{source}: column 'tokens' holds {text!r} in line {line}; a number is needed") from None
     return column.map(amounts).astype("float64")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fineline_jax.errors import UserError
+from fineline_jax.errors import UserError, reading
 from fineline_jax.trajectories.readers import lighteval, lm_eval, olmes
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,8 @@ def read_json(path: Path, *, tokens_per_step: float | None = None) -> pd.DataFra
             continue
         named = _DATE.search(file.name)
         when = named[0] if named else content.get("date")
-        own = reader.rows(file, content, root, tokens_per_step)
+        with reading(file, "evaluate again or remove it", "damaged"):
+            own = reader.rows(file, content, root, tokens_per_step)
         rows += [row | {"file": str(file), "date": when} for row in own]
     if others and not rows:
         raise UserError(

@@ -11,14 +11,24 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from fineline_jax.errors import UserError
+
 DIGEST = "record_sha256"
 """Key of a record's own digest."""
+
+
+def check_local(path: str | os.PathLike[str], option: str) -> None:
+    """Raise UserError if `path`, given by `option`, is an address (gs://…, s3://…) and no folder of this machine."""
+    if re.match(r"[a-z][a-z0-9+.-]+:/", os.fspath(path)):  # of a Path, which has one slash less
+        address = re.sub(":/+", "://", os.fspath(path), count=1)
+        raise UserError(f"{option} {address}: must be a folder of this machine; mount the bucket, or give another")
 
 
 @contextlib.contextmanager

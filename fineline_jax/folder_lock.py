@@ -27,6 +27,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from fineline_jax.atomic_files import check_local
 from fineline_jax.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ def writing(folder: Path, remedy: str, *, part: tuple[int, int] | None = None, w
     FINELINE_LOCK_WAIT, and WAIT_SECONDS for a holder that may be dead. Folders above are made; those still empty are
     removed at the end. Raises UserError naming the holder.
     """
+    check_local(folder, remedy)
     path = _lock_file(folder, part)
     if _held.get(path) == threading.get_ident():
         yield
@@ -89,6 +91,19 @@ def writing(folder: Path, remedy: str, *, part: tuple[int, int] | None = None, w
         with contextlib.suppress(OSError):
             for parent in above:
                 parent.rmdir()
+
+
+def is_being_written(folder: Path) -> bool:
+    """Whether another process holds the lock of the whole of `folder`, as far as this machine can tell."""
+    path = _lock_file(folder, None)
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        return _inspect(descriptor, path)[0] is not None
+    finally:
+        os.close(descriptor)
 
 
 def _lock_file(folder: Path, part: tuple[int, int] | None) -> Path:

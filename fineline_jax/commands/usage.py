@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from fineline_jax.atomic_files import check_local
 from fineline_jax.errors import UserError
 
 Result = TypeVar("Result")
@@ -47,12 +48,15 @@ OF_COMMAND = {
 
 
 def check_options(arguments: Sequence[str]) -> None:
-    """Raise UserError, which names ours, for lm-eval's command written with an underscore, and its options."""
+    """Raise UserError, which names ours, for lm-eval's command written with an underscore, and its options; and for a
+    bucket where only folders can be written or trained on."""
     if arguments[:1] == ["lm_eval"]:
         raise UserError("no command is called lm_eval; did you mean lm-eval?")
     answers = OF_LM_EVAL | OF_COMMAND.get("".join(arguments[:1]), {})
-    for argument in arguments:
+    for argument, following in zip(arguments, [*arguments[1:], ""]):
         option = argument.partition("=")[0]
+        if option in ("--out", "--run") or re.fullmatch(r"--data\..*path", option):
+            check_local(argument.partition("=")[2] or following, option)
         if option.startswith("--") and (ours := answers.get(option[2:].replace("-", "_"))):
             raise UserError(f"{option} is an option of lm-eval; {ours}")
 

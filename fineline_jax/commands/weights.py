@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from fineline_jax import interface
+from fineline_jax.atomic_files import check_local
 from fineline_jax.errors import Incomplete, UserError
 from fineline_jax.folder_lock import writing
 from fineline_jax.recipe import MeshShape, Recipe
@@ -45,6 +46,7 @@ def export_checkpoint(
         dtype: Of the weights written; default: as they are stored.
         layout: Family of models whose layout is written; default: the first that can hold the model.
     """
+    check_local(out, "DIR")
     last = interface.open_series(checkpoint).checkpoints[-1]
     interface.export(last, out, dtype=dtype, layout=layout)
     print(f"{out}: {last.series}/{last.name} in Hugging Face layout")
@@ -66,13 +68,14 @@ def import_weights(
         weights: Folder with config.json and weight files (docs/formats.md), or one such file.
         run: Folder of the run; a new one, or one of the same model that gets a further checkpoint.
         config: config.json, or the recipe whose model it is; default: the config.json beside the weights.
-        recipe: Recipe that `fineline pretrain RUN` resumes, from this checkpoint with a new optimizer state;
-            default: none, the run can be scored and exported.
+        recipe: Recipe with which `fineline pretrain RUN` goes on in this folder, from this checkpoint with a new
+            optimizer state; default: none, the run can be scored and exported.
         step: Optimizer steps the weights have had; default: from the folder's name, else 0.
         tokens: Tokens they were trained on; default: from the folder's name, else not known.
         tokenizer: Folder of the tokenizer; default: the one beside the weights.
         dtype: Of the weights stored; default: as they are in the files, float32 with a recipe.
     """
+    check_local(run, "RUN")
     import jax
 
     from fineline_jax.catalogue import load_recipe

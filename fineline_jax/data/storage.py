@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from fineline_jax.atomic_files import sealed, unsealed
+from fineline_jax.atomic_files import check_local, sealed, unsealed
 from fineline_jax.errors import UserError
 
 NAME = "windows"
@@ -159,6 +159,7 @@ class DataSet:
 
 def open_data_set(path: Path, option: str = "the path") -> DataSet:
     """Open a folder that `fineline data prepare` wrote. Raises UserError where it is none; option: what named it."""
+    check_local(path, option)
     if not path.is_dir():
         raise UserError(f"{path}: no such data set; prepare it with `fineline data prepare` or correct {option}")
     try:

@@ -1,0 +1,173 @@
+"""Every change of a file that a command makes fails in turn: no room (ENOSPC), a broken disk (EIO), a disk that became
+read-only (EROFS). Exit status 0 means that everything is there and reads back; otherwise one line says what was wrong,
+what was there before is intact, and the same command without the fault gives the right result.
+
+faults.c does it to the whole process (LD_PRELOAD), also to what Orbax, Arrow, ArrayRecord, TensorBoard, lm-eval write.
+"""
+
+import collections
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from data_examples import amber, jsonl
+from scoring_examples import write_benchmarks, write_tokenizer
+from series_examples import make_series
+
+from fineline_jax import prepare_pack
+from fineline_jax.data.corpora import prepare_amber
+from fineline_jax.text_table import text_table
+
+HELPERS = Path(__file__).parents[1] / "helpers"
+FAULTS = {"ENOSPC": (errno.ENOSPC, False), "EIO once": (errno.EIO, True), "EROFS": (errno.EROFS, False)}
+COMMANDS = {
+    "data prepare text": ("data", "data prepare text text.jsonl --tokenizer tokenizer --sequence-length 8 --out x"),
+    "data prepare amber": ("data", "data prepare amber lines.jsonl --vocab-size 512 --sequence-length 8 --out x"),
+    "tasks prepare": ("pack", "tasks prepare piqa --tokenizer tokenizer --benchmarks benchmarks --out x"),
+    "pretrain": ("run", "pretrain mini.py --run x"),
+    "score": ("scores", "score series --pack pack --out x"),
+    "analyze": ("report", "analyze scores --tokens-per-step 1000 --out x"),
+    "export": ("files", "export series/step1 x"),
+    "import": ("run", "import series/step1 x"),
+    "export-scores": ("files", "export-scores scores --out x"),
+}
+"""What `fault_server.state_of` reads of the result, and the command."""
+REPLACES = ("tasks prepare", "analyze", "export-scores")
+"""Commands that run again over a result; it is there when the fault comes."""
+RECIPE = """
+from fineline_jax.models.config import ModelConfig
+from fineline_jax.recipe import *
+
+def recipe():
+    model = ModelConfig(vocab_size=512, width=16, layers=1, heads=2, mlp_width=16, context=96)
+    data, optimizer = Data((Source("data"),), sequence_length=8), Optimizer(Schedule())
+    compute, logging = Compute(dtype="float32", remat="none"), Logging(every_steps=1, tensorboard=True)
+    kept, mesh = Checkpoints(every=(Every(128),)), MeshShape(fsdp=1)
+    return Recipe("mini", model, data, Batch(4), optimizer, 256, kept, mesh=mesh, compute=compute, logging=logging)
+"""
+
+
+@pytest.fixture(scope="module")
+def ask(tmp_path_factory) -> Iterator[Callable[..., dict[str, Any]]]:
+    """Run a command of the server, in its folder of inputs."""
+    compiler = shutil.which("cc")
+    if compiler is None or not sys.platform.startswith("linux"):
+        pytest.skip("needs a C compiler and Linux to inject faults")
+    folder = tmp_path_factory.mktemp("faults")
+    library = folder / "faults.so"
+    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, HELPERS / "faults.c", "-ldl"], check=True)
+    inputs = folder / "inputs"
+    inputs.mkdir()
+    tokenizer = write_tokenizer(inputs / "tokenizer", adds_bos=True)
+    prepare_pack("piqa", tokenizer, inputs / "pack", benchmarks=write_benchmarks(inputs / "benchmarks", documents=4))
+    make_series(inputs / "series", tokenizer, (1, 2))
+    jsonl(inputs / "text.jsonl", ["the cat runs under the house"] * 30)
+    lines = amber(inputs / "lines.jsonl", [[(7 * i + j) % 400 for j in range(9)] for i in range(70)])
+    prepare_amber([lines], inputs / "data", vocab_size=512, sequence_length=8, tokenizer=tokenizer)
+    (inputs / "mini.py").write_text(RECIPE)
+    environment = os.environ | {"LD_PRELOAD": str(library), "XLA_FLAGS": "", "COLUMNS": "200"}
+    with (folder / "log").open("w") as log, subprocess.Popen(
+        [sys.executable, HELPERS / "fault_server.py"], env=environment, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+    ) as server:  # fmt: skip
+        assert server.stdin and server.stdout
+
+        def ask(**asked: Any) -> dict[str, Any]:
+            assert server.stdin and server.stdout
+            server.stdin.write(json.dumps(asked) + "\n")
+            server.stdin.flush()
+            answer = server.stdout.readline()
+            assert answer, (folder / "log").read_text()[-3000:]
+            return json.loads(answer)
+
+        ask.inputs = inputs
+        ask.folder = folder
+        done = run(ask, "score series --pack pack --out scores", inputs)
+        assert done["status"] == 0, done
+        yield ask
+        server.stdin.close()
+
+
+def run(ask: Any, command: str, folder: Path, error: int = 0, at: int = 0, once: bool = False) -> dict[str, Any]:
+    return ask(arguments=command.split(), folder=str(folder), root=str(folder), error=error, at=at, once=once)
+
+
+def fresh(ask: Any, name: str) -> Path:
+    """A working directory with the inputs in it."""
+    folder = ask.folder / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for path in ask.inputs.iterdir():
+        (folder / path.name).symlink_to(path)
+    return folder
+
+
+def injected(ask: Any, command: str, fault: str, points: int) -> tuple[collections.Counter, list[str]]:
+    """Inject a fault at up to `points` of its places; returns how often what happened, and what should not have."""
+    kind, line = COMMANDS[command]
+    error, once = FAULTS[fault]
+    seen, wrong = collections.Counter[str](), list[str]()
+    state = lambda folder: ask(state=kind, path=str(folder / "x"))["state"]
+    whole = fresh(ask, "whole")
+    counted = run(ask, line, whole, error)
+    right = state(whole)
+    assert counted["status"] == 0 and right, counted
+    if command in REPLACES:
+        counted = run(ask, line, whole, error)
+    places = sorted({1 + i * (counted["count"] - 1) // max(1, points - 1) for i in range(points)})
+    seen["places"] = counted["count"]
+    for at in places:
+        folder = fresh(ask, "faulty")
+        if command in REPLACES:
+            shutil.copytree(whole / "x", folder / "x")
+        done = run(ask, line, folder, error, at, once)
+        said = done["said"].strip().splitlines()
+        label = f"{command}, {fault} at {at}: {done['status']}"
+        seen["tried"] += 1
+        if done["status"] == 0:
+            seen["exit 0, whole"] += 1
+            if state(folder) != right:
+                wrong.append(f"{label}, but {ask(state=kind, path=str(folder / 'x'))}")
+        else:
+            seen["refused"] += 1
+            if done["status"] not in (1, 2) or "Traceback" in done["said"] or not said[-1].startswith("fineline: "):
+                wrong.append(f"{label}: {said[-12:]}")
+            if command in REPLACES and state(folder) != right:
+                wrong.append(f"{label}: what was there is lost: {ask(state=kind, path=str(folder / 'x'))}")
+            left = [path.name for path in folder.iterdir() if not path.is_symlink() and path.name not in ("x",)]
+            seen["left hidden"] += bool(left)
+            again = run(ask, line, folder)
+            if again["status"] != 0 or state(folder) != right:
+                wrong.append(f"{label}: run again: {again['status']} {again['said'].strip().splitlines()[-3:]}")
+    return seen, wrong
+
+
+@pytest.mark.parametrize("command", ["data prepare amber", "tasks prepare", "export", "export-scores"])
+def test_a_fault_is_told_and_nothing_is_lost(ask, command) -> None:
+    for fault in ("ENOSPC", "EIO once"):
+        seen, wrong = injected(ask, command, fault, points=4)
+        assert not wrong and seen["tried"] > 1, "\n".join(wrong)
+
+
+@pytest.mark.slow
+def test_every_command_under_every_fault(ask, capsys) -> None:
+    """Prints the table. FINELINE_FAULT_POINTS: places per command and fault."""
+    rows, wrong = [("command", "fault", "places", "tried", "exit 0, whole", "refused", "left hidden", "wrong")], []
+    chosen = os.environ.get("FINELINE_FAULT_COMMANDS", ",".join(COMMANDS)).split(",")
+    for command in chosen:
+        for fault in FAULTS:
+            seen, bad = injected(ask, command, fault, int(os.environ.get("FINELINE_FAULT_POINTS", "12")))
+            counts = (seen[name] for name in ("places", "tried", "exit 0, whole", "refused", "left hidden"))
+            rows.append((command, fault, *map(str, counts), str(len(bad))))
+            wrong += bad
+    with capsys.disabled():
+        print("\n" + text_table(rows))
+        print("\n".join(wrong))
+    assert not wrong

@@ -1,0 +1,143 @@
+"""Runs commands of `fineline` under injected faults, each in a fork of a process that has the libraries imported.
+
+Started with faults.c in LD_PRELOAD. Reads lines of JSON: {"arguments", "folder", "root", "error", "at", "once"} for a
+command run in `folder`, {"state": kind, "path"} for what the result of a command holds. Answers a line each.
+"""
+
+import contextlib
+import ctypes
+import hashlib
+import importlib
+import io
+import json
+import logging
+import os
+import re
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Any
+
+LIBRARIES = (
+    *("jax", "flax.nnx", "optax", "orbax.checkpoint", "tensorflow_datasets", "transformers", "lm_eval.evaluator"),
+    *("lm_eval.loggers", "plotly.graph_objects", "matplotlib.pyplot", "pandas", "pyarrow.parquet", "tensorboardX"),
+    *(
+        "fineline_jax.interface",
+        "fineline_jax.cli",
+        "fineline_jax.training.loop",
+        "fineline_jax.scoring.lm_eval.export",
+    ),
+    *("fineline_jax.scoring.series.score_series", "fineline_jax.checkpoints.convert", "fineline_jax.data.corpora"),
+    *("fineline_jax.scoring.requests.build", "fineline_jax.analysis", "fineline_jax.trajectories.report.html_page"),
+)
+
+
+def files(folder: Path) -> list[Path]:
+    """Those that are not hidden, nor below a hidden folder."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in found if not any(part[0] == "." for part in path.relative_to(folder).parts))
+
+
+def sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def state_of(kind: str, path: Path) -> Any:
+    """What a reader of `path` finds, without times; raises whatever the reader raises where it is not whole."""
+    if kind == "data":
+        from fineline_jax.data.storage import open_data_set
+
+        found = open_data_set(path)
+        return {split: sha(found.read(split, range(count)).tobytes()) for split, count in found.splits.items()}
+    if kind == "pack":
+        from fineline_jax.scoring.requests.pack import load
+
+        return load(path).hash
+    if kind == "run":
+        from fineline_jax.checkpoints.open import open_series
+        from fineline_jax.checkpoints.runs.digest_record import damage
+        from fineline_jax.training.metrics import read_metrics
+
+        checkpoints = open_series(str(path)).checkpoints
+        wrong = [one.name for one in checkpoints if damage(one.location)]
+        events = sum(file.stat().st_size > 0 for file in (path / "tensorboard").glob("events*"))
+        steps = [line["step"] for line in read_metrics(path)]
+        return [[one.name for one in checkpoints], wrong, steps, events > 0, (path / "tokenizer").is_dir()]
+    if kind == "scores":
+        from fineline_jax.scoring import score_files
+        from fineline_jax.scoring.requests.pack import load
+
+        scores = {
+            file.name: sha(score_files.read(file).loglikelihood.tobytes()) for file in score_files.score_files(path)
+        }
+        return [load(path / "pack").hash, scores]
+    if kind == "report":
+        import PIL.Image
+
+        state = {}
+        for file in files(path):
+            if file.suffix == ".png":
+                PIL.Image.open(file).load()
+            tail = file.read_bytes().rstrip()[-7:].decode("latin-1") if file.suffix == ".html" else ""
+            state[str(file.relative_to(path))] = sha(file.read_bytes()) if file.suffix == ".csv" else tail
+        return state
+    state = {}
+    for file in files(path):  # lm-eval's layout, and Hugging Face's
+        name = re.sub(r"_\d{4}-[\d\-T.]+", "", str(file.relative_to(path)))
+        content = file.read_bytes()
+        if file.suffix == ".jsonl":
+            state[name] = [json.loads(line)["doc_id"] for line in content.splitlines()]
+        elif file.name.startswith("results_"):
+            state[name] = json.loads(content)["results"]
+        else:
+            state[name] = sha(content)
+    return state
+
+
+def command(asked: dict[str, Any], answer: int) -> None:
+    """In the child."""
+    library = ctypes.CDLL(None)
+    os.chdir(asked["folder"])
+    library.fault_arm(asked["root"].encode(), asked["error"], asked["at"], int(asked["once"]))
+    from fineline_jax.cli import main
+
+    text, status = io.StringIO(), 99
+    with contextlib.redirect_stderr(text), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            status = main(asked["arguments"])
+        except SystemExit as ended:
+            status = ended.code if isinstance(ended.code, int) else 1
+        except BaseException:
+            traceback.print_exc(file=text)
+    count = library.fault_count()
+    os.write(answer, json.dumps({"status": status, "count": count, "said": text.getvalue()[-4000:]}).encode())
+
+
+def state(asked: dict[str, Any], answer: int) -> None:
+    """In the child. {"state": None} where it is not whole, with the reason."""
+    try:
+        told = {"state": state_of(asked["state"], Path(asked["path"]))}
+    except Exception as error:
+        told = {"state": None, "why": f"{type(error).__name__}: {error}"[:300]}
+    os.write(answer, json.dumps(told).encode())
+
+
+def main() -> None:
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        with tempfile.TemporaryFile() as answer:
+            child = os.fork()
+            if child == 0:
+                logging.getLogger().handlers.clear()
+                (state if "state" in asked else command)(asked, answer.fileno())
+                os._exit(0)
+            os.waitpid(child, 0)
+            answer.seek(0)
+            print(answer.read().decode() or json.dumps({"status": -1, "count": 0, "said": "it died"}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

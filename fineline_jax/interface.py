@@ -17,6 +17,8 @@ from fineline_jax.folder_lock import writing
 from fineline_jax.recipe import MeshShape, Recipe
 
 if TYPE_CHECKING:
+    from fineline_jax.ablation.ablate import SweepOutcome
+    from fineline_jax.ablation.sweep import Sweep
     from fineline_jax.checkpoints.series import Checkpoint, Series
     from fineline_jax.scoring.requests.pack import Pack
     from fineline_jax.training.loop import Outcome
@@ -38,26 +40,38 @@ def pretrain(
     run: Location | None = None,
     *,
     accept_changes: bool = False,
+    branch: str | None = None,
+    optimizer_state: Literal["kept", "fresh"] = "kept",
+    until: int | None = None,
+    skip_windows: tuple[int, int] | None = None,
     score: str | None = None,
     benchmarks: Location | None = None,
 ) -> "Outcome":
     """Train a recipe, or resume it where the run folder holds its checkpoints.
 
-    recipe: or the name or file of one. run: folder of the run; None: runs/NAME. accept_changes: resume although the
-    recipe or the data differ from what the folder records. score: suite or request pack, to score each kept checkpoint
+    recipe: or the name or file of one, or the folder of a run. run: folder of the run; None: that of the recipe, or
+    runs/NAME. accept_changes: resume although the recipe or the data differ from what the folder records, which gets a
+    further segment in its history. branch: RUN@STEP, the checkpoint that a new run begins at, with its optimizer_state
+    or a fresh one. until: tokens at which it ends for now, saved. skip_windows: (first, last + 1) of windows to leave
+    out, numbered as the run reads them. score: suite or request pack, to score each kept checkpoint
     in memory, into RUN/scores; benchmarks: the documents of that suite, None: the hub.
     Returns the step and tokens reached, and by which signal it was stopped, if by one. Raises UserError.
     """
     _prepare_cpu()
-    from fineline_jax.catalogue import load_recipe
+    from fineline_jax.catalogue import load_recipe, run_folder
     from fineline_jax.multihost import writing_as_one
     from fineline_jax.training.loop import pretrain as train
+    from fineline_jax.training.run_folder import branch_at
 
     if benchmarks is not None and score is None:
         raise UserError("pretrain: --benchmarks are the documents of --score SUITE; give both, or neither")
+    if branch is not None and run is None:
+        raise UserError("pretrain: --from begins a new run; name its folder with --run")
     if not isinstance(recipe, Recipe):
+        run = run_folder(os.fspath(recipe)) if run is None else run
         recipe = load_recipe(os.fspath(recipe))
     run = Path("runs") / recipe.name if run is None else Path(run)
+    begin = None if branch is None else branch_at(branch, optimizer_state)
     with contextlib.ExitStack() as stack:
         stack.enter_context(writing_as_one(run, "--run"))
         observers = []
@@ -73,7 +87,15 @@ def pretrain(
             check_vocabulary(pack, recipe.model, f"recipe {recipe.name}")
             stack.enter_context(writing_as_one(run / "scores" / run.absolute().name, "--run"))
             observers.append(AtKeptCheckpoints(ScoreInTraining(run, recipe.model, pack, run / "scores")))
-        return train(recipe, run, accept_changes=accept_changes, observers=observers)
+        return train(
+            recipe,
+            run,
+            accept_changes=accept_changes,
+            branch=begin,
+            until=until,
+            skip_windows=skip_windows,
+            observers=observers,
+        )
 
 
 def open_series(
@@ -206,6 +228,32 @@ def export(
     with writing(Path(out), "DIR"):
         export_checkpoint(last, Path(out), make_mesh(), dtype=dtype, family=layout)
     return Path(out)
+
+
+def ablate(
+    sweep: "Sweep | Location",
+    out: Location | None = None,
+    *,
+    part: str | None = None,
+    score: str | None = None,
+    benchmarks: Location | None = None,
+) -> "SweepOutcome":
+    """Train the runs of a sweep that have not ended yet, one after another, and write the table of all that have.
+
+    sweep: or the name or file of one. out: its folder, None: ablations/NAME. part: I/N, only that part of the runs, for
+    machines that do not talk to each other; auto: from the job's variables. score: suite or request pack, for every
+    kept checkpoint of every run; benchmarks: the documents of that suite, None: the hub. Raises UserError.
+    """
+    _prepare_cpu()
+    from fineline_jax.ablation.ablate import run_sweep
+    from fineline_jax.ablation.sweep import Sweep, load_sweep
+
+    if benchmarks is not None and score is None:
+        raise UserError("ablate: --benchmarks are the documents of --score SUITE; give both, or neither")
+    if not isinstance(sweep, Sweep):
+        sweep = load_sweep(os.fspath(sweep))
+    folder = Path("ablations") / sweep.name if out is None else Path(out)
+    return run_sweep(sweep, folder, part=part, score=score, benchmarks=None if benchmarks is None else Path(benchmarks))
 
 
 def _check_arguments(options: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Training: the demo, and `fineline pretrain RECIPE`, whose options are the fields of the recipe named first."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional, arg
@@ -42,7 +42,7 @@ def pretrain_for_help(recipe: Annotated[Positional[str], arg(metavar="RECIPE")])
 
 def pretrain(arguments: list[str]) -> int:
     """`fineline pretrain RECIPE`: the recipe named first gives the defaults of all options."""
-    from fineline_jax.catalogue import config_names, load_recipe
+    from fineline_jax.catalogue import config_names, load_recipe, run_folder
 
     name = arguments[0] if arguments and not arguments[0].startswith("-") else None
     if name is None:
@@ -60,6 +60,10 @@ def pretrain(arguments: list[str]) -> int:
     def options(
         run: Path | None = None,
         accept_changes: bool = False,
+        branch: Annotated[str | None, arg(name="from", metavar="RUN@STEP")] = None,
+        optimizer_state: Literal["kept", "fresh"] = "kept",
+        until: int | None = None,
+        skip_windows: Annotated[str | None, arg(metavar="A:B")] = None,
         distributed: bool = False,
         score: str | None = None,
         benchmarks: Path | None = None,
@@ -68,14 +72,25 @@ def pretrain(arguments: list[str]) -> int:
         """Train the recipe, or go on with it if the run folder holds its checkpoints.
 
         Args:
-            run: Folder of the run; default: runs/NAME.
-            accept_changes: Resume although the recipe or the data differ from what the run folder records.
+            run: Folder of the run; default: RECIPE where that is one, else runs/NAME.
+            accept_changes: Go on from the newest checkpoint although the recipe or the data differ from what the run
+                folder records; its history gets a further segment.
+            branch: Begin a new run at this checkpoint of another; its tokens and windows count on.
+            optimizer_state: Of the checkpoint that --from names: its own, or a fresh one.
+            until: Trained tokens at which the run ends for now; its checkpoint is kept.
+            skip_windows: Leave out windows A to B - 1, numbered as the run reads them; recorded in its history.
             distributed: One of several processes (TPU pod, SLURM, MPI): call jax.distributed.initialize first.
             score: Suite or request pack: score each kept checkpoint in memory, into RUN/scores.
             benchmarks: For --score SUITE: folder of data sets in Hugging Face layout; default: the hub.
             recipe: Fields of the recipe.
         """
-        return _train(recipe, run or Path("runs") / recipe.name, accept_changes, distributed, score, benchmarks)
+        if distributed:
+            join_processes()
+        folder = run or (None if branch else run_folder(name) or Path("runs") / recipe.name)
+        return _train(
+            recipe, folder, accept_changes=accept_changes, branch=branch, optimizer_state=optimizer_state, until=until,
+            skip_windows=_range(skip_windows), score=score, benchmarks=benchmarks,
+        )  # fmt: skip
 
     program, given = f"fineline pretrain {name}", [*arguments[1:], *following_options(default.model, arguments)]
     command = parsed(program, lambda: tyro.cli(deferred(options), prog=program, args=given))
@@ -89,20 +104,27 @@ def following_options(model: ModelConfig, arguments: list[str]) -> list[str]:
     return [word for name, value in more for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
-def _train(
-    recipe: Recipe, run: Path, accept_changes: bool, distributed: bool, score: str | None, benchmarks: Path | None
-) -> int:
-    if distributed:
-        join_processes()
-    outcome = interface.pretrain(recipe, run, accept_changes=accept_changes, score=score, benchmarks=benchmarks)
+def _range(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    first, _, stop = text.partition(":")
+    if not (first.isdecimal() and stop.isdecimal() and int(first) < int(stop)):
+        raise UserError(f"--skip-windows {text}: give A:B, two numbers of windows, the second larger")
+    return int(first), int(stop)
+
+
+def _train(recipe: Recipe, run: Path | None, **options: Any) -> int:
+    outcome = interface.pretrain(recipe, run, **options)
     import jax
 
+    from fineline_jax.checkpoints.runs.store import steps
     from fineline_jax.progress import short
 
     if jax.process_index() == 0:
         where = f"step {outcome.step} ({short(outcome.tokens)} tokens)"
         if outcome.stopped_by:
-            print(f"stopped by {outcome.stopped_by} at {where}, saved; run the same command again to go on")
+            again = "the command without it" if outcome.stopped_by == "--until" else "the same command again"
+            print(f"stopped by {outcome.stopped_by} at {where}, saved; run {again} to go on")
         else:
-            print(f"{run}: complete at {where}, {len(recipe.kept_steps())} checkpoints kept")
+            print(f"{outcome.run}: complete at {where}, {len(steps(outcome.run / 'checkpoints'))} checkpoints kept")
     return 0

@@ -47,6 +47,16 @@ class Branch:
         return self.run.resolve() / "checkpoints" / str(self.step)
 
 
+def branch_at(place: str, optimizer_state: Literal["kept", "fresh"] = "kept") -> Branch:
+    """The branch at RUN@STEP. Raises UserError for another form, or where there is no such run."""
+    run, at, step = place.rpartition("@")
+    if not at or not step.isdecimal():
+        raise UserError(f"--from {place}: give RUN@STEP, the folder of a run and the step of one of its checkpoints")
+    if not (Path(run) / "checkpoints").is_dir():
+        raise UserError(f"--from {place}: {run} is no folder of a run; correct it")
+    return Branch(Path(run), int(step), optimizer_state)
+
+
 def recorded_history(run: Path) -> History | None:
     """What the folder records; None where there are no checkpoints, except for a branch that is yet to begin.
 
@@ -179,7 +189,7 @@ def skipping(history: History, batches: Batches, step: int, skip: tuple[int, int
     segment = history.segments[-1]
     if any(one.skipped == skip for one in history.segments):
         return history
-    passed = lambda at: sum((segment.windows | batches.passed(at)).values())
+    passed = lambda at: sum({**segment.windows, **batches.passed(at)}.values())
     if not passed(step) <= skip[0] < skip[1]:
         raise UserError(
             f"--skip-windows {skip[0]}:{skip[1]}: the run has passed window {passed(step)} already; give a later and"

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from fineline_jax.catalogue import load_recipe
+from fineline_jax.checkpoints.runs import store
 from fineline_jax.cli import main
 from fineline_jax.commands import pretrain
 from fineline_jax.errors import UserError
@@ -56,7 +57,8 @@ def option(name: str, value: Any) -> list[str]:
 def trained(monkeypatch) -> list[tuple]:
     """What training would be called with."""
     calls: list[tuple] = []
-    monkeypatch.setattr(pretrain, "_train", lambda *arguments: calls.append(arguments) or 0)
+    monkeypatch.setattr(pretrain, "_train", lambda *given, **options: calls.append((*given, options)) or 0)
+    monkeypatch.setattr(pretrain, "join_processes", lambda: calls.append(("joined",)))
     return calls
 
 
@@ -64,9 +66,15 @@ def test_every_kind_of_field_is_an_option_and_changes_nothing_else(trained):
     default = load_recipe("llama_60m")
     arguments = [word for name, value in GIVEN.items() for word in option(name, value)]
     assert main(["pretrain", "llama_60m", *arguments]) == 0
-    [(recipe, run, accept, distributed, score, benchmarks)] = trained
+    [(recipe, run, options)] = trained
     assert flat(dataclasses.asdict(recipe)) == flat(dataclasses.asdict(default)) | GIVEN
-    assert (run, accept, distributed, score, benchmarks) == (Path("runs/other"), False, False, None, None)
+    assert (run, options) == (Path("runs/other"), USUAL)
+
+
+USUAL = {
+    "accept_changes": False, "branch": None, "optimizer_state": "kept", "until": None, "skip_windows": None,
+    "score": None, "benchmarks": None,
+}  # fmt: skip
 
 
 def test_without_options_the_recipe_is_the_one_named_and_its_own_options_are_not_the_recipes(trained, tmp_path):
@@ -74,10 +82,33 @@ def test_without_options_the_recipe_is_the_one_named_and_its_own_options_are_not
     more = ["--run", str(tmp_path), "--accept-changes", "--distributed", "--score", "s", "--benchmarks", "b"]
     assert main(["pretrain", "demo", *more]) == 0
     demo = load_recipe("demo")
+    more = ["--from", "runs/a@7", "--optimizer-state", "fresh", "--until", "900", "--skip-windows", "3:5"]
+    assert main(["pretrain", "demo", *more, "--run", "b"]) == 0
+    (tmp_path / "recipe.json").write_text(to_json(demo))
+    assert main(["pretrain", str(tmp_path)]) == 0
+    assert main(["pretrain", str(tmp_path), "--run", "c"]) == 0
+    scored = {"accept_changes": True, "score": "s", "benchmarks": Path("b")}
+    branch = {"branch": "runs/a@7", "optimizer_state": "fresh", "until": 900, "skip_windows": (3, 5)}
     assert trained == [
-        (demo, Path("runs/demo"), False, False, None, None),
-        (demo, tmp_path, True, True, "s", Path("b")),
+        (demo, Path("runs/demo"), USUAL),
+        ("joined",),
+        (demo, tmp_path, USUAL | scored),
+        (demo, Path("b"), USUAL | branch),
+        (demo, tmp_path, USUAL),
+        (demo, Path("c"), USUAL),
     ]
+    for windows in ("3", "5:3", "a:b", "3:3"):
+        assert main(["pretrain", "demo", "--skip-windows", windows]) == 2
+
+
+def test_a_branch_needs_a_folder_of_its_own_and_a_checkpoint(tmp_path, capsys):
+    (tmp_path / "a" / "checkpoints").mkdir(parents=True)
+    for place, run, said in (
+        ("a@7", [], "name its folder with --run"),
+        ("a", ["--run", "b"], "give RUN@STEP"),
+        (f"{tmp_path}/b@7", ["--run", "b"], "b is no folder of a run"),
+    ):
+        assert main(["pretrain", "demo", "--from", place, *run]) == 2 and said in capsys.readouterr().err
 
 
 def test_help_without_a_recipe_names_the_recipes_and_lists_the_fields(capsys):
@@ -103,12 +134,14 @@ def looped(monkeypatch) -> dict[str, Any]:
         return seen["outcome"]
 
     monkeypatch.setattr(loop, "pretrain", train)
+    monkeypatch.setattr(store, "steps", lambda folder: [0, 3, 7] if folder == Path("r/checkpoints") else [])
     return seen
 
 
 def test_a_run_that_is_complete_says_where_and_how_many_checkpoints_it_keeps(looped, tmp_path, capsys):
     assert main(["pretrain", "demo", "--run", str(tmp_path / "r"), "--accept-changes"]) == 0
-    assert capsys.readouterr().out == f"{tmp_path}/r: complete at step 7 (12.3M tokens), 15 checkpoints kept\n"
+    # What is in its folder counts, not what the recipe says.
+    assert capsys.readouterr().out == "r: complete at step 7 (12.3M tokens), 3 checkpoints kept\n"
     assert (looped["run"], looped["accept_changes"], looped["observers"]) == (tmp_path / "r", True, [])
     assert looped["recipe"] == load_recipe("demo")
 
@@ -120,6 +153,9 @@ def test_a_run_that_was_stopped_says_how_to_go_on_and_is_no_failure(looped, caps
         "stopped by SIGTERM at step 7 (999 tokens), saved; run the same command again to go on\n"
     )
     assert looped["accept_changes"] is False
+    looped["outcome"] = loop.Outcome(Path("r"), 7, 999, "--until")
+    assert main(["pretrain", "demo"]) == 0
+    assert capsys.readouterr().out.endswith("saved; run the command without it to go on\n")
 
 
 def test_only_the_first_process_speaks(looped, monkeypatch, capsys):

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -163,7 +164,7 @@ def test_what_does_not_fit_the_recipe_is_refused_by_name(tmp_path: Path) -> None
     )
     refused("text: data.order='chunks' needs splits chunk_000", Data((Source(text),), LENGTH, "chunks"))
     refused("seed=-1 must not be negative", Data((Source(text),), LENGTH), seed=-1)
-    write(tmp_path / "copy", {"train": 9})
+    shutil.copytree(text, tmp_path / "copy")
     again = Data((Source(text), Source(str(tmp_path / "copy"))), LENGTH)
     refused("copy: the same data set as .*text; name it once", again)
     held = write(tmp_path / "held", {"validation": 9})

@@ -25,7 +25,7 @@ from profiles import COMPILES
 
 from fineline_jax import progress
 from fineline_jax.checkpoints.open import open_series
-from fineline_jax.checkpoints.runs.history import read_history
+from fineline_jax.checkpoints.runs.history import Segment, read_history
 from fineline_jax.checkpoints.runs.store import CheckpointStore, load_items
 from fineline_jax.data.corpora import prepare_amber, prepare_text
 from fineline_jax.data.loader import open_batches
@@ -186,6 +186,12 @@ def expected_lines(recipe: Recipe) -> list[dict]:
             held_out = pytest.approx(mean * (1 + total % 7), rel=1e-6)
             lines.append({"step": step, "tokens": step * TOKENS, "validation_loss/held_out": held_out})
     return lines
+
+
+def segments_of(run: Path) -> tuple[Segment, ...]:
+    history = read_history(run)
+    assert history is not None
+    return history.segments
 
 
 def stop_at(patch, decide: Callable[[int], str | None]) -> None:
@@ -436,7 +442,7 @@ def test_a_changed_recipe_is_refused_with_its_fields_unless_accepted(corpus, tmp
     with caplog.at_level("INFO"):
         assert loop.pretrain(longer, run, accept_changes=True).step == 6
     assert json.loads((run / "recipe.json").read_text())["seed"] == 5
-    first, second = read_history(run).segments
+    first, second = segments_of(run)
     assert (first.recipe, first.step) == (short, 0) and (second.recipe, second.step) == (longer, 4)
     assert second.changes == ("tokens: 96 -> 144", "seed: 3 -> 5")
     # A cosine that had come down goes up again: 3e-5 + 0.5 (1 + cos(pi k / n)) (3e-4 - 3e-5) for k / n = 3/4, 4/6, 5/6.
@@ -502,7 +508,7 @@ def test_the_run_takes_the_tokenizer_of_its_first_source_once(tmp_path):
     assert (tmp_path / "run" / "tokenizer" / "owner").read_text() == "b"
     assert (tmp_path / "run" / "tokenizer" / "tokenizer.json").exists()
     hashes = tuple(open_data_set(tmp_path / name).data_hash for name in "ba")
-    assert read_history(tmp_path / "run").segments[0].sources == hashes
+    assert segments_of(tmp_path / "run")[0].sources == hashes
     (tmp_path / "run" / "tokenizer" / "owner").write_text("mine")
     loop.pretrain(recipe, tmp_path / "run")
     assert (tmp_path / "run" / "tokenizer" / "owner").read_text() == "mine"

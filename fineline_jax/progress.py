@@ -14,12 +14,32 @@ Advance = Callable[..., None]
 """`advance(amount, note="")`: so much was done since the last call; the note replaces the one before."""
 
 
+class Stopwatch:
+    """The seconds between `start` and `stop`, summed; it begins stopped."""
+
+    def __init__(self) -> None:
+        self._before, self._since = 0.0, None
+
+    def __call__(self) -> float:
+        return self._before + (0.0 if self._since is None else time.monotonic() - self._since)
+
+    def start(self) -> None:
+        self._before, self._since = self(), time.monotonic()
+
+    def stop(self) -> None:
+        self._before, self._since = self(), None
+
+
 @contextlib.contextmanager
-def bar(name: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
-    """Context whose value is an `Advance`. `done`: what an earlier run had done, not counted in the rate."""
-    console = rich.console.Console(stderr=True)
+def bar(name: str, total: int, unit: str, done: int = 0, clock: Callable[[], float] | None = None) -> Iterator[Advance]:
+    """Context whose value is an `Advance`.
+
+    done: what an earlier run had done, not counted in the rate. clock: seconds of work, of which rate and time left are
+    made; what is done while it stands still does not count in them. Default: all the time that passes.
+    """
+    console, clock = rich.console.Console(stderr=True), clock or time.monotonic
     if not console.is_terminal:
-        yield _plain(console, name, total, unit, done)
+        yield _plain(console, name, total, unit, done, clock)
         return
     columns = (
         rich.progress.TextColumn("{task.description}"),
@@ -28,7 +48,7 @@ def bar(name: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
         rich.progress.TimeRemainingColumn(elapsed_when_finished=True),
         rich.progress.TextColumn("{task.fields[note]}"),
     )
-    with rich.progress.Progress(*columns, console=console, speed_estimate_period=60.0) as display:
+    with rich.progress.Progress(*columns, console=console, speed_estimate_period=60.0, get_time=clock) as display:
         task = display.add_task(name, total=total, completed=done, note="")
 
         def advance(amount: int, note: str = "") -> None:
@@ -49,19 +69,22 @@ class _Amount(rich.progress.ProgressColumn):
         return rich.text.Text(f"{short(task.completed)} of {short(task.total or 0)} {self.unit}{rate}")
 
 
-def _plain(console: rich.console.Console, name: str, total: int, unit: str, done: int) -> Advance:
-    last, last_done, note = time.monotonic(), done, ""
+def _plain(
+    console: rich.console.Console, name: str, total: int, unit: str, done: int, clock: Callable[[], float]
+) -> Advance:
+    last, worked, last_done, note = time.monotonic(), clock(), done, ""
+    last_worked = worked
 
     def advance(amount: int, new_note: str = "") -> None:
-        nonlocal done, last, last_done, note
+        nonlocal done, last, last_done, worked, last_worked, note
         done += amount
         note = new_note or note
-        now = time.monotonic()
+        now, worked_before, worked = time.monotonic(), worked, clock()
+        last_done += amount if worked == worked_before else 0
         if now - last >= SECONDS_BETWEEN_LINES or done >= total > done - amount:
-            # The rate since the last line: compilation spoils the first one only.
-            rate = (done - last_done) / max(now - last, 1e-9)
+            rate = (done - last_done) / max(worked - last_worked, 1e-9)  # since the last line
             left = f", {duration((total - done) / rate)} left" if rate and done < total else ""
-            last, last_done = now, done
+            last, last_done, last_worked = now, done, worked
             text = f"{name}: {short(done)} of {short(total)} {unit}, {short(rate)}/s{left}"
             console.print(f"{text}, {note}" if note else text, highlight=False, soft_wrap=True)
 

@@ -65,6 +65,31 @@ def test_a_line_comes_after_15_seconds_or_at_the_end_once_and_keeps_the_last_not
     ]
 
 
+def test_a_clock_of_work_leaves_out_what_is_done_while_it_stands_still(clock, capsys):
+    work = progress.Stopwatch()
+    with progress.bar("mine", 1000, "tokens", clock=work) as advance:
+        clock[0] = 100.0  # compilation
+        advance(100)
+        work.start()
+        for second in (101, 102, 103, 104):
+            clock[0] = float(second)
+            advance(10)
+        work.stop()
+        clock[0] = 1000.0  # scoring
+        work.start()
+        clock[0] = 1001.0
+        advance(10)
+        work.start()  # goes on
+        clock[0] = 1016.0
+        advance(30)
+    assert work() == 20.0
+    assert capsys.readouterr().err.splitlines() == [
+        "mine: 100 of 1k tokens, 0/s",
+        "mine: 150 of 1k tokens, 10/s, 1m25s left",
+        "mine: 180 of 1k tokens, 2/s, 6m50s left",
+    ]
+
+
 def test_where_nothing_was_done_no_time_left_is_guessed(clock, capsys):
     with progress.bar("mine", 100, "files") as advance:
         clock[0] = 20.0

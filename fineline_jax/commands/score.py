@@ -88,7 +88,7 @@ class Watch:
     """Whether the run still trains.
 
     Args:
-        watch: Score a run that is still training, until all checkpoints of its recipe are scored.
+        watch: Score a run that is still training, until its last checkpoint is scored or its training is stopped.
         watch_timeout: End the watch after so many seconds without a new checkpoint; default: never.
     """
 

@@ -172,8 +172,8 @@ class _Session:
             observers = (
                 stack.enter_context(contextlib.closing(Profiler(recipe, run))),
                 metrics_observer,
-                Validation(clock, mesh, log, self.programs),
                 stack.enter_context(contextlib.closing(ProgressBar(clock, start, end, metrics_observer))),
+                Validation(clock, mesh, log, self.programs),
                 Epochs(batches, recipe.data),
                 *self.observers,
             )

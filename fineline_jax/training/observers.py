@@ -189,16 +189,30 @@ class Profiler(Observer):
 
 
 class ProgressBar(Observer):
-    """Trained tokens and the newest loss on standard error."""
+    """Trained tokens and the newest loss on standard error; put it behind StepMetrics, which waits for the steps.
+
+    Rate and time left are those of the steps: the clock stands while one is compiled, and from before a save to the
+    next step, which is when validation, scoring and other observers work.
+    """
 
     def __init__(self, clock: Clock, start: int, end: int, metrics: StepMetrics):
         self.clock, self.metrics = clock, metrics
-        self.stack = contextlib.ExitStack()
-        bar = progress.bar(clock.recipe.name, clock.tokens_at(end), "tokens", clock.tokens_at(start))
+        self.stack, self.stopwatch, self.sequences = contextlib.ExitStack(), progress.Stopwatch(), 0
+        done, total = clock.tokens_at(start), clock.tokens_at(end)
+        bar = progress.bar(clock.recipe.name, total, "tokens", done, self.stopwatch)
         self.advance = self.stack.enter_context(bar)
+
+    def before_step(self, step: int) -> None:
+        sequences = self.clock.sequences_at(step)
+        compiles, self.sequences = sequences != self.sequences, sequences
+        self.stopwatch.stop() if compiles else self.stopwatch.start()
 
     def after_step(self, step: int, metrics: Metrics, wait_seconds: float) -> None:
         self.advance(self.clock.tokens_at(step) - self.clock.tokens_at(step - 1), self.metrics.note)
+        self.stopwatch.start()
+
+    def before_save(self, step: int, params: dict, kept: bool) -> None:
+        self.stopwatch.stop()
 
     def close(self) -> None:
         self.stack.close()

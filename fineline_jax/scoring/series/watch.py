@@ -8,8 +8,10 @@ from pathlib import Path
 
 from fineline_jax import progress
 from fineline_jax.checkpoints.open import open_series
+from fineline_jax.checkpoints.runs.history import read_history
 from fineline_jax.checkpoints.series import Series
 from fineline_jax.errors import UserError
+from fineline_jax.folder_lock import is_being_written
 from fineline_jax.multihost import broadcast_from_process_0
 from fineline_jax.recipe import from_json
 from fineline_jax.scoring.series.score_series import NotAllScored
@@ -46,45 +48,48 @@ def watch_run(
 ) -> int:
     """Call `score([series])`, which passes over what is finished, whenever the run has new checkpoints.
 
-    Only complete checkpoints are looked at: their record is written last. It ends when all checkpoints that the recipe
-    keeps have been there, or after `timeout` seconds without a new one (None: never); returns how many files the last
-    call of `score` returned. Checkpoints that could not be opened are tried again with each new one, and named in a
-    `NotAllScored` at the end.
+    Only complete checkpoints are looked at: their record is written last. It ends when the last checkpoint of the run
+    has been there, when the process that trained it has stopped, or after `timeout` seconds without a new one (None:
+    never); returns how many files all calls of `score` returned. Checkpoints that could not be opened are tried again
+    with each new one, and named in a `NotAllScored` at the end.
     """
     seen: list[str] = []
-    files: list[Path] = []
+    files: set[Path] = set()
     problem: NotAllScored | None = None
-    last = time.monotonic()
+    last, trained = time.monotonic(), False
     while True:
-        wanted = _kept_steps(run)
-        series = _complete(run)
+        training, last_step = is_being_written(run), _last_step(run)
+        trained |= training
+        series = _complete(run)  # after the look at the lock: what was written before it is free is here
         names = broadcast_from_process_0([checkpoint.name for checkpoint in series.checkpoints])
         if set(names) - set(seen):
             seen, problem = names, None
             complete = tuple(checkpoint for checkpoint in series.checkpoints if checkpoint.name in names)
             try:
-                files = score([dataclasses.replace(series, checkpoints=complete)])
+                files.update(score([dataclasses.replace(series, checkpoints=complete)]))
             except NotAllScored as error:
                 problem = error
             last = time.monotonic()
             continue
-        done = wanted is not None and {f"step{step}" for step in wanted} <= set(seen)
+        done, stopped = f"step{last_step}" in seen, trained and not training
         late = timeout is not None and time.monotonic() - last >= timeout
-        done, late = broadcast_from_process_0([done, late])
-        if done or late:
+        done, stopped, late = broadcast_from_process_0([done, stopped, late])
+        if done or stopped or late:
             break
         time.sleep(poll_seconds)
     if not done:
-        waited = progress.duration(timeout or 0)
-        log.warning("%s: no new checkpoint for %s; run the same command again to go on", run, waited)
+        why = "its training was stopped" if stopped else f"no new checkpoint for {progress.duration(timeout or 0)}"
+        log.warning("%s: %s; run the same command again to go on", run, why)
     if problem is not None:
         raise problem
     return len(files)
 
 
-def _kept_steps(run: Path) -> frozenset[int] | None:
+def _last_step(run: Path) -> int | None:
+    """The step at which the run is complete."""
     try:
-        return frozenset(from_json(run / "recipe.json").kept_steps())
+        history = read_history(run)
+        return from_json(run / "recipe.json").steps if history is None else history.last_step()
     except UserError:
         return None  # not there yet, or just being replaced
 

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import time
 import types
 from collections.abc import Sequence
@@ -226,6 +228,31 @@ def test_a_watch_ends_when_nothing_comes_any_more(trained, tmp_path, caplog):
     score = lambda series: [Path("x")] * len(series[0].checkpoints)
     assert watch.watch_run(tmp_path / "run", score, 0.05, poll_seconds=0.01) == 1
     assert "no new checkpoint for 0s" in caplog.text
+
+
+def test_a_watch_ends_when_the_training_is_stopped_and_counts_what_it_scored_in_all(trained, tmp_path, caplog):
+    """The process that trains has the lock of the run; what it wrote last is scored."""
+    records = unfinished(trained, tmp_path / "run")
+    complete(records[0])
+    code = "import sys, pathlib; from fineline_jax.folder_lock import writing\n"
+    code += "with writing(pathlib.Path(sys.argv[1]), '--run'): print('held', flush=True); sys.stdin.readline()"
+    pipe = subprocess.PIPE
+    training = subprocess.Popen([sys.executable, "-c", code, tmp_path / "run"], stdin=pipe, stdout=pipe, text=True)
+    assert training.stdout is not None and training.stdout.readline() == "held\n"
+    calls: list[list[str]] = []
+
+    def score(series: Sequence[Series]) -> list[Path]:
+        calls.append([checkpoint.name for checkpoint in series[0].checkpoints])
+        if len(calls) == 1:
+            complete(records[1])
+            training.kill()
+            training.wait()
+            return [Path("step0")]
+        return [Path("step2")]  # of those that were not scored before
+
+    assert watch.watch_run(tmp_path / "run", score, poll_seconds=0.01) == 2
+    assert calls == [["step0"], ["step0", "step2"]]
+    assert "run: its training was stopped; run the same command again to go on" in caplog.text
 
 
 def test_only_a_run_can_be_watched(place):

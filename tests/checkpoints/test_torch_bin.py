@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import pickletools
+import random
 import struct
 import subprocess
 import sys
@@ -329,6 +330,32 @@ def test_a_broken_archive_is_refused_with_its_name(tmp_path: Path) -> None:
             read(tmp_path, content)
         assert "pytorch_model.bin" in str(error.value) and "\n" not in str(error.value), case
     assert [path.name for path in tmp_path.iterdir()] == ["pytorch_model.bin"], "nothing is unpacked"
+
+
+@pytest.mark.parametrize("content", [good(), None])
+def test_a_flipped_bit_of_a_tensor_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    """By the CRC-32 of the zip, which torch itself does not check."""
+    file = tmp_path / "pytorch_model.bin"
+    if content is None:
+        torch = pytest.importorskip("torch")
+        torch.save({"w": torch.arange(4096.0)}, file)
+        content = file.read_bytes()
+    expected = {name: one.whole().tobytes() for name, one in read(tmp_path, content).items()}
+    rng, refused = random.Random(0), 0
+    for _ in range(400):
+        changed = bytearray(content)
+        changed[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        try:
+            found = {name: one.whole().tobytes() for name, one in read(tmp_path, bytes(changed)).items()}
+        except UserError:
+            refused += 1
+            continue
+        assert found == expected
+    assert refused > 20
+    crc = directory_entry(
+        content, next(name for name in (b"archive/data/0", b"pytorch_model/data/0") if name in content)
+    )
+    assert read(tmp_path, patched(content, crc + 16, "<I", 0)), "none was computed"
 
 
 # Ten thousand damaged files

@@ -7,6 +7,7 @@ pickle is read, and the tensors stay in the file. Layout: torch/serialization.py
 import os
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -34,13 +35,14 @@ CONVERT = (
     'convert it where torch is: python -c "import torch; from safetensors.torch import save_file;'
     " save_file({k: v.contiguous() for k, v in torch.load('FILE', weights_only=True).items()}, 'model.safetensors')\""
 )
+_BLOCK = 1 << 24
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """torch.serialization.MAGIC_NUMBER as a pickle, with which a file of torch < 1.6 begins."""
 
 
 def read_torch_bin(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of the file `path` by name; reads its directory and its pickle, not the data.
+    """The tensors of the file `path` by name; keeps nothing of the data in memory, but reads it once for its CRC-32.
 
     Raises UserError naming the file, and the tensor or the name in the pickle that is to blame.
     """
@@ -70,6 +72,7 @@ def read_torch_bin(path: Path) -> dict[str, StoredTensor]:
                 f"{path}: {str(name)[:120]!r} is {kind}, not a tensor; save the state dict of the model alone"
             )
         tensors[name] = _stored(path, name, view, entries, prefix)
+    _check_crc32(path, entries)
     return tensors
 
 
@@ -82,7 +85,20 @@ TORCH_BIN = WeightFormat(
 )
 
 
-def _stored(path: Path, name: str, view: View, entries: dict[str, tuple[int, int]], prefix: str) -> StoredTensor:
+def _check_crc32(path: Path, entries: dict[str, tuple[int, int, int]]) -> None:
+    """Raise UserError naming the first entry whose bytes do not have the CRC-32 of the directory; 0: none was computed
+    (torch.serialization.config.save.compute_crc32)."""
+    with path.open("rb") as file:
+        for name, (begin, size, wanted) in entries.items():
+            file.seek(begin)
+            found, left = 0, size if wanted else 0
+            while left and (block := file.read(min(left, _BLOCK))):
+                found, left = zlib.crc32(block, found), left - len(block)
+            if wanted and found != wanted:
+                raise _refused(path, f"the bytes of {name[:120]!r} do not have the CRC-32 of the directory")
+
+
+def _stored(path: Path, name: str, view: View, entries: dict[str, tuple[int, int, int]], prefix: str) -> StoredTensor:
     storage = view.storage
     dtype = UNTYPED_DTYPES.get(view.dtype or "") if view.dtype else STORAGE_DTYPES.get(storage.kind)
     if dtype is None:
@@ -91,7 +107,7 @@ def _stored(path: Path, name: str, view: View, entries: dict[str, tuple[int, int
     entry = entries.get(f"{prefix}data/{storage.key}")
     if entry is None or not storage.key.isdecimal():
         raise _refused(path, f"the data of tensor {name} is missing")
-    begin, size = entry
+    begin, size, _ = entry
     available = min(size // dtype.itemsize, storage.size // (dtype.itemsize if view.dtype else 1))
     if view.dtype is None and storage.size * dtype.itemsize > size:
         raise _refused(path, f"tensor {name} needs {storage.size * dtype.itemsize} bytes of data, there are {size}")
@@ -104,8 +120,8 @@ def _stored(path: Path, name: str, view: View, entries: dict[str, tuple[int, int
     return StoredTensor(name, path, dtype, view.shape, begin + view.offset * dtype.itemsize, strides)
 
 
-def _entries(path: Path) -> dict[str, tuple[int, int]]:
-    """(first byte, bytes) of the data of every entry of the zip, all of it inside the file and uncompressed."""
+def _entries(path: Path) -> dict[str, tuple[int, int, int]]:
+    """(first byte, bytes, CRC-32) of the data of every entry of the zip, all of it inside the file and uncompressed."""
     try:
         with path.open("rb") as file:
             start = file.read(len(_LEGACY))
@@ -116,7 +132,7 @@ def _entries(path: Path) -> dict[str, tuple[int, int]]:
             size = os.fstat(file.fileno()).st_size
             with zipfile.ZipFile(file) as archive:
                 infos = archive.infolist()
-            entries: dict[str, tuple[int, int]] = {}
+            entries: dict[str, tuple[int, int, int]] = {}
             for info in infos:
                 label = info.orig_filename[:120]
                 if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
@@ -133,7 +149,7 @@ def _entries(path: Path) -> dict[str, tuple[int, int]]:
                 begin = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length
                 if begin + info.file_size > size:
                     raise _refused(path, f"entry {label!r} ends at byte {begin + info.file_size}, the file has {size}")
-                entries[info.filename] = begin, info.file_size
+                entries[info.filename] = begin, info.file_size, info.CRC
             return entries
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; fetch it") from error
@@ -142,8 +158,8 @@ def _entries(path: Path) -> dict[str, tuple[int, int]]:
         raise _refused(path, str(error)[:200] or type(error).__name__) from error
 
 
-def _read(path: Path, entry: tuple[int, int], limit: int) -> bytes:
-    begin, size = entry
+def _read(path: Path, entry: tuple[int, int, int], limit: int) -> bytes:
+    begin, size, _ = entry
     if size > limit:
         raise _refused(path, f"an entry of {size} bytes is above the limit of {limit}")
     with path.open("rb") as file:

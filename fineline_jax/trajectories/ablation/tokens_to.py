@@ -64,16 +64,21 @@ def tokens_to(
 
 
 def run_tokens(part: pd.DataFrame, target: float, better: int) -> pd.DataFrame:
-    """Columns arm, seed, log2 (of the tokens to `target`, NaN: never), last (log2), censored: reached at the first
-    checkpoint; a row per series of one metric and task. Checkpoints without tokens are left out."""
+    """Columns series, arm, seed, log2 (of the tokens to `target`, NaN: never), last (log2), censored: reached at the
+    first checkpoint; a row per series of one metric and task. Checkpoints without tokens are left out."""
     rows = []
-    for _, curve in part[part["tokens"] > 0].groupby("series", sort=False, observed=True):
+    for series, curve in part[part["tokens"] > 0].groupby("series", sort=False, observed=True):
         curve = curve.sort_values("tokens")
         tokens, values = curve["tokens"].to_numpy(float), better * curve["value"].to_numpy(float)
         at = float(crossing(values, np.ones(len(values)), tokens, np.asarray(target)))
-        row = {"arm": curve["arm"].iloc[0], "seed": curve["seed"].iloc[0], "last": math.log2(tokens[-1])}
+        row = {
+            "series": series,
+            "arm": curve["arm"].iloc[0],
+            "seed": curve["seed"].iloc[0],
+            "last": math.log2(tokens[-1]),
+        }
         rows.append(row | {"log2": math.log2(at) if at > 0 else math.nan, "censored": at == tokens[0]})
-    return pd.DataFrame(rows, columns=["arm", "seed", "log2", "last", "censored"])
+    return pd.DataFrame(rows, columns=["series", "arm", "seed", "log2", "last", "censored"])
 
 
 TOKENS_TO = Statistic(

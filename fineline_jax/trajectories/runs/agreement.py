@@ -1,0 +1,174 @@
+"""Do runs learn tasks in the same order, and which curves fall before they rise?
+
+Two runs of different size, batch or data can differ by no more than two seeds do; so the agreement of two arms stands
+beside that of two seeds of one arm, which no pair of arms can be expected to exceed.
+"""
+
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from fineline_jax.facts.metrics import metric_of
+from fineline_jax.trajectories.ablation.arms import arms_of, false_discovery
+from fineline_jax.trajectories.ablation.tokens_to import run_tokens
+from fineline_jax.trajectories.curves import isotonic
+from fineline_jax.trajectories.curves.smooth import checkpoint_noise, end_level, mean_of_three
+from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic
+
+FEWEST_TASKS = 5
+RISE_Z = 3.0
+"""A task counts where the end of the worst run is above the baseline by so many standard errors."""
+SHARE = 0.5
+LEVEL = 0.05
+DRAWS = 200
+
+
+def order_agreement(table: pd.DataFrame) -> pd.DataFrame:
+    """Of each metric and pair of arms: agreement of the order in which tasks reached a fixed score.
+
+    The score of a task is half-way from its baseline to the end of the worst run, so every run reaches it.
+    See `ORDER_AGREEMENT`.
+    """
+    rows = []
+    for metric, part in arms_of(table).groupby("metric", sort=False, observed=True):
+        times = fixed_score_times(part, metric_of(str(metric)).better)
+        arms = {str(arm): [str(s) for s in of["series"].unique()] for arm, of in part.groupby("arm", sort=False)}
+        within = [
+            stats.kendalltau(times[a], times[b]).statistic
+            for runs in arms.values()
+            for a, b in itertools.combinations(runs, 2)
+        ]
+        for one, other in itertools.combinations(arms, 2):
+            row = {"metric": metric, "arm": one, "other": other, "tasks": len(times)}
+            if len(times) < FEWEST_TASKS:
+                rows.append(row | {"reason": f"fewer than {FEWEST_TASKS} tasks that rose in every run"})
+                continue
+            pairs = [stats.kendalltau(times[a], times[b]).statistic for a in arms[one] for b in arms[other]]
+            tau = float(np.mean(pairs))
+            low, high = kendall_interval(tau, len(times))
+            row |= {"run_pairs": len(pairs), "kendall": tau, "low": low, "high": high, "seed_pairs": len(within)}
+            rows.append(row | {"seed_kendall": float(np.mean(within)) if within else math.nan, "reason": ""})
+    return ORDER_AGREEMENT.frame(rows)
+
+
+def fixed_score_times(part: pd.DataFrame, better: int) -> pd.DataFrame:
+    """log2 tokens [tasks, series] at which each run of one metric reached the task's fixed score; the tasks that rose
+    clearly in every series."""
+    times = {}
+    for task, curves in part.groupby("task", sort=False, observed=True):
+        ends, errors, firsts = [], [], []
+        for _, curve in curves[curves["tokens"] > 0].groupby("series", observed=True):
+            curve = curve.sort_values("tokens")
+            values = better * curve["value"].to_numpy(float)
+            tokens = curve["tokens"].to_numpy(float)
+            ends.append(float(end_level(values, tokens)))
+            firsts.append(values[0])
+            given = float(curve["stderr"].iloc[-1]) if "stderr" in curve else math.nan
+            errors.append(given if math.isfinite(given) else checkpoint_noise(values, tokens))
+        chance = curves["chance"].iloc[-1] if "chance" in curves else math.nan
+        baseline = better * chance if math.isfinite(chance) else float(np.mean(firsts))
+        error = float(np.nanmax(errors)) if np.isfinite(errors).any() else math.nan
+        if len(ends) < part["series"].nunique() or not min(ends) - baseline > RISE_Z * error:
+            continue
+        found = run_tokens(curves, baseline + SHARE * (min(ends) - baseline), better)
+        times[str(task)] = dict(zip(map(str, found["series"]), found["log2"], strict=True))
+    return pd.DataFrame(times).T.dropna()
+
+
+def kendall_interval(tau: float, count: int) -> tuple[float, float]:
+    """95 % interval of Kendall's tau of `count` pairs of values: Fisher's z with variance .437 / (n - 4)."""
+    error = math.sqrt(0.437 / (count - 4)) if count > 4 else math.inf
+    with np.errstate(divide="ignore"):
+        low, high = np.tanh(np.arctanh(tau) + 1.96 * error * np.array([-1.0, 1.0]))
+    return float(low), float(high)
+
+
+def dips(table: pd.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> pd.DataFrame:
+    """Curves that fall and rise again by more than their errors explain. See `DIPS`."""
+    rows = []
+    for key, curve in table.groupby(["series", "metric", "task"], sort=False, observed=True):
+        curve = curve.drop_duplicates("tokens", keep="last").sort_values("tokens")
+        better = metric_of(str(key[1])).better
+        tokens, values = curve["tokens"].to_numpy(float), better * curve["value"].to_numpy(float)
+        error = curve["stderr"].to_numpy(float)
+        error = np.where(np.isfinite(error), error, checkpoint_noise(values, tokens))
+        if len(values) < 5 or not np.isfinite(error).all() or not error.all():
+            continue
+        depth, at = dip(values)
+        noise = np.random.default_rng(seed).standard_normal((draws, len(values))) * error
+        null, _ = dip(isotonic.fit(values, 1 / error**2) + noise)
+        row = dict(zip(("series", "metric", "task"), key, strict=True)) | {"checkpoints": len(values)}
+        row |= {"depth": float(depth), "tokens": tokens[int(at)], "value": float(better * values[int(at)])}
+        # of maxima, so by moments a Gumbel distribution, whose tail reaches further than the draws
+        scale = max(float(null.std(ddof=1)) * math.sqrt(6) / math.pi, 1e-300)
+        rows.append(row | {"p": float(stats.gumbel_r.sf(depth, float(null.mean()) - np.euler_gamma * scale, scale))})
+    rates = false_discovery(np.array([row["p"] for row in rows], float))
+    return DIPS.frame(
+        [
+            row | {"q": rate, "verdict": "falls and rises again" if rate <= LEVEL else "no dip resolved"}
+            for row, rate in zip(rows, rates, strict=True)
+        ]
+    )
+
+
+def dip(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(depth, index) of the deepest dip of curves [..., checkpoints] that should rise: the largest over checkpoints of
+    how far one lies below both the highest before it and the highest after it, of means of three."""
+    smooth = mean_of_three(values)
+    before = np.maximum.accumulate(smooth, axis=-1)
+    after = np.flip(np.maximum.accumulate(np.flip(smooth, -1), axis=-1), -1)
+    below = np.minimum(before, after) - smooth
+    return below.max(axis=-1), below.argmax(axis=-1) + 1
+
+
+ORDER_AGREEMENT = Statistic(
+    "order_agreement",
+    "Do runs learn tasks in the same order?",
+    order_agreement,
+    (
+        Column("metric", "", "the metric"),
+        Column("arm", "", "the arm"),
+        Column("other", "", "another"),
+        Column("tasks", "1", "tasks that rose clearly in every run"),
+        Column("run_pairs", "1", "pairs of runs, one of each arm", "with few tasks"),
+        Column("kendall", "1", "mean Kendall's tau of the order of tasks", "with few tasks", interval=("low", "high")),
+        Column("low", "1", "lower end of the 95 % interval (over tasks)", "with few tasks"),
+        Column("high", "1", "upper end", "with few tasks"),
+        Column("seed_pairs", "1", "pairs of seeds of one arm, of all arms", "with few tasks"),
+        Column("seed_kendall", "1", "mean tau of two seeds of one arm: the ceiling", "with one seed per arm"),
+        Column("reason", "", "why there is no value", "where there is one"),
+    ),
+    "Kendall 1938; interval: Fieller, Hartley and Pearson 1957",
+    definition="Order of tasks by the tokens at which a run reached a fixed score: half-way from the baseline to "
+    "the end of the worst run.",
+    caveat="An agreement as low as that of two seeds says nothing about what differs between the arms.",
+    chart=Chart("kendall", panel="metric"),
+    count="tasks",
+)
+
+DIPS = Statistic(
+    "dips",
+    "Which curves fall before they rise again?",
+    dips,
+    (
+        Column("series", "", "the series"),
+        Column("metric", "", "the metric"),
+        Column("task", "", "the task"),
+        Column("checkpoints", "1", "checkpoints of the curve"),
+        Column("depth", "score", "of the deepest dip below what came before and after it, of means of three"),
+        Column("tokens", "tokens", "where the dip is deepest"),
+        Column("value", "score", "the score there"),
+        Column("p", "1", "chance that a curve without a dip (the isotonic fit with this noise) dips as deep"),
+        Column("q", "1", "p as false discovery rate over all curves (Benjamini-Hochberg)"),
+        Column("verdict", "", "falls and rises again (q at most 5 %), no dip resolved"),
+    ),
+    "parametric bootstrap under monotonicity, Gumbel's tail by moments; Benjamini and Hochberg 1995",
+    definition="How far a mean of three checkpoints lies below the highest before and the highest after it, against "
+    "curves drawn around the non-decreasing fit with the curve's errors.",
+    caveat="Scatter from checkpoint to checkpoint beyond the standard errors also counts as a dip.",
+    chart=Chart("depth", panel="metric"),
+    count="checkpoints",
+)

@@ -1,0 +1,55 @@
+"""When a task was learned: tokens to a share of its rise, with bootstrap draws of the curve's errors."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from fineline_jax.facts.metrics import metric_of
+from fineline_jax.trajectories.curves import isotonic
+from fineline_jax.trajectories.curves.smooth import checkpoint_noise, end_level
+
+DRAWS = 400
+RISE_Z = 2.326
+"""A task counts as learned where its end is above its baseline by so many standard errors (one-sided 1 %)."""
+
+
+class Clock(NamedTuple):
+    """One task of one series."""
+
+    task: str
+    domain: str
+    log2: float
+    """log2 of the tokens at which the share of the rise is reached."""
+    drawn: np.ndarray
+    """[draws] the same of curves drawn around the isotonic fit."""
+
+
+def clocks(part: pd.DataFrame, *, share: float = 0.5, draws: int = DRAWS, seed: int = 0) -> list[Clock]:
+    """The clock of every task that rose, of the curves of one series and metric.
+
+    The rise is from chance (where the metric has none, from the first checkpoint) to the level of the last half
+    doubling of tokens. Errors are the table's, else the scatter of the curve. Tasks without a clear rise are left out.
+    """
+    found = []
+    for number, (task, curve) in enumerate(part[part["tokens"] > 0].groupby("task", sort=False, observed=True)):
+        curve = curve.drop_duplicates("tokens", keep="last").sort_values("tokens")
+        if len(curve) < 3:
+            continue
+        better = metric_of(str(curve["metric"].iloc[0])).better
+        tokens, values = curve["tokens"].to_numpy(float), better * curve["value"].to_numpy(float)
+        error = curve["stderr"].to_numpy(float)
+        error = np.where(np.isfinite(error), error, checkpoint_noise(values, tokens))
+        chance = curve["chance"].iloc[-1] if "chance" in curve else np.nan
+        baseline = better * chance if np.isfinite(chance) else values[0]
+        level = float(end_level(values, tokens))
+        if not np.isfinite(error).all() or level - baseline <= RISE_Z * error[-1]:
+            continue
+        weights = np.ones(len(values))
+        noise = np.random.default_rng([seed, number]).standard_normal((draws, len(values))) * error
+        drawn = np.vstack([values, isotonic.fit(values, weights) + noise])
+        targets = baseline + share * (end_level(drawn, tokens) - baseline)
+        at = np.log2(isotonic.crossing(drawn, weights, tokens, targets))
+        at = np.where(np.isnan(at), np.log2(tokens[-1]), at)
+        found.append(Clock(str(task), str(curve["domain"].iloc[0]), float(at[0]), at[1:]))
+    return found

@@ -7,12 +7,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fineline_jax.interface import analyze, export, open_series, prepare_pack, pretrain, score
+    from fineline_jax.interface import ablate, analyze, export, open_series, prepare_pack, pretrain, score
     from fineline_jax.models.config import ModelConfig
     from fineline_jax.recipe import Recipe
 
 __version__ = "0.1.0"
-__all__ = ["ModelConfig", "Recipe", "analyze", "export", "open_series", "prepare_pack", "pretrain", "score"]
+__all__ = ["ModelConfig", "Recipe", "ablate", "analyze", "export", "open_series", "prepare_pack", "pretrain", "score"]
 
 
 def __getattr__(name: str) -> Any:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from tyro.extras import SubcommandApp
 
 from fineline_jax import __version__
-from fineline_jax.commands import data, pretrain, results, score, tasks, weights
+from fineline_jax.commands import ablate, data, pretrain, results, score, tasks, weights
 from fineline_jax.commands.usage import check_options, deferred, parsed
 from fineline_jax.cpu_backend import prepare_cpu
 from fineline_jax.errors import UserError
@@ -42,6 +42,7 @@ def command_line() -> SubcommandApp:
     add(tasks_app, "plan", tasks.plan_tasks)
     add(app, "score", score.score)
     add(app, "analyze", results.analyze)
+    add(app, "ablate", ablate.ablate)
     add(app, "series", weights.list_series)
     add(app, "export", weights.export_checkpoint)
     add(app, "import", weights.import_weights)

@@ -23,6 +23,7 @@ LEVELS = (
     ("data", "checkpoints", "world"),
     ("training", "scoring", "trajectories"),
     ("analysis",),
+    ("ablation",),
     ("interface",),
     ("demo",),
     ("commands",),

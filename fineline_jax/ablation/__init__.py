@@ -4,6 +4,6 @@ What a file of one's own needs is here; nothing heavy is imported.
 """
 
 from fineline_jax.ablation.changes import changed
-from fineline_jax.ablation.sweep import Arm, Branch, Sweep, grid, ladder
+from fineline_jax.ablation.sweep import Arm, Branches, Sweep, grid, ladder
 
-__all__ = ["Arm", "Branch", "Sweep", "changed", "grid", "ladder"]
+__all__ = ["Arm", "Branches", "Sweep", "changed", "grid", "ladder"]

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fineline_jax.ablation.changes import changed
+from fineline_jax.catalogue import find_config, made_by
 from fineline_jax.errors import UserError
-from fineline_jax.recipe import Recipe
+from fineline_jax.recipe import Clock, Recipe
 
 EXPONENTS = {"fixed": 0.0, "square_root": 0.5, "linear": 1.0}
 """Learning-rate rules: the power of the batch ratio by which peak and final rate grow."""
@@ -26,8 +27,8 @@ class Arm:
 
 
 @dataclasses.dataclass(frozen=True)
-class Branch:
-    """Begin every run of the sweep at a checkpoint of another run."""
+class Branches:
+    """Every run of the sweep begins at a checkpoint of another run."""
 
     run: str
     """Folder of that run."""
@@ -50,7 +51,7 @@ class Trial:
     until: int
     """Tokens consumed at its end, also where its schedule is longer; those before a branch count."""
     parent: tuple[Path, int] | None = None
-    """Run and step of the checkpoint that a branch begins at."""
+    """Run and step of the checkpoint that it begins at; None: from scratch."""
     parent_tokens: int = 0
     """Tokens of that checkpoint."""
     optimizer_state: Literal["kept", "fresh"] = "kept"
@@ -60,19 +61,30 @@ class Trial:
         return self.recipe.name
 
     @property
+    def clock(self) -> Clock:
+        """Its steps against tokens; those before a branch count."""
+        return Clock(self.recipe, self.parent[1] if self.parent else 0, self.parent_tokens)
+
+    @property
+    def last_step(self) -> int:
+        """The step it ends at: the tokens it is given, rounded down to whole steps."""
+        step = self.clock.step_at(self.until)
+        return step if self.clock.tokens_at(step) == self.until else step - 1
+
+    @property
     def steps(self) -> int:
-        """Optimizer steps it trains; the tokens it is given, rounded down to whole steps."""
-        return (self.until - self.parent_tokens) // self.recipe.tokens_per_step
+        """Optimizer steps it trains."""
+        return self.last_step - self.clock.step
 
     @property
     def tokens(self) -> int:
         """Tokens it trains in those steps."""
-        return self.steps * self.recipe.tokens_per_step
+        return self.clock.tokens_at(self.last_step) - self.parent_tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """Arms times seeds, times the checkpoints of a branch. Checked when it is made; raises UserError."""
+    """Arms times seeds, times the checkpoints of branches. Checked when it is made; raises UserError."""
 
     name: str
     """Also its folder below ablations/, if --out names none."""
@@ -90,10 +102,10 @@ class Sweep:
     follows from its batch. 0: the recipe's. An arm that names optimizer.beta2 has that."""
     until: int = 0
     """Tokens at which every run ends, though its schedule may be longer; 0: at its recipe's tokens."""
-    branch: Branch | None = None
+    branches: Branches | None = None
     """Where the runs begin; None: from scratch."""
     keep: Literal["all", "weights", "last"] = "weights"
-    """What a finished run keeps of its checkpoints: all; their weights, and the optimizer state of the last; the last."""
+    """What a finished run keeps: all; the weights of all, and the optimizer state of the last; the last alone."""
     equal_tokens: bool = True
     """Refuse arms of one model size whose trained tokens differ by a whole step or more."""
 
@@ -112,13 +124,13 @@ class Sweep:
         for arm in self.arms:
             if own := {"seed", "data_seed", "name"} & set(arm.changes):
                 raise UserError(f"{where}: arm {arm.name} sets {min(own)}, which the sweep does; leave it out")
-        if self.branch is not None and (self.until or not self.branch.steps or self.branch.tokens < 1):
-            raise UserError(f"{where}: a branch has steps and tokens of its own; give both, and no until")
+        if self.branches is not None and (self.until or not self.branches.steps or self.branches.tokens < 1):
+            raise UserError(f"{where}: branches have steps and tokens of their own; give both, and no until")
         self._check_tokens(where)
 
     def trials(self) -> tuple[Trial, ...]:
         """All runs, seed by seed, so that an interrupted sweep has whole comparisons."""
-        starts: Sequence[int | None] = (None,) if self.branch is None else self.branch.steps
+        starts: Sequence[int | None] = (None,) if self.branches is None else self.branches.steps
         return tuple(
             self._trial(arm, seed, start) for seed, start, arm in itertools.product(self.seeds, starts, self.arms)
         )
@@ -135,12 +147,11 @@ class Sweep:
             rules["optimizer.beta2"] = 0.5 ** (recipe.tokens_per_step / self.beta2_half_life)
         begins = "" if start is None else f"_step-{start}"
         recipe = changed(recipe, rules | {"name": f"{arm.name}{begins}_seed-{seed}"})
-        if self.branch is None or start is None:
+        if self.branches is None or start is None:
             return Trial(arm.name, seed, recipe, min(self.until or recipe.tokens, recipe.tokens))
-        parent = Path(self.branch.run).expanduser()
-        before = tokens_of_checkpoint(parent, start)
-        until = before + self.branch.tokens
-        return Trial(arm.name, seed, recipe, until, (parent, start), before, self.branch.optimizer_state)
+        run, of = Path(self.branches.run).expanduser(), self.branches
+        before = tokens_of_checkpoint(run, start)
+        return Trial(arm.name, seed, recipe, before + of.tokens, (run, start), before, of.optimizer_state)
 
     def _seeds(self, seed: int) -> dict[str, int | None]:
         match self.seeded:
@@ -164,6 +175,16 @@ class Sweep:
                     f"{where}: {least.name} trains {least.tokens:,} tokens and {most.name} {most.tokens:,}; give all"
                     " arms the same tokens, or set equal_tokens=False"
                 )
+
+
+def load_sweep(name: str) -> Sweep:
+    """The sweep of a name in configs/sweeps, or of a Python file with a function `sweep()`. Raises UserError."""
+    path = Path(name).expanduser()
+    if path.suffix != ".py":
+        path = find_config(name, "sweeps/{}.py", "sweep")
+    elif not path.is_file():
+        raise UserError(f"{path}: not there; give a sweep's name or its file")
+    return made_by(path, "sweep", Sweep)
 
 
 def tokens_of_checkpoint(run: Path, step: int) -> int:

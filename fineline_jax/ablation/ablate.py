@@ -1,0 +1,47 @@
+"""A sweep from its value to its table and page."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pandas as pd
+
+from fineline_jax.ablation.run import run_trials
+from fineline_jax.ablation.summary import write_summary
+from fineline_jax.ablation.sweep import Sweep
+from fineline_jax.analysis import analyze_scores
+from fineline_jax.folder_lock import writing
+from fineline_jax.scoring.job_shard import job_shard
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepOutcome:
+    """What a sweep has come to."""
+
+    out: Path
+    table: pd.DataFrame
+    """A row for each run that has ended (`summary.runs_table`), also in OUT/summary.csv."""
+    left: int
+    """Runs of the sweep that have not ended: those of other parts, or behind a stop."""
+    report: Path | None
+    """The page; None: runs are left, or nothing was scored."""
+    stopped_by: str | None
+    """Name of the signal that stopped it, if one did."""
+
+
+def run_sweep(sweep: Sweep, out: Path, *, part: str | None, score: str | None, benchmarks: Path | None) -> SweepOutcome:
+    """Train and score the runs of a part of `sweep` that have not ended, and write what all that have give together.
+
+    The summary is written by every part; the page by the one that finds no run left.
+    """
+    trials = sweep.trials()
+    mine = job_shard(part, os.environ).of(trials)
+    stopped = run_trials(sweep, mine, out, score=score, benchmarks=benchmarks)
+    with writing(out / "summary", "--out", wait=60):
+        table = write_summary(sweep, out)
+        left = len(trials) - len(table)
+        report = None
+        if not left and (out / "scores").is_dir():
+            runs = [out / "runs" / trial.name for trial in trials]
+            report = analyze_scores([out / "scores"], out / "report", runs=runs, title=f"Sweep {sweep.name}")
+    return SweepOutcome(out, table, left, report, None if stopped is None else stopped.stopped_by)

@@ -1,0 +1,136 @@
+"""What a sweep will take, before anything runs: runs, tokens, FLOPs, disk, hours, and what differs between its arms."""
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from fineline_jax.ablation.sweep import Sweep, Trial
+from fineline_jax.progress import duration, short
+from fineline_jax.recipe import Recipe, fields
+from fineline_jax.text_table import counted, text_table
+from fineline_jax.training.programs import shape_of
+
+TIMED_STEPS = 5
+FLOAT_BYTES = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a sweep takes, or a part of it."""
+
+    runs: int
+    tokens: int
+    flops: float
+    """Of forward and backward passes (`ModelConfig.train_flops_per_token`)."""
+    disk: int
+    """Bytes of the checkpoints that stay."""
+    seconds: float | None
+    """Of optimizer steps alone: compilation, saving and scoring are not in it; None: not measured."""
+
+
+def cost(trials: Sequence[Trial], keep: str, step_seconds: Mapping[Recipe, float] | None = None) -> Cost:
+    """The cost of `trials`; step_seconds: of each shape (`measured`)."""
+    flops = sum(
+        trial.tokens * trial.recipe.model.train_flops_per_token(trial.recipe.data.sequence_length) for trial in trials
+    )
+    seconds = None
+    if step_seconds is not None:
+        seconds = sum(trial.steps * step_seconds[shape_of(trial.recipe)] for trial in trials)
+    return Cost(len(trials), sum(trial.tokens for trial in trials), flops, sum(_disk(t, keep) for t in trials), seconds)
+
+
+def _disk(trial: Trial, keep: str) -> int:
+    """float32 weights of each checkpoint that stays, and Adam's two moments where the optimizer state does."""
+    kept = len({trial.last_step, *(step for step in trial.clock.kept_steps() if step < trial.last_step)})
+    whole = 3 * FLOAT_BYTES * trial.recipe.model.parameters
+    return {"last": whole, "weights": whole + (kept - 1) * whole // 3, "all": kept * whole}[keep]
+
+
+def measured(trials: Sequence[Trial]) -> dict[Recipe, float]:
+    """Seconds of one optimizer step of each shape in `trials`, the median of TIMED_STEPS on these devices; on random
+    tokens, so that no data set is needed."""
+    shapes = {shape_of(trial.recipe): trial.recipe for trial in trials}
+    return {shape: _seconds_per_step(recipe) for shape, recipe in shapes.items()}
+
+
+def _seconds_per_step(recipe: Recipe) -> float:
+    import jax
+    import numpy as np
+
+    from fineline_jax.data.loader import global_array
+    from fineline_jax.mesh import make_mesh
+    from fineline_jax.training.step import BATCH_SPEC, abstract_state, initial_state, make_train_step
+
+    mesh = make_mesh(recipe.mesh)
+    abstract_state(recipe, mesh)  # refuses what does not fit these devices
+    shape = recipe.batch.sequences, recipe.data.sequence_length + 1
+    tokens = np.random.default_rng(0).integers(0, recipe.model.vocab_size, shape, np.int32)
+    with jax.set_mesh(mesh):
+        state = jax.jit(lambda: initial_state(recipe))()
+        step = jax.jit(make_train_step(recipe, mesh), donate_argnums=0)
+        windows = global_array(shape, jax.NamedSharding(mesh, BATCH_SPEC), lambda index: tokens[index])
+        times = []
+        for _ in range(TIMED_STEPS + 1):  # the first compiles
+            start = time.perf_counter()
+            state, metrics = step(state, windows, np.float32(0), np.float32(0))
+            jax.block_until_ready(metrics)
+            times.append(time.perf_counter() - start)
+    return float(np.median(times[1:]))
+
+
+def plan_text(sweep: Sweep, trials: Sequence[Trial], out: Path, step_seconds: Mapping[Recipe, float] | None) -> str:
+    """The plan as text: all in all, a line per arm, and a table of the fields in which arms differ."""
+    whole = cost(trials, sweep.keep, step_seconds)
+    head = (
+        f"{sweep.name}: {counted(len(sweep.arms), 'arm')}, {counted(whole.runs, 'run')} into {out},"
+        f" {short(whole.tokens)} tokens, {short(whole.flops)} FLOPs, {short(whole.disk)}B of checkpoints"
+    )
+    if whole.seconds is not None:
+        head += f", {duration(whole.seconds)} of steps at the measured rate (compilation, scoring and saving not in it)"
+    rows = [["arm", "runs", "steps", "tokens", "FLOPs", "disk", *(["time"] if step_seconds else [])]]
+    for arm in sweep.arms:
+        of_arm = [trial for trial in trials if trial.arm == arm.name]
+        if of_arm:
+            one, each = of_arm[0], cost(of_arm, sweep.keep, step_seconds)
+            row = [
+                arm.name,
+                str(each.runs),
+                f"{one.steps:,}",
+                f"{one.tokens:,}",
+                short(each.flops),
+                f"{short(each.disk)}B",
+            ]
+            rows.append([*row, *([] if each.seconds is None else [duration(each.seconds)])])
+    return "\n\n".join(
+        [head, text_table(rows, right=range(1, len(rows[0]))), *_rounding(trials), _differing(sweep, trials)]
+    )
+
+
+def _rounding(trials: Sequence[Trial]) -> list[str]:
+    """The runs whose tokens are no whole number of steps, in a sentence; nothing where there are none."""
+    rounded = {trial.arm: trial for trial in trials if trial.parent_tokens + trial.tokens != trial.until}
+    if not rounded:
+        return []
+    most = max(rounded.values(), key=lambda one: one.until - one.parent_tokens - one.tokens)
+    left = most.until - most.parent_tokens - most.tokens
+    return [f"{counted(len(rounded), 'arm')} rounded down to whole steps: at most {left:,} tokens less ({most.arm})."]
+
+
+def _differing(sweep: Sweep, trials: Sequence[Trial]) -> str:
+    """A column for each recipe field that is not the same in all arms, of the first seed."""
+    first = {}
+    for trial in trials:
+        first.setdefault(trial.arm, trial.recipe)
+    values = {arm: fields(recipe) for arm, recipe in first.items()}
+    names = list(dict.fromkeys(name for one in values.values() for name in one))
+    same = {"name", "seed", "data_seed"}
+    differ = [n for n in names if n not in same and len({repr(one.get(n)) for one in values.values()}) > 1]
+    if not differ:
+        return "The arms differ in nothing but their seeds."
+    rows = [["arm", *differ], *([arm, *(_written(one.get(n)) for n in differ)] for arm, one in values.items())]
+    return text_table(rows, right=range(1, len(rows[0])))
+
+
+def _written(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,88 @@
+"""The end of a sweep: a row per run with its final losses and scores, and a row per arm over its seeds."""
+
+import dataclasses
+from pathlib import Path
+
+import pandas as pd
+
+from fineline_jax.ablation.run import ending
+from fineline_jax.ablation.sweep import Sweep
+from fineline_jax.atomic_files import atomic_file
+from fineline_jax.errors import UserError
+from fineline_jax.text_table import text_table
+from fineline_jax.training.metrics import read_metrics
+
+LATE_SHARE = 0.1
+"""The train loss of a run is the mean of its logged losses over this last share of its tokens."""
+
+
+def runs_table(sweep: Sweep, out: Path) -> pd.DataFrame:
+    """A row for each run that has ended: series, arm, seed, the fields that differ between arms, steps, tokens,
+    seconds, diverged, train_loss and every validation_loss/NAME at its end, in nats; of OUT/scores the first metric of
+    every task at its last checkpoint, as score/TASK.
+
+    A diverged run has the losses of its last finite line and checkpoint.
+    """
+    rows = []
+    fields = list(dict.fromkeys(field for arm in sweep.arms for field in arm.changes))
+    changes = {arm.name: arm.changes for arm in sweep.arms}
+    for trial in sweep.trials():
+        run = out / "runs" / trial.name
+        ended = ending(run, trial)
+        if ended is not None:
+            row = {"series": trial.name, "arm": trial.arm, "seed": trial.seed}
+            row |= {field: _cell(changes[trial.arm].get(field)) for field in fields}
+            row |= {"steps": ended.step, **dataclasses.asdict(ended)}
+            del row["step"]
+            rows.append(row | _losses(run))
+    table = pd.DataFrame(rows)
+    if rows and (out / "scores").is_dir():
+        table = table.merge(_scores(out / "scores"), on="series", how="left")
+    return table
+
+
+def write_summary(sweep: Sweep, out: Path) -> pd.DataFrame:
+    """Write `runs_table` to OUT/summary.csv and OUT/summary.parquet."""
+    table = runs_table(sweep, out)
+    for name, write in (("summary.csv", table.to_csv), ("summary.parquet", table.to_parquet)):
+        with atomic_file(out / name, exclusive=True) as partial:
+            write(partial, index=False)
+    return table
+
+
+def arms_text(table: pd.DataFrame) -> str:
+    """A line per arm: mean and standard deviation over its runs of every loss and score."""
+    values = [name for name in table if name == "train_loss" or str(name).startswith(("validation_loss/", "score/"))]
+    rows = [["arm", "runs", "diverged", *(str(name).rpartition("/")[2] for name in values)]]
+    for arm, part in table.groupby("arm", sort=False):
+        fine = part[part["diverged"] == ""]
+        cells = [f"{fine[name].mean():.4f} ± {fine[name].std():.4f}" if len(fine) else "" for name in values]
+        rows.append([str(arm), str(len(part)), str(len(part) - len(fine)), *cells])
+    return text_table(rows, right=range(1, len(rows[0])))
+
+
+def _cell(value: object) -> object:
+    return value if value is None or isinstance(value, int | float | str | bool) else str(value)
+
+
+def _losses(run: Path) -> dict[str, float]:
+    lines = pd.DataFrame(read_metrics(run))
+    if "loss" not in lines:
+        raise UserError(f"{run / 'metrics.jsonl'}: holds no loss; delete {run} and run the sweep again")
+    trained = lines.dropna(subset=["loss"])
+    late = trained[trained["step"] > (1 - LATE_SHARE) * trained["step"].max()]
+    held = [str(name) for name in lines if str(name).startswith("validation_loss/")]
+    return {"train_loss": late["loss"].mean(), **{name: lines[name].dropna().iloc[-1] for name in held}}
+
+
+def _scores(folder: Path) -> pd.DataFrame:
+    """Columns series and score/TASK: the first metric of every task at the last scored checkpoint of each series."""
+    from fineline_jax.scoring.metrics.tidy import tidy
+    from fineline_jax.scoring.requests.pack import load
+
+    table = tidy(folder)
+    first = {task["task"]: task["metric"] for task in load(folder / "pack").manifest["tasks"]}
+    table = table[table["metric"] == table["task"].map(first)]
+    last = table.groupby(["series", "task"], sort=False, as_index=False).last()
+    wide = last.pivot(index="series", columns="task", values="value")
+    return wide.rename(columns=lambda task: f"score/{task}").reset_index()

@@ -1,0 +1,42 @@
+"""What a finished run keeps of its checkpoints. No JAX here."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Literal
+
+from fineline_jax.atomic_files import sealed, write_atomic
+from fineline_jax.checkpoints.runs.digest_record import RECORD, read_record
+
+
+def keep_only(checkpoints: Path, what: Literal["all", "weights", "last"]) -> None:
+    """Free disk in the folder `checkpoints` of a run that nobody writes; interrupted, it goes on when called again.
+
+    all: every checkpoint as it is. weights: of all but the last only the parameters. last: the last one alone. A
+    checkpoint without an optimizer state can be scored, exported and analyzed, but no run goes on from it.
+    """
+    complete = {int(path.name): path for path in checkpoints.iterdir() if path.name.isdigit() and read_record(path)}
+    for step, path in complete.items():
+        if what == "all" or step == max(complete):
+            continue
+        if what == "last":
+            doomed = path.with_suffix(".deleting")  # what is half deleted must not look complete
+            path.rename(doomed)
+            shutil.rmtree(doomed)
+        else:
+            _drop_optimizer_state(path)
+    for path in checkpoints.glob("*.deleting"):
+        shutil.rmtree(path)
+
+
+def _drop_optimizer_state(path: Path) -> None:
+    """The record is replaced first: it may list less than there is, not more."""
+    record = read_record(path)
+    if record is not None and any(_is_of_optimizer(name) for name in record["files"]):
+        files = {name: entry for name, entry in record["files"].items() if not _is_of_optimizer(name)}
+        write_atomic(path / RECORD, json.dumps(sealed(record | {"files": files}), indent=1), exclusive=True)
+    shutil.rmtree(path / "opt_state", ignore_errors=True)
+
+
+def _is_of_optimizer(name: str) -> bool:
+    return name.startswith("opt_state/")

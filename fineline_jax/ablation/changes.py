@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,11 +30,19 @@ def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
         key = int(last) if isinstance(part, list) else last
         part[key] = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # pyright: ignore
     try:
-        return pydantic.TypeAdapter(Recipe).validate_python(values)
+        return _reader().validate_python(values)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise UserError(f"recipe {recipe.name}: {field}: {first['msg']}, not {first['input']!r}; correct it") from error
+
+
+@functools.cache
+def _reader() -> Any:
+    """What checks the types of a recipe's fields; made once, which takes longer than a hundred recipes."""
+    import pydantic
+
+    return pydantic.TypeAdapter(Recipe)
 
 
 def _entry(part: Any, key: str, name: str, recipe: Recipe) -> Any:

@@ -1,0 +1,52 @@
+"""A small corpus, a small recipe on it, and the sweeps that the tests of ablation run."""
+
+import functools
+from pathlib import Path
+
+import numpy as np
+from data_examples import amber
+
+from fineline_jax.data.corpora import prepare_amber
+from fineline_jax.models.config import ModelConfig
+from fineline_jax.recipe import (
+    Batch,
+    Checkpoints,
+    Compute,
+    Data,
+    Logging,
+    MeshShape,
+    Optimizer,
+    Recipe,
+    Schedule,
+    Source,
+    Validation,
+)
+
+LENGTH, VOCABULARY = 8, 32
+TOKENS = 4 * 8 * LENGTH
+"""Four steps of the larger batch that the tests use, eight of the base's."""
+
+
+def write_corpus(folder: Path) -> Path:
+    """120 random windows to train on and 4 of validation."""
+    draw = functools.partial(np.random.default_rng(0).integers, 0, VOCABULARY)
+    train = amber(folder / "train.jsonl", draw((120, LENGTH + 1)).tolist())
+    held = amber(folder / "held.jsonl", draw((4, LENGTH + 1)).tolist())
+    prepare_amber([train], folder / "data", vocab_size=VOCABULARY, sequence_length=LENGTH, validation_inputs=[held])
+    return folder / "data"
+
+
+def small_recipe(corpus: Path) -> Recipe:
+    """Batches of 4 windows, 8 steps, checkpoints at 0, 128 and 256 tokens."""
+    return Recipe(
+        name="small",
+        model=ModelConfig(vocab_size=VOCABULARY, width=8, layers=1, heads=2, mlp_width=16, context=LENGTH),
+        data=Data((Source(str(corpus)),), sequence_length=LENGTH),
+        batch=Batch(4),
+        optimizer=Optimizer(Schedule(peak=1e-2, final=1e-3, warmup_tokens=TOKENS // 4)),
+        tokens=TOKENS,
+        checkpoints=Checkpoints(at_tokens=(TOKENS // 2,), latest_every_tokens=TOKENS // 4),
+        mesh=MeshShape(fsdp=1, replica=1, tensor=1),
+        compute=Compute(dtype="float32", remat="none", scan_layers=False),
+        logging=Logging(tensorboard=False, validation=(Validation(windows=4),)),
+    )

@@ -164,10 +164,11 @@ def test_every_command_under_every_fault(ask, capsys) -> None:
     for command in chosen:
         for fault in FAULTS:
             seen, bad = injected(ask, command, fault, int(os.environ.get("FINELINE_FAULT_POINTS", "12")))
+            with capsys.disabled():
+                print(command, fault, dict(seen), *bad, sep="\n  ", flush=True)
             counts = (seen[name] for name in ("places", "tried", "exit 0, whole", "refused", "left hidden"))
             rows.append((command, fault, *map(str, counts), str(len(bad))))
             wrong += bad
     with capsys.disabled():
         print("\n" + text_table(rows))
-        print("\n".join(wrong))
     assert not wrong

@@ -99,13 +99,20 @@ def from_plain(segments: Any, where: Path) -> History:
     import pydantic
 
     try:
-        read = pydantic.TypeAdapter(tuple[Segment, ...]).validate_json(json.dumps(segments))
+        read = _segments_type().validate_json(json.dumps(segments))
     except (pydantic.ValidationError, UserError) as error:
         reason = str(error) if isinstance(error, UserError) else error.errors()[0]["msg"]
         raise UserError(f"{where}: not the history of a run ({reason}); restore it from a backup") from error
     if not read:
         raise UserError(f"{where}: the history has no segments; restore it from a backup")
     return History(read)
+
+
+@functools.cache
+def _segments_type() -> Any:
+    import pydantic
+
+    return pydantic.TypeAdapter(tuple[Segment, ...])  # slow to make
 
 
 def to_text(history: History) -> str:

@@ -48,6 +48,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> Waits:
     made = Waits()
     monkeypatch.setattr(download, "STOP", made)
     monkeypatch.setattr(download, "BLOCK", 1)
+    monkeypatch.setattr(download, "PROGRESS", 1)
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_ENDPOINT", "HTTP_PROXY", "http_proxy", "HTTPS_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_TOKEN", "secret")
@@ -370,7 +371,7 @@ WRONG = CONTENT[:-1] + b"?"
         ({}, WRONG, "sha256 .* instead of"),
         ({"sha256": None, "git_sha1": BLOB}, WRONG, "git hash .* instead of"),
         ({"sha256": "0" * 64, "git_sha1": BLOB}, CONTENT, "sha256 .* instead of"),
-        ({"sha256": None}, CONTENT + b"x", "1001 bytes instead of 1000"),
+        ({"sha256": None}, CONTENT + b"x", "more than the 1000 bytes of its listing"),
         ({"size": None}, WRONG, "sha256 .* instead of"),
     ],
 )

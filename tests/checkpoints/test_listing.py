@@ -447,10 +447,10 @@ def test_two_that_fetch_one_checkpoint_wait_for_each_other_and_others_do_not(tmp
         ("hf://o/m@step2/sub", "sub", [("main", None, None, "hf://o/m@step2/sub")], "hf://o/m@step2/sub"),
         ("hf://o/m@step*/sub", "m", [("step2", 2, None, "hf://o/m@step2/sub"), ("step10", 10, None, "hf://o/m@step10/sub")],
          "hf://o/m@{name}/sub"),
-        ("hf://o/m@main/s-*", "m-main", [("s-8B", None, 8 * 10**9, "hf://o/m@main/s-8B"),
-                                         ("s-10B", None, 10**10, "hf://o/m@main/s-10B")], "hf://o/m@main/{name}"),
-        ("hf://o/m@main/s-1*", "m-main", [("s-10B", None, None, "hf://o/m@main/s-10B")], "hf://o/m@main/{name}"),
-        ("hf://o/r-*", "o", [("r-1.5B", None, 1_500_000_000, "hf://o/r-1.5B"), ("r-20B", None, 20 * 10**9, "hf://o/r-20B")],
+        ("hf://o/m@main/s-*", "m-main", [("s-8BT", None, 8 * 10**9, "hf://o/m@main/s-8BT"),
+                                         ("s-10BT", None, 10**10, "hf://o/m@main/s-10BT")], "hf://o/m@main/{name}"),
+        ("hf://o/m@main/s-1*", "m-main", [("s-10BT", None, 10**10, "hf://o/m@main/s-10BT")], "hf://o/m@main/{name}"),
+        ("hf://o/r-*", "o", [("r-1.5B", None, None, "hf://o/r-1.5B"), ("r-20B", None, None, "hf://o/r-20B")],
          "hf://o/{name}"),
         ("s3://b/run/step5", "step5", [("main", 5, None, "s3://b/run/step5")], "s3://b/run/step5"),
     ],
@@ -458,8 +458,8 @@ def test_two_that_fetch_one_checkpoint_wait_for_each_other_and_others_do_not(tmp
 def test_an_address_opens_as_a_series_of_these_checkpoints(
     served: Hub, tmp_path: Path, spec: str, series: str, checkpoints: list[Any], location: str
 ) -> None:
-    """A bare amount in a name counts only where several names share what stands before it."""
-    folders = {f"s-{n}B/config.json": b"{}" for n in (10, 8)}
+    """A bare amount in a name is never tokens: it may be the size of the model."""
+    folders = {f"s-{n}BT/config.json": b"{}" for n in (10, 8)}
     served.repositories = {
         "o/m": {"main": folders, "step10": {}, "step2": {}}, "o/r-20B": {}, "o/r-1.5B": {}, "p/r-3B": {},
     }  # fmt: skip

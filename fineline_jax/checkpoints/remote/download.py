@@ -12,17 +12,20 @@ import os
 import re
 import shutil
 import threading
+import time
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import requests
+import urllib3
 
 from fineline_jax.checkpoints.series import Options
 from fineline_jax.errors import UserError
 
 ATTEMPTS = 6
-"""In a row without a byte of progress, before a file is given up."""
+"""In a row without progress, before a file is given up."""
 BACKOFF = 1.0
 """Seconds before the second attempt; doubled for each one after it."""
 LONGEST_WAIT = 60.0
@@ -30,6 +33,13 @@ TIMEOUT = (15.0, 60.0)
 """Seconds to connect, and between two pieces of the answer."""
 BLOCK = 1 << 18
 """Bytes read from an HTTP server at a time; those of a block within which the connection breaks come again."""
+SLOWEST = 1000
+"""Bytes per second over WINDOW; a slower answer is broken off like one that has ended."""
+WINDOW = 60.0
+PROGRESS = 1000
+"""Bytes with which an attempt counts as progress."""
+LARGEST_ANSWER = 1 << 25
+"""Bytes of a listing or an index, unpacked."""
 RANGE = 1 << 25
 """Bytes asked of a bucket at a time."""
 STOP = threading.Event()
@@ -127,7 +137,7 @@ def download(file: RemoteFile, target: Path) -> None:
                 raise FetchError(f"{file.url}: {error}, in two downloads; the file on the server is damaged") from None
             _LOG.info("%s: %s; downloading it again", file.url, error)
         except TransientError as error:
-            failures = failures + 1 if _size(partial) <= before else 1
+            failures = 1 if _size(partial) - before >= PROGRESS else failures + 1
             _wait_or_give_up(file.url, error, failures)
 
 
@@ -150,15 +160,18 @@ def _in_hub_cache(file: RemoteFile) -> Path | None:
 def get(
     url: str, headers: Mapping[str, str] | None = None, method: str = "GET", attempts: int | None = None
 ) -> requests.Response:
-    """A whole answer, tried again on 5xx, 408, 429 and broken connections; raises FetchError otherwise."""
+    """A whole answer, tried again on 5xx, 408, 429 and broken connections; raises FetchError otherwise, and for an
+    answer of more than LARGEST_ANSWER bytes."""
     failures = 0
     while True:
         try:
             with _answer(url, headers or {}, method) as answer:
-                try:
-                    _ = answer.content
-                except requests.RequestException as error:
-                    raise TransientError(_short(error)) from error
+                content = bytearray()
+                for block in _blocks(answer):
+                    content += block
+                    if len(content) > LARGEST_ANSWER:
+                        raise FetchError(f"{url}: an answer of more than {LARGEST_ANSWER} bytes; check the address")
+                answer._content = bytes(content)
                 return answer
         except TransientError as error:
             failures += 1
@@ -207,6 +220,8 @@ def _append(file: RemoteFile, partial: Path, start: int) -> None:
                 for block in blocks:
                     if STOP.is_set():
                         raise FetchError(f"{file.url}: interrupted after {out.tell()} bytes; run the command again")
+                    if file.size is not None and out.tell() + len(block) > file.size:
+                        raise _WrongContentError(f"more than the {file.size} bytes of its listing")
                     out.write(block)
                 out.flush()
                 os.fsync(out.fileno())
@@ -233,7 +248,7 @@ def _reading(file: RemoteFile, start: int) -> Iterator[tuple[int, Iterator[bytes
             headers["If-Range"] = file.version
     with _answer(file.url, headers, "GET", past_end_is_wrong=True) as answer:
         begins = start if answer.status_code == 206 else 0
-        yield begins, _of_answer(answer)
+        yield begins, _blocks(answer)
 
 
 @contextlib.contextmanager
@@ -258,10 +273,24 @@ def _answer(
         yield answer
 
 
-def _of_answer(answer: requests.Response) -> Iterator[bytes]:
+def _blocks(answer: requests.Response) -> Iterator[bytes]:
+    """The content as it arrives, unpacked, at most BLOCK bytes at a time."""
+    encoding = answer.headers.get("Content-Encoding", "identity").lower()
+    if encoding not in ("identity", "gzip", "deflate"):
+        raise FetchError(f"{answer.url}: an answer in {encoding[:40]!r}, which was not asked for; check the address")
+    unpack = None if encoding == "identity" else zlib.decompressobj(zlib.MAX_WBITS | 32)
+    began, arrived = time.monotonic(), 0
     try:
-        yield from answer.iter_content(BLOCK)
-    except requests.RequestException as error:
+        while packed := answer.raw.read1(BLOCK, decode_content=False):
+            arrived, seconds = arrived + len(packed), time.monotonic() - began
+            if seconds > WINDOW and arrived < SLOWEST * seconds:
+                raise TransientError(f"only {arrived} bytes in {seconds:.0f} s")
+            if seconds > WINDOW:
+                began, arrived = time.monotonic(), 0
+            while packed:
+                yield packed if unpack is None else unpack.decompress(packed, BLOCK)
+                packed = b"" if unpack is None else unpack.unconsumed_tail
+    except (urllib3.exceptions.HTTPError, OSError, zlib.error) as error:
         raise TransientError(_short(error)) from error
 
 

@@ -20,6 +20,7 @@ import requests
 
 from fineline_jax.checkpoints.formats.weight_files import FIXED_NAMES
 from fineline_jax.checkpoints.remote.download import (
+    LARGEST_ANSWER,
     FetchError,
     NotThereError,
     RemoteFile,
@@ -36,6 +37,10 @@ from fineline_jax.errors import UserError
 from fineline_jax.tokenizers.files import TOKENIZER_FILES
 
 NAME_SLOT = "{name}"
+MOST_PAGES = 1000
+"""Of one listing."""
+MOST_FILES = 10_000
+"""Links of an index page that are asked for one by one."""
 LISTING_ATTEMPTS = 3
 """Fewer than for a file: somebody waits for the answer."""
 WELL_KNOWN = ("config.json", *FIXED_NAMES, *TOKENIZER_FILES)
@@ -166,9 +171,13 @@ def _hub_json(where: str, attempts: int | None = None) -> Any:
 
 
 def _hub_pages(where: str) -> list[Mapping[str, Any]]:
-    url, entries = f"{endpoint()}/{where}", []
+    url, entries, seen, size = f"{endpoint()}/{where}", [], set(), 0
     while url:
+        if url in seen or len(seen) == MOST_PAGES or size > LARGEST_ANSWER:
+            raise FetchError(f"{endpoint()}/{where}: a listing without end ({len(seen)} pages); check the address")
+        seen.add(url)
         answer = _hub_get(url, LISTING_ATTEMPTS)
+        size += len(answer.content)
         entries += _json(answer)
         url = answer.links.get("next", {}).get("url", "")
     return entries
@@ -192,6 +201,8 @@ def _hub_get(url: str, attempts: int | None) -> requests.Response:
 
 def _http_files(url: str) -> list[RemoteFile]:
     names = [name for name in _links(url) if not name.endswith("/")]
+    if len(names) > MOST_FILES:
+        raise FetchError(f"{url}: lists {len(names)} files; give the folder of a checkpoint")
     if "config.json" not in names:
         names = list(WELL_KNOWN)
     files = {file.name: file for name in names if (file := _http_head(url, name)) is not None}
@@ -232,7 +243,8 @@ def _links(url: str) -> list[str]:
         return []
     if "html" not in answer.headers.get("Content-Type", ""):
         return []
-    links = (unquote(link.removeprefix("./")) for link in re.findall(r'href="([^"?#]+)"', answer.text))
+    text = answer.content.decode("utf-8", "replace")
+    links = (unquote(link.removeprefix("./")) for link in re.findall(r'href="([^"?#]+)"', text))
     return [link for link in dict.fromkeys(links) if re.fullmatch(r"[^/:]+/?", link) and link not in ("./", "../")]
 
 

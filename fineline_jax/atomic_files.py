@@ -6,6 +6,7 @@ at a time writes `path`, it says so (`exclusive`): it removes that first.
 """
 
 import contextlib
+import ctypes
 import errno
 import glob
 import hashlib
@@ -102,10 +103,15 @@ def atomic_folder(path: Path, *, exclusive: bool = False, replace: bool = False)
 def put_in_place(partial: Path, path: Path, *, replace: bool = False) -> None:
     """Give the finished folder `partial` the name `path`, on the disk with all it holds, when it returns.
 
-    `path` must be absent or an empty folder; Raises OSError if it is not. replace: a folder that is there is removed
-    afterwards, and has its name again if the new one cannot have it.
+    `path` must be absent or an empty folder; raises OSError if it is not. replace: a folder that is there is removed
+    afterwards. Where the system cannot exchange two names in one step, there is an instant without either; the old one
+    has its name again if the new one cannot have it.
     """
     to_disk(partial)
+    if replace and path.is_dir() and _exchange(partial, path):
+        names_to_disk(path.parent)
+        shutil.rmtree(partial, ignore_errors=True)
+        return
     old = _beside(path, False) if replace and path.exists() else None
     if old is not None:
         path.rename(old)
@@ -118,6 +124,16 @@ def put_in_place(partial: Path, path: Path, *, replace: bool = False) -> None:
     names_to_disk(path.parent)
     if old is not None:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, two: Path) -> bool:
+    """Whether the system could swap the two names."""
+    try:
+        rename = ctypes.CDLL(None).renameat2  # of Linux
+    except (AttributeError, OSError, TypeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename(here, os.fsencode(one.absolute()), here, os.fsencode(two.absolute()), exchange) == 0
 
 
 def to_disk(folder: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fineline_jax import atomic_files
 from fineline_jax.atomic_files import atomic_file, atomic_folder, write_atomic
 
 
@@ -44,6 +45,10 @@ def test_a_folder_is_replaced_and_stays_where_the_new_one_cannot_have_its_name(t
         with atomic_folder(tmp_path / "x", replace=True) as partial:
             (partial / text).write_text(text)
     assert os.listdir(tmp_path) == ["x"] and os.listdir(tmp_path / "x") == ["two"]
+    monkeypatch.setattr(atomic_files, "_exchange", lambda one, two: False)  # of a system that cannot
+    with atomic_folder(tmp_path / "x", replace=True) as partial:
+        (partial / "two").write_text("two again")
+    assert os.listdir(tmp_path) == ["x"] and (tmp_path / "x" / "two").read_text() == "two again"
     rename, names = os.rename, []
 
     def failing(old, new):

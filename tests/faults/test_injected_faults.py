@@ -1,6 +1,7 @@
 """Every change of a file that a command makes fails in turn: no room (ENOSPC), a broken disk (EIO), a disk that became
-read-only (EROFS). Exit status 0 means that everything is there and reads back; otherwise one line says what was wrong,
-what was there before is intact, and the same command without the fault gives the right result.
+read-only (EROFS); or the process is killed there (SIGKILL). Exit status 0 means that everything is there and reads back;
+otherwise one line says what was wrong, what was there before is intact, and the same command without the fault gives the
+right result.
 
 faults.c does it to the whole process (LD_PRELOAD), also to what Orbax, Arrow, ArrayRecord, TensorBoard, lm-eval write.
 """
@@ -10,6 +11,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -26,7 +28,12 @@ from fineline_jax.data.corpora import prepare_amber
 from fineline_jax.text_table import text_table
 
 HELPERS = Path(__file__).parents[1] / "helpers"
-FAULTS = {"ENOSPC": (errno.ENOSPC, False), "EIO once": (errno.EIO, True), "EROFS": (errno.EROFS, False)}
+FAULTS = {
+    "ENOSPC": (errno.ENOSPC, False),
+    "EIO once": (errno.EIO, True),
+    "EROFS": (errno.EROFS, False),
+    "SIGKILL": (-1, True),
+}
 COMMANDS = {
     "data prepare text": ("data", "data prepare text text.jsonl --tokenizer tokenizer --sequence-length 8 --out x"),
     "data prepare amber": ("data", "data prepare amber lines.jsonl --vocab-size 512 --sequence-length 8 --out x"),
@@ -95,8 +102,10 @@ def ask(tmp_path_factory) -> Iterator[Callable[..., dict[str, Any]]]:
         server.stdin.close()
 
 
-def run(ask: Any, command: str, folder: Path, error: int = 0, at: int = 0, once: bool = False) -> dict[str, Any]:
-    return ask(arguments=command.split(), folder=str(folder), root=str(folder), error=error, at=at, once=once)
+def run(
+    ask: Any, command: str, folder: Path, kind: str = "", error: int = 0, at: int = 0, once: bool = False
+) -> dict[str, Any]:
+    return ask(arguments=command.split(), folder=str(folder), kind=kind, error=error, at=at, once=once)
 
 
 def fresh(ask: Any, name: str) -> Path:
@@ -114,59 +123,68 @@ def injected(ask: Any, command: str, fault: str, points: int) -> tuple[collectio
     kind, line = COMMANDS[command]
     error, once = FAULTS[fault]
     seen, wrong = collections.Counter[str](), list[str]()
-    state = lambda folder: ask(state=kind, path=str(folder / "x"))["state"]
     whole = fresh(ask, "whole")
-    counted = run(ask, line, whole, error)
-    right = state(whole)
+    counted = run(ask, line, whole, kind, error)
+    right = counted["state"]
     assert counted["status"] == 0 and right, counted
     if command in REPLACES:
-        counted = run(ask, line, whole, error)
-    places = sorted({1 + i * (counted["count"] - 1) // max(1, points - 1) for i in range(points)})
+        counted = run(ask, line, whole, kind, error)
     seen["places"] = counted["count"]
-    for at in places:
+    for at in sorted({1 + i * (counted["count"] - 1) // max(1, points - 1) for i in range(points)}):
         folder = fresh(ask, "faulty")
         if command in REPLACES:
             shutil.copytree(whole / "x", folder / "x")
-        done = run(ask, line, folder, error, at, once)
-        said = done["said"].strip().splitlines()
+        done = run(ask, line, folder, kind, error, at, once)
         label = f"{command}, {fault} at {at}: {done['status']}"
         seen["tried"] += 1
         if done["status"] == 0:
             seen["exit 0, whole"] += 1
-            if state(folder) != right:
-                wrong.append(f"{label}, but {ask(state=kind, path=str(folder / 'x'))}")
-        else:
-            seen["refused"] += 1
-            if done["status"] not in (1, 2) or "Traceback" in done["said"] or not said[-1].startswith("fineline: "):
-                wrong.append(f"{label}: {said[-12:]}")
-            if command in REPLACES and state(folder) != right:
-                wrong.append(f"{label}: what was there is lost: {ask(state=kind, path=str(folder / 'x'))}")
-            left = [path.name for path in folder.iterdir() if not path.is_symlink() and path.name not in ("x",)]
-            seen["left hidden"] += bool(left)
-            again = run(ask, line, folder)
-            if again["status"] != 0 or state(folder) != right:
-                wrong.append(f"{label}: run again: {again['status']} {again['said'].strip().splitlines()[-3:]}")
+            if done["state"] != right:
+                wrong.append(f"{label}, but {done['state'] or done['why']}")
+            continue
+        seen["killed" if error == -1 else "refused"] += 1
+        said = done["said"].strip().splitlines() or [""]
+        if error == -1:
+            if done["status"] != -signal.SIGKILL:
+                wrong.append(f"{label}: {said[-3:]}")
+            done = run(ask, "", folder, kind)
+        elif done["status"] not in (1, 2) or "Traceback" in done["said"] or not said[-1].startswith("fineline: "):
+            wrong.append(f"{label}: {said[-12:]}")
+        if command in REPLACES and done["state"] != right:
+            wrong.append(f"{label}: what was there is lost: {done['state'] or done['why']}")
+        seen["left beside"] += (
+            len([path for path in folder.iterdir() if path.name != "x" and not path.is_symlink()]) > 0
+        )
+        again = run(ask, line, folder, kind)
+        if command in ("export", "import") and again["status"] == 2 and again["state"] == right:
+            continue  # it was there already: the fault came behind its last rename
+        if again["status"] != 0 or again["state"] != right:
+            wrong.append(f"{label}: run again: {again['status']} {again['said'].strip().splitlines()[-3:]}")
     return seen, wrong
 
 
-@pytest.mark.parametrize("command", ["data prepare amber", "tasks prepare", "export", "export-scores"])
+@pytest.mark.parametrize("command", ["data prepare amber", "export-scores"])
 def test_a_fault_is_told_and_nothing_is_lost(ask, command) -> None:
-    for fault in ("ENOSPC", "EIO once"):
-        seen, wrong = injected(ask, command, fault, points=4)
+    for fault in ("ENOSPC", "SIGKILL"):
+        seen, wrong = injected(ask, command, fault, points=2)
         assert not wrong and seen["tried"] > 1, "\n".join(wrong)
 
 
 @pytest.mark.slow
 def test_every_command_under_every_fault(ask, capsys) -> None:
-    """Prints the table. FINELINE_FAULT_POINTS: places per command and fault."""
-    rows, wrong = [("command", "fault", "places", "tried", "exit 0, whole", "refused", "left hidden", "wrong")], []
+    """Prints the table. FINELINE_FAULT_POINTS: places per command and fault; FINELINE_FAULT_COMMANDS, FINELINE_FAULTS:
+    some of them."""
+    rows, wrong = (
+        [("command", "fault", "places", "tried", "exit 0, whole", "refused", "killed", "left beside", "wrong")],
+        [],
+    )
     chosen = os.environ.get("FINELINE_FAULT_COMMANDS", ",".join(COMMANDS)).split(",")
     for command in chosen:
-        for fault in FAULTS:
+        for fault in os.environ.get("FINELINE_FAULTS", ",".join(FAULTS)).split(","):
             seen, bad = injected(ask, command, fault, int(os.environ.get("FINELINE_FAULT_POINTS", "12")))
             with capsys.disabled():
                 print(command, fault, dict(seen), *bad, sep="\n  ", flush=True)
-            counts = (seen[name] for name in ("places", "tried", "exit 0, whole", "refused", "left hidden"))
+            counts = (seen[name] for name in ("places", "tried", "exit 0, whole", "refused", "killed", "left beside"))
             rows.append((command, fault, *map(str, counts), str(len(bad))))
             wrong += bad
     with capsys.disabled():

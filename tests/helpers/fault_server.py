@@ -1,7 +1,7 @@
 """Runs commands of `fineline` under injected faults, each in a fork of a process that has the libraries imported.
 
-Started with faults.c in LD_PRELOAD. Reads lines of JSON: {"arguments", "folder", "root", "error", "at", "once"} for a
-command run in `folder`, {"state": kind, "path"} for what the result of a command holds. Answers a line each.
+Started with faults.c in LD_PRELOAD. Reads lines of JSON, {"arguments", "folder", "error", "at", "once", "kind"}: run the
+command in `folder` and look at its result, `folder`/x; without arguments only look. Answers a line each.
 """
 
 import contextlib
@@ -99,7 +99,7 @@ def command(asked: dict[str, Any], answer: int) -> None:
     """In the child."""
     library = ctypes.CDLL(None)
     os.chdir(asked["folder"])
-    library.fault_arm(asked["root"].encode(), asked["error"], asked["at"], int(asked["once"]))
+    library.fault_arm(asked["folder"].encode(), asked["error"], asked["at"], int(asked["once"]))
     from fineline_jax.cli import main
 
     text, status = io.StringIO(), 99
@@ -111,32 +111,40 @@ def command(asked: dict[str, Any], answer: int) -> None:
         except BaseException:
             traceback.print_exc(file=text)
     count = library.fault_count()
-    os.write(answer, json.dumps({"status": status, "count": count, "said": text.getvalue()[-4000:]}).encode())
-
-
-def state(asked: dict[str, Any], answer: int) -> None:
-    """In the child. {"state": None} where it is not whole, with the reason."""
-    try:
-        told = {"state": state_of(asked["state"], Path(asked["path"]))}
-    except Exception as error:
-        told = {"state": None, "why": f"{type(error).__name__}: {error}"[:300]}
+    library.fault_arm(b"", 0, 0, 0)
+    told = {"status": status, "count": count, "said": text.getvalue()[-4000:]} | look(asked)
     os.write(answer, json.dumps(told).encode())
+
+
+def look(asked: dict[str, Any]) -> dict[str, Any]:
+    """{"state": None} where the result is not whole, with the reason."""
+    try:
+        return {"state": state_of(asked["kind"], Path(asked["folder"], "x"))}
+    except Exception as error:
+        return {"state": None, "why": f"{type(error).__name__}: {error}"[:300]}
 
 
 def main() -> None:
     for name in LIBRARIES:
         importlib.import_module(name)
+    from fineline_jax.scoring.lm_eval import export
+
+    export.add_env_info = lambda storage: None  # asks a dozen programs about the machine
     for line in sys.stdin:
         asked = json.loads(line)
         with tempfile.TemporaryFile() as answer:
             child = os.fork()
             if child == 0:
                 logging.getLogger().handlers.clear()
-                (state if "state" in asked else command)(asked, answer.fileno())
+                if asked["arguments"]:
+                    command(asked, answer.fileno())
+                else:
+                    os.write(answer.fileno(), json.dumps(look(asked)).encode())
                 os._exit(0)
-            os.waitpid(child, 0)
+            _, ended = os.waitpid(child, 0)
             answer.seek(0)
-            print(answer.read().decode() or json.dumps({"status": -1, "count": 0, "said": "it died"}), flush=True)
+            died = {"status": os.waitstatus_to_exitcode(ended), "count": 0, "said": "it died", "state": None}
+            print(answer.read().decode() or json.dumps(died), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 /* LD_PRELOAD: makes the n-th change of files below a folder fail, and all later ones, or that one alone.
 
 fault_arm(root, error, at, once) begins to count; at = 0 only counts. fault_count() is the number of changes so far.
-ENOSPC meets what needs room, EIO what goes to the disk, EROFS every change of a file or a name. */
+ENOSPC meets what needs room, EIO what goes to the disk, EROFS every change of a file or a name. Error -1: the process is
+killed before the n-th change; what a kill leaves on the disk depends on nothing else. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -21,7 +23,7 @@ static int error, at, once, count, kinds;
 void fault_arm(const char *folder, int number, int place, int single) {
     strncpy(root, folder, sizeof root - 1);
     error = number; at = place; once = single; count = 0;
-    kinds = number == ENOSPC ? MAKE | WRITE : number == EIO ? WRITE | SYNC : MAKE | WRITE | NAME;
+    kinds = number == -1 ? MAKE | WRITE | SYNC | NAME : number == ENOSPC ? MAKE | WRITE : number == EIO ? WRITE | SYNC : MAKE | WRITE | NAME;
 }
 int fault_count(void) { return count; }
 
@@ -44,6 +46,7 @@ static int fails(int kind) {
     if (!(kind & kinds)) return 0;
     int number = __sync_add_and_fetch(&count, 1);
     if (!at || (once ? number != at : number < at)) return 0;
+    if (error == -1) kill(getpid(), SIGKILL);
     errno = error;
     return 1;
 }
@@ -55,7 +58,7 @@ static int refuses(int is_below, int folder, const char *path, int flags) {
     if (!is_below || !(flags & (O_WRONLY | O_RDWR | O_CREAT))) return 0;
     struct stat found;
     int there = !fstatat(folder, path, &found, 0);
-    return (there && error != EROFS) ? 0 : fails(MAKE);
+    return (there && error != EROFS && error != -1) ? 0 : fails(MAKE);
 }
 #define OPEN(name)                                                                              \
     int name(const char *path, int flags, ...) {                                                \

@@ -8,6 +8,7 @@ run folder as JSON and can be read back from there. No JAX here.
 import bisect
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import re
@@ -69,14 +70,41 @@ class Batch:
     """Windows per optimizer step, over all devices."""
     accumulation: int = 1
     """Micro-batches per step; the gradient equals that of the whole batch."""
+    schedule: tuple[tuple[int, int], ...] = ()
+    """(tokens, sequences), ascending in tokens: the windows per step from the first step on that has so many tokens
+    behind it."""
+    learning_rate_rule: Literal["fixed", "square_root", "linear"] = "fixed"
+    """What the schedule of batches multiplies the learning rate by: 1, the square root of the ratio of windows per step
+    to batch.sequences, or that ratio."""
 
     def check(self, require: Require) -> None:
-        require(self.sequences >= 1, "batch.sequences must be at least 1")
         require(self.accumulation >= 1, "batch.accumulation must be at least 1")
+        fields = ["batch.sequences", *(f"batch.schedule.{number}.1" for number in range(len(self.schedule)))]
+        for field, sequences in zip(fields, self.sizes, strict=True):
+            require(sequences >= 1, f"{field} must be at least 1")
+            require(
+                sequences % self.accumulation == 0,
+                f"{field}={sequences} must be a multiple of batch.accumulation={self.accumulation}",
+            )
+        borders = [0, *(tokens for tokens, _ in self.schedule)]
         require(
-            self.sequences % self.accumulation == 0,
-            f"batch.sequences={self.sequences} must be a multiple of batch.accumulation={self.accumulation}",
+            all(before < after for before, after in itertools.pairwise(borders)),
+            "batch.schedule: its tokens must be positive and ascend",
         )
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Windows per step of each stage, the first `sequences`."""
+        return self.sequences, *(sequences for _, sequences in self.schedule)
+
+    def sequences_at(self, tokens: int) -> int:
+        """Windows of the update behind `tokens` trained tokens."""
+        return self.sizes[bisect.bisect_right(self.schedule, tokens, key=lambda stage: stage[0])]
+
+    def rate_factor(self, tokens: int) -> float:
+        """What the learning rate of that update is multiplied by."""
+        exponent = {"fixed": 0.0, "square_root": 0.5, "linear": 1.0}[self.learning_rate_rule]
+        return (self.sequences_at(tokens) / self.sequences) ** exponent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,6 +255,8 @@ class Compute:
     q, k, v. full: layer inputs only. offload: layer inputs, q, k, v and context in host memory."""
     scan_layers: bool = True
     """Compile one layer and loop over it; off: unroll (slower to compile, often faster on GPU)."""
+    micro_gradient_norm: bool = False
+    """Also log the gradient norm of micro-batches (batch.accumulation above 1), for the gradient-noise scale."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -324,6 +354,8 @@ class Recipe:
             self.tokens >= self.tokens_per_step,
             f"tokens={self.tokens} is less than one step of {self.tokens_per_step} tokens",
         )
+        border = self.batch.schedule[-1][0] if self.batch.schedule else 0
+        require(border < self.tokens, f"batch.schedule: {border} tokens are not before the end, tokens={self.tokens}")
         require(
             0 <= schedule.warmup_tokens <= self.tokens,
             f"optimizer.schedule.warmup_tokens={schedule.warmup_tokens} must lie between 0 and tokens={self.tokens}",
@@ -331,6 +363,10 @@ class Recipe:
         require(
             schedule.kind != "wsd" or 0 < schedule.decay_tokens <= self.tokens - schedule.warmup_tokens,
             "optimizer.schedule.decay_tokens must be positive and fit behind the warmup for kind='wsd'",
+        )
+        require(
+            not self.compute.micro_gradient_norm or self.batch.accumulation > 1,
+            "compute.micro_gradient_norm compares micro-batches with steps; set batch.accumulation above 1",
         )
         ignored, size = self.loss.ignore_token, model.vocab_size
         require(
@@ -367,6 +403,7 @@ class Recipe:
 
     @property
     def tokens_per_step(self) -> int:
+        """Of a batch of batch.sequences; batch.schedule changes it (`Clock`)."""
         return self.batch.sequences * self.data.sequence_length
 
     @property
@@ -380,8 +417,8 @@ class Recipe:
 
     def latest_steps(self) -> int:
         """Steps between rolling checkpoints; 0: none."""
-        tokens = self.checkpoints.latest_every_tokens
-        return max(1, round(tokens / self.tokens_per_step)) if tokens else 0
+        tokens, largest = self.checkpoints.latest_every_tokens, max(self.batch.sizes) * self.data.sequence_length
+        return max(1, round(tokens / largest)) if tokens else 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -397,7 +434,15 @@ class Clock:
     def pieces(self) -> tuple[tuple[int, int, int], ...]:
         """(step, tokens, sequences), ascending: from that step on, with those tokens behind it, batches have so many
         windows."""
-        return ((self.step, self.tokens, self.recipe.batch.sequences),)
+        batch, length = self.recipe.batch, self.recipe.data.sequence_length
+        step, tokens = self.step, self.tokens
+        found = [(step, tokens, batch.sequences_at(tokens))]
+        for border, _ in batch.schedule:
+            if border > tokens:
+                steps = -(-(border - tokens) // (found[-1][2] * length))
+                step, tokens = step + steps, tokens + steps * found[-1][2] * length
+                found.append((step, tokens, batch.sequences_at(tokens)))
+        return tuple(found)
 
     def sequences_at(self, step: int) -> int:
         """Windows of the update behind `step` steps."""

@@ -15,6 +15,7 @@ from fineline_jax.models.config import ModelConfig
 from fineline_jax.recipe import (
     Batch,
     Checkpoints,
+    Clock,
     Compute,
     Data,
     Every,
@@ -30,6 +31,7 @@ from fineline_jax.recipe import (
     from_json,
     to_json,
 )
+from fineline_jax.training.schedule import learning_rate
 
 GOLDEN = Path(__file__).parent / "golden"
 RECIPES = config_names("{}.py")
@@ -134,6 +136,8 @@ def reading(sources: tuple[Source, ...] = (Source("x"),), length: int = 16, **ch
 MIXTURE = (Source("x"), Source("y", 0.5))
 TINY = 5e-324
 
+MAMBA = ModelConfig(64, 16, 1, 0, 32, mixer="mamba", state_size=4, step_rank=3, conv_width=3)
+
 # What is just allowed, and what is just not; a recipe of small() has 6,400 tokens in 100 steps of 4 x 16.
 BOUNDS = {
     "name": ({"name": "x"}, {"name": ""}),
@@ -210,13 +214,33 @@ BOUNDS = {
         {"logging": Logging(profile_start_step=100, profile_steps=1)},
     ),
     "logging.profile_steps": ({"logging": Logging(profile_start_step=100)}, {"logging": Logging(profile_steps=-1)}),
+    "batch.schedule.1.1 must": (
+        {"batch": Batch(4, schedule=((1, 2), (2, 1)))},
+        {"batch": Batch(4, schedule=((1, 2), (2, 0)))},
+    ),
+    "batch.schedule.0.1=3 must be a multiple of batch.accumulation=2": (
+        {"batch": Batch(4, 2, ((1, 6),))},
+        {"batch": Batch(4, 2, ((1, 3),))},
+    ),
+    "batch.schedule: its tokens must be positive and ascend": (
+        {"batch": Batch(4, schedule=((1, 2), (2, 4)))},
+        {"batch": Batch(4, schedule=((2, 2), (2, 4)))},
+    ),
+    "batch.schedule: its tokens": (
+        {"batch": Batch(4, schedule=((1, 2),))},
+        {"batch": Batch(4, schedule=((0, 2),))},
+    ),
+    "batch.schedule: 6400 tokens are not before the end, tokens=6400": (
+        {"batch": Batch(4, schedule=((6399, 2),))},
+        {"batch": Batch(4, schedule=((6400, 2),))},
+    ),
     "data.mask_documents_at=64 is no id": (
         {"data": Data((Source("x"),), 16, mask_documents_at=63)},
         {"data": Data((Source("x"),), 16, mask_documents_at=64)},
     ),
     "data.mask_documents_at=2 masks attention, and the state of model.mixer='mamba' crosses documents": (
         {"data": Data((Source("x"),), 16, mask_documents_at=2)},
-        {"data": Data((Source("x"),), 16, mask_documents_at=2), "model": ModelConfig(64, 16, 1, 0, 32, mixer="mamba", state_size=4, step_rank=3, conv_width=3)},
+        {"data": Data((Source("x"),), 16, mask_documents_at=2), "model": MAMBA},
     ),
     "logging.validation.0.windows": (
         {"logging": Logging(validation=(Validation(windows=0),))},
@@ -232,6 +256,10 @@ BOUNDS = {
     ),
     "logging.peak_tflops": ({"logging": Logging(peak_tflops=0.0)}, {"logging": Logging(peak_tflops=-1.0)}),
     "logging.wandb_project": ({"logging": Logging(wandb_project=None)}, {"logging": Logging(wandb_project="")}),
+    "compute.micro_gradient_norm": (
+        {"batch": Batch(4, 2), "compute": Compute(micro_gradient_norm=True)},
+        {"batch": Batch(4, 1), "compute": Compute(micro_gradient_norm=True)},
+    ),
     "seed=-1": ({"seed": 0}, {"seed": -1}),
     "seed=4294967296": ({"seed": 4294967295}, {"seed": 4294967296}),
 }  # fmt: skip
@@ -274,7 +302,7 @@ EVERYTHING = small(
     name="all",
     model=ModelConfig(**M, kv_heads=1, experts=3, experts_per_token=2),
     data=Data((Source("x", 0.3), Source("ÿ", 2.0)), 8, "shuffle", 5),
-    batch=Batch(6, 3),
+    batch=Batch(6, 3, ((500, 12), (1000, 3)), "linear"),
     optimizer=Optimizer(
         Schedule(2e-3, 1e-3, 100, "multistep", 7, ((0.1, 0.5), (0.4, 0.0))),
         0.8, 0.85, 1e-6, 0.2, "matrices", 0.5, True, 4.0,
@@ -283,7 +311,7 @@ EVERYTHING = small(
     checkpoints=Checkpoints(False, (5, 6), (Every(7, 700), Every(9)), 77),
     loss=Loss(3, 1e-4, 0.01, 0.001, 33),
     mesh=MeshShape(2, 3, 1),
-    compute=Compute("float32", "splash", "offload", False),
+    compute=Compute("float32", "splash", "offload", False, True),
     logging=Logging(3, False, "p", 1, 2, (Validation("a", "b", "c", 3), Validation("d")), 1.5),
     seed=11,
 )  # fmt: skip
@@ -324,18 +352,72 @@ def test_fields_left_out_of_a_file_have_the_stated_defaults(tmp_path):
         "sources": ({"path": "x", "weight": 1.0},), "sequence_length": 16, "order": "shuffle",
         "mask_documents_at": None,
     }  # fmt: skip
-    assert recipe["batch"] == {"sequences": 4, "accumulation": 1}
+    assert recipe["batch"] == {"sequences": 4, "accumulation": 1, "schedule": (), "learning_rate_rule": "fixed"}
     assert recipe["checkpoints"] == {"initial": True, "at_tokens": (), "every": (), "latest_every_tokens": 0}
     assert recipe["loss"] == {
         "ignore_token": None, "z_loss": 0.0, "load_balance": 0.0, "router_z_loss": 0.0, "chunk_tokens": 1024,
     }  # fmt: skip
     assert recipe["mesh"] == {"replica": 1, "fsdp": -1, "tensor": 1}
-    assert recipe["compute"] == {"dtype": "bfloat16", "attention": "auto", "remat": "full", "scan_layers": True}
+    assert recipe["compute"] == {
+        "dtype": "bfloat16", "attention": "auto", "remat": "full", "scan_layers": True, "micro_gradient_norm": False,
+    }  # fmt: skip
     assert recipe["logging"] == {
         "every_steps": 1, "tensorboard": True, "wandb_project": None, "profile_start_step": 0, "profile_steps": 0,
         "validation": ({"name": "held_out", "path": None, "split": "validation", "windows": 64},), "peak_tflops": 0.0,
     }  # fmt: skip
     assert recipe["seed"] == 0 and Data((Source("x"),)).sequence_length == 2048
+
+
+STAGES = st.lists(st.tuples(st.integers(1, 3000), st.integers(1, 40)), max_size=4, unique_by=lambda stage: stage[0])
+
+
+@given(
+    stages=STAGES,
+    first=st.integers(1, 40),
+    tokens=st.integers(1, 3000),
+    milestones=st.lists(st.integers(0, 3500), max_size=4),
+    every=st.integers(50, 900),
+    begin=st.integers(0, 60),
+    asked=st.integers(0, 3500),
+)
+def test_steps_tokens_and_kept_steps_under_a_schedule_of_batches_are_those_of_counting(
+    stages, first, tokens, milestones, every, begin, asked
+):
+    """Step by step: the batch is that of the last border that the tokens behind it have reached. A clock that begins
+    at any step of the run goes on alike."""
+    schedule = tuple(sorted(stages))
+    tokens += max([16 * first, *(border for border, _ in schedule)])
+    checkpoints = Checkpoints(True, tuple(milestones), (Every(every),))
+    recipe = small(batch=Batch(first, schedule=schedule), tokens=tokens, checkpoints=checkpoints)
+    counted, batches = [0], []
+    while counted[-1] < max(tokens, asked, *milestones) + 16 * 40:
+        stage = [sequences for border, sequences in ((0, first), *schedule) if border <= counted[-1]]
+        batches.append(stage[-1])
+        counted.append(counted[-1] + 16 * batches[-1])
+    last = sum(one <= tokens for one in counted) - 1
+    at_least = lambda wanted: next(step for step, one in enumerate(counted) if one >= wanted)
+    kept = {0, last} | {at_least(wanted) for wanted in (*milestones, *range(every, tokens + 1, every))}
+    begin = min(begin, last)
+    clock = Clock(recipe, begin, counted[begin])
+    assert (recipe.steps, clock.last_step) == (last, last)
+    assert recipe.kept_steps() == tuple(sorted(step for step in kept if step <= last))
+    later = lambda kept: [step for step in kept if step > begin]  # the step where it begins is a checkpoint already
+    assert later(clock.kept_steps()) == later(recipe.kept_steps())
+    steps = range(begin, last + 1)
+    assert [clock.tokens_at(step) for step in steps] == counted[begin : last + 1]
+    assert [clock.sequences_at(step) for step in steps] == batches[begin : last + 1]
+    assert clock.step_at(max(asked, counted[begin])) == at_least(max(asked, counted[begin]))
+
+
+@pytest.mark.parametrize(
+    ("rule", "factors"), [("fixed", [1, 1, 1]), ("square_root", [1, 2, 0.5]), ("linear", [1, 4, 0.25])]
+)
+def test_the_learning_rate_follows_the_batch_by_its_rule(rule, factors):
+    batch = Batch(8, schedule=((500, 32), (1000, 2)), learning_rate_rule=rule)
+    recipe = small(batch=batch, optimizer=Optimizer(Schedule(peak=1e-3, warmup_tokens=1000)))
+    plain = dataclasses.replace(recipe, batch=Batch(8))
+    for tokens, factor in zip((499, 500, 1000), factors):
+        assert learning_rate(recipe, tokens) == pytest.approx(factor * learning_rate(plain, tokens), rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -345,6 +427,8 @@ def test_fields_left_out_of_a_file_have_the_stated_defaults(tmp_path):
 )
 def test_rolling_checkpoints_are_the_nearest_whole_number_of_steps_apart(tokens, steps):
     assert small(checkpoints=Checkpoints(latest_every_tokens=tokens)).latest_steps() == steps
+    batch = Batch(2, schedule=((100, 4), (200, 1)))  # of the largest batch: never more tokens apart
+    assert small(checkpoints=Checkpoints(latest_every_tokens=tokens), batch=batch).latest_steps() == steps
 
 
 @pytest.mark.parametrize(("tokens", "steps"), [(64, 1), (127, 1), (128, 2), (6400, 100), (6463, 100)])

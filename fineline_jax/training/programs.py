@@ -33,6 +33,7 @@ def shape_of(recipe: Recipe) -> Recipe:
     return dataclasses.replace(
         recipe,
         name="shape",
+        batch=dataclasses.replace(recipe.batch, schedule=(), learning_rate_rule="fixed"),
         data=dataclasses.replace(recipe.data, sources=(Source("-"),), order="shuffle"),
         optimizer=dataclasses.replace(recipe.optimizer, schedule=Schedule(), weight_decay=0.0),
         tokens=recipe.tokens_per_step,

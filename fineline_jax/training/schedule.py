@@ -10,9 +10,12 @@ from fineline_jax.recipe import Recipe
 
 
 def learning_rate(recipe: Recipe, tokens: int) -> float:
-    """Learning rate of the update behind `tokens` trained tokens.
+    """Learning rate of the update behind `tokens` trained tokens: that of the schedule, times the batch's factor."""
+    return _scheduled(recipe, tokens) * recipe.batch.rate_factor(tokens)
 
-    Linear warmup from 0, so the first step has rate 0 where there is a warmup (as amber-train's `get_cosine_lr`
+
+def _scheduled(recipe: Recipe, tokens: int) -> float:
+    """Linear warmup from 0, so the first step has rate 0 where there is a warmup (as amber-train's `get_cosine_lr`
     and optax's `warmup_cosine_decay_schedule`); the decay ends at `recipe.tokens`, warmup included. Computed on the
     host, in float64: the compiled step takes the rate as an argument and is the same for every schedule.
     """

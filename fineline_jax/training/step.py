@@ -40,12 +40,13 @@ def abstract_state(recipe: Recipe, mesh: jax.sharding.Mesh) -> State:
     """
     check_fits(recipe.model, mesh)
     attention_of(recipe, mesh)
-    rows, shards = recipe.batch.sequences // recipe.batch.accumulation, batch_shards(mesh)
-    if rows % shards:
-        raise UserError(
-            f"batch.sequences / batch.accumulation = {rows} is not a multiple of mesh.replica * mesh.fsdp = {shards}"
-            "; choose another mesh or batch"
-        )
+    shards = batch_shards(mesh)
+    for rows in (sequences // recipe.batch.accumulation for sequences in recipe.batch.sizes):
+        if rows % shards:
+            raise UserError(
+                f"batch.sequences / batch.accumulation = {rows} is not a multiple of mesh.replica * mesh.fsdp = "
+                f"{shards}; choose another mesh or batch"
+            )
     return abstract(lambda: initial_state(recipe), mesh)
 
 
@@ -74,13 +75,21 @@ def make_train_step(
         optimizer = make_optimizer(recipe.optimizer, weight_decay)
         trained = jnp.sum(target_weights(recipe, windows))
         count = jnp.maximum(trained, 1.0)
+        of_micro: Metrics = {}
         if recipe.batch.accumulation == 1:
             loss, grads = gradients(params, windows, count)
         else:
             micro = micro_batches(windows, recipe.batch.accumulation)
-            add = lambda total, batch: (jax.tree.map(jnp.add, total, gradients(params, batch, count)), None)
+
+            def add(total: tuple[Scalar, dict], batch: Windows) -> tuple[tuple[Scalar, dict], dict]:
+                part = gradients(params, batch, count)
+                measured = {"norm": optax.tree.norm(part[1])} if recipe.compute.micro_gradient_norm else {}
+                return jax.tree.map(jnp.add, total, part), measured
+
             zero = jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params)
-            (loss, grads), _ = jax.lax.scan(add, zero, micro)
+            (loss, grads), measured = jax.lax.scan(add, zero, micro)
+            if measured:  # the gradients of parts of the mean, not of means over the parts
+                of_micro["micro_gradient_norm"] = recipe.batch.accumulation * jnp.sqrt(jnp.mean(measured["norm"] ** 2))
         norm = optax.tree.norm(grads)
         directions, opt_state = optimizer.update(grads, state["opt_state"], params, loss=loss, gradient_norm=norm)
         updates = jax.tree.map(lambda direction: -rate * direction, directions)
@@ -90,7 +99,7 @@ def make_train_step(
             "update_norm": optax.tree.norm(updates),
             "learning_rate": rate,
             "trained_tokens": trained,
-        }
+        } | of_micro
         if isinstance(opt_state, SkipState):
             metrics["skipped"] = opt_state.skipped.astype(jnp.float32)
         return {"params": optax.apply_updates(params, updates), "opt_state": opt_state}, metrics

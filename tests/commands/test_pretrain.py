@@ -23,6 +23,7 @@ GIVEN = {
     "model.norm": "layer", "model.rotary_fraction": 0.5, "model.mlp": "gelu",
     "data.sources.0.path": "elsewhere", "data.sources.0.weight": 2.5, "data.sequence_length": 512,
     "data.order": "chunks", "data.mask_documents_at": 2, "batch.sequences": 24, "batch.accumulation": 3,
+    "batch.learning_rate_rule": "linear",
     "optimizer.schedule.peak": 5e-4, "optimizer.schedule.final": 1e-6, "optimizer.schedule.warmup_tokens": 7,
     "optimizer.schedule.kind": "wsd", "optimizer.schedule.decay_tokens": 11, "optimizer.beta1": 0.8,
     "optimizer.beta2": 0.99, "optimizer.eps": 1e-9, "optimizer.weight_decay": 0.3, "optimizer.decay": "matrices",

@@ -44,6 +44,7 @@ from fineline_jax.recipe import (
 )
 from fineline_jax.training import loop
 from fineline_jax.training.metrics import read_metrics
+from fineline_jax.training.schedule import learning_rate
 
 STEPS, SEQUENCES, LENGTH = 24, 4, 8
 IGNORED = 5
@@ -168,6 +169,24 @@ def test_on_another_mesh_and_from_one_to_another_the_data_are_the_same_and_the_l
     assert [line["step"] for line in ours] == [line["step"] for line in whole]
     losses = ([line["loss"] for line in lines if "loss" in line] for lines in (ours, whole))
     np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_a_run_whose_batch_and_rate_grow_goes_on_bit_by_bit_at_and_beside_the_border(corpus, tmp_path):
+    """Steps of 32 tokens, from 256 tokens on of 64: 8 and 8 of them; the rate is larger by the square root of two."""
+    batch = Batch(SEQUENCES, schedule=((8 * SEQUENCES * LENGTH - 3, 2 * SEQUENCES),), learning_rate_rule="square_root")
+    recipe = recipe_of(corpus, batch=batch)
+    for run, stops in (("whole", ()), ("parts", (7, 8, 9, 12))):
+        for until in (*stops, -1):
+            with pytest.MonkeyPatch.context() as patch:
+                stop = lambda step, until=until: "SIGTERM" if step == until else None
+                patch.setattr(loop, "stop_requests", lambda stop=stop: contextlib.nullcontext(stop))
+                loop.pretrain(recipe, tmp_path / run)
+    assert_same_run(tmp_path / "parts", tmp_path / "whole", recipe)
+    lines = [line for line in read_metrics(tmp_path / "parts") if "loss" in line]
+    assert [line["tokens"] for line in lines] == [*range(32, 257, 32), *range(320, 769, 64)]
+    constant = [learning_rate(recipe_of(corpus), line["tokens"] - (32 if line["step"] <= 8 else 64)) for line in lines]
+    rates = [rate * (1 if step < 8 else 2**0.5) for step, rate in enumerate(constant)]
+    np.testing.assert_allclose([line["learning_rate"] for line in lines], rates, rtol=1e-6)
 
 
 # The libraries are imported once; each process is a fork.

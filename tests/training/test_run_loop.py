@@ -274,6 +274,47 @@ def test_any_interruptions_leave_the_files_of_a_run_never_interrupted(deaths, co
     assert lines_of(run) == expected_lines(recipe)
 
 
+def test_under_a_schedule_of_batches_every_window_comes_once_and_an_interrupted_run_is_the_same(
+    corpus, tmp_path, monkeypatch
+):
+    """Steps of 24, 48 and 8 tokens: 72 is the first multiple of 24 from 70 on, 216 the first 72 + 48 k from 200 on."""
+    monkeypatch.setattr(loop, "rates", lambda recipe, tokens: np.float32([tokens, 0]))
+    recipe = recipe_of(corpus, batch=Batch(SEQUENCES, 2, ((70, 12), (200, 2))))
+    batches = [6] * 3 + [12] * 3 + [2] * 42  # 216 + 42 * 8 = 552 of 557 tokens
+    tokens = [LENGTH * sum(batches[:step]) for step in range(len(batches) + 1)]
+    one_by_one = open_batches(recipe.data, sequences=1, vocab_size=VOCABULARY, seed=recipe.seed)
+    stream = np.concatenate([one_by_one.rows(number) for number in range(sum(batches))])
+    expected, losses = [recipe.seed], []
+    for step, sequences in enumerate(batches):
+        windows = stream[tokens[step] // LENGTH :][:sequences]
+        expected.append(checksum(expected[-1], windows, tokens[step]))
+        losses.append({"step": step + 1, "tokens": tokens[step + 1], "loss": pytest.approx(windows.mean(), rel=1e-6)})
+    kept = [0, 6, 33, 48]  # 0, 216 and 432 tokens, and the end
+
+    def killed(point: int, how: str):
+        def decide(step: int) -> str | None:
+            if step == point and how == "killed":
+                raise Killed
+            return "SIGTERM" if step == point else None
+
+        return decide
+
+    for run, points in (
+        ("whole", []),
+        ("in_parts", [(2, "killed"), (3, ""), (5, "killed"), (6, ""), (7, ""), (40, "")]),
+    ):
+        for point, how in [*points, (-1, "")]:
+            stop_at(monkeypatch, killed(point, how))
+            with contextlib.suppress(Killed):
+                loop.pretrain(recipe, tmp_path / run)
+        assert stored_totals(tmp_path / run) == {step: (expected[step], step) for step in kept}, run
+        assert [line for line in lines_of(tmp_path / run) if "loss" in line] == losses
+        validated = [(line["step"], line["tokens"]) for line in lines_of(tmp_path / run) if "loss" not in line]
+        assert validated == [(step, tokens[step]) for step in kept]
+        record = json.loads((tmp_path / run / "checkpoints" / "6" / "complete.json").read_text())
+        assert record["tokens"] == 216 and sum(record["windows"].values()) == 54
+
+
 def test_no_checkpoint_is_begun_before_the_metrics_up_to_it_are_in_the_file(corpus, tmp_path, monkeypatch):
     """A kill right after a save must find each line: the steps before a checkpoint are never run again."""
     run, begun = tmp_path / "run", []
@@ -390,8 +431,8 @@ def test_progress_counts_tokens_from_where_the_run_resumes_and_shows_the_loss(co
     recipe, shown = recipe_of(corpus), []
 
     @contextlib.contextmanager
-    def bar(*arguments):
-        shown.append(arguments)
+    def bar(name, total, unit, done, clock):
+        shown.append((name, total, unit, done))
         yield lambda amount, note="": shown.append((amount, note))
 
     monkeypatch.setattr(progress, "bar", bar)
@@ -667,7 +708,35 @@ def test_signals_are_noted_by_name_the_first_counts_and_a_second_ctrl_c_interrup
 def test_several_processes_stop_at_the_step_that_all_of_them_agree_on(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(stop.multihost_utils, "reached_preemption_sync_point", lambda step: step == 12)
+    handed_on: list[int] = []
+    monkeypatch.setattr(stop.os, "kill", lambda _, number: handed_on.append(number))
     before = signal.getsignal(signal.SIGTERM)
     with stop.stop_requests() as requested:
         assert signal.getsignal(signal.SIGTERM) == before  # JAX's service has the signal
         assert (requested(11), requested(12)) == (None, "SIGTERM")
+        signal.raise_signal(signal.SIGINT)  # reaches all processes of a terminal, or only this one
+        assert handed_on == [signal.SIGTERM]
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_lost_terminal_does_not_end_a_run(monkeypatch):
+    """SIGHUP, and writes to a pipe that nobody reads; any other error of a write is raised."""
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as broken, open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stderr", broken)
+        before = signal.getsignal(signal.SIGHUP)
+        with stop.stop_requests() as requested:
+            signal.raise_signal(signal.SIGHUP)
+            for _ in range(3):
+                print("step", file=sys.stderr, flush=True)
+            assert requested(1) is None and not sys.stderr.isatty()
+        assert sys.stderr is broken and signal.getsignal(signal.SIGHUP) == before
+        with contextlib.suppress(BrokenPipeError):
+            broken.close()
+        monkeypatch.setattr(sys, "stderr", full)
+        with pytest.raises(OSError, match="No space"), stop.stop_requests():
+            print("step", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            full.close()

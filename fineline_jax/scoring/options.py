@@ -12,6 +12,7 @@ from fineline_jax.scoring.modes.names import ModeName, check_mode
 from fineline_jax.tokenizers.open import Bos
 
 Dtype = Literal["float32", "bfloat16"]
+Until = Literal["all", "resolved"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +55,7 @@ class ScoreOptions:
     Args:
         dtype: Of the matrix products; the softmax is float32 always.
         batch_tokens: Tokens per step over all devices; default: by the kind of device.
+        until: resolved: leave out checkpoints between two whose scores differ by no more than their errors.
         part: I/N: only the I-th of N parts of the checkpoints, for N machines that do not talk to each other; auto or
             auto/N: from the job's variables (SLURM array, Kubernetes index, Google Batch, TPU worker).
         distributed: One of several processes: call jax.distributed.initialize first.
@@ -61,6 +63,7 @@ class ScoreOptions:
 
     dtype: Dtype = "float32"
     batch_tokens: int | None = None
+    until: Until = "all"
     part: str | None = None
     distributed: bool = False
 
@@ -69,6 +72,8 @@ class ScoreOptions:
         if self.dtype not in get_args(Dtype):
             raise UserError(f"--dtype {self.dtype} must be {' or '.join(get_args(Dtype))}")
         check_batch_tokens(self.batch_tokens)
+        if self.until not in get_args(Until):
+            raise UserError(f"--until {self.until} must be {' or '.join(get_args(Until))}")
         self.shard()
 
     def shard(self, environment: Mapping[str, str] = os.environ) -> JobShard:

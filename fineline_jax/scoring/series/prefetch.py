@@ -7,7 +7,7 @@ of the files: the disk is read once.
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -53,16 +53,17 @@ class Failed:
 
 
 def open_each(
-    checkpoints: Sequence[Checkpoint],
+    following: Callable[[], Checkpoint | None],
     mesh: jax.sharding.Mesh,
     dtype: str,
     wanted: Callable[[Checkpoint, str], bool],
     check: Callable[[Checkpoint], None],
 ) -> Iterator[Opened | Failed]:
-    """Each checkpoint in order. Its parameters are freed when the next one is asked for.
+    """Each checkpoint that `following` gives. Its parameters are freed when the next one is asked for.
 
-    wanted(checkpoint, weights_hash): whether the parameters are to be loaded. check(checkpoint) comes first; what it
-    raises ends the iteration, while a checkpoint that cannot be read (`DAMAGE`) is passed over as `Failed`.
+    following(): the next checkpoint; None: none as long as the current one is not scored, after which it is asked
+    again. wanted(checkpoint, weights_hash): whether the parameters are to be loaded. check(checkpoint) comes first;
+    what it raises ends the iteration, while a checkpoint that cannot be read (`DAMAGE`) is passed over as `Failed`.
     The next checkpoint is opened by a thread meanwhile, unless the devices have no room for two. With several processes
     each one's thread reads its own shards, and process 0 decides afterwards whether they are wanted. A checkpoint of a
     run is then only hashed ahead: Orbax runs collectives, whose order must be the same everywhere.
@@ -81,8 +82,9 @@ def open_each(
 
     with ThreadPoolExecutor(1, thread_name_prefix="open") as pool:
         try:
-            pending = pool.submit(ahead, checkpoints[0]) if checkpoints else None
-            for position, checkpoint in enumerate(checkpoints):
+            checkpoint = following()
+            pending = pool.submit(ahead, checkpoint) if checkpoint else None
+            while checkpoint is not None:
                 assert pending is not None
                 try:
                     opened = pending.result() if alone else _load_together(checkpoint, pending, mesh, dtype)
@@ -93,19 +95,19 @@ def open_each(
                 if isinstance(opened, Failed):
                     checkpoint_load.discard(checkpoint)
                 params = opened.model[1] if isinstance(opened, Opened) and opened.model is not None else None
-                following = checkpoints[position + 1] if position + 1 < len(checkpoints) else None
-                at_once = following is not None and (not _loads_alone(following) or _room_for_two(params))
-                if following is not None and at_once:
-                    pending = pool.submit(ahead, following)
-                elif following is not None:
-                    pool.submit(_fetch, following)
+                then, pending = following(), None
+                if then is not None and (not _loads_alone(then) or _room_for_two(params)):
+                    pending = pool.submit(ahead, then)
+                elif then is not None:
+                    pool.submit(_fetch, then)
                 yield opened
                 del opened
                 if params is not None:
                     _free(params)
                     checkpoint_load.discard(checkpoint)
-                if following is not None and not at_once:
-                    pending = pool.submit(ahead, following)  # after the download, since the pool has one thread
+                checkpoint = then or following()
+                if checkpoint is not None and pending is None:
+                    pending = pool.submit(ahead, checkpoint)  # after the download, since the pool has one thread
         finally:
             with stopped():  # a download may have an hour to go
                 pool.shutdown(wait=True, cancel_futures=True)

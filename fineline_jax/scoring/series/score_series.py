@@ -17,15 +17,17 @@ from fineline_jax.checkpoints import load
 from fineline_jax.checkpoints.series import Checkpoint, Series
 from fineline_jax.errors import Incomplete, UserError
 from fineline_jax.models.config import ModelConfig
-from fineline_jax.multihost import broadcast_from_process_0, check_on_process_0, writing_as_one
+from fineline_jax.multihost import broadcast_from_process_0, check_on_process_0, device_errors, writing_as_one
 from fineline_jax.scoring import score_files
 from fineline_jax.scoring.engine.dispatch import Scorer
 from fineline_jax.scoring.engine.rows import truncated
 from fineline_jax.scoring.engine.scorer import ENGINE_VERSION, make_scorer, pick_engine
 from fineline_jax.scoring.options import ScoreOptions
 from fineline_jax.scoring.requests.pack import Pack
+from fineline_jax.scoring.series.choice import Choice
 from fineline_jax.scoring.series.compatibility import check_tokenizer, check_vocabulary, log_policy, model_context
 from fineline_jax.scoring.series.prefetch import Failed, Opened, open_each
+from fineline_jax.scoring.series.zero_tensors import zero_tensors
 from fineline_jax.text_table import counted
 
 log = logging.getLogger(__name__)
@@ -41,11 +43,14 @@ class SeriesScorer:
     mesh: jax.sharding.Mesh
     options: ScoreOptions = dataclasses.field(default_factory=ScoreOptions)
 
+    @device_errors("a smaller --batch-tokens, --dtype bfloat16, or a larger --mesh.fsdp or --mesh.tensor needs less")
     def __call__(self, series: Sequence[Series]) -> list[Path]:
         """Score every checkpoint of this process's part of each series that `out` has no scores of with the same key;
-        returns all score files of the part.
+        returns all score files of the part, in the order of the series.
 
-        The next checkpoint is opened while one is scored. One that cannot be opened is passed over; a `NotAllScored`
+        The order is coarse to fine (`order`), so that the whole curve shows early; with `options.until == "resolved"`
+        it ends where the curve does not change by more than its errors. The next checkpoint is opened while one is
+        scored. One that cannot be opened is passed over; a `NotAllScored`
         at the end names it. Safe to interrupt and run again: finished checkpoints are recognised without reading their
         weights as long as the files have the same sizes and times. Raises UserError, with nothing written, if `out`
         holds scores of another pack or of another series of the same name, or an option cannot be; or if a
@@ -57,16 +62,20 @@ class SeriesScorer:
         shard = self.options.shard()
         files: list[Path] = []
         failed: list[Failed] = []
+        broken: list[str] = []
         with contextlib.ExitStack() as stack:
             for one in series:
                 folder = score_files.path_of(self.out, one.name, "").parent
                 stack.enter_context(writing_as_one(folder, "--out", part=shard if shard.count > 1 else None))
             for position, one in enumerate(series):
                 part = dataclasses.replace(one, checkpoints=tuple(shard.of(one.checkpoints, shift=position)))
-                failed += _score_all(self, part)
-                files += [score_files.path_of(self.out, part.name, checkpoint.name) for checkpoint in part.checkpoints]
-        if failed:
-            raise NotAllScored(failed)
+                problems, left_out = _score_all(self, part)
+                failed += problems
+                broken += _without_metrics(self, part)
+                names = [checkpoint.name for checkpoint in part.checkpoints if checkpoint not in left_out]
+                files += [score_files.path_of(self.out, part.name, name) for name in names]
+        if failed or broken:
+            raise NotAllScored(failed, broken)
         return files
 
     @functools.cached_property
@@ -128,8 +137,9 @@ def is_scored(header: score_files.Header | None, checkpoint: Checkpoint, key: Ca
         return False  # opening it will say why
 
 
-def _score_all(job: SeriesScorer, series: Series) -> list[Failed]:
-    """Score what is not scored yet; returns the checkpoints that could not be opened."""
+def _score_all(job: SeriesScorer, series: Series) -> tuple[list[Failed], list[Checkpoint]]:
+    """Score what is not scored yet; returns the checkpoints that could not be opened, and those that are left out
+    because the curve does not change there."""
     if _is_first():
         log_policy(series, job.pack)
     finished, pending = _split(job, series)
@@ -138,12 +148,15 @@ def _score_all(job: SeriesScorer, series: Series) -> list[Failed]:
     requests = len(job.pack.request_tokens)
     failed: list[Failed] = []
     clock = Clock()
+    choice = Choice(series, finished, job.pack, job.out, job.options.until)
     with _bar(f"score {series.name}", len(series.checkpoints) * requests, done=len(finished) * requests) as advance:
         is_new = functools.partial(_is_new, job, series)
         check = functools.partial(check_tokenizer, job.pack)
-        opened_each = open_each(pending, job.mesh, job.options.dtype, is_new, check)
+        opened_each = open_each(choice.next, job.mesh, job.options.dtype, is_new, check)
         for number, opened in enumerate(opened_each, start=1):
-            note = f"checkpoint {number} of {len(pending)}: {opened.checkpoint.name}"
+            note = (
+                f"checkpoint {number} of {len(pending)}: {opened.checkpoint.name}{choice.fineness(opened.checkpoint)}"
+            )
             if isinstance(opened, Failed):
                 log.warning("%s/%s is passed over: %s", series.name, opened.checkpoint.name, opened.reason)
                 failed.append(opened)
@@ -153,9 +166,19 @@ def _score_all(job: SeriesScorer, series: Series) -> list[Failed]:
                 advance(requests, note)
             else:
                 _score_one(job, series, opened, opened.model, clock, advance, note)
+            choice.add(opened.checkpoint, scored=isinstance(opened, Opened))
+        left_out = choice.left_out()
+        advance(len(left_out) * requests, "")
     if _is_first() and clock.score:
         log.info("%s: %s", series.name, clock)
-    return failed
+    if _is_first() and left_out:
+        log.info(
+            "%s: %s not scored, where the scores on both sides differ by no more than their errors; --until all scores"
+            " them",
+            series.name,
+            counted(len(left_out), "checkpoint"),
+        )
+    return failed, left_out
 
 
 def _split(job: SeriesScorer, series: Series) -> tuple[list[Checkpoint], list[Checkpoint]]:
@@ -167,6 +190,15 @@ def _split(job: SeriesScorer, series: Series) -> tuple[list[Checkpoint], list[Ch
     names = broadcast_from_process_0(names)
     finished = [checkpoint for checkpoint in series.checkpoints if checkpoint.name in names]
     return finished, [checkpoint for checkpoint in series.checkpoints if checkpoint.name not in names]
+
+
+def _without_metrics(job: SeriesScorer, series: Series) -> list[str]:
+    """The checkpoints of which some log-likelihood is not finite, also those scored before; process 0 looks."""
+    names: list[str] = []
+    if _is_first():
+        headers = (score_files.header_of(job.out, series.name, one.name) for one in series.checkpoints)
+        names = [f"{series.name}/{one.checkpoint}" for one in headers if one is not None and one.not_finite]
+    return broadcast_from_process_0(names)
 
 
 def _is_new(job: SeriesScorer, series: Series, checkpoint: Checkpoint, weights_hash: str) -> bool:
@@ -192,6 +224,9 @@ def _score_one(
     if cut := truncated(job.pack.request_tokens, context):
         note = f"{note}, {cut} requests cut to {context} tokens"
     advance(0, note)
+    zeros = zero_tensors(params, job.mesh)
+    if zeros and _is_first():
+        log.warning("%s: tensors of nothing but zeros: %s; see its weights", name, ", ".join(zeros))
     clock.start()
     loglikelihood, is_greedy = job.scorer_of(config)(params, advance)
     seconds = clock.stop()
@@ -231,15 +266,20 @@ REASONS_SHOWN = 8
 
 
 class NotAllScored(Incomplete):
-    """Some checkpoints could not be opened; all others are scored."""
+    """Some checkpoints could not be opened, or have no metrics (`broken`, their names); all others are scored."""
 
-    def __init__(self, failed: Sequence[Failed]):
+    def __init__(self, failed: Sequence[Failed], broken: Sequence[str] = ()):
         self.failed = tuple(failed)
         names = [f"{one.checkpoint.series}/{one.checkpoint.name}" for one in failed]
         reasons = [f" ({one.reason})" for one in failed[:REASONS_SHOWN]] + [""] * len(failed[REASONS_SHOWN:])
+        parts = []
+        if failed:
+            listed = "; ".join(map(str.__add__, names, reasons))
+            parts = [f"{counted(len(failed), 'checkpoint')} could not be opened: {listed}"]
+        if broken:
+            parts += [f"log-likelihoods are NaN or infinite, so there are no metrics: {', '.join(broken)}"]
         super().__init__(
-            f"{counted(len(failed), 'checkpoint')} could not be opened: {'; '.join(map(str.__add__, names, reasons))};"
-            " all others are scored, repair what is damaged and run the same command again"
+            f"{'; '.join(parts)}; all others are scored, repair what is damaged and run the same command again"
         )
 
 

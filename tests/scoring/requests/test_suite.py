@@ -10,6 +10,7 @@ from suite_leaves import leaves
 
 from fineline_jax.errors import UserError
 from fineline_jax.scoring.modes.names import MODES
+from fineline_jax.scoring.requests import suite as suites
 from fineline_jax.scoring.requests import tasks
 from fineline_jax.scoring.requests.suite import Suite, TaskSpec, open_suite, read_suite, shipped_suites
 
@@ -143,11 +144,15 @@ def test_a_list_of_tasks_borrows_from_the_shipped_suites():
     assert suite.tasks[2] == TaskSpec("my_task")
 
 
-def test_a_named_task_keeps_all_but_its_shots():
+def test_a_named_task_keeps_all_but_its_shots(monkeypatch):
     [spec] = open_suite("arc_challenge@7").tasks
     assert spec == TaskSpec("arc_challenge", "exam", 7, "acc_norm", 0.25)
     [spec] = open_suite("arc_challenge@0").tasks
     assert spec.shots == 0
+    own = TaskSpec("own", "mine", 3, "margin", 0.4)
+    monkeypatch.setattr(suites, "shipped_suites", lambda: [Suite("one", (own,))])
+    assert open_suite("own@7").tasks == (TaskSpec("own", "mine", 7, "margin", 0.4),), "what facts do not know of it"
+    monkeypatch.undo()
     # of the first suite by name that knows it: pythia would say acc, fineline 25 shots
     assert open_suite("arc_challenge").tasks[0].shots == 0 and open_suite("piqa").tasks[0].metric == "acc_norm"
     assert open_suite("crows_pairs_french").tasks[0].metric == "pct_stereotype"

@@ -35,7 +35,7 @@ from fineline_jax.scoring.job_shard import WHOLE, JobShard, job_shard
 from fineline_jax.scoring.options import PackOptions, ScoreOptions, check_batch_tokens
 from fineline_jax.scoring.requests import pack
 from fineline_jax.scoring.requests.pack import Pack
-from fineline_jax.scoring.series import compatibility, in_training, watch
+from fineline_jax.scoring.series import choice, compatibility, in_training, watch
 from fineline_jax.scoring.series import score_series as series_loop
 
 NAMES = ("step1-tokens2B", "step2-tokens4B", "step3-tokens6B")
@@ -252,7 +252,7 @@ def test_the_log_has_the_seconds_in_the_model_and_all_others(run, model, tmp_pat
     lines = [json.loads(line) for line in (tmp_path / "out/log.jsonl").read_text().splitlines()]
     assert lines == [
         {"series": "run", "checkpoint": name, "requests": 4, "model_seconds": 3.0, "other_seconds": other}
-        for name, other in zip(NAMES, (5.0, 1.0, 1.0), strict=True)
+        for name, other in zip((NAMES[0], NAMES[2], NAMES[1]), (5.0, 1.0, 1.0), strict=True)
     ]
     assert "run: 3 checkpoints scored in 16s, 43.8% of it outside the model" in caplog.text
     caplog.clear()
@@ -267,15 +267,40 @@ def test_the_bar_reaches_its_end_whatever_becomes_of_the_checkpoints(run, model,
     score(f"{run}@step[13]*", tmp_path / "out")
     assert [bar[:4] for bar in model.bars] == [["score run", 8, "requests", 8]]
     cut = ", 2 requests cut to 96 tokens"
-    assert model.bars[0][4] == [f"checkpoint 1 of 2: {NAMES[0]}{cut}", f"checkpoint 2 of 2: {NAMES[2]}{cut}"]
+    then = ", then at most 1 checkpoint between two points"
+    assert model.bars[0][4] == [f"checkpoint 1 of 2: {NAMES[0]}{then}{cut}", f"checkpoint 2 of 2: {NAMES[2]}{cut}"]
     (run / NAMES[1] / "model.safetensors").write_bytes(b"x")
     os.utime(run / NAMES[2] / "model.safetensors", ns=(1, 1))
     with pytest.raises(series_loop.NotAllScored):
         score(run, tmp_path / "out")
     assert model.bars[1][:4] == ["score run", 16, "requests", 16] and len(model.asked) == 3
-    named = zip((1, 2, 3), (*NAMES[1:], f"step4-tokens8B{cut}"), strict=True)
-    assert model.bars[1][4] == [f"checkpoint {number} of 3: {name}" for number, name in named]
+    after = then.replace("1 checkpoint", "2 checkpoints")
+    named = zip((1, 2, 3), (f"step4-tokens8B{after}{cut}", f"{NAMES[1]}{then}", NAMES[2]), strict=True)
+    assert model.bars[1][4] == [f"checkpoint {number} of 3: {name}" for number, name in named], "coarse to fine"
     assert f"run/{NAMES[1]} is passed over: " in caplog.text
+
+
+def test_until_resolved_scores_where_the_curve_changes_and_the_rest_when_asked(
+    released, model, tmp_path, monkeypatch, caplog
+):
+    """A step between the 12th and the 13th of 17; what is scored before a kill counts."""
+    run = tmp_path / "run"
+    for step in range(17):
+        shutil.copytree(released / NAMES[0], run / f"step{step}-tokens{100 + step}B")
+    step_of = lambda scores: int(scores.header.checkpoint.partition("-")[0][4:])
+    played = lambda _, scores: {"a": (0.2 if step_of(scores) < 12 else 0.8, 0.01)}
+    monkeypatch.setattr(choice, "_first_metrics", played)
+    scored = lambda: sorted(int(path.name.partition("-")[0][4:]) for path in (tmp_path / "out/run").iterdir())
+    with caplog.at_level(logging.INFO):
+        files = score(run, tmp_path / "out", until="resolved")
+    assert scored() == [0, 4, 8, 10, 11, 12, 16] and len(files) == len(model.asked) == 7
+    assert "run: 10 checkpoints not scored, where" in caplog.text
+    assert model.bars[0][1] == model.bars[0][3] == 17 * 4, "what is left out is done"
+    (tmp_path / "out/run/step11-tokens111B.parquet").unlink()
+    assert len(score(run, tmp_path / "out", until="resolved")) == 7 and len(model.asked) == 8
+    assert len(score(run, tmp_path / "out")) == 17 and scored() == list(range(17))
+    with pytest.raises(UserError, match="--until half must be all or resolved"):
+        score(run, tmp_path / "out", until="half")
 
 
 def test_a_checkpoint_whose_log_likelihoods_are_no_numbers_is_kept_and_told_by_the_exit_status(

@@ -3,6 +3,7 @@
 The processes are played one at a time: what process 0 says is given, and so is whether the others could read.
 """
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -48,6 +49,10 @@ def checkpoints(*names: str, kind: Literal["orbax", "hf"] = "hf") -> list[Checkp
     return [Checkpoint("s", name, None, None, Path(name), kind) for name in names]
 
 
+def one_after_another(names: list[Checkpoint]) -> Callable[[], Checkpoint | None]:
+    return functools.partial(next, iter(names), None)
+
+
 def as_process(monkeypatch, index: int, said: Callable[[Any], Any] = lambda value: value, others: bool = True) -> None:
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(jax, "process_index", lambda: index)
@@ -56,7 +61,7 @@ def as_process(monkeypatch, index: int, said: Callable[[Any], Any] = lambda valu
 
 
 def opened(names: list[Checkpoint], wanted: Callable[..., bool] = lambda *_: True) -> Any:
-    return open_each(names, one_device(), "float32", wanted, lambda checkpoint: None)
+    return open_each(one_after_another(names), one_device(), "float32", wanted, lambda checkpoint: None)
 
 
 def until(events: list[str], event: str) -> bool:
@@ -211,7 +216,9 @@ def test_a_tokenizer_that_is_not_to_be_had_passes_over_its_checkpoint(monkeypatc
         if checkpoint.name == "b":
             raise error("no tokenizer")
 
-    found = list(open_each(checkpoints("a", "b", "c"), one_device(), "float32", lambda *_: True, check))
+    found = list(
+        open_each(one_after_another(checkpoints("a", "b", "c")), one_device(), "float32", lambda *_: True, check)
+    )
     assert [isinstance(one, Failed) for one in found] == [False, True, False]
     assert isinstance(found[1], Failed) and found[1].reason == "no tokenizer"
 
@@ -223,7 +230,7 @@ def test_a_wrong_tokenizer_ends_it(monkeypatch):
         if checkpoint.name == "b":
             raise UserError("another tokenizer")
 
-    each = open_each(checkpoints("a", "b", "c"), one_device(), "float32", lambda *_: True, check)
+    each = open_each(one_after_another(checkpoints("a", "b", "c")), one_device(), "float32", lambda *_: True, check)
     next(each)
     with pytest.raises(UserError, match="another tokenizer"):
         next(each)

@@ -127,7 +127,8 @@ def test_unchanged_weights_are_not_even_read(run, made, tmp_path, monkeypatch):
 def test_the_next_checkpoint_is_opened_while_one_is_scored_and_two_are_the_most(released, made, tmp_path, monkeypatch):
     alive: list[tuple[str, jax.Array]] = []
     most: list[int] = []
-    loading = {name: threading.Event() for name in ("step1", "step2", "step3")}
+    names = ["step1", "step3", "step2"]  # coarse to fine
+    loading = {name: threading.Event() for name in names}
     load, make_scorer = checkpoint_load.load, series_loop.make_scorer
 
     def watched_load(checkpoint, *arguments):
@@ -142,8 +143,7 @@ def test_the_next_checkpoint_is_opened_while_one_is_scored_and_two_are_the_most(
 
         def watched_score(params, advance):
             name = next(name for name, array in reversed(alive) if array is params["embed"])
-            following = f"step{int(name[4:]) + 1}"
-            if following in loading:
+            for following in names[names.index(name) + 1 :][:1]:
                 assert loading[following].wait(60), f"{following} is not read while {name} is scored"
             return score(params, advance)
 

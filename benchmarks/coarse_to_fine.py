@@ -1,0 +1,84 @@
+"""How many checkpoints of a published series have to be scored until the others can be read off the line between.
+
+    python benchmarks/coarse_to_fine.py SHARED_DATA
+
+Replays `scoring.series.order` on OLMo-2 7B (186 checkpoints, 40 columns) and on Pythia (27 checkpoints, 8 tasks, all
+models), as if each value were scored when it is asked for.
+"""
+
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from fineline_jax.checkpoints.series import Checkpoint
+from fineline_jax.scoring.series import order
+from fineline_jax.text_table import text_table
+
+DOCUMENTS = {
+    "piqa": 1838, "hellaswag": 10042, "arc_easy": 2376, "arc_challenge": 1172, "winogrande": 1267, "boolq": 3270,
+    "csqa": 1221, "openbookqa": 500, "socialiqa": 1954,
+}  # fmt: skip
+VALIDATION_AT_MOST, OF_MMLU = 1000, 3000
+"""Documents that are assumed where the file gives no standard error."""
+PYTHIA_TASKS = {
+    "lambada_openai": "acc", "piqa": "acc", "arc_easy": "acc", "arc_challenge": "acc_norm", "sciq": "acc",
+    "winogrande": "acc", "logiqa": "acc_norm", "wsc": "acc",
+}  # fmt: skip
+PYTHIA_CHECKPOINTS = 27
+
+
+def replay(tokens: np.ndarray, values: np.ndarray, errors: np.ndarray) -> tuple[float, float]:
+    """(share of the checkpoints that is scored, share of the other values more than two standard errors off).
+
+    tokens: [checkpoints]; values, errors: [checkpoints, tasks].
+    """
+    series = [Checkpoint("s", str(seen), None, int(seen), Path(), "hf") for seen in tokens]
+    positions = order.axis(series)
+    tasks = [{str(task): pair for task, pair in enumerate(zip(*row, strict=True))} for row in zip(values, errors)]
+    scored = order.replay(positions, tasks.__getitem__)
+    others = sorted(set(range(len(series))) - set(scored))
+    line = np.array([np.interp(positions[others], positions[scored], column[scored]) for column in values.T]).T
+    return len(scored) / len(series), float((np.abs(line - values[others]) > 2 * errors[others]).mean())
+
+
+def olmo2(data: Path) -> tuple[float, float]:
+    frame = pd.read_csv(data / "trajectories/olmo-ladder/peteish7_eval_full.csv")
+    wanted = ("len_norm", "_acc")
+    columns = [c for c in frame.columns if c.startswith("eval/downstream/") and any(part in c for part in wanted)]
+    values = frame[columns].to_numpy()
+    sizes = []
+    for column in columns:
+        size = next((n for task, n in DOCUMENTS.items() if task in column.lower()), OF_MMLU)
+        sizes.append(min(size, VALIDATION_AT_MOST) if "val" in column else size)
+    errors = np.sqrt(np.clip(values * (1 - values), 0.01, 1) / np.array(sizes))
+    return replay(frame["_step"].to_numpy() * 4194304, values, errors)
+
+
+def pythia(data: Path) -> tuple[float, float, int]:
+    """Means over the models, and how many there are."""
+    frame = pd.read_csv(data / "trajectories/pythia/pythia_v1_tidy.csv.gz").query("shots == 0")
+    results = []
+    for _, model in frame.groupby("model"):
+        found = [model[(model.task == task) & (model.metric == metric)] for task, metric in PYTHIA_TASKS.items()]
+        found = [one.sort_values("tokens")[:PYTHIA_CHECKPOINTS] for one in found if len(one) >= PYTHIA_CHECKPOINTS]
+        if found:
+            values, errors = (np.array([one[name] for one in found]).T for name in ("value", "stderr"))
+            results.append(replay(found[0].tokens.to_numpy(), values, np.maximum(errors, 1e-3)))
+    scored, off = np.mean(results, axis=0)
+    return float(scored), float(off), len(results)
+
+
+def main() -> None:
+    data = Path(sys.argv[1])
+    scored, off = olmo2(data)
+    rows = [["series", "scored", "others beyond two standard errors"], ["OLMo-2 7B", f"{scored:.1%}", f"{off:.1%}"]]
+    scored, off, models = pythia(data)
+    assert not math.isnan(scored)
+    print(text_table([*rows, [f"Pythia, mean of {models}", f"{scored:.1%}", f"{off:.1%}"]]))
+
+
+if __name__ == "__main__":
+    main()

@@ -18,6 +18,7 @@ from fineline_jax.facts.metrics import METRICS, metric_of
 from fineline_jax.facts.score_table import COLUMNS, KEY, NUMBERS, TEXT
 from fineline_jax.facts.tasks import chance_of, task_of
 from fineline_jax.trajectories.codes import codes_of, each
+from fineline_jax.trajectories.csv_cells import write_csv
 from fineline_jax.trajectories.readers.files import read_file
 from fineline_jax.trajectories.readers.options import ReadOptions
 
@@ -160,7 +161,9 @@ def _checked(frame: pd.DataFrame, source: str) -> pd.DataFrame:
     )
     if "chance" not in frame:
         pairs = pd.DataFrame({"pair": codes_of(out, ["task", "metric"]), "task": out["task"], "metric": out["metric"]})
-        known = {one.pair: chance_of(one.task, one.metric) for one in pairs.drop_duplicates("pair").itertuples()}
+        known = {
+            one.pair: chance_of(str(one.task), str(one.metric)) for one in pairs.drop_duplicates("pair").itertuples()
+        }
         out["chance"] = each(pairs["pair"], known.__getitem__)
     for name in TEXT:
         out[name] = out[name].astype("str")
@@ -320,9 +323,10 @@ def write_table(table: pd.DataFrame, folder: Path) -> None:
     """Write `tidy.csv` and `tidy.parquet` into `folder`, each complete or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     table = table[list(COLUMNS)]
-    for name, write in (("tidy.csv", table.to_csv), ("tidy.parquet", table.to_parquet)):
-        with atomic_file(folder / name) as partial:
-            write(partial, index=False)
+    with atomic_file(folder / "tidy.csv") as partial:
+        write_csv(table, partial)
+    with atomic_file(folder / "tidy.parquet") as partial:
+        table.to_parquet(partial, index=False)
 
 
 def _numbers(frame: pd.DataFrame, name: str, source: str) -> pd.Series:

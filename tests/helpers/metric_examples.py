@@ -65,7 +65,7 @@ def packed(
             for choice in range(count):
                 rows["requests"].append({
                     "request": len(rows["requests"]), "task": entry["task"], "doc": number, "choice": choice,
-                    "context": 0, "text": "", "tokens": [1],
+                    "context": 0, "text": doc.choices[choice % len(doc.choices)], "tokens": [1],
                 })  # fmt: skip
         entries.append(entry | {"documents": len(documents), "requests": len(rows["requests"]) - first})
     rows["contexts"].append({"context": 0, "text": "", "tokens": [0]})

@@ -137,8 +137,8 @@ def _curves(table: pd.DataFrame) -> list[tuple[dict[str, str], Curve, bool, floa
         chances, sizes = chances[np.isfinite(chances)], sizes[np.isfinite(sizes)]
         meant, values, stderr = metric_of(key["metric"]), part["value"], part["stderr"]
         log = meant.log and not len(chances) and bool((values > 0).all())
-        drawn = optional["resampled"][start:end] if "resampled" in optional else [None]
-        deviations = np.stack(drawn, axis=1) if all(isinstance(one, np.ndarray) for one in drawn) else None
+        drawn = [one for one in optional.get("resampled", ())[start:end] if isinstance(one, np.ndarray)]
+        deviations = np.stack(drawn, axis=1) if len(drawn) == end - start else None
         if log:
             stderr, deviations = stderr / values, None if deviations is None else deviations / values
         curve = Curve(

@@ -175,14 +175,16 @@ def analyze(
     tasks_table: Location | None = None,
     until: float | None = None,
     to_score: float | Mapping[str, float] = {},
+    figure_style: str = "screen",
 ) -> Path:
-    """Write the report of scores into the folder `out`: tidy.csv, curves, report.html, whose path is returned.
+    """Write the report of scores into the folder `out`: tables, figures, report.html, whose path is returned.
 
     scores: folders of `score`, result trees of lm-eval and other tools, tables. runs: run folders whose loss is drawn
     too. tokens_per_step: for checkpoints of which only the step is known. percent: accuracies of tables are
     percentages. labels: name -> one of `scores`, whose one series is called so. tasks_table: CSV of task, domain,
     chance, n, which counts before what is known of a task. until: checkpoints of more tokens are left out. to_score:
     the score that tokens are counted to, a share of the way from guessing to perfect, or task or metric -> score.
+    figure_style: screen, paper or slides, with a width in inches as in paper:3.25.
     Raises UserError naming what cannot be read.
     """
     from fineline_jax.analysis import analyze_scores
@@ -204,7 +206,9 @@ def analyze(
         to_score if isinstance(to_score, Mapping) else {},
     )
     with writing(Path(out), "--out"):
-        return analyze_scores(list(map(Path, paths)), Path(out), runs=folders, title=title, reading=reading)
+        return analyze_scores(
+            list(map(Path, paths)), Path(out), runs=folders, title=title, reading=reading, figure_style=figure_style
+        )
 
 
 def export(

@@ -22,8 +22,9 @@ def analyze(
     tasks_table: Path | None = None,
     until: str | None = None,
     to_score: tuple[str, ...] = (),
+    figure_style: str = "screen",
 ) -> None:
-    """Tidy table, dynamics, curves: report.html and PNGs.
+    """Tables, statistics and curves of scores: report.html, findings.json, figures.
 
     Args:
         scores: Folders of `fineline score`, result trees of lm-eval and other tools, or tables.
@@ -37,6 +38,7 @@ def analyze(
         until: Leave out checkpoints of more tokens, such as 300B: one horizon for all series.
         to_score: The score that tokens are counted to: a share of the way from guessing to perfect (default 0.5), or
             TASK=SCORE and METRIC=SCORE.
+        figure_style: Of the figures: screen, paper or slides, with a width in inches as in paper:3.25.
     """
     labels = dict[str, Path]()
     for text in label:
@@ -50,6 +52,7 @@ def analyze(
         interface.analyze(
             scores, out, runs=runs, title=title, tokens_per_step=tokens_per_step, percent=percent, labels=labels,
             tasks_table=tasks_table, until=None if until is None else _tokens(until), to_score=_score(to_score),
+            figure_style=figure_style,
         )
     )  # fmt: skip
 
@@ -63,14 +66,16 @@ def _tokens(text: str) -> float:
 
 def _score(texts: tuple[str, ...]) -> float | dict[str, float]:
     remedy = "write one share such as 0.5, or TASK=SCORE and METRIC=SCORE"
-    named = dict(text.rpartition("=")[::2] for text in texts)
+    scores = dict[str, float]()
     try:
-        scores = {name: float(score) for name, score in named.items()}
+        for text in texts:
+            name, _, score = text.rpartition("=")
+            scores[name] = float(score)
     except ValueError:
         raise UserError(f"--to-score {' '.join(texts)}: {remedy}") from None
     if len(scores) < len(texts) or ("" in scores and len(scores) > 1):
         raise UserError(f"--to-score {' '.join(texts)}: {remedy}")
-    return scores.get("", scores)
+    return scores[""] if len(scores) == 1 and "" in scores else scores
 
 
 def export_scores(

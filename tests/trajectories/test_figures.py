@@ -9,12 +9,20 @@ import pytest
 from matplotlib.colors import to_hex
 from trajectories_simulated import simulated_table
 
+from fineline_jax.errors import UserError
 from fineline_jax.trajectories.report import figures
-from fineline_jax.trajectories.report.figures import COLOURS, draw_figures
-from fineline_jax.trajectories.statistics.dynamics import domain_curves, summarise
+from fineline_jax.trajectories.report.figures import draw_figures
+from fineline_jax.trajectories.report.style import COLOURS, FigureStyle, figure_style, looks, order_by_size
+from fineline_jax.trajectories.statistics.comparison import COMPARISON
+from fineline_jax.trajectories.statistics.domains import domain_curves
+from fineline_jax.trajectories.statistics.dynamics import DYNAMICS, summarise
 from fineline_jax.trajectories.table import normalise
 
 NAN = math.nan
+
+
+def results_of(table: pd.DataFrame) -> list:
+    return [(DYNAMICS, summarise(table))]
 
 
 @pytest.fixture
@@ -23,9 +31,9 @@ def drawn(monkeypatch):
 
     def draw(frame: pd.DataFrame, metric: str = "acc", title: str = "Title") -> dict:
         found = {}
-        monkeypatch.setattr(figures, "_save", lambda figure, path: found.setdefault(path.name, figure) and path)
+        monkeypatch.setattr(figures, "_save", lambda figure, path: [found.setdefault(path.name, figure) and path])
         table = normalise(frame)
-        paths = draw_figures(table, summarise(table), domain_curves(table), Path("/tmp"), metric=metric, title=title)
+        paths = draw_figures(table, results_of(table), domain_curves(table), Path("/tmp"), metric=metric, title=title)
         assert [path.name for path in paths] == list(found)
         return found
 
@@ -49,19 +57,20 @@ def rows(tasks: dict[str, float], series: tuple[str, ...] = ("s",), domain: str 
 
 def data_of(axes) -> dict[str, np.ndarray]:
     """Label -> [points, 2] of the lines that are in the legend."""
-    return {line.get_label(): line.get_xydata() for line in axes.lines if not line.get_label().startswith("_")}
+    named = [line for line in axes.lines if not line.get_label().startswith("_")]
+    return {line.get_label(): line.get_xydata()[np.isfinite(line.get_xydata()[:, 1])] for line in named}
 
 
 def test_there_is_an_overview_and_a_picture_per_domain(drawn) -> None:
     frame = pd.concat([rows({"a": 0.5}, domain="a b"), rows({"b": 0.5}, domain="a_b"), rows({"c": 0.5}, domain="東京")])
-    assert list(drawn(frame)) == ["overview.png", "a_b.png", "a_b_2.png", "domain.png"]
+    assert list(drawn(frame)) == ["overview", "a_b", "a_b_2", "domain"]
     only = drawn(pd.concat([rows({"a": 0.5}), rows({"b": 0.5}, domain="x").assign(metric="other")]))
-    assert list(only) == ["overview.png", "one.png"]  # of the metric asked for
+    assert list(only) == ["overview", "one"]  # of the metric asked for
 
 
 def test_one_series_is_a_line_per_task_with_its_band_and_the_chance(drawn) -> None:
     frame = rows({"a": 0.5, "b": 0.25})
-    [axes] = drawn(frame)["one.png"].axes
+    [axes] = drawn(frame)["one"].axes
     tokens = frame.tokens[frame.task == "a"].to_numpy()
     x = np.log10(np.where(tokens > 0, tokens, 0.5e6))  # 0 is half of the first step to the left
     lines = data_of(axes)
@@ -82,15 +91,15 @@ def test_one_series_is_a_line_per_task_with_its_band_and_the_chance(drawn) -> No
 
 
 def test_the_token_axis_has_ticks_for_people_and_one_for_zero(drawn) -> None:
-    [axes] = drawn(rows({"a": 0.5}))["one.png"].axes
+    [axes] = drawn(rows({"a": 0.5}))["one"].axes
     locations = axes.xaxis.get_major_locator()()
     texts = [axes.xaxis.get_major_formatter()(x) for x in locations]
     assert locations == pytest.approx([math.log10(0.5e6), 6, 7, 8, 9])
     assert texts == ["0", "1 M", "10 M", "100 M", "1 B"]
     frame = rows({"a": 0.5})
-    [axes] = drawn(frame.assign(tokens=frame.tokens * frame.tokens / 1e6))["one.png"].axes  # 6 decades: no room at 0
+    [axes] = drawn(frame.assign(tokens=frame.tokens * frame.tokens / 1e6))["one"].axes  # 6 decades: no room at 0
     assert list(axes.xaxis.get_major_locator()()) == pytest.approx([math.log10(0.5e6), 7, 8, 9, 10, 11, 12])
-    [axes] = drawn(frame[(frame.tokens > 4e6) & (frame.tokens < 3e8)])["one.png"].axes
+    [axes] = drawn(frame[(frame.tokens > 4e6) & (frame.tokens < 3e8)])["one"].axes
     assert [axes.xaxis.get_major_formatter()(x) for x in axes.xaxis.get_major_locator()()] == [
         "5 M", "10 M", "20 M", "50 M", "100 M", "200 M",
     ]  # fmt: skip
@@ -98,7 +107,7 @@ def test_the_token_axis_has_ticks_for_people_and_one_for_zero(drawn) -> None:
 
 def test_several_series_are_lines_of_a_plot_per_task(drawn) -> None:
     frame = rows({"a": 0.5, "b": 0.25, "c": 0.5, "d": 0.5}, ("s", "r"))
-    plots = drawn(frame)["one.png"].axes
+    plots = drawn(frame)["one"].axes
     assert [axes.get_title(loc="left") for axes in plots] == ["a", "b", "c", "d"]
     for axes, task in zip(plots, "abcd"):
         lines = data_of(axes)
@@ -112,7 +121,7 @@ def test_several_series_are_lines_of_a_plot_per_task(drawn) -> None:
 @pytest.mark.parametrize(("count", "crowded"), [(8, False), (9, True)])
 def test_more_than_eight_tasks_are_faint_under_their_mean(drawn, count: int, crowded: bool) -> None:
     frame = rows({f"t{i}": 0.5 for i in range(count)})
-    [axes] = drawn(frame)["one.png"].axes
+    [axes] = drawn(frame)["one"].axes
     lines = data_of(axes)
     if not crowded:
         assert list(lines) == [f"t{i}" for i in range(count)]
@@ -125,11 +134,11 @@ def test_more_than_eight_tasks_are_faint_under_their_mean(drawn, count: int, cro
     assert band.max() == pytest.approx(mean.max() + error) and len(axes.collections) == 1
     faint = [line for line in axes.lines if line.get_alpha() == 0.3]
     assert len(faint) == 9
-    [two] = drawn(rows({f"t{i}": 0.5 if i else 0.25 for i in range(count)}))["one.png"].axes
+    [two] = drawn(rows({f"t{i}": 0.5 if i else 0.25 for i in range(count)}))["one"].axes
     assert not data_of(two)  # of different chance levels: no mean on this axis
 
 
-def test_the_overview_is_sorted_by_t50_and_shows_scores_above_chance(drawn) -> None:
+def test_the_overview_is_in_the_order_of_learning_and_shows_scores_above_chance(drawn) -> None:
     frame = pd.concat([rows({"late": 0.0, "mid": 0.0, "early": 0.25}), rows({"never": 0.5}).assign(value=0.5)])
     shift = {"late": 4, "mid": 2, "early": 0}
     frame["value"] = [
@@ -137,11 +146,11 @@ def test_the_overview_is_sorted_by_t50_and_shows_scores_above_chance(drawn) -> N
         for row in frame.itertuples()
     ]
     frame = pd.concat([frame, rows({"free": NAN})])
-    axes = drawn(frame)["overview.png"].axes[0]
+    axes = drawn(frame)["overview"].axes[0]
     names = [label.get_text() for label in axes.get_yticklabels()]
     summary = summarise(normalise(frame)).set_index("task")
-    assert names[-1] == "never" and list(summary.t50[names[:-1]]) == sorted(summary.t50.dropna())
-    meshes, marks = axes.collections[: len(names)], axes.collections[len(names) :]
+    assert list(summary["rank"][names]) == [1, 2, 3, 4, 5]
+    meshes, marks = axes.collections[: len(names)], axes.collections[len(names) + 2 :]  # two: the intervals, with a halo
     for i, (task, mesh) in enumerate(zip(names, meshes)):
         row, values = summary.loc[task], frame.value[frame.task == task]
         chance = row.chance == row.chance
@@ -155,12 +164,14 @@ def test_the_overview_is_sorted_by_t50_and_shows_scores_above_chance(drawn) -> N
         middle = (x[1:] + x[:-1]) / 2
         assert list(corners[0, :, 0]) == pytest.approx([x[0] - 0.15051, *middle, x[-1] + (x[-1] - x[-2]) / 2], abs=1e-4)
         assert (mesh.norm.vmin, mesh.norm.vmax) == pytest.approx((-1.0, 1.0))  # `free` ends at its own level
-    for column, mark in zip(("onset", "t50", "t90"), marks):
+    finals = [text.get_text() for text in axes.texts]
+    assert finals == [f"{summary.final[task]:.3f}" for task in names]
+    for column, mark in zip(("onset", "to_score", "t90"), marks):
         at = [
             (math.log10(summary.loc[task, column]), i) for i, task in enumerate(names) if summary.loc[task, column] > 0
         ]
         np.testing.assert_allclose(np.asarray(mark.get_offsets()), at)
-        assert mark.get_label() == column
+        assert mark.get_label() == column.replace("_", " ")
     low, high = axes.get_ylim()
     assert low > high  # the first row at the top
 
@@ -168,30 +179,30 @@ def test_the_overview_is_sorted_by_t50_and_shows_scores_above_chance(drawn) -> N
 def test_tasks_learned_before_the_first_checkpoint_come_first(drawn) -> None:
     frame = rows({"a": 0.25, "b": 0.25})
     frame.loc[frame.task == "b", "value"] = 0.9
-    axes = drawn(frame)["overview.png"].axes[0]
+    axes = drawn(frame)["overview"].axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["b", "a"]
 
 
 def test_series_that_differ_in_size_are_coloured_in_order_and_the_largest_is_shown(drawn) -> None:
     names = ("m-1b", "m-70m", "m-7b")
     found = drawn(rows({"a": 0.5}, names))
-    assert found["overview.png"].axes[0].get_title(loc="left") == "Title: m-7b"
-    [axes] = found["one.png"].axes
+    assert found["overview"].get_suptitle() == "Title: m-7b"
+    [axes] = found["one"].axes
     colours = {line.get_label(): to_hex(line.get_color()) for line in axes.lines if line.get_label() in names}
     assert list(colours) == ["m-70m", "m-1b", "m-7b"]
     assert colours["m-70m"] == "#c9a400" and colours["m-7b"] == "#440f54"
     plain = drawn(rows({"a": 0.5}, ("z", "y")))
-    assert plain["overview.png"].axes[0].get_title(loc="left") == "Title: z"
-    colours = [line.get_color() for line in plain["one.png"].axes[0].lines if line.get_label() in "zy"]
+    assert plain["overview"].get_suptitle() == "Title: z"
+    colours = [line.get_color() for line in plain["one"].axes[0].lines if line.get_label() in "zy"]
     assert colours == list(COLOURS[:2])
-    alone = drawn(rows({"a": 0.5}), title="T" * 80)["overview.png"].axes[0].get_title(loc="left")
-    assert alone == "T" * 69 + "…"
+    alone = drawn(rows({"a": 0.5}), title="T" * 80)["overview"].get_suptitle()
+    assert alone.replace("\n", "") == "T" * 80 and alone.count("\n") == 1
 
 
 @pytest.mark.parametrize("tokens", [[1e6], [0.0]])
 def test_one_checkpoint_is_drawn(drawn, tokens: list[float]) -> None:
     frame = rows({"a": 0.5}).iloc[:1].assign(tokens=tokens)
-    axes = drawn(frame)["overview.png"].axes[0]
+    axes = drawn(frame)["overview"].axes[0]
     corners = axes.collections[0].get_coordinates()[0, :, 0]
     assert corners[1] - corners[0] == pytest.approx(0.2)
 
@@ -201,22 +212,84 @@ def test_the_simulated_world_has_a_figure_per_domain_at_its_resolution(tmp_path:
 
     table = normalise(simulated_table(checkpoints=5))
     table = table[table.domain == "facts"]
-    paths = draw_figures(table, summarise(table), domain_curves(table), tmp_path / "new", metric="acc", title="T")
-    assert [path.name for path in paths] == ["overview.png", "facts.png"]
-    width, height = struct.unpack(">II", paths[1].read_bytes()[16:24])
-    assert (width, height) == (6.4 * 160, 4.0 * 160)
+    style = FigureStyle(inches=4.0, points=8)
+    paths = draw_figures(
+        table, results_of(table), domain_curves(table), tmp_path / "new", metric="acc", title="T", style=style
+    )
+    kinds = ("pdf", "svg", "png")
+    assert [path.name for path in paths] == [f"{name}.{kind}" for name in ("overview", "facts") for kind in kinds]
+    width, _ = struct.unpack(">II", paths[5].read_bytes()[16:24])
+    assert width == 4.0 * 160
+    assert paths[3].read_bytes()[:5] == b"%PDF-" and "<svg" in paths[4].read_text()[:600]
 
 
-def test_pictures_are_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_text_of_a_figure_is_outside_it(tmp_path: Path, monkeypatch) -> None:
+    names = tuple(f"a-model-with-a-long-name-{size}m" for size in range(100, 116))
+    tasks = {f"a task of a long name, number {i}": 0.25 for i in range(3)}
+    table = normalise(rows(tasks, names, domain="a domain of a name that is longer than its figure is wide, by far"))
+    kept = {}
+    monkeypatch.setattr(figures, "_save", lambda figure, path: [kept.setdefault(path.name, figure) and path])
+    title = "A title that is longer than the figure is wide, so that it takes two lines or even three of them"
+    style = FigureStyle(inches=3.25, points=7)
+    results = [*results_of(table), (COMPARISON, COMPARISON.compute(table))]
+    draw_figures(table, results, domain_curves(table), tmp_path, metric="acc", title=title, style=style)
+    assert len(kept) == 3
+    for name, figure in kept.items():
+        figures.FigureCanvasAgg(figure)
+        figure.draw_without_rendering()
+        ticks = [label for axes in figure.axes for label in axes.get_xticklabels()]  # some outside the axis, not drawn
+        texts = [one for one in figure.findobj(lambda artist: hasattr(artist, "get_text")) if one.get_visible()]
+        for text in texts:
+            if text.get_text() and text not in ticks:
+                box = text.get_window_extent()
+                assert box.x0 >= -1 and box.x1 <= figure.bbox.x1 + 1, (name, text.get_text())
+                assert box.y0 >= -1 and box.y1 <= figure.bbox.y1 + 1, (name, text.get_text())
+
+
+def test_no_two_of_sixteen_series_look_alike() -> None:
+    for names in ([f"s{i}" for i in range(16)], [f"m-{size}m-{kind}" for size in (70, 160, 410, 999) for kind in "abcd"]):
+        found = looks(*order_by_size(names))
+        assert len(set(found.values())) == 16
+    colours = [found[f"m-{size}m-a"][0] for size in (70, 160, 410, 999)]
+    assert [found[f"m-{size}m-d"][0] for size in (70, 160, 410, 999)] == colours and len(set(colours)) == 4
+
+
+def test_zero_tokens_are_apart_from_the_log_axis(drawn) -> None:
+    [axes] = drawn(rows({"a": 0.5}))["one"].axes
+    [line] = [line for line in axes.lines if line.get_label() == "a"]
+    assert list(np.isnan(line.get_ydata())) == [False, True] + [False] * 10
+    marks = [line.get_xdata()[0] for line in axes.lines if len(line.get_xdata()) == 1]
+    assert marks == [pytest.approx((math.log10(0.5e6) + 6) / 2)] * 2
+    without = drawn(rows({"a": 0.5}).query("tokens > 0"))["one"].axes[0]
+    assert not [line for line in without.lines if len(line.get_xdata()) == 1]
+
+
+def test_the_name_of_chance_is_beside_the_plot_and_not_twice_at_one_place(drawn) -> None:
+    [axes] = drawn(rows({"a": 0.25, "b": 0.26, "c": 0.5}))["one"].axes
+    places = [(text.xy[0] > 1, text.xy[1]) for text in axes.texts]
+    assert places == [(True, 0.25), (True, 0.5)]
+
+
+@pytest.mark.parametrize("text", ["poster", "paper:wide", "paper:0.5", "paper:nan", "paper:"])
+def test_a_style_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="--figure-style " + text):
+        figure_style(text)
+
+
+def test_styles_have_their_widths() -> None:
+    assert [figure_style(name).inches for name in ("screen", "paper", "slides", "paper:6.75")] == [6.4, 3.25, 10.0, 6.75]
+
+
+def test_figures_are_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = normalise(rows({"a": 0.5}))
-    draw = lambda: draw_figures(table, summarise(table), domain_curves(table), tmp_path, metric="acc", title="t")
+    draw = lambda: draw_figures(table, results_of(table), domain_curves(table), tmp_path, metric="acc", title="t")
 
-    def torn(canvas, path) -> None:
+    def torn(figure, path, **options) -> None:
         Path(path).write_bytes(b"half of a")
         raise OSError(28, "no space left")
 
     old = {path: path.read_bytes() for path in draw()}
-    monkeypatch.setattr(figures.FigureCanvasAgg, "print_png", torn)
+    monkeypatch.setattr(figures.Figure, "savefig", torn)
     with pytest.raises(OSError, match="no space left"):
         draw()
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == old

@@ -15,9 +15,12 @@ from report_examples import page_of
 
 from fineline_jax import __version__
 from fineline_jax.facts.metrics import METRICS
-from fineline_jax.trajectories.report import html_page
+from fineline_jax.trajectories.report import html_page, page_data
+from fineline_jax.trajectories.report.findings import compute
 from fineline_jax.trajectories.report.html_page import write_report
-from fineline_jax.trajectories.statistics.dynamics import domain_curves, summarise
+from fineline_jax.trajectories.report.page_data import _SUMMARY
+from fineline_jax.trajectories.statistics.domains import domain_curves
+from fineline_jax.trajectories.statistics.dynamics import summarise
 from fineline_jax.trajectories.table import normalise
 
 NAN = math.nan
@@ -66,7 +69,7 @@ def table() -> pd.DataFrame:
 @pytest.fixture(autouse=True, scope="module")
 def without_pictures():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(html_page, "draw_figures", lambda *tables, **options: [Path("a&b.png")])
+        patch.setattr(html_page, "draw_figures", lambda *tables, **options: [Path("a&b.pdf"), Path("a&b.svg")])
         yield
 
 
@@ -120,7 +123,7 @@ def test_every_curve_of_the_page_is_the_one_of_its_table(kind: str, data: dict, 
             for name in ("series", "metric", "task", "domain")
             if name in curve and (name != "task" or kind == "curves")
         }
-        expected = {k: short(v, 6) if isinstance(v, float) else v for k, v in rows.loc[key].drop("domain").items()}
+        expected = {k: short(v, 6) if isinstance(v, float) else v for k, v in rows.loc[key][list(_SUMMARY)].items()}
         assert curve["summary"] == place | expected, key
     assert sum(v is None for c in data[kind] for v in c["value"]) == {"curves": 2, "domain_curves": 1}[kind]
 
@@ -135,7 +138,7 @@ def test_the_first_metric_is_the_one_that_most_tasks_have_a_chance_level_for(
         return data["metrics"][data["default_metric"]]["name"]
 
     drawn = []
-    monkeypatch.setattr(html_page, "draw_figures", lambda *tables, metric, title: drawn.append(metric) or [])
+    monkeypatch.setattr(html_page, "draw_figures", lambda *tables, metric, title, style: drawn.append(metric) or [])
     many = [(f"t{i}", "bits_per_byte", NAN) for i in range(4)]
     assert first(*many, ("t0", "acc", 0.5), ("t1", "acc_norm", 0.5), ("t2", "acc_norm", 0.5)) == "acc_norm"
     assert first(*many, ("t1", "acc_norm", 0.5), ("t2", "acc", 0.5)) == "acc"  # the order of known metrics
@@ -160,7 +163,7 @@ def test_the_page_says_where_it_comes_from(made: Path) -> None:
         assert text.count(f"<dt>{name}</dt><dd>{html.escape(value)}</dd>") == 1
     assert text.count("<dd>me</dd>") == 0
     assert "<title>A &amp; B</title>" in text and "<h1>A &amp; B</h1>" in text
-    assert ', and pictures for print: <a href="figures/a&amp;b.png">a&amp;b.png</a>' in text
+    assert '<a href="figures/a&amp;b.pdf">a&amp;b</a>.' in " ".join(text.split())
 
 
 # ---- the training log
@@ -237,12 +240,12 @@ def run_page(tmp_path_factory: pytest.TempPathFactory):
         pytest.skip("Node is not installed: the scripts of the page are not run")
     folder = tmp_path_factory.mktemp("node")
 
-    def run(made: Path, expression: str):
+    def run(made: Path, expression: str, address: str = ""):
         page, _ = page_of(made)
         (folder / "data.json").write_text(page.data)
         script = BROWSER + page.scripts[-1] + f"\nconsole.log(JSON.stringify({expression}));\n"
         (folder / "page.js").write_text(script)
-        command = ["node", str(folder / "page.js"), str(folder / "data.json")]
+        command = ["node", str(folder / "page.js"), str(folder / "data.json"), address]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
@@ -267,19 +270,30 @@ def for_people(tokens: float) -> str:
 
 def test_the_table_of_numbers_is_that_of_dynamics(run_page, made: Path, table: pd.DataFrame) -> None:
     body = run_page(made, "nodes.numbers.children[1].innerHTML")
-    rows = summarise(table[table.metric == "acc"])
-    rows = rows.assign(at=rows.t50.fillna(np.inf)).sort_values("at", kind="stable")
+    rows = summarise(table)
+    rows = rows[rows.metric == "acc"].sort_values("rank", kind="stable")
     found = cells(body)
-    assert len(found) == 8 and [row[0] for row in found[:7]] == list(rows.task)[:7]
-    for cell, row in zip(found, rows.itertuples()):
-        task, series, _, onset, t50, t90, final, chance, n, snr, rho, verdict = cell
-        assert (task, series, verdict) == (row.task, row.series, row.verdict)
+    assert len(found) == 8 and {(c[0], c[1]) for c in found} == set(zip(rows.task, rows.series))
+    by = rows.set_index(["task", "series"])
+    assert [by["rank"][cell[0], cell[1]] for cell in found] == sorted(rows["rank"])
+    for cell in found:
+        task, series, _, onset, to_score, t50, t90, final, chance, n, snr, rho, verdict = cell
+        row = by.loc[(task, series)]
+        assert verdict == row.verdict
         first = f"≤ {for_people(row.first_tokens)}" if row.first_tokens else "≤ 0"
         early = "before the first checkpoint"
-        for text, number, outcome in ((onset, row.onset, row.onset_outcome), (t50, row.t50, row.t50_outcome)):
-            if not (outcome == early and number == number):
-                assert text == (for_people(number) if number == number else first if outcome == early else "–")
-        assert t90 == (for_people(row.t90) if row.t90 == row.t90 else "not saturated")
+        for text, name in ((onset, "onset"), (to_score, "to_score"), (t50, "t50"), (t90, "t90")):
+            number, outcome = row[name], row[f"{name}_outcome"]
+            if name == "onset" and outcome == early:
+                assert text == first
+            elif number == number:
+                assert text == for_people(number)
+            elif outcome == early:
+                assert text == first
+            elif name != "onset" and math.isfinite(low := row[f"{name}_low"]):
+                assert text == f"> {for_people(low)}"
+            else:
+                assert text in ("–", "not saturated", f"> {for_people(row.last_tokens)}")
         assert final == f"{row.final:.3f}" and chance == (f"{row.chance:.3f}" if row.chance == row.chance else "–")
         assert n == f"{row.n:,.0f}".replace(",", "\u202f") and rho == f"{row.monotonicity:.2f}".replace("-", "−")
         assert snr == f"{row.snr:.{1 if abs(row.snr) < 10 else 0}f}"
@@ -291,8 +305,9 @@ def test_a_click_on_a_heading_sorts_and_what_has_no_number_stays_last(
 ) -> None:
     click = "nodes.numbers.children[0].children[0].children.find((h) => texts(h) === '{0}').children[0].click()"
     body = "nodes.numbers.children[1].innerHTML"
-    rows = summarise(table[table.metric == "acc"]).set_index(["task", "series"])
-    for column, label, at in (("chance", "chance", 7), ("final", "final ± s.e.", 6), ("snr", "SNR", 9)):
+    rows = summarise(table)
+    rows = rows[rows.metric == "acc"].set_index(["task", "series"])
+    for column, label, at in (("chance", "chance", 8), ("final", "final ± s.e.", 7), ("snr", "SNR", 10)):
         up, down = run_page(
             made, f"[{click.format(label)}, {body}, {click.format(label)}, {body}]".replace("[nodes", "[void nodes")
         )[1::2]
@@ -304,11 +319,14 @@ def test_a_click_on_a_heading_sorts_and_what_has_no_number_stays_last(
     assert [row[-1] for row in names] == sorted(row[-1] for row in names)
 
 
-def test_the_timeline_shows_scores_above_chance_in_the_order_of_t50(run_page, made: Path, table: pd.DataFrame) -> None:
+def test_the_timeline_shows_scores_above_chance_in_the_order_of_learning(
+    run_page, made: Path, table: pd.DataFrame
+) -> None:
     drawn = run_page(made, "drawn.timeline")
     heat, *marks = drawn["traces"]
-    rows = summarise(table[(table.metric == "acc") & (table.series == "small")]).set_index("task")
-    order = list(rows.t50.where(rows.t50_outcome != "before the first checkpoint", -1).sort_values().index)
+    rows = summarise(table)
+    rows = rows[(rows.metric == "acc") & (rows.series == "small")].set_index("task")
+    order = list(rows["rank"].sort_values().index)
     assert [text.split(" <span")[0] for text in drawn["layout"]["yaxis"]["ticktext"]] == [html.escape(t) for t in order]
     for z, task in zip(heat["z"], order):
         part = table[(table.metric == "acc") & (table.series == "small") & (table.task == task)].set_index("checkpoint")
@@ -316,8 +334,8 @@ def test_the_timeline_shows_scores_above_chance_in_the_order_of_t50(run_page, ma
         expected = [(part.value.get(f"c{i}", NAN) - chance) / (1 - chance) for i in range(14)]
         assert z == pytest.approx([None if v != v else v for v in expected], abs=2e-4) or chance != chance
     by_name = {mark.get("name"): mark for mark in marks if mark.get("name") and mark.get("showlegend")}
-    for name in ("onset", "t50", "t90"):
-        times = rows.loc[order, name].reset_index(drop=True).dropna()
+    for name, column in (("onset", "onset"), ("tokens to the score", "to_score"), ("t90", "t90")):
+        times = rows.loc[order, column].reset_index(drop=True).dropna()
         assert by_name[name]["y"] == list(times.index)
         assert by_name[name]["x"] == pytest.approx([math.log10(t) if t else 6 - 0.3 for t in times], abs=1e-4)
     finals = [a["text"] for a in drawn["layout"]["annotations"]][: len(order)]
@@ -380,12 +398,13 @@ def test_the_page_counts_what_it_shows(run_page, made: Path, table: pd.DataFrame
     overview, lede = run_page(made, "[nodes.overview.innerHTML, nodes.lede.innerHTML]")
     numbers = ["2", "21", "4", "2", "0 – 1\u202fB"]
     assert [part.split("</dd>")[0] for part in overview.split("<dd>")[1:]] == numbers
-    rows = summarise(table[(table.metric == "acc") & (table.series == "small")])
-    timed = rows[rows.t50.notna()].sort_values("t50")
+    rows = summarise(table)
+    rows = rows[(rows.metric == "acc") & (rows.series == "small")]
+    timed = rows[rows.to_score.notna()].sort_values("rank")
     assert "<b>4 of 4</b> tasks rose above chance." in lede or "<b>3 of 4</b> tasks rose above chance." in lede
     first, last = timed.iloc[0], timed.iloc[-1]
-    assert f"first for <b>{html.escape(first.task)}</b> ({for_people(first.t50)} tokens)" in lede
-    assert f"last for <b>{html.escape(last.task)}</b> ({for_people(last.t50)})" in lede
+    assert f"first for <b>{html.escape(first.task)}</b> ({for_people(first.to_score)} tokens)" in lede
+    assert f"last for <b>{html.escape(last.task)}</b> ({for_people(last.to_score)})" in lede
     rising = (rows.verdict == "still rising").sum()
     assert rising >= 1 and f" {rising} {'was' if rising == 1 else 'were'} still rising" in lede
 
@@ -485,7 +504,7 @@ def test_rows_of_the_timeline_can_be_domains(run_page, alone) -> None:
     drawn = run_page(made, "(state.rows = 'domains', drawTimelineAndLede(), drawn.timeline)")
     means = domain_curves(table)
     rows = summarise(means).set_index("domain")
-    order = list(rows.t50.sort_values().index)
+    order = list(rows["rank"].sort_values().index)
     assert [text.split(" <span")[0] for text in drawn["layout"]["yaxis"]["ticktext"]] == order
     assert drawn["traces"][0]["z"] == [pytest.approx(list(means[means.domain == d].value), abs=1e-4) for d in order]
 
@@ -511,7 +530,7 @@ def test_files_are_replaced_whole(table: pd.DataFrame, made: Path, tmp_path: Pat
     assert not list(tmp_path.glob(".*"))
 
 
-def test_what_has_no_t50_is_in_the_order_of_its_onset(run_page, tmp_path: Path) -> None:
+def test_what_was_reached_before_the_first_checkpoint_comes_first(run_page, tmp_path: Path) -> None:
     rows = [("late", 1e6, 0.5), ("late", 1e9, 0.9), ("early", 1e6, 0.9), ("early", 1e9, 0.9)]
     frame = pd.DataFrame(rows, columns=["task", "tokens", "value"])
     made = write_report(frame.assign(series="s", metric="acc", stderr=0.01, chance=0.5, n=1000), tmp_path)
@@ -522,17 +541,79 @@ def test_what_has_no_t50_is_in_the_order_of_its_onset(run_page, tmp_path: Path) 
 # ---- what the reader clicks, points at and compares
 
 
-def test_a_line_is_hidden_in_its_own_panel_alone(run_page, made: Path) -> None:
-    chip = "nodes.panels.children[1].children[0].children[2].children[0]"  # `small` in the panel of the second task
-    run = f"(look(), state.view = 'task', drawPanels(), look(), [{chip}.click(), look(), drawPanels(), look()])"
-    _, [clicked], _, panels = run_page(made, run)
-    hidden = [["legendonly"] * 2 + [True] * 2 if i == 1 else [True] * 4 for i in range(4)]
-    assert [trace["visible"] for trace in clicked["traces"]] == hidden[1]
-    assert [[trace["visible"] for trace in panel["traces"]] for panel in panels] == hidden
-    again = run.replace("click(), look()", "click(), void look()").replace(
-        "drawPanels(), look()])", f"{chip}.click(), look()])"
+def test_the_legend_hides_a_series_everywhere_and_the_address_says_so(run_page, made: Path) -> None:
+    chip = "nodes.legend.children[0]"  # `small`
+    run = f"(look(), state.view = 'task', drawPanels(), look(), {chip}.click(), "
+    panels = "look().map((p) => p.traces.filter((t) => !t.fill).map((t) => t.meta))"
+    hidden, rows, address = run_page(
+        made, run + f"[{panels}, nodes.numbers.children[1].innerHTML.split('<tr>').length - 1, location.hash])"
     )
-    assert [trace["visible"] for trace in run_page(made, again)[-1][0]["traces"]] == [True] * 4
+    assert hidden == [["big"]] * 4 and rows == 4 and address == "#view=task&hidden=small" or "hidden=small" in address
+    shown = run_page(made, run + f"void {chip}.click(), {panels})")
+    assert shown[-1] == ["small", "big"]
+
+
+def test_a_line_of_one_series_is_hidden_in_its_own_panel_alone(run_page, alone) -> None:
+    chip = "nodes.panels.children[2].children[0].children[2].children[0]"  # `one` in the panel of its domain
+    _, [clicked] = run_page(alone[0], f"(look(), [{chip}.click(), look()])")
+    assert {trace["visible"] for trace in clicked["traces"]} == {"legendonly"}
+
+
+def test_the_view_is_read_from_the_address(run_page, made: Path) -> None:
+    address = "#metric=bits_per_byte&axis=linear&series=big&search=sums&domain=a+%26+b&view=bad&hidden=nobody"
+    state = run_page(made, "({...state, hidden: [...state.hidden]})", address)
+    found = {name: state[name] for name in ("metric", "axis", "series", "search", "domain", "view", "hidden")}
+    assert found == {
+        "metric": 1, "axis": "linear", "series": 1, "search": "sums", "domain": "a & b", "view": "task", "hidden": []
+    }  # fmt: skip
+    again = run_page(made, "(remember(), location.hash)", address)
+    assert again == "#axis=linear&search=sums&domain=a+%26+b&metric=bits_per_byte&series=big"
+
+
+def test_search_and_filters_leave_the_curves_that_have_every_word(run_page, made: Path) -> None:
+    names = "curvesOf(state.metric).map((c) => data.series[c.series].name + ' ' + data.tasks[c.task].name)"
+    found = lambda change: run_page(made, f"({change}, {names})")
+    assert found("state.search = 'SUMS big'") == ["big sums"]
+    assert sorted(found("state.search = 'a &', state.domain = 'a & b'")) == [
+        "big facts", "big sums", "small facts", "small sums",
+    ]  # fmt: skip
+    assert found("state.search = 'nothing of it'") == []
+
+
+def test_sections_of_statistics_show_their_rows_verdicts_and_caveats(run_page, made: Path) -> None:
+    results = {s.name: frame for s, frame in compute(normalise(scores()))}
+    text = run_page(made, "texts(nodes.statistics)")
+    drawn = run_page(made, "(look(), [drawn['p-comparison'], drawn['p-comparison'].layout, nodes.statistics.children.length])")
+    rows = results["comparison"]
+    rows = rows[(rows.metric == "acc") & rows.difference.notna()].sort_values("difference", ascending=False)
+    [points], layout = drawn[0]["traces"], drawn[1]
+    assert points["x"] == pytest.approx(list(rows.difference), rel=1e-4)
+    assert points["error_x"]["array"] == pytest.approx(list(rows.high - rows.difference), rel=1e-3)
+    assert points["error_x"]["arrayminus"] == pytest.approx(list(rows.difference - rows.low), rel=1e-3)
+    assert [shape["x0"] for shape in layout["shapes"]] == [0]
+    assert drawn[2] == sum(len(frame) > 0 for name, frame in results.items() if name != "dynamics")
+    for statistic, frame in compute(normalise(scores()))[1:]:
+        assert not len(frame) or (statistic.title in text and statistic.definition in text and statistic.caveat in text)
+
+
+def test_a_large_table_is_thinned_on_the_page_and_its_ends_stay(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(page_data, "_MOST_SCORES", 60)
+    table = normalise(scores())
+    data = page_of(write_report(table, tmp_path))[1]
+    for series in data["series"]:
+        every = sorted(set(table[table.series == series["name"]].tokens))
+        assert (series["tokens"][0], series["tokens"][-1]) == (short(every[0], 9), short(every[-1], 9))
+        assert len(series["tokens"]) <= len(every)
+    assert data["left_out"] > 0
+    assert len(pd.read_csv(tmp_path / "tidy.csv")) == len(table)
+
+
+def test_every_figure_is_drawn_for_print_and_light(run_page, made: Path) -> None:
+    count, light, dark = run_page(
+        made, "(look(), dark.matches = true, state.view = 'task', window.beforeprint(), "
+        "[panels.length, colour(0), (window.afterprint(), colour(0))])"
+    )  # fmt: skip
+    assert (count, light, dark) == (4, "#0072b2", "#56b4e9")
 
 
 def test_controls_choose_metric_axis_and_series(run_page, made: Path, table: pd.DataFrame) -> None:
@@ -597,8 +678,8 @@ def test_one_checkpoint_is_a_point_with_a_bar_of_95_percent(run_page, sparse: Pa
     assert "error_y" not in panels[0]["traces"][1]
 
 
-def test_an_interval_of_t50_without_an_end_goes_on_to_the_last_checkpoint(run_page, made: Path) -> None:
-    times = "{t50: 1e7, t50_low: 2e6, t50_high: c.task ? null : 5e7}"
+def test_an_interval_without_an_end_goes_on_to_the_last_checkpoint(run_page, made: Path) -> None:
+    times = "{to_score: 1e7, to_score_low: 2e6, to_score_high: c.task ? null : 5e7}"
     change = f"data.curves.forEach((c) => Object.assign(c.summary, {times}))"
     drawn = run_page(made, f"({change}, drawTimeline(), drawn.timeline)")
     names = [text.split(" <span")[0] for text in drawn["layout"]["yaxis"]["ticktext"]]
@@ -619,8 +700,8 @@ def test_a_small_curve_has_a_point_for_each_score(run_page, sparse: Path) -> Non
     assert ["<circle" in svg for svg in drawn] == [False, True, False, True]
 
 
-def test_of_tasks_learned_at_once_the_clearest_is_first_and_what_never_rose_has_no_gain(run_page, made: Path) -> None:
-    change = "Object.assign(c.summary, {t50: 1e7, onset: 1e6, snr: c.task === 3 ? null : 5 + c.task})"
+def test_rows_are_in_the_order_of_their_ranks_and_what_never_rose_has_no_gain(run_page, made: Path) -> None:
+    change = "Object.assign(c.summary, {rank: 5 - c.task % 3})"
     refuse = "c.summary.verdict = c.task === 1 ? 'no clear change' : 'settled'"
     drawn = run_page(
         made,

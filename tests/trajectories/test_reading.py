@@ -10,7 +10,7 @@ import pytest
 
 from fineline_jax.errors import UserError
 from fineline_jax.facts.score_table import COLUMNS
-from fineline_jax.trajectories.report.figures import order_by_size
+from fineline_jax.trajectories.report.style import order_by_size
 from fineline_jax.trajectories.table import normalise, read_table, write_table
 
 NAN = math.nan

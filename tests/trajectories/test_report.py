@@ -10,6 +10,7 @@ from report_examples import page_of
 from trajectories_simulated import simulated_losses, simulated_table
 
 from fineline_jax.errors import UserError
+from fineline_jax.trajectories.registry import STATISTICS
 from fineline_jax.trajectories.report.html_page import write_report
 from fineline_jax.trajectories.statistics.columns import format_tokens
 from fineline_jax.trajectories.statistics.dynamics import summarise
@@ -115,8 +116,12 @@ def test_text_of_users_cannot_break_the_page(tmp_path: Path) -> None:
 def test_files_beside_the_page(report: Path, two_series: pd.DataFrame) -> None:
     names = {str(p.relative_to(report.parent)) for p in report.parent.rglob("*") if p.is_file()}
     pictures = {"overview", "word_order", "facts", "common_sense", "arithmetic", "two_hop"}
-    assert names == {"report.html", "tidy.csv", "tidy.parquet", "dynamics.csv"} | {f"figures/{p}.png" for p in pictures}
-    for path in (report.parent / "figures").iterdir():
+    pictures |= {"task_prediction", "task_prediction_errors", "comparison"}
+    drawn = {f"figures/{name}.{kind}" for name in pictures for kind in ("pdf", "svg", "png")}
+    tables = {"tidy", *(statistic.name for statistic in STATISTICS)}
+    assert names >= drawn | {f"{name}.{kind}" for name in tables for kind in ("csv", "parquet")}
+    assert names >= {"report.html", "findings.json"}
+    for path in (report.parent / "figures").glob("*.png"):
         assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and path.stat().st_size > 10_000
     assert len(read_table(report.parent)) == len(two_series)
     assert len(pd.read_csv(report.parent / "dynamics.csv")) == 60

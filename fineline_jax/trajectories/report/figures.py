@@ -59,7 +59,7 @@ def draw_figures(
         heading = title if len(series) == 1 else f"{title}: {shown}"
         figures["overview"] = _overview(table, summary, shown, heading, style)
         for domain in dict.fromkeys(table["domain"]):
-            name = re.sub(r"[^A-Za-z0-9]+", "_", domain).strip("_") or "domain"
+            name = re.sub(r"[^A-Za-z0-9]+", "_", domain).strip("_")[:80] or "domain"
             name = f"{name}_{len(figures)}" if name in figures else name
             parts = table[table["domain"] == domain], domains[domains["domain"] == domain]
             figures[name] = _domain(*parts, tints, domain, metric, style)
@@ -92,8 +92,12 @@ def _domain(
     rows = -(-len(tasks) // columns) if apart else 1
     width = style.inches if columns == 1 else max(style.inches, 0.55 * style.inches * columns)
     wanted = [name for name in tints if name in set(table["series"])]
-    legend = 0.2 * style.points / 9 * (len(wanted) if len(tints) > 1 else len(tasks)) / (3 if columns > 1 else 2)
-    height = (0.62 * style.inches if rows == 1 else 0.48 * style.inches * rows) + min(legend, 0.8 * style.inches)
+    labels = wanted if len(tints) > 1 else tasks
+    of_mean = f"mean of {len(tasks)} tasks" if crowded else ""
+    letters = max(map(len, [of_mean] if of_mean and len(tints) == 1 else labels)) + len(of_mean) * (len(tints) > 1)
+    beside = min(4, max(1, int(width * 72 / (0.9 * style.points * (0.6 * letters + 6)))))
+    legend = -(-len(labels) // beside) * 1.7 * 0.9 * style.points / 72
+    height = (0.62 * style.inches if rows == 1 else 0.48 * style.inches * rows) + legend
     figure = Figure(figsize=(width, height), layout="constrained")
     plots = figure.subplots(rows, columns, squeeze=False).ravel()
     for spare in plots[len(tasks) if apart else 1 :]:
@@ -115,7 +119,7 @@ def _domain(
             if averaged:
                 scale = 1 - chances[0]
                 mean = mean.assign(value=chances[0] + mean["value"] * scale, stderr=mean["stderr"] * scale)
-                label = f"mean of {len(tasks)} tasks" + (f", {series}" if len(tints) > 1 else "")
+                label = of_mean + (f", {series}" if len(tints) > 1 else "")
                 _line(axes, mean, lowest, look, label, faint=False)
         chance_lines(axes, chances, style.points)
         name = tasks[i] if apart else domain[:1].upper() + domain[1:]
@@ -124,9 +128,7 @@ def _domain(
         lines, labels = axes.get_legend_handles_labels()
         handles |= dict(zip(labels, lines, strict=True))
     if handles:
-        longest = max(map(len, handles))
-        fit = max(1, int(width * 72 / (0.9 * style.points * (0.55 * longest + 4))))
-        layout: dict[str, Any] = {"loc": "outside lower center", "ncols": min(fit, 4, len(handles))}
+        layout: dict[str, Any] = {"loc": "outside lower center", "ncols": min(beside, len(handles))}
         figure.legend(list(handles.values()), list(handles), handlelength=2.6, **layout)
     return figure
 
@@ -214,10 +216,13 @@ def _statistic(statistic: Statistic, frame: pd.DataFrame, metric: str, style: Fi
     )
     axes = figure.add_subplot()
     _points(axes, rows, column, chart.reference)
-    axes.set_yticks(range(len(rows)), [" · ".join(map(str, row)) for row in rows[keys].to_numpy()])
+    names = [" · ".join(filter(None, map(str, row))) for row in rows[keys].to_numpy()]
+    most = max(12, int(0.55 * style.inches * 72 / (0.6 * style.points)))
+    axes.set_yticks(range(len(rows)), [n if len(n) <= most else f"{n[: most // 2]}…{n[-most // 2 :]}" for n in names])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     unit = "" if column.unit in ("1", "tokens") else f" ({column.unit})"
-    axes.set_xlabel(style.wrapped(column.meaning + unit, style.inches * 0.9))
+    axes.set_xlabel("")
+    figure.supxlabel(style.wrapped(column.meaning + unit, style.inches * 0.9), size=style.points, color="#3c424b")
     part = f" ({len(rows)} of {count} rows)" if len(rows) < count else ""
     heading = f"{statistic.title}{part}"
     figure.suptitle(

@@ -10,8 +10,9 @@ import pandas as pd
 
 from fineline_jax import __version__
 from fineline_jax.atomic_files import atomic_file, write_atomic
-from fineline_jax.trajectories.statistics.columns import Statistic
+from fineline_jax.trajectories.csv_cells import write_csv
 from fineline_jax.trajectories.registry import STATISTICS
+from fineline_jax.trajectories.statistics.columns import Statistic
 
 FORMAT = 1
 Results = Sequence[tuple[Statistic, pd.DataFrame]]
@@ -26,7 +27,7 @@ def write_results(results: Results, sentences: Mapping[str, Sequence[str]], out:
     """Write NAME.csv and NAME.parquet of each statistic and findings.json into `out`, each whole or not at all."""
     for statistic, frame in results:
         with atomic_file(out / f"{statistic.name}.csv") as partial:
-            frame.to_csv(partial, index=False)
+            write_csv(frame, partial)
         with atomic_file(out / f"{statistic.name}.parquet") as partial:
             frame.to_parquet(partial, index=False)
     found = {"format": FORMAT, "made by": f"fineline_jax {__version__}", "title": title, "sentences": sentences}

@@ -84,7 +84,8 @@ def fit_power_law(x: np.ndarray, y: np.ndarray, *, with_floor: bool = True) -> P
         np.array([a] * terms + [b] * terms + [c * y.min()]) for a, b, c in itertools.product(shares, slopes, floors)
     ]
     best = None
-    for start in sorted(grid, key=lambda start: objective(start)[0])[:STARTS]:
+    starts = STARTS if terms > 1 or with_floor else 1  # of one term without a floor the objective is convex
+    for start in sorted(grid, key=lambda start: objective(start)[0])[:starts]:
         end = optimize.minimize(
             objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 1000, "ftol": 1e-12}
         )

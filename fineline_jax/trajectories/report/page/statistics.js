@@ -60,7 +60,7 @@ function drawStatistics() {
     const { at, rows } = rowsOf(statistic), answers = at.verdict ? tally(rows.map((i) => at.verdict[i])) : [], reasons = at.reason ? tally(rows.map((i) => at.reason[i]).filter(Boolean)) : [];
     const section = element("section", { "aria-labelledby": "s-" + statistic.name, class: "statistic" }, element("h2", { id: "s-" + statistic.name }, statistic.title), element("p", { class: "note" }, statistic.definition));
     if (answers.length) section.append(element("p", { class: "answer" }, answers.map(([verdict, n]) => `${verdict}: ${n}`).join("; ") + ` (of ${rows.length}).` + (reasons.length ? ` Why there is no answer${reasons.length > 1 ? ", most often" : ""}: ${reasons[0][0]}.` : "")));
-    const plot = element("div", { class: "plot" }), note = element("p", { class: "note" }), table = element("table");
+    const plot = element("div", { class: "plot", id: "p-" + statistic.name }), note = element("p", { class: "note" }), table = element("table");
     plot.note = note;
     if (statistic.chart) {
       section.append(element("figure", { class: "card" }, plot, element("figcaption", {}, statistic.caveat)), note);

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from tyro.extras import SubcommandApp
 
 from fineline_jax import __version__
-from fineline_jax.commands import ablate, data, pretrain, results, score, tasks, weights
+from fineline_jax.commands import ablate, data, pretrain, publish, results, score, tasks, weights
 from fineline_jax.commands.usage import check_options, deferred, parsed
 from fineline_jax.cpu_backend import prepare_cpu
 from fineline_jax.errors import UserError
@@ -47,13 +47,14 @@ def command_line() -> SubcommandApp:
     add(app, "export", weights.export_checkpoint)
     add(app, "import", weights.import_weights)
     add(app, "export-scores", results.export_scores)
+    add(app, "traces", publish.traces)
     add(app, "lm-eval", score.lm_eval_for_help)
     return app
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status is 0, 1 if some checkpoints could not be opened (all others are scored), 2 for
-    bad input, 130 when interrupted."""
+    """Run one command; the exit status is 0, 1 if some checkpoints were left out (`Incomplete`), 2 for bad input, 130
+    when interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

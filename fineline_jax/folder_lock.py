@@ -106,6 +106,15 @@ def is_being_written(folder: Path) -> bool:
         os.close(descriptor)
 
 
+def holder_text(folder: Path, part: tuple[int, int] | None = None) -> str:
+    """What the lock of `folder` holds, as this machine sees it; "": there is none."""
+    path = _lock_file(folder, part)
+    with contextlib.suppress(OSError):
+        os.listdir(path.parent)  # makes a network file system look again
+        return path.read_text()
+    return ""
+
+
 def _lock_file(folder: Path, part: tuple[int, int] | None) -> Path:
     place = folder.resolve()
     inside = place.is_dir() and (os.path.ismount(place) or not os.access(place.parent, os.W_OK))

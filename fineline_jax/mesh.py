@@ -47,7 +47,12 @@ def make_mesh(shape: Shape | None = None, devices: Sequence[Any] | None = None) 
     if asked != count:
         axes = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, given))
         raise UserError(f"{axes} does not divide the {count} device(s); the axes must multiply to that number")
-    return jax.make_mesh(tuple(sizes), AXES, devices=devices)
+    try:
+        return jax.make_mesh(tuple(sizes), AXES, devices=devices)
+    except NotImplementedError as error:  # a slice of TPUs whose shape these axes do not fit
+        axes = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, sizes))
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{axes} cannot be laid over these devices ({reason}); choose other sizes") from error
 
 
 def batch_shards(mesh: jax.sharding.Mesh) -> int:

@@ -257,7 +257,7 @@ def check_unique_names(series: Sequence[Series]) -> None:
 def _check_names(series: Series) -> None:
     """Raise UserError if no scores are looked for under its name or one of its checkpoints'."""
     wrong = [checkpoint.name for checkpoint in series.checkpoints if checkpoint.name.startswith(".")]
-    if series.name in ("", ".", "..", "pack"):
+    if series.name in ("", ".", "..", "pack") or "/" in series.name or "\0" in series.name:  # of a series file
         wrong = [series.name]
     if wrong:
         raise UserError(

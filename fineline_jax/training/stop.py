@@ -1,8 +1,13 @@
-"""Stopping a run from outside: SIGTERM (preemption) and the first Ctrl-C end it at the next step, saved."""
+"""Stopping a run from outside: SIGTERM (preemption) and the first Ctrl-C end it at the next step, saved; a terminal
+that is lost does not end it."""
 
 import contextlib
+import errno
+import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -13,21 +18,56 @@ def stop_requests() -> Iterator[Callable[[int], str | None]]:
     """Context whose value is asked after every step: `requested(step) -> name of the signal, or None`.
 
     One process: signal handlers, put back at the end; a second Ctrl-C interrupts at once. Several processes: JAX's
-    preemption service, which makes all of them stop at the same step whichever got the signal.
+    preemption service, which makes all of them stop at the same step whichever got the signal; Ctrl-C is handed on to
+    it as a SIGTERM. SIGHUP, and output that nobody reads any more, are passed over meanwhile.
     """
-    if jax.process_count() > 1:
-        yield lambda step: "SIGTERM" if multihost_utils.reached_preemption_sync_point(step) else None
-        return
     received: list[str] = []
+    several = jax.process_count() > 1
 
     def note(number: int, _: object) -> None:
         if received and number == signal.SIGINT:
             raise KeyboardInterrupt
         received.append(signal.Signals(number).name)
+        if several:
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    def requested(step: int) -> str | None:
+        if several:
+            return "SIGTERM" if multihost_utils.reached_preemption_sync_point(step) else None
+        return received[0] if received else None
+
+    handlers = {signal.SIGINT: note, signal.SIGHUP: signal.SIG_IGN}
+    handlers |= {} if several else {signal.SIGTERM: note}  # else JAX's service has it
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = map(_Unbroken, streams)
     try:
-        yield lambda step: received[0] if received else None
+        yield requested
     finally:
+        sys.stdout, sys.stderr = streams
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class _Unbroken:
+    """A stream whose writes do nothing once its reader or its terminal is gone."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, act: Callable[[], object]) -> None:
+        try:
+            act()
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

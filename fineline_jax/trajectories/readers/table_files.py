@@ -12,6 +12,7 @@ import pandas as pd
 
 from fineline_jax.errors import UserError
 from fineline_jax.text_table import amount
+from fineline_jax.trajectories.csv_cells import as_written
 from fineline_jax.trajectories.readers.wide import of_checkpoint_columns, of_task_columns
 
 SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".parquet")
@@ -73,7 +74,7 @@ def _read(path: Path) -> pd.DataFrame:
             separator = max(",;\t", key=line.count)
             names = pd.read_csv(path, sep=separator, nrows=0).columns
             dtype = {n: "str" for n in names if n.strip().lower() in _TEXT}
-            return pd.read_csv(path, sep=separator, dtype=dtype, decimal="," if separator == ";" else ".")
+            return as_written(pd.read_csv(path, sep=separator, dtype=dtype, decimal="," if separator == ";" else "."))
         if name.endswith(".jsonl"):
             with path.open(encoding="utf-8") as lines:
                 return pd.DataFrame([json.loads(line) for line in lines if line.strip()])

@@ -88,7 +88,7 @@ def crossing_of(
 
 def _crossing(excess: np.ndarray, grid: np.ndarray, tolerance: float) -> np.ndarray:
     """Batch at which the isotonic fit of each row of excess [..., batches] reaches the tolerance; NaN: none."""
-    return crossing(excess, np.ones(len(grid)), grid, np.full(excess.shape[:-1], tolerance))
+    return crossing(excess, np.ones(len(grid)), grid, np.full((*excess.shape[:-1], 1), tolerance))[..., 0]
 
 
 CRITICAL_BATCH = Statistic(

@@ -70,7 +70,7 @@ def run_tokens(part: pd.DataFrame, target: float, better: int) -> pd.DataFrame:
     for series, curve in part[part["tokens"] > 0].groupby("series", sort=False, observed=True):
         curve = curve.sort_values("tokens")
         tokens, values = curve["tokens"].to_numpy(float), better * curve["value"].to_numpy(float)
-        at = float(crossing(values, np.ones(len(values)), tokens, np.asarray(target)))
+        at = float(crossing(values, np.ones(len(values)), tokens, np.array([target]))[0])
         row = {
             "series": series,
             "arm": curve["arm"].iloc[0],

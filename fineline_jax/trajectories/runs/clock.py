@@ -49,7 +49,7 @@ def clocks(part: pd.DataFrame, *, share: float = 0.5, draws: int = DRAWS, seed: 
         noise = np.random.default_rng([seed, number]).standard_normal((draws, len(values))) * error
         drawn = np.vstack([values, isotonic.fit(values, weights) + noise])
         targets = baseline + share * (end_level(drawn, tokens) - baseline)
-        at = np.log2(isotonic.crossing(drawn, weights, tokens, targets))
+        at = np.log2(isotonic.crossing(drawn, weights, tokens, targets[:, None])[:, 0])
         at = np.where(np.isnan(at), np.log2(tokens[-1]), at)
         found.append(Clock(str(task), str(curve["domain"].iloc[0]), float(at[0]), at[1:]))
     return found

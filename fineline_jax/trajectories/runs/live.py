@@ -1,0 +1,134 @@
+"""Is a run that still trains ahead of or behind reference runs at equal tokens, and which tasks say so?"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from fineline_jax.errors import UserError
+from fineline_jax.facts.metrics import metric_of
+from fineline_jax.trajectories.ablation.arms import LEVEL, holm
+from fineline_jax.trajectories.curves import isotonic
+from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic
+from fineline_jax.trajectories.statistics.comparison import one_sample
+
+AHEAD, BEHIND, AS_REFERENCE, DECLINED = "ahead", "behind", "no difference resolved", "declined"
+ALL_TASKS = "all tasks"
+
+
+def live_state(table: pd.DataFrame, *, run: str | None = None, references: Sequence[str] = ()) -> pd.DataFrame:
+    """The newest checkpoint of `run` against the references at its tokens, per metric and task. See `LIVE_STATE`.
+
+    run: None: the last series of the table; references: none given: all others. Raises UserError for a series that is
+    not in the table, or where there is no reference.
+    """
+    names = [str(name) for name in table["series"].unique()]
+    run = names[-1] if run is None else run
+    references = list(references) or [name for name in names if name != run]
+    for name in (run, *references):
+        if name not in names:
+            raise UserError(f"series {name!r}: not in the table; it is one of {', '.join(names)}")
+    if not references:
+        raise UserError(f"series {run!r}: there is no other series to compare it with")
+    rows = []
+    for metric, part in table.groupby("metric", sort=False, observed=True):
+        better, family = metric_of(str(metric)).better, []
+        for task, of_task in part.groupby("task", sort=False, observed=True):
+            curves = {str(name): c.sort_values("tokens") for name, c in of_task.groupby("series", observed=True)}
+            if run in curves:
+                others = [curves[name] for name in references if name in curves]
+                row = {"run": run, "metric": metric, "task": task}
+                family.append(row | _against(curves[run], others, better))
+        gaps = np.array([row["difference"] for row in family if "difference" in row], float)
+        adjusted = holm(np.array([row.get("p", math.nan) for row in family], float))
+        for row, p in zip(family, adjusted, strict=True):
+            called = AHEAD if row.get("difference", 0) > 0 else BEHIND
+            verdict = DECLINED if "p" not in row else called if p <= LEVEL else AS_REFERENCE
+            rows.append(row | {"p_holm": p, "verdict": verdict})
+        whole = one_sample(gaps)
+        kept = {name: whole[name] for name in ("difference", "stderr", "low", "high", "p", "reason") if name in whole}
+        said = {"better": AHEAD, "worse": BEHIND}.get(str(whole["verdict"]), str(whole["verdict"]))
+        rows.append({"run": run, "metric": metric, "task": ALL_TASKS} | kept | {"verdict": said})
+    return LIVE_STATE.frame(rows)
+
+
+def _against(live: pd.DataFrame, others: list[pd.DataFrame], better: int) -> dict:
+    """Columns tokens to reason of LIVE_STATE for one task."""
+    tokens, value = float(live["tokens"].iloc[-1]), float(live["value"].iloc[-1])
+    row: dict = {"tokens": tokens, "value": value}
+    reaching = [one for one in others if one["tokens"].iloc[0] <= tokens <= one["tokens"].iloc[-1]]
+    row |= {"references": len(reaching)}
+    if not reaching:
+        return row | {"reason": "no reference was scored on both sides of these tokens"}
+    at = np.log1p(tokens)
+    levels = np.array([np.interp(at, np.log1p(one["tokens"].to_numpy(float)), one["value"]) for one in reaching])
+    errors = [np.interp(at, np.log1p(one["tokens"].to_numpy(float)), one["stderr"]) for one in reaching]
+    own = float(live["stderr"].iloc[-1])
+    difference = better * (value - float(levels.mean()))
+    row |= {"reference": float(levels.mean()), "difference": difference}
+    if len(levels) > 1:  # a new run of the references' kind has their spread, which holds the questions' error too
+        error = float(levels.std(ddof=1)) * math.sqrt(1 + 1 / len(levels))
+        freedom = len(levels) - 1.0
+    else:
+        error, freedom = math.hypot(own, float(errors[0])), math.inf
+    ahead = [_doublings(live, one, better) for one in reaching]
+    row["doublings_ahead"] = float(np.nanmean(ahead)) if np.isfinite(ahead).any() else math.nan
+    if not error > 0:
+        return row | {"reason": "there is no error to compare the difference with"}
+    half = float(stats.t.ppf(1 - LEVEL / 2, freedom)) * error
+    row |= {"stderr": error, "low": difference - half, "high": difference + half}
+    note = "one reference: the error is of the questions alone" if len(levels) == 1 else ""
+    return row | {"p": float(2 * stats.t.sf(abs(difference) / error, freedom)), "reason": note}
+
+
+def _doublings(live: pd.DataFrame, reference: pd.DataFrame, better: int) -> float:
+    """log2 of the tokens at which the reference has the run's score over the run's; NaN where it never has."""
+    behind = reference[reference["tokens"] > 0]
+    values, tokens = better * behind["value"].to_numpy(float), behind["tokens"].to_numpy(float)
+    target = np.array([better * float(live["value"].iloc[-1])])
+    at = float(isotonic.crossing(values, np.ones(len(values)), tokens, target)[0])
+    return math.log2(at / float(live["tokens"].iloc[-1])) if at > 0 else math.nan
+
+
+LIVE_STATE = Statistic(
+    "live_state",
+    "Is the run ahead of or behind its references?",
+    live_state,
+    (
+        Column("run", "", "the run"),
+        Column("metric", "", "the metric"),
+        Column("task", "", "the task; all tasks: the mean over them, with tasks as replicates"),
+        Column("tokens", "tokens", "of its newest checkpoint", "of all tasks"),
+        Column("value", "score", "its score there", "of all tasks"),
+        Column("references", "1", "reference series that were scored on both sides of these tokens", "of all tasks"),
+        Column("reference", "score", "their mean there, interpolated in log tokens", "without a reference"),
+        Column(
+            "difference",
+            "score",
+            "of the run to it, positive where it is ahead",
+            "without a reference",
+            interval=("low", "high"),
+        ),
+        Column("stderr", "score", "of the spread of references, of one reference that of the questions", "without"),
+        Column("low", "score", "lower end of the 95 % interval", "without an error"),
+        Column("high", "score", "upper end", "without an error"),
+        Column("p", "1", "two-sided, Student's t", "without an error"),
+        Column("p_holm", "1", "p controlled over the tasks of the metric (Holm)", "of all tasks"),
+        Column(
+            "doublings_ahead",
+            "doublings",
+            "log2 of the tokens at which references have the score, over the run's",
+            "where none has it",
+        ),
+        Column("verdict", "", "ahead, behind, no difference resolved, declined"),
+        Column("reason", "", "what is missing", "where nothing is"),
+    ),
+    "prediction interval: Student 1908; tasks as replicates: Miller 2024, arXiv 2411.00640",
+    definition="Score of the newest checkpoint minus the mean of the references at the same tokens, against the spread "
+    "of a new run of their kind.",
+    caveat="References with another data mixture or schedule differ at equal tokens for that reason alone.",
+    chart=Chart("difference", panel="metric", reference=0.0),
+    count="references",
+)

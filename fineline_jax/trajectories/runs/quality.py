@@ -1,0 +1,145 @@
+"""Which metric to watch in which phase: signal and noise within a run, and whether runs are told apart early."""
+
+import math
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from fineline_jax.facts.metrics import metric_of
+from fineline_jax.trajectories.ablation.transfer import decision_accuracy
+from fineline_jax.trajectories.curves.smooth import checkpoint_noise
+from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic
+
+PHASES = 4
+"""Parts of a run, equal in log tokens from its first trained checkpoint (at most a thousandth of its end) on."""
+SPAN = 1000.0
+FEWEST = 5
+FRACTIONS = (0.05, 0.1, 0.25, 0.5, 0.75)
+FEWEST_RUNS = 4
+DRAWS = 500
+WATCH_SNR = 3.0
+"""From this signal-to-noise ratio of a phase on a metric is recommended for it, the lower end of its interval at 1."""
+
+
+def phase_quality(table: pd.DataFrame) -> pd.DataFrame:
+    """Signal and noise of each (series, metric, task, phase). See `PHASE_QUALITY`."""
+    rows = []
+    for key, curve in table.groupby(["series", "metric", "task"], sort=False, observed=True):
+        curve = curve[curve["tokens"] > 0].drop_duplicates("tokens", keep="last").sort_values("tokens")
+        tokens, values = curve["tokens"].to_numpy(float), curve["value"].to_numpy(float)
+        meant = metric_of(str(key[1]))
+        if meant.log and (values > 0).all():
+            values = np.log(values)
+        if len(tokens) < FEWEST:
+            continue
+        edges = np.geomspace(max(tokens[0], tokens[-1] / SPAN), tokens[-1], PHASES + 1)
+        for phase in range(PHASES):
+            inside = (tokens >= edges[phase] * (1 - 1e-9)) & (tokens <= edges[phase + 1] * (1 + 1e-9))
+            row = dict(zip(("series", "metric", "task"), key, strict=True)) | {"phase": str(phase + 1)}
+            row |= {"from_tokens": edges[phase], "to_tokens": edges[phase + 1], "checkpoints": int(inside.sum())}
+            if inside.sum() < FEWEST:
+                rows.append(row | {"reason": f"fewer than {FEWEST} checkpoints in the phase"})
+                continue
+            rows.append(row | _signal_and_noise(meant.better * values[inside], tokens[inside]))
+    return PHASE_QUALITY.frame(rows)
+
+
+def _signal_and_noise(values: np.ndarray, tokens: np.ndarray) -> dict:
+    noise = checkpoint_noise(values, tokens)
+    third = max(1, len(values) // 3)
+    signal = float(values[-third:].mean() - values[:third].mean())
+    if not noise > 0:
+        return {"signal": signal, "reason": "the curve does not scatter: it has no noise to compare with"}
+    ratio, inner = signal / noise, max(3, (len(values) - 2) // 2)
+    # noise^2 has about 2/3 as many degrees of freedom as pseudo-residuals, which overlap
+    spread = np.sqrt(stats.chi2.ppf([0.025, 0.975], 2 * inner / 3) / (2 * inner / 3))
+    error = 1.96 * math.sqrt(2 / third)
+    low, high = min((ratio - error) * spread), max((ratio + error) * spread)
+    row = {"signal": signal, "noise": noise, "snr": ratio, "low": float(low), "high": float(high), "reason": ""}
+    return row | {"verdict": "watch" if ratio >= WATCH_SNR and low >= 1 else "too noisy" if ratio < 1 else "unclear"}
+
+
+def early_decisions(table: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
+    """Of each (metric, task): how often the better of two runs at the end is the better one before.
+
+    See `EARLY_DECISIONS`. Runs are compared at fractions of the tokens that all have.
+    """
+    rows = []
+    for (metric, task), part in table.groupby(["metric", "task"], sort=False, observed=True):
+        curves = [curve.sort_values("tokens") for _, curve in part.groupby("series", sort=False, observed=True)]
+        row = {"metric": metric, "task": task, "runs": len(curves)}
+        if len(curves) < FEWEST_RUNS:
+            rows.append(row | {"reason": f"fewer than {FEWEST_RUNS} runs"})
+            continue
+        horizon = min(curve["tokens"].iloc[-1] for curve in curves)
+        starts = max(curve["tokens"].iloc[0] for curve in curves)
+        at = np.array([horizon * fraction for fraction in (*FRACTIONS, 1.0)], float)
+        values = np.array([np.interp(at, curve["tokens"].to_numpy(float), curve["value"]) for curve in curves])
+        draws = np.random.default_rng(seed).integers(0, len(curves), (DRAWS, len(curves)))
+        for index, fraction in enumerate(FRACTIONS):
+            now = row | {"fraction": str(fraction), "tokens": at[index]}
+            if at[index] < starts:
+                rows.append(now | {"reason": "before the first checkpoint of a run"})
+                continue
+            early, end = values[:, index], values[:, -1]
+            drawn = [decision_accuracy(early[rows_of], end[rows_of]) for rows_of in draws]
+            low, high = np.nanquantile(drawn, [0.025, 0.975])
+            now |= {"accuracy": decision_accuracy(early, end), "low": float(low), "high": float(high)}
+            rows.append(now | {"reason": ""})
+    return EARLY_DECISIONS.frame(rows)
+
+
+PHASE_QUALITY = Statistic(
+    "phase_quality",
+    "Which metric to watch in which phase?",
+    phase_quality,
+    (
+        Column("series", "", "the series"),
+        Column("metric", "", "the metric"),
+        Column("task", "", "the task"),
+        Column("phase", "", "1 to 4: quarters of the training in log tokens"),
+        Column("from_tokens", "tokens", "where the phase begins"),
+        Column("to_tokens", "tokens", "where it ends"),
+        Column("checkpoints", "1", "checkpoints in it"),
+        Column(
+            "signal", "score", "mean of its last third minus that of its first, positive for the better", "with few"
+        ),
+        Column("noise", "score", "scatter from checkpoint to checkpoint without the trend", "with few"),
+        Column("snr", "1", "their quotient", "without noise", interval=("low", "high")),
+        Column("low", "1", "lower end of the 95 % interval", "without noise"),
+        Column("high", "1", "upper end", "without noise"),
+        Column(
+            "verdict", "", "watch: at least 3, its lower end at least 1; too noisy: below 1; unclear", "without snr"
+        ),
+        Column("reason", "", "why there is no value", "where there is one"),
+    ),
+    "Signal and Noise, arXiv 2508.13144; scatter: Gasser, Sroka and Jennen-Steinmetz 1986",
+    definition="Change over a phase divided by the scatter from checkpoint to checkpoint in it.",
+    caveat="A metric may move clearly and yet not tell a good run from a bad one; early decisions say that.",
+    chart=Chart("snr", panel="metric"),
+    count="checkpoints",
+)
+
+EARLY_DECISIONS = Statistic(
+    "early_decisions",
+    "How early does a metric tell which of two runs will be better?",
+    early_decisions,
+    (
+        Column("metric", "", "the metric"),
+        Column("task", "", "the task"),
+        Column("fraction", "", "of the tokens that all runs have"),
+        Column("runs", "1", "runs, of which each pair is a decision"),
+        Column("tokens", "tokens", "where runs are compared", "with few runs"),
+        Column("accuracy", "1", "share of pairs in the order of the end", "with few runs", interval=("low", "high")),
+        Column("low", "1", "lower end of the 95 % interval (bootstrap of runs)", "with few runs"),
+        Column("high", "1", "upper end", "with few runs"),
+        Column("reason", "", "why there is no value", "where there is one"),
+    ),
+    "DataDecide, arXiv 2504.11393",
+    definition="Decision accuracy: share of pairs of runs in the same order at a fraction of training and at the "
+    "end; between checkpoints values are interpolated.",
+    caveat="Runs of very different size are told apart at once and make every metric look good.",
+    chart=Chart("accuracy", panel="metric", reference=0.5),
+    count="runs",
+)

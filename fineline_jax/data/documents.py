@@ -17,9 +17,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from fineline_jax.errors import UserError, reading, refuse_lfs_pointer
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".txt")
@@ -135,6 +132,8 @@ def _json_of(file: Path, text_key: str, progress: Callable[[int], None]) -> Iter
 
 def _rows_of(file: Path, text_key: str, progress: Callable[[int], None]) -> Iterator[tuple[str, str | UserError]]:
     """(location, text or what is wrong with the row) of every row of a .parquet file."""
+    import pyarrow.parquet as pq  # takes a while: not for --help
+
     with reading(file), pq.ParquetFile(file, page_checksum_verification=True) as table:
         if text_key not in table.schema_arrow.names:
             raise UserError(
@@ -174,6 +173,8 @@ def _opened(file: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
         if file.suffix == ".gz":
             yield raw, gzip.GzipFile(fileobj=raw)
         elif file.suffix == ".zst":
+            import pyarrow as pa
+
             yield raw, io.BufferedReader(pa.CompressedInputStream(raw, "zstd"), 1 << 16)
         else:
             yield raw, raw

@@ -244,6 +244,14 @@ def test_the_attention_is_picked_by_device_and_dtype(platform, dtype, kernel):
     assert attention.pick("xla", jnp.dtype(dtype), platform) == "xla"
 
 
+def test_documents_are_masked_without_cudnn():
+    bfloat16 = jnp.dtype("bfloat16")
+    picked = {platform: attention.pick("auto", bfloat16, platform, True) for platform in ("gpu", "tpu", "cpu")}
+    assert picked == {"gpu": "xla", "tpu": "splash", "cpu": "xla"}
+    with pytest.raises(UserError, match=r"attention='cudnn' cannot mask documents \(data\.mask_documents_at\); use"):
+        attention.pick("cudnn", bfloat16, "gpu", True)
+
+
 def test_a_forced_kernel_on_the_wrong_device_is_refused_by_name():
     with pytest.raises(UserError, match=r"compute\.attention='splash' needs a tpu"):
         attention.pick("splash", jnp.dtype("bfloat16"), "cpu")

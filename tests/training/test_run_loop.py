@@ -234,6 +234,24 @@ def test_without_the_initial_checkpoint_nothing_is_kept_or_validated_before_the_
     assert not list((tmp_path / "stopped" / "checkpoints").iterdir())
 
 
+def test_each_validation_set_has_a_loss_of_its_own(corpus, tmp_path):
+    sets = (Validation(windows=10), Validation("train", str(corpus), next(iter(open_data_set(corpus).splits)), 7))
+    recipe = recipe_of(corpus, logging=Logging(tensorboard=False, validation=sets), tokens=2 * TOKENS)
+    loop.pretrain(recipe, tmp_path / "run")
+    last = lines_of(tmp_path / "run")[-1]
+    data_set, losses = open_data_set(corpus), []
+    for one in sets:
+        targets = data_set.read(one.split, range(one.windows))[:, 1:]
+        losses.append(targets[targets != IGNORED].mean() * (1 + totals(recipe)[2] % 7))
+    assert losses[0] != pytest.approx(losses[1], rel=1e-3)
+    assert last == {
+        "step": 2,
+        "tokens": 2 * TOKENS,
+        "validation_loss/held_out": pytest.approx(losses[0], rel=1e-6),
+        "validation_loss/train": pytest.approx(losses[1], rel=1e-6),
+    }
+
+
 def test_without_validation_windows_no_validation_loss_is_written(corpus, tmp_path):
     recipe = recipe_of(corpus, logging=Logging(tensorboard=False, validation=()), tokens=2 * TOKENS)
     loop.pretrain(recipe, tmp_path / "run")

@@ -455,7 +455,12 @@ def test_remat_unrolling_dtype_and_chunk_reach_the_program():
 
 @pytest.mark.parametrize(
     ("batch", "axes", "rows"),
-    [(Batch(6), (1, 4, 1), 6), (Batch(12, accumulation=2), (2, 2, 2), 6), (Batch(8, accumulation=2), (1, 8, 1), 4)],
+    [
+        (Batch(6), (1, 4, 1), 6),
+        (Batch(12, accumulation=2), (2, 2, 2), 6),
+        (Batch(8, accumulation=2), (1, 8, 1), 4),
+        (Batch(16, 2, ((1, 12),)), (2, 2, 2), 6),
+    ],
 )
 def test_a_batch_that_does_not_split_is_refused_by_name(batch, axes, rows):
     with pytest.raises(

@@ -607,7 +607,7 @@ class Run:
         self.scored: list[list[str]] = []
         monkeypatch.setattr(watch, "time", types.SimpleNamespace(sleep=self.sleep, monotonic=lambda: self.now))
         monkeypatch.setattr(watch, "_complete", self.complete)
-        monkeypatch.setattr(watch, "_kept_steps", lambda run: kept_steps)
+        monkeypatch.setattr(watch, "_last_step", lambda run: kept_steps and max(kept_steps))
 
     def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)

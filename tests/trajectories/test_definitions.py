@@ -330,7 +330,7 @@ def test_the_level_is_the_mean_of_the_last_half_doubling() -> None:
 )
 def test_a_target_is_crossed_at_its_first_checkpoint_or_between_two(target: float, time: float) -> None:
     curve, tokens = np.array([0.1, 0.5, 0.5, 0.9, 0.9]), np.array([10.0, 100.0, 100.0, 1000.0, 10_000.0])
-    both = crossing(np.stack([curve, curve]), np.ones(5), tokens, np.array([target, 0.5]))
+    both = crossing(np.stack([curve, curve]), np.ones(5), tokens, np.array([[target], [0.5]]))[:, 0]
     assert both == pytest.approx([time, 100.0], nan_ok=True)
 
 
@@ -338,8 +338,8 @@ def test_isotonic_pools_by_weight() -> None:
     values, weights = np.array([1.0, 4.0, 1.0, 5.0]), np.array([1.0, 1.0, 2.0, 1.0])
     assert fit(values, weights) == pytest.approx([1, 2, 2, 5])
     tokens = np.array([1.0, 10.0, 100.0, 1000.0])  # from 1 to the pooled 2: halfway in log tokens
-    assert crossing(values, weights, tokens, np.array(1.5)) == pytest.approx(10**0.5)
-    assert crossing(values, np.ones(4), tokens, np.array(2.0)) == pytest.approx(10 ** (1 / 1.5))
+    assert crossing(values, weights, tokens, np.array([1.5])) == pytest.approx(10**0.5)
+    assert crossing(values, np.ones(4), tokens, np.array([2.0])) == pytest.approx(10 ** (1 / 1.5))
 
 
 def test_noise_is_that_of_the_second_half_and_of_nothing_at_zero_tokens() -> None:

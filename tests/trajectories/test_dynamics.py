@@ -43,7 +43,7 @@ def test_a_crossing_is_where_the_isotonic_fit_of_scipy_reaches_the_target(values
     weights = np.array([random.uniform(0.1, 5.0) for _ in range(count)])
     tokens = np.cumsum([random.choice([0.0, 1.0, 1e3, 1e6]) for _ in range(count)])
     target = np.array([random.choice([*row, random.uniform(-10, 10)]) for row in values])
-    for row, aim, at in zip(values, target, crossing(values, weights, tokens, target), strict=True):
+    for row, aim, at in zip(values, target, crossing(values, weights, tokens, target[:, None])[:, 0], strict=True):
         fit = isotonic_regression(row, weights=weights).x
         if np.abs(fit - aim).min() < 1e-9:  # touched, up to rounding: at the checkpoint that touches, or never
             touching = tokens[np.abs(fit - aim) < 1e-9]
@@ -65,7 +65,7 @@ def test_a_crossing_is_where_the_isotonic_fit_of_scipy_reaches_the_target(values
 
 def test_crossing_is_linear_in_log_tokens_and_in_tokens_from_zero() -> None:
     curve, tokens = np.array([0.0, 0.5, 1.0]), np.array([0.0, 100.0, 10_000.0])
-    at = crossing(np.tile(curve, (3, 1)), np.ones(3), tokens, np.array([0.75, 0.25, 1.1]))
+    at = crossing(curve, np.ones(3), tokens, np.array([0.75, 0.25, 1.1]))
     assert at == pytest.approx([1000.0, 50.0, np.nan], nan_ok=True)
 
 

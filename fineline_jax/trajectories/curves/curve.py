@@ -3,7 +3,6 @@
 Everything is turned so that higher is better.
 """
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -42,10 +41,11 @@ class Curve:
     def stuck(self) -> bool:
         """Whether most checkpoints have the value of a constant answer: one and the same, neither 0 nor 1, or one minus
         it (of two choices the other one)."""
-        counts = Counter(np.round(self.values, 9).tolist())
-        other = {value: counts[round(1 - value, 9)] * (value != 0.5) for value in list(counts)}
-        most = max((counts[value] + other[value] for value in other if value not in (0, 1)), default=0)
-        return len(self.values) >= 5 and 2 * most > len(self.values)
+        values, counts = np.unique(np.round(self.values, 9), return_counts=True)
+        at = np.minimum(np.searchsorted(values, np.round(1 - values, 9) - 1e-10), len(values) - 1)
+        other = (np.abs(values[at] + values - 1) < 1e-9) & (at != np.arange(len(values)))
+        most = np.where((values != 0) & (values != 1), counts + other * counts[at], 0).max()
+        return len(self.values) >= 5 and 2 * int(most) > len(self.values)
 
     @property
     def baseline(self) -> tuple[float, str]:

@@ -9,26 +9,38 @@ def fit(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return optimize.isotonic_regression(values, weights=weights).x
 
 
-def crossing(values: np.ndarray, weights: np.ndarray, tokens: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Tokens at which the isotonic fit of each row first reaches its target, NaN if never.
+def crossing(values: np.ndarray, weights: np.ndarray, tokens: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Tokens at which the isotonic fit of each row first reaches each of its targets, NaN if never.
 
-    values [..., C], weights [C], tokens [C] non-decreasing, target [...] -> [...]. Between checkpoints linear in log
-    tokens (linear in tokens from a checkpoint at 0 tokens); tokens[0] where the first checkpoint is already there.
+    values [..., C], weights [C], tokens [C] non-decreasing, targets [..., T] -> [..., T], computed in the precision of
+    the values. Between checkpoints linear in log tokens (linear in tokens from a checkpoint at 0 tokens); tokens[0]
+    where the first checkpoint is already there.
 
     The fit is the slope of the greatest convex minorant of the cumulative sum, so it first reaches the target where the
     cumulative sum of weight x (value - target) has its first minimum (the switch relation: Groeneboom, Jongbloed 2014,
     Nonparametric Estimation under Shape Constraints, 3.3). The slopes on both sides of that point are the fit there.
     """
-    sums = np.concatenate([np.zeros((*values.shape[:-1], 1)), np.cumsum(weights * values, axis=-1)], axis=-1)
-    mass = np.concatenate([[0.0], np.cumsum(weights)])
-    count = values.shape[-1]
-    tilted = sums - (target - 1e-12)[..., None] * mass
-    first = np.argmin(tilted, axis=-1)
-    rise = tilted - np.take_along_axis(tilted, first[..., None], -1)
+    weights = (weights / weights.mean()).astype(values.dtype)
+    centre = values.mean(axis=-1, keepdims=True)
+    zero = np.zeros((*values.shape[:-1], 1), values.dtype)
+    sums = np.concatenate([zero, np.cumsum(weights * (values - centre), axis=-1)], axis=-1)
+    mass = np.concatenate([zero[..., 0].ravel()[:1], np.cumsum(weights)])
+    aims = (targets - 1e-12).astype(values.dtype) - centre
+    return np.stack([_crossing(sums, mass, tokens, aims[..., i, None]) for i in range(targets.shape[-1])], axis=-1)
+
+
+def _crossing(sums: np.ndarray, mass: np.ndarray, tokens: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Of cumulative sums [..., C + 1] and target [..., 1]."""
+    count = len(tokens)
+    tilted = sums - target * mass
+    first = np.argmin(tilted, axis=-1)[..., None]
+    tilted -= np.take_along_axis(tilted, first, -1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        run = (mass - mass[first][..., None]) / rise  # 1 / slope: below 0 to the left, above 0 to the right
-        np.put_along_axis(run, first[..., None], 0.0, -1)
-        low, high = 1 / run.min(axis=-1), 1 / run.max(axis=-1)
+        run = np.subtract(mass, mass[first])
+        run /= tilted  # 1 / slope: below 0 to the left, above 0 to the right
+        np.put_along_axis(run, first, 0.0, -1)
+        low, high = 1 / run.min(axis=-1).astype(float), 1 / run.max(axis=-1).astype(float)
+    first = first[..., 0]
     inside = (first > 0) & (first < count)
     share = np.divide(-low, high - low, out=np.ones(first.shape), where=inside & (high > low))
     start = tokens[np.maximum(first - 1, 0)].astype(float)

@@ -50,7 +50,9 @@ OUTCOMES = {
 }  # fmt: skip
 """What the page's scripts compare with."""
 _NAN = float("nan")
-_NOWHERE = (_NAN, _NAN, _NAN)
+_Interval = tuple[float, float, float]
+"""Time, lower and upper end."""
+_NOWHERE: _Interval = (_NAN, _NAN, _NAN)
 _KEY = ["series", "domain", "task", "metric"]
 
 
@@ -192,12 +194,14 @@ def _row(
     times = dict.fromkeys(TIMES, _NOWHERE)
     outcomes = dict.fromkeys(FRACTIONS, refusal)
     ascent = _Ascent(curve, noise, normals)
+    scored = None
     if fell:
         verdict, outcomes = DECLINED, dict.fromkeys(FRACTIONS, DECLINED)
     elif found and count < 3:
         verdict, outcomes = ABOVE_CHANCE, dict.fromkeys(FRACTIONS, TOO_FEW)
     elif found:
-        verdict, risen = _rise(curve, tests, tested, level, baseline, ascent)
+        *shares, scored = ascent.crossings(count, target, baseline, level)
+        verdict, risen = _rise(curve, tests, tested, shares, ascent.error)
         times |= {name: time for name, (time, _) in risen.items()}
         outcomes = {name: outcome for name, (_, outcome) in risen.items()}
     else:
@@ -210,11 +214,12 @@ def _row(
         outcomes["to_score"] = refusal
     else:
         until = tests.peak + 2 if fell else count
-        times["to_score"], outcomes["to_score"] = ascent.to(until, target)
+        scored = ascent.crossings(until, target)[-1] if scored is None else scored
+        times["to_score"], outcomes["to_score"] = _to_score(scored, curve.tokens[:until])
 
     spearman = _NAN
     if count >= 3 and np.ptp(curve.values) > 0 and np.ptp(curve.tokens) > 0:
-        spearman = float(np.corrcoef(stats.rankdata(curve.tokens), stats.rankdata(curve.values))[0, 1])
+        spearman = float(np.corrcoef(_ranks(curve.tokens), _ranks(curve.values))[0, 1])
     way = target - (baseline if np.isnan(curve.chance) else curve.chance)
     row: dict[str, Any] = {
         "checkpoints": count, "first_tokens": float(curve.tokens[0]), "last_tokens": float(curve.tokens[-1]),
@@ -230,6 +235,12 @@ def _row(
         row |= {"peak": level_at(curve, tests.peak), "peak_tokens": float(curve.tokens[tests.peak])}
         row |= {"fall": tests.fall, "fall_stderr": tests.fall_stderr, "fall_q": fall_q}
     return row | {"noise": noise, "snr": snr, "monotonicity": spearman, "verdict": verdict}
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ties have their mean rank."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[place]
 
 
 def level_at(curve: Curve, middle: int) -> float:
@@ -251,62 +262,59 @@ class _Ascent:
         if curve.deviations is None and not measured.any():
             self.source = "checkpoint noise" if known.any() else ""
 
-    def crossings(
-        self, until: int, targets: np.ndarray, targets_of: Any = None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(times, low, high), [T] each, of the first `until` checkpoints; times NaN and ends inf if never.
+    def crossings(self, until: int, target: float, baseline: float = _NAN, level: float = _NAN) -> list[_Interval]:
+        """(time, low, high) of the fixed target in the first `until` checkpoints, the last entry; before it, where
+        there is a level, those of FRACTIONS of the way from baseline to level, which is drawn too.
 
-        targets_of: draws [draws, until] -> targets [draws, T]; None: they are fixed. Without errors the ends are NaN.
+        Time NaN and ends inf if never; without errors the ends are NaN.
         """
         values, tokens, weights = self.curve.values[:until], self.curve.tokens[:until], self.weights[:until]
-        times = np.array([crossing(values, weights, tokens, np.asarray(target)) for target in targets])
+        shares = np.array([*FRACTIONS.values()] if np.isfinite(level) else [])
+        targets = np.append(baseline + shares * (level - baseline), target)
+        times = crossing(values, weights, tokens, targets)
         if self.curve.deviations is not None:
             sample = self.curve.deviations[:, :until]
         elif self.normals is not None:
             sample = self.normals.of(len(self.error))[:, :until] * np.nan_to_num(self.error[:until])
         else:
-            return times, np.full(len(times), _NAN), np.full(len(times), _NAN)
-        drawn = fit(values, weights) + sample
-        aims = np.tile(targets, (len(drawn), 1)) if targets_of is None else targets_of(drawn)
-        at = np.stack([crossing(drawn, weights, tokens, aims[:, i]) for i in range(len(targets))])
-        low, high = np.quantile(np.where(np.isnan(at), np.inf, at), [0.025, 0.975], axis=1, method="nearest")
-        return times, np.fmin(low, times), np.fmax(high, times)
+            return [(float(time), _NAN, _NAN) for time in times]
+        drawn = (fit(values, weights) + sample).astype(np.float32)
+        aims = np.tile(targets, (len(drawn), 1))
+        aims[:, :-1] = baseline + shares * (end_level(drawn, tokens)[:, None] - baseline)
+        at = np.sort(crossing(drawn, weights, tokens, aims), axis=0)  # NaN, never, comes last
+        low, high = np.where(np.isnan(at), np.inf, at)[[round(q * (len(at) - 1)) for q in (0.025, 0.975)]]
+        low, high = np.fmin(low, times), np.fmax(high, times)
+        return [(float(times[i]), float(low[i]), float(high[i])) for i in range(len(times))]
 
-    def to(self, until: int, target: float) -> tuple[tuple[float, float, float], str]:
-        """Of a fixed target: ((time, low, high), outcome). One that is not reached has a lower bound."""
-        times, low, high = (float(one[0]) for one in self.crossings(until, np.array([target])))
-        if np.isnan(times):
-            last = float(self.curve.tokens[until - 1])
-            return (_NAN, min(low, last) if low == low else last, np.inf), NOT_REACHED
-        if times <= self.curve.tokens[0]:
-            return _NOWHERE, BEFORE_FIRST
-        return (times, low, high), REACHED
+
+def _to_score(interval: _Interval, tokens: np.ndarray) -> tuple[_Interval, str]:
+    """(interval, outcome) of the fixed score. One that is not reached has a lower bound."""
+    time, low, _ = interval
+    if np.isnan(time):
+        return (_NAN, float(min(low, tokens[-1])) if low == low else float(tokens[-1]), np.inf), NOT_REACHED
+    return (_NOWHERE, BEFORE_FIRST) if time <= tokens[0] else (interval, REACHED)
 
 
 def _rise(
-    curve: Curve, tests: Findings, tested: bool, level: float, baseline: float, ascent: _Ascent
-) -> tuple[str, dict[str, tuple[tuple[float, float, float], str]]]:
-    """(verdict, name -> ((time, low, high), outcome)) of t10, t50, t90 of a curve that has risen."""
+    curve: Curve, tests: Findings, tested: bool, shares: list[_Interval], error: np.ndarray
+) -> tuple[str, dict[str, tuple[_Interval, str]]]:
+    """(verdict, name -> (interval, outcome)) of t10, t50, t90 of a curve that has risen."""
     first, last = float(curve.tokens[0]), float(curve.tokens[-1])
-    shares = np.array([*FRACTIONS.values()])
-    levels = lambda drawn: baseline + shares * (end_level(drawn, curve.tokens)[:, None] - baseline)
-    times, low, high = ascent.crossings(len(curve.values), baseline + shares * (level - baseline), levels)
-    settled = times[-1] * SETTLED_FACTOR <= last
+    settled = shares[-1][0] * SETTLED_FACTOR <= last
     # A curve that starts above guessing may not move at all afterwards: crossings of its noise are no times.
-    start, end = ascent.error[0], float(end_level(ascent.error, curve.tokens))
-    moves = not (tested and tests.onset == 0) or level - curve.values[0] > Z * np.hypot(start, end)
+    moved = tests.level - curve.values[0] > Z * np.hypot(error[0], end_level(error, curve.tokens))
+    moves = moved or not (tested and tests.onset == 0)
     earliest = float(curve.tokens[tests.onset - 1]) if tested and tests.onset else -np.inf
     found = {}
-    for i, name in enumerate(FRACTIONS):
-        interval = (float(times[i]), float(low[i]), float(high[i]))
-        if times[i] <= first:
+    for name, interval in zip(FRACTIONS, shares, strict=True):
+        if interval[0] <= first:
             found[name] = (_NOWHERE, BEFORE_FIRST)
         elif not moves:
             found[name] = (_NOWHERE, NO_RISE)
         elif not settled:
             # The level is not final, so the time is a lower bound.
             found[name] = ((_NAN, interval[1], np.inf), NOT_SATURATED)
-        elif times[i] < earliest:
+        elif interval[0] < earliest:
             found[name] = (_NOWHERE, BEFORE_ONSET)
         else:
             found[name] = (interval, REACHED)

@@ -20,7 +20,7 @@ from fineline_jax.checkpoints.runs.store import CheckpointStore, check_intact, l
 from fineline_jax.data.loader import global_array, global_batch, open_sources
 from fineline_jax.data.prefetch import prefetch
 from fineline_jax.mesh import make_mesh
-from fineline_jax.multihost import broadcast_from_process_0, check_on_process_0
+from fineline_jax.multihost import broadcast_from_process_0, check_on_process_0, device_errors
 from fineline_jax.recipe import Recipe
 from fineline_jax.training import run_folder
 from fineline_jax.training.metrics import MetricsLog
@@ -35,6 +35,10 @@ from fineline_jax.training.stop import stop_requests
 logger = logging.getLogger(__name__)
 
 UNTIL = "--until"
+LESS_MEMORY = (
+    "more --batch.accumulation, --compute.remat full or offload, --compute.dtype bfloat16, or a larger --mesh.fsdp"
+    " needs less"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Outcome:
     """What ended it early: the name of a signal, or `--until`; None: it is complete."""
 
 
+@device_errors(LESS_MEMORY)
 def pretrain(
     recipe: Recipe,
     run: Path,
@@ -88,16 +93,20 @@ def pretrain(
             branch = Branch(Path(parent.run), parent.step, parent.optimizer_state)
         with CheckpointStore(run / "checkpoints", (), 0) as store:
             newest = store.latest_intact()
-            if newest is not None:
-                state: State = dict(store.restore(target, newest)[1])
-                logger.info("resuming %s at step %d", run, newest)
+        if newest is not None:
+            # Weights that were imported without a recipe have no optimizer state.
+            folder = run / "checkpoints" / str(newest)
+            first = recorded.segments[0] if recorded is not None else None
+            imported = first is not None and (first.why, first.step) == ("import", newest)
+            state = _state_at(folder, recipe, target, fresh=imported and not (folder / "opt_state").is_dir())
+            logger.info("resuming %s at step %d", run, newest)
 
-        def begun() -> History:
+        def going_on() -> History:
             if newest is None or recorded is None:
                 return run_folder.beginning(branch, recipe, sources)
             return run_folder.going_on(recorded, run, newest, recipe, sources)
 
-        history = _agreed(begun, run)
+        history = _agreed(going_on, run)
         assert history is not None
         start = history.segments[-1].step if newest is None else newest
         if skip_windows is not None:
@@ -110,7 +119,7 @@ def pretrain(
             initial = programs("initial", recipe, mesh, lambda: jax.jit(functools.partial(initial_state, recipe)))
             state = initial(global_array((), replicated, lambda _: np.uint32(recipe.seed)))
         elif newest is None and branch is not None:
-            state = _state_of(branch, recipe, target)
+            state = _state_at(branch.folder, recipe, target, fresh=branch.optimizer_state == "fresh")
         session = _Session(run, recipe, sources, mesh, programs, history, requested, tuple(observers))
         number = history.at(start)
         state, step, stopped_by = session.train(number, state, start, newest, until, first=True)
@@ -187,6 +196,7 @@ class _Session:
                 ]
 
             loaded_steps = stack.enter_context(contextlib.closing(prefetch(load, range(start, end))))
+            stack.enter_context(device_errors(LESS_MEMORY))  # last, so that nothing waits for a process that is gone
 
             def announce_saved(step: int, state: State) -> None:
                 for observer in observers:
@@ -245,11 +255,10 @@ def _agreed(look: Callable[[], History | None], run: Path) -> History | None:
     return None if plain is None else from_plain(plain, run)
 
 
-def _state_of(branch: Branch, recipe: Recipe, target: State) -> State:
-    """The state that a branch begins with."""
-    kept = branch.optimizer_state == "kept"
-    check_intact(branch.folder, "" if kept else "params")
-    state = load_items(branch.folder, target if kept else {"params": target["params"]})
-    if not kept:
-        state["opt_state"] = jax.jit(make_optimizer(recipe.optimizer).init)(state["params"])
-    return state
+def _state_at(folder: Path, recipe: Recipe, target: State, *, fresh: bool) -> State:
+    """The state of a checkpoint; fresh: with the optimizer state of a first step."""
+    check_intact(folder, "params" if fresh else "")
+    if not fresh:
+        return load_items(folder, target)
+    params = load_items(folder, {"params": target["params"]})["params"]
+    return {"params": params, "opt_state": jax.jit(make_optimizer(recipe.optimizer).init)(params)}

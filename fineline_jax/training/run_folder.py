@@ -159,6 +159,8 @@ def beginning(branch: Branch | None, recipe: Recipe, sources: tuple[str, ...]) -
     before, checkpoint = history_of(branch.folder), branch.folder
     if problem := damage(checkpoint):
         raise UserError(f"{checkpoint}: the checkpoint is damaged ({problem}); begin at another one")
+    if branch.optimizer_state == "kept" and not (checkpoint / "opt_state").is_dir():
+        raise UserError(f"{checkpoint}: holds no optimizer state; give --optimizer-state fresh")
     refuse_another_order(before.segments[-1], recipe, sources)
     record = read_record(checkpoint) or {}
     lines = changes(before.segments[-1], recipe, sources, MAY_DIFFER)

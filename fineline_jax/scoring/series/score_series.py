@@ -158,7 +158,8 @@ def _score_all(job: SeriesScorer, series: Series) -> tuple[list[Failed], list[Ch
                 f"checkpoint {number} of {len(pending)}: {opened.checkpoint.name}{choice.fineness(opened.checkpoint)}"
             )
             if isinstance(opened, Failed):
-                log.warning("%s/%s is passed over: %s", series.name, opened.checkpoint.name, opened.reason)
+                why = f": {opened.reason}" if len(failed) >= REASONS_SHOWN else ""  # the others are told at the end
+                log.warning("%s/%s is passed over%s", series.name, opened.checkpoint.name, why)
                 failed.append(opened)
                 advance(requests, note)
             elif opened.model is None:  # the same weights, with other times of change

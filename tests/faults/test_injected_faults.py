@@ -1,7 +1,7 @@
 """Every change of a file that a command makes fails in turn: no room (ENOSPC), a broken disk (EIO), a disk that became
-read-only (EROFS); or the process is killed there (SIGKILL). Exit status 0 means that everything is there and reads back;
-otherwise one line says what was wrong, what was there before is intact, and the same command without the fault gives the
-right result.
+read-only (EROFS); or the process is killed there (SIGKILL). Exit status 0 means that everything is there and reads
+back; otherwise one line says what was wrong, what was there before is intact, and the same command without the fault
+gives the right result.
 
 faults.c does it to the whole process (LD_PRELOAD), also to what Orbax, Arrow, ArrayRecord, TensorBoard, lm-eval write.
 """

@@ -1,7 +1,7 @@
 """Runs commands of `fineline` under injected faults, each in a fork of a process that has the libraries imported.
 
-Started with faults.c in LD_PRELOAD. Reads lines of JSON, {"arguments", "folder", "error", "at", "once", "kind"}: run the
-command in `folder` and look at its result, `folder`/x; without arguments only look. Answers a line each.
+Started with faults.c in LD_PRELOAD. Reads lines of JSON, {"arguments", "folder", "error", "at", "once", "kind"}: run
+the command in `folder` and look at its result, `folder`/x; without arguments only look. Answers a line each.
 """
 
 import contextlib

@@ -3,7 +3,8 @@
 What a file of one's own needs is here; nothing heavy is imported.
 """
 
+from fineline_jax.ablation.branches import batch_branches, cooldowns
 from fineline_jax.ablation.changes import changed
 from fineline_jax.ablation.sweep import Arm, Branches, Sweep, grid, ladder
 
-__all__ = ["Arm", "Branches", "Sweep", "changed", "grid", "ladder"]
+__all__ = ["Arm", "Branches", "Sweep", "batch_branches", "changed", "cooldowns", "grid", "ladder"]

@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from fineline_jax.ablation.changes import changed
 from fineline_jax.ablation.sweep import Sweep, Trial
 from fineline_jax.progress import duration, short
 from fineline_jax.recipe import Recipe, fields
@@ -36,7 +37,7 @@ def cost(trials: Sequence[Trial], keep: str, step_seconds: Mapping[Recipe, float
     )
     seconds = None
     if step_seconds is not None:
-        seconds = sum(trial.steps * step_seconds[shape_of(trial.recipe)] for trial in trials)
+        seconds = sum(steps * step_seconds[shape] for trial in trials for shape, steps in shapes_of(trial))
     return Cost(len(trials), sum(trial.tokens for trial in trials), flops, sum(_disk(t, keep) for t in trials), seconds)
 
 
@@ -50,8 +51,18 @@ def _disk(trial: Trial, keep: str) -> int:
 def measured(trials: Sequence[Trial]) -> dict[Recipe, float]:
     """Seconds of one optimizer step of each shape in `trials`, the median of TIMED_STEPS on these devices; on random
     tokens, so that no data set is needed."""
-    shapes = {shape_of(trial.recipe): trial.recipe for trial in trials}
-    return {shape: _seconds_per_step(recipe) for shape, recipe in shapes.items()}
+    return {shape: _seconds_per_step(shape) for shape in {shape for trial in trials for shape, _ in shapes_of(trial)}}
+
+
+def shapes_of(trial: Trial) -> list[tuple[Recipe, int]]:
+    """The shapes of its steps, one for each stage of a batch schedule, and how many steps of each there are."""
+    pieces, last = trial.clock.pieces, trial.last_step
+    ends = [*(step for step, _, _ in pieces[1:]), last]
+    return [
+        (shape_of(changed(trial.recipe, {"batch.sequences": sequences, "batch.schedule": ()})), min(end, last) - first)
+        for (first, _, sequences), end in zip(pieces, ends, strict=True)
+        if first < last
+    ]
 
 
 def _seconds_per_step(recipe: Recipe) -> float:

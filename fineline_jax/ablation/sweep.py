@@ -24,6 +24,8 @@ class Arm:
     """Letters, digits and `_ . + -`; a part of the names of its run folders."""
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Dotted names of recipe fields and their values; none: the base itself."""
+    step: int | None = None
+    """With Sweep.branches: the only checkpoint that it begins at; None: each of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +74,11 @@ class Trial:
         return step if self.clock.tokens_at(step) == self.until else step - 1
 
     @property
+    def largest_step(self) -> int:
+        """Tokens of the largest step of its batch schedule."""
+        return max(self.recipe.batch.sizes) * self.recipe.data.sequence_length
+
+    @property
     def steps(self) -> int:
         """Optimizer steps it trains."""
         return self.last_step - self.clock.step
@@ -96,7 +103,7 @@ class Sweep:
     """What a seed sets: initial weights and data order, or one of them; the other is the base's in all runs."""
     learning_rate_rule: Literal["fixed", "square_root", "linear"] = "fixed"
     """By which power of (tokens per step of the arm / of the base) peak and final learning rate grow: 0, 1/2 or 1. An
-    arm that names optimizer.schedule.peak has that peak."""
+    arm that names optimizer.schedule.peak has that peak. Of a batch schedule the first stage counts."""
     beta2_half_life: int = 0
     """Tokens in which the weight of a squared gradient in Adam's second moment halves: optimizer.beta2 of each arm
     follows from its batch. 0: the recipe's. An arm that names optimizer.beta2 has that."""
@@ -132,7 +139,9 @@ class Sweep:
         """All runs, seed by seed, so that an interrupted sweep has whole comparisons."""
         starts: Sequence[int | None] = (None,) if self.branches is None else self.branches.steps
         return tuple(
-            self._trial(arm, seed, start) for seed, start, arm in itertools.product(self.seeds, starts, self.arms)
+            self._trial(arm, seed, start)
+            for seed, start, arm in itertools.product(self.seeds, starts, self.arms)
+            if arm.step is None or arm.step == start
         )
 
     def _trial(self, arm: Arm, seed: int, start: int | None) -> Trial:
@@ -170,7 +179,7 @@ class Sweep:
             groups.setdefault((trial.recipe.model, trial.parent), []).append(trial)
         for trials in groups.values() if self.equal_tokens else ():
             least, most = min(trials, key=lambda one: one.tokens), max(trials, key=lambda one: one.tokens)
-            if most.tokens - least.tokens >= max(one.recipe.tokens_per_step for one in trials):
+            if most.tokens - least.tokens >= max(one.largest_step for one in trials):
                 raise UserError(
                     f"{where}: {least.name} trains {least.tokens:,} tokens and {most.name} {most.tokens:,}; give all"
                     " arms the same tokens, or set equal_tokens=False"

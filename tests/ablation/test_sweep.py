@@ -147,7 +147,7 @@ def test_a_file_without_a_sweep_is_named(tmp_path):
         ("def sweep(): return 1 / 0", "ZeroDivisionError: division by zero; correct the file"),
     ):
         file.write_text(text)
-        with pytest.raises(UserError, match=".*") as refused:
+        with pytest.raises(UserError) as refused:
             load_sweep(str(file))
         assert str(refused.value) == f"{file}: {message}"
     with pytest.raises(UserError, match="no sweep named 'batch_warmup'; did you mean 'batch_warmup_demo'"):

@@ -88,17 +88,18 @@ def test_a_t50_before_the_onset_is_no_time() -> None:
 
 def test_times_never_lie_before_the_checkpoint_before_the_onset() -> None:
     table = read_table(shared("trajectories", "pythia", "pythia_v1_tidy.csv.gz"))
+    table = table[table["metric"].isin(["acc", "acc_norm"]) & table["series"].str.contains("1.4b|12b|70m")]
     rows = summarise(table, draws=2)
     places = table.groupby("series")["tokens"].unique()
     risen = rows[rows["onset"].notna() & rows["t50"].notna()]
-    assert len(risen) > 300
+    assert len(risen) > 80
     for row in risen.itertuples():
         before = places[row.series][places[row.series] < row.onset]
         assert row.t50 >= (before.max() if len(before) else 0) * (1 - 1e-9), (row.series, row.task, row.metric)
 
 
 def test_a_task_cut_while_it_rises_has_a_lower_bound_that_the_whole_run_keeps() -> None:
-    """The demo's knowledge_common was given 701 K [474, 749] tokens when cut at 1.05 M, and 964 K [865, 1069] at 2.05 M."""
+    """The demo's knowledge_common was given 701 K [474, 749] when cut at 1.05 M tokens, 964 K [865, 1069] at 2.05 M."""
     tokens = np.linspace(0, 2.05e6, 26)
     values = rising(tokens, 0.95, middle=1.1e6)
     whole = summarise_curve(tokens, values, np.full(26, 0.02), chance=0.25, target=0.6)
@@ -151,14 +152,10 @@ def test_the_baseline_is_the_untrained_checkpoint_where_there_is_one() -> None:
     assert row["baseline_from"] == "first checkpoint"
 
 
-@pytest.mark.parametrize(
-    ("untrained", "later", "risen"), [(0.31, 0.32, False), (0.20, 0.255, False), (0.2, 0.32, True)]
-)
-def test_a_rise_is_above_the_untrained_checkpoint_and_above_guessing(
-    untrained: float, later: float, risen: bool
-) -> None:
+@pytest.mark.parametrize(("first", "later", "risen"), [(0.31, 0.32, False), (0.20, 0.255, False), (0.2, 0.32, True)])
+def test_a_rise_is_above_the_untrained_checkpoint_and_above_guessing(first: float, later: float, risen: bool) -> None:
     """Untrained models are above 1 / k or below it without having learned anything (piqa +2.5 z, sciq -3.4 z)."""
-    values = np.append(untrained, np.full(16, later))
+    values = np.append(first, np.full(16, later))
     row = summarise_curve(np.append(0, TOKENS), values, np.full(17, 0.01), chance=0.25)
     assert (row["verdict"] in ("settled", "still rising")) == risen
     assert np.isfinite(row["onset"]) == risen
@@ -199,15 +196,17 @@ def test_false_discoveries_are_those_of_benjamini_and_hochberg() -> None:
 def test_of_many_tasks_that_guess_hardly_any_is_said_to_rise() -> None:
     """Of 60 tasks at chance one in a hundred would be, without the control, in every second table."""
     rng = np.random.default_rng(1)
-    tables_with_one = 0
-    for _ in range(20):
-        frames = []
-        for task in range(60):
-            values = 0.25 + rng.normal(0, 0.0125) + rng.normal(0, 0.006, 16)  # the questions are the same throughout
-            frames.append(curve(str(task), values, stderr=0.0137))
-        verdicts = summarise(normalise(pd.concat(frames)), draws=2)["verdict"]
-        tables_with_one += verdicts.isin(["settled", "still rising", "above chance"]).any()
-    assert tables_with_one <= 3
+    # the questions, and with them most of the error, are the same at all checkpoints
+    values = 0.25 + rng.normal(0, 0.0125, (20, 60, 1)) + rng.normal(0, 0.006, (20, 60, 8))
+    frames = [
+        curve(str(task), values[i, task], TOKENS[::2], series=str(i), stderr=0.0137)
+        for i in range(20) for task in range(60)
+    ]  # fmt: skip
+    rows = summarise(pd.concat(frames).assign(domain="d", step=NAN, n=NAN), draws=2)
+    risen = rows["verdict"].isin(["settled", "still rising", "above chance"])
+    assert rows["series"][risen].nunique() <= 3
+    # one by one, at 1 % each, a third of the tables and more have one
+    assert rows["series"][rows["rise_p"] <= 0.01].nunique() >= 6
 
 
 # ---- degenerate

@@ -1,4 +1,5 @@
-"""The frozen values that define a run. A run is a pure function of (recipe, seed, step).
+"""The frozen values that define a run. A run is a pure function of its history, the recipes and the
+steps from which each counts (`checkpoints/runs/history.py`), and the step.
 
 Tokens are the clock: warmup, decay, checkpoints and lengths are given in tokens, steps are derived.
 A recipe is checked when it is made, each part by its own `check`; an error names the field. It is written into the

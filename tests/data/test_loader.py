@@ -1,4 +1,4 @@
-"""Batches: a pure function of (recipe, seed, step), the same for every cut into processes."""
+"""Batches: a pure function of (history, step), the same for every cut into processes."""
 
 import collections
 import contextlib

@@ -1,4 +1,4 @@
-"""A run is a function of (recipe, seed, step): however it is interrupted, what it leaves behind is the same."""
+"""A run is a function of (history, step): however it is interrupted, what it leaves behind is the same."""
 
 import contextlib
 import os

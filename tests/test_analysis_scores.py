@@ -146,12 +146,12 @@ def test_tokens_of_a_step_are_a_positive_number(value, tmp_path, capsys):
 def test_losses_of_the_runs_are_drawn_with_every_validation_loss(made, tmp_path):
     """Validation is logged at kept checkpoints, which need not be logged steps."""
     lines = [
-        {"step": 0, "validation_loss": 7.0},
+        {"step": 0, "tokens": 0, "validation_loss/held_out": 7.0},
         {"step": 10, "tokens": 320, "loss": 5.0, "learning_rate": 0.1, "mfu": 0.5},
-        {"step": 16, "validation_loss": 4.5},
+        {"step": 16, "tokens": 512, "validation_loss/held_out": 4.5, "validation_loss/code": 3.5},
         {"step": 20, "tokens": 640, "loss": 4.0, "learning_rate": 0.2},
-        {"step": 20, "validation_loss": 4.25},
-        {"step": 24, "validation_loss": 4.1},
+        {"step": 20, "tokens": 640, "validation_loss/held_out": 4.25},
+        {"step": 24, "tokens": 768, "validation_loss/held_out": 4.1},
     ]
     first = run_folder(tmp_path / "one", lines)
     second = run_folder(tmp_path / "two", [{"step": 3, "tokens": 9, "loss": 1.0}])
@@ -169,8 +169,11 @@ def test_losses_of_the_runs_are_drawn_with_every_validation_loss(made, tmp_path)
     one, two = page_of(tmp_path / "report/report.html")[1]["losses"]
     assert (one["series"], one["step"], one["tokens"], one["raw_loss"]) == ("one", [10, 20], [320, 640], [5, 4])
     assert one["learning_rate"] == [0.1, 0.2]
-    assert one["validation"] == {"tokens": [0, 512, 640, 768], "loss": [7, 4.5, 4.25, 4.1]}
-    assert (two["series"], two["tokens"], two["raw_loss"]) == ("two", [9], [1]) and "validation" not in two
+    assert one["validation"] == [
+        {"name": "held_out", "tokens": [0, 512, 640, 768], "loss": [7, 4.5, 4.25, 4.1]},
+        {"name": "code", "tokens": [512], "loss": [3.5]},
+    ]
+    assert (two["series"], two["tokens"], two["raw_loss"], two["validation"]) == ("two", [9], [1], [])
 
 
 def test_runs_of_one_name_are_curves_of_their_own(made, tmp_path):
@@ -187,7 +190,7 @@ def test_runs_of_one_name_are_curves_of_their_own(made, tmp_path):
 
 def test_a_run_without_a_loss_yet_is_named(made, tmp_path, capsys):
     score(made, tmp_path / "scores")
-    run = run_folder(tmp_path / "run", [{"step": 0, "validation_loss": 7.0}])
+    run = run_folder(tmp_path / "run", [{"step": 0, "tokens": 0, "validation_loss/held_out": 7.0}])
     assert main(["analyze", str(tmp_path / "scores"), "--out", str(tmp_path / "report"), "--runs", str(run)]) == 2
     assert (
         capsys.readouterr().err

@@ -189,7 +189,8 @@ def test_losses_are_smoothed_over_a_twentieth_of_the_steps_before(tmp_path: Path
     log = pd.DataFrame({"step": step, "tokens": step * 100, "loss": 3 + rng.normal(0, 1, 250)})
     log["learning_rate"] = 1e-3 / step
     [run] = losses_of(log.sample(frac=1, random_state=1), tmp_path)
-    assert run.keys() == {"series", "tokens", "step", "loss", "raw_loss", "learning_rate"} and run["series"] == ""
+    assert run.keys() == {"series", "tokens", "step", "loss", "raw_loss", "learning_rate", "validation"}
+    assert run["series"] == ""
     assert run["step"] == list(step) and run["tokens"] == list(step * 100)
     assert run["raw_loss"] == [short(v, 5) for v in log["loss"]]
     assert run["learning_rate"] == [short(v, 5) for v in log["learning_rate"]]
@@ -213,19 +214,20 @@ def test_a_long_log_is_thinned_alike_on_a_log_and_on_a_linear_axis(tmp_path: Pat
 def test_several_runs_are_curves_of_their_own_with_validation_where_it_was_logged(tmp_path: Path) -> None:
     log = pd.DataFrame({
         "series": ["b", "b", "a", "a", "a", "none"], "step": [2, 1, 1, 2, 3, 1], "tokens": [200, 100, 10, 20, 30, 5],
-        "loss": [2.0, 4.0, 7.0, 6.0, 5.0, NAN], "validation_loss": [NAN, 3.5, NAN, NAN, NAN, 9.0],
+        "loss": [2.0, 4.0, 7.0, 6.0, 5.0, NAN], "validation_loss/x": [NAN, 3.5, NAN, NAN, NAN, 9.0],
     })  # fmt: skip
-    late = pd.DataFrame({"series": ["a", "a", "a", "b"], "step": [0, 2.5, 2, 0.5], "tokens": [NAN, NAN, 21, NAN]})
-    late["validation_loss"] = [9.0, 5.5, 5.6, 3.75]
+    late = pd.DataFrame({"series": ["a", "a", "a", "b"], "step": [0, 2.5, 2, 0.5], "tokens": [0, 25, 21, 50]})
+    late["validation_loss/x"], late["validation_loss/y"] = [9.0, 5.5, 5.6, 3.75], [NAN, 1.25, NAN, NAN]
     b, a = losses_of(pd.concat([log, late]), tmp_path)
     assert (b["series"], b["tokens"], b["raw_loss"]) == ("b", [100, 200], [4, 2])
-    assert b["validation"] == {"tokens": [100, 50], "loss": [3.5, 3.75]}
+    assert b["validation"] == [{"name": "x", "tokens": [50, 100], "loss": [3.75, 3.5]}]
     assert (a["series"], a["step"], a["raw_loss"]) == ("a", [1, 2, 3], [7, 6, 5])
     [plain] = losses_of(
-        pd.DataFrame({"tokens": [5, 1234567], "loss": [2.0, 1.0], "validation_loss": [NAN, 3.0]}), tmp_path
+        pd.DataFrame({"tokens": [5, 1234567], "loss": [2.0, 1.0], "validation_loss/x": [NAN, 3.0]}), tmp_path
     )
-    assert plain["step"] == [0, 1] and plain["validation"] == {"tokens": [1234567], "loss": [3]}
-    assert a["validation"] == {"tokens": [0, 25, 21], "loss": [9, 5.5, 5.6]}  # placed by step, unless tokens are given
+    assert plain["step"] == [0, 1] and plain["validation"] == [{"name": "x", "tokens": [1234567], "loss": [3]}]
+    of_x = {"name": "x", "tokens": [0, 21, 25], "loss": [9, 5.6, 5.5]}
+    assert a["validation"] == [of_x, {"name": "y", "tokens": [25], "loss": [1.25]}]
 
 
 # ---- the scripts of the page, in a browser that draws nothing
@@ -446,13 +448,17 @@ def test_the_run_is_drawn_with_its_loss_and_validation(run_page, tmp_path: Path)
     log = pd.DataFrame(
         {"step": [1, 2, 3], "tokens": [1e5, 2e6, 3e6], "loss": [7.0, 5.0, 4.0], "learning_rate": [1e-3] * 3}
     )
-    log = pd.concat([log, pd.DataFrame({"step": [3], "validation_loss": [4.25]})])
+    log = pd.concat([log, pd.DataFrame({"step": [3], "tokens": [3e6], "validation_loss/x": [4.25]})])
+    log["validation_loss/<y>"] = [np.nan, 4.5, np.nan, np.nan]
     made = write_report(scores(), tmp_path, losses=log)
     hidden, traces = run_page(made, "[nodes['training-section'].hidden, drawn.training.traces]")
-    raw, smooth, validation, rate = traces
+    raw, smooth, validation, other, rate = traces
     assert hidden is False and raw["y"] == [7, 5, 4] and smooth["y"] == [7, 5.3333, 4] and rate["y"] == [1e-3] * 3
     assert validation["y"] == [4.25] and validation["x"] == pytest.approx([math.log10(3e6)], abs=1e-6)
-    assert validation["text"] == ["validation loss 4.25<br>3\u202fM tokens"]
+    assert validation["text"] == ["validation loss, x 4.25<br>3\u202fM tokens"]
+    assert (other["name"], other["y"]) == ("validation loss, <y>", [4.5])
+    assert other["text"] == ["validation loss, &lt;y&gt; 4.5<br>2\u202fM tokens"]
+    assert validation["line"]["dash"] != other["line"]["dash"]
     assert smooth["x"] == pytest.approx([None, math.log10(2e6), math.log10(3e6)], abs=1e-6)
 
 

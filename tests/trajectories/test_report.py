@@ -66,14 +66,9 @@ def test_the_training_log_is_in_the_page(report: Path) -> None:
     assert run["tokens"][0] == log["tokens"].iloc[0] and run["tokens"][-1] == log["tokens"].iloc[-1]
     assert len(run["tokens"]) == len(run["loss"]) == len(run["learning_rate"]) <= 3000
     assert run["loss"][0] == pytest.approx(log["loss"].iloc[0], rel=1e-4)
-    assert len(run["validation"]["loss"]) == log["validation_loss"].notna().sum()
-
-
-def test_validation_lines_that_name_only_their_step_are_placed(tmp_path: Path) -> None:
-    log = simulated_losses(200).drop(columns="validation_loss")
-    log = pd.concat([log, pd.DataFrame({"step": [0, 100], "validation_loss": [6.9, 2.5]})])
-    _, data = page_of(write_report(simulated_table(checkpoints=6), tmp_path, losses=log))
-    assert data["losses"][0]["validation"] == {"tokens": [0, 100 * 4096], "loss": [6.9, 2.5]}
+    [validation] = run["validation"]
+    assert validation["name"] == "held_out"
+    assert len(validation["loss"]) == log["validation_loss/held_out"].notna().sum()
 
 
 def test_nothing_is_loaded_from_outside(report: Path) -> None:

@@ -43,7 +43,7 @@ def write_report(
 
     table: a tidy table (see `table.normalise`); facts: what the footer states about the origin, name → value or
     name → mapping; losses: the run's logged steps with columns `tokens`, `loss` and, where present, `step`,
-    `learning_rate`, `validation_loss`, `series`; a line may hold only some of them.
+    `learning_rate`, `validation_loss/NAME`, `series`; a line need not have a loss.
     Returns the path of `report.html`. Raises UserError for a defect of the tables, naming the column.
     """
     table = normalise(table)

@@ -54,7 +54,10 @@ def page_data(
         "series": [
             {"name": name, "checkpoints": list(grids[name]["checkpoint"]), "size": short(size_of(name))}
             | {"shots": shots_of(name)}
-            | {f"{key}s" if key == "step" else key: [short(v, 9) for v in grids[name][key]] for key in ("step", "tokens")}
+            | {
+                f"{key}s" if key == "step" else key: [short(v, 9) for v in grids[name][key]]
+                for key in ("step", "tokens")
+            }
             for name in series_names
         ],
         "ordered": ordered,
@@ -153,8 +156,12 @@ def _cells(column: pd.Series) -> list:
     return [None if value != value else str(value) for value in column]
 
 
+VALIDATION = "validation_loss/"
+"""Begins the column of the losses on a validation set; its name follows."""
+
+
 def loss_curves(losses: pd.DataFrame) -> list[dict[str, Any]]:
-    """The training log as curves of at most twice _LOSS_POINTS points, one per run."""
+    """The training log as curves of at most twice _LOSS_POINTS points, one per run, with all its validation losses."""
     for column in ("tokens", "loss"):
         if column not in losses:
             raise UserError(f"training log: column {column!r} is missing; metrics.jsonl of a run has it on every line")
@@ -180,15 +187,16 @@ def loss_curves(losses: pd.DataFrame) -> list[dict[str, Any]]:
         if "learning_rate" in training:
             curve["learning_rate"] = [short(v, 5) for v in training["learning_rate"].iloc[keep]]
         curves.append(curve)
-        if "validation_loss" in run and run["validation_loss"].notna().any():
-            validation = run[run["validation_loss"].notna()]
-            # a line that names only its step gets the tokens of that step
-            known = np.interp(validation["step"], [0, *step], [0, *training["tokens"]]) if "step" in run else np.nan
-            tokens = validation["tokens"].fillna(pd.Series(known, index=validation.index))
-            curve["validation"] = {
-                "tokens": [short(v, 9) for v in tokens],
-                "loss": [short(v, 5) for v in validation["validation_loss"]],
+        sets = [str(column) for column in run if str(column).startswith(VALIDATION) and run[column].notna().any()]
+        curve["validation"] = [
+            {
+                "name": column.removeprefix(VALIDATION),
+                "tokens": [short(v, 9) for v in measured["tokens"]],
+                "loss": [short(v, 5) for v in measured[column]],
             }
+            for column in sets
+            for measured in [run[run[column].notna()].sort_values("tokens")]
+        ]
     return curves
 
 

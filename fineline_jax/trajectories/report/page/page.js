@@ -12,11 +12,11 @@ function drawTraining() {
     const hover = (label, list) => list.map((v, j) => `${escape(name)}${label} ${isNumber(v) ? Number(v.toPrecision(4)) : "–"}<br>${formatTokens(run.tokens[j])} tokens · step ${run.step[j]}`);
     if (run.raw_loss) traces.push({ type: "scatter", mode: "lines", x, y: run.raw_loss, line: { color: alpha(tint, 0.3), width: 1 }, hoverinfo: "skip", showlegend: false });
     traces.push({ type: "scatter", mode: "lines", x, y: run.loss, name: name + "training loss", line: { color: tint, width: 2 }, text: hover("training loss", run.loss), hovertemplate: "%{text}<extra></extra>" });
-    if (run.validation) {
-      const mark = data.losses.length > 1 ? tint : colour(1), { tokens, loss } = run.validation;
-      traces.push({ type: "scatter", mode: "markers+lines", x: tokens.map(seen), y: loss, name: name + "validation loss", line: { color: mark, width: 1, dash: "dot" }, marker: { size: 8, color: mark, line: { color: css("--card"), width: 1.4 } },
-        text: loss.map((v, j) => `${escape(name)}validation loss ${Number(v.toPrecision(4))}<br>${formatTokens(tokens[j])} tokens`), hovertemplate: "%{text}<extra></extra>" });
-    }
+    run.validation.forEach((set, j) => {
+      const mark = data.losses.length > 1 ? tint : colour(1 + j), { tokens, loss } = set, label = `${name}validation loss, ${set.name}`;
+      traces.push({ type: "scatter", mode: "markers+lines", x: tokens.map(seen), y: loss, name: label, line: { color: mark, width: 1, dash: DASHES[(2 + j) % DASHES.length] }, marker: { size: 8, color: mark, line: { color: css("--card"), width: 1.4 } },
+        text: loss.map((v, k) => `${escape(label)} ${Number(v.toPrecision(4))}<br>${formatTokens(tokens[k])} tokens`), hovertemplate: "%{text}<extra></extra>" });
+    });
     if (run.learning_rate) traces.push({ type: "scatter", mode: "lines", x, y: run.learning_rate, yaxis: "y2", name: name + "learning rate", showlegend: false, line: { color: data.losses.length > 1 ? tint : css("--soft"), width: 1.8 }, text: hover("learning rate", run.learning_rate), hovertemplate: "%{text}<extra></extra>" });
   });
   const ticks = [...new Set(data.series.flatMap((s) => s.tokens))];

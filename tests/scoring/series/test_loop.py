@@ -298,6 +298,7 @@ def test_until_resolved_scores_where_the_curve_changes_and_the_rest_when_asked(
     assert model.bars[0][1] == model.bars[0][3] == 17 * 4, "what is left out is done"
     (tmp_path / "out/run/step11-tokens111B.parquet").unlink()
     assert len(score(run, tmp_path / "out", until="resolved")) == 7 and len(model.asked) == 8
+    assert len(model.bars[1][4]) == 1, "what is scored is not opened again"
     assert len(score(run, tmp_path / "out")) == 17 and scored() == list(range(17))
     with pytest.raises(UserError, match="--until half must be all or resolved"):
         score(run, tmp_path / "out", until="half")

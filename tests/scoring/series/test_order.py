@@ -29,6 +29,7 @@ def test_the_axis_is_logarithmic_behind_a_sixty_fourth_of_the_tokens_and_falls_b
 def test_the_ends_come_first_and_then_the_middles_of_the_widest_gaps():
     assert coarse_to_fine(np.arange(9.0)) == [0, 8, 4, 2, 6, 1, 3, 5, 7]
     assert coarse_to_fine(np.array([0.0, 1, 2, 3, 100])) == [0, 4, 3, 1, 2], "by the axis, not by the number"
+    assert coarse_to_fine(np.array([0.0, 10, 11, 12, 20, 30, 80]))[:5] == [0, 6, 5, 3, 4], "the widest, not the fullest"
     assert coarse_to_fine(np.arange(9.0), done=[0, 1, 8]) == [4, 6, 2, 3, 5, 7]
     assert coarse_to_fine(np.arange(1.0)) == [0] and coarse_to_fine(np.arange(0.0)) == []
 
@@ -72,6 +73,13 @@ def test_nothing_is_chosen_in_a_gap_before_what_was_asked_for_there_is_known():
     assert choose.next() == 24 and choose.next() is None
     choose.add(24, known[24])
     assert choose.next() == 20
+
+
+def test_the_gap_that_changes_most_comes_first():
+    heights = (0.2, 0.3, 0.7, 0.75, 0.75)
+    values = {16 * n: {"t": (height, 0.01)} for n, height in enumerate(heights)}
+    choose = Refinement(np.arange(65.0), values)
+    assert [choose.next() for _ in range(4)] == [24, 8, 40, None], "the last gap is flat"
 
 
 def test_what_cannot_be_scored_is_passed_by():

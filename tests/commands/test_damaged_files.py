@@ -176,7 +176,7 @@ STATE = {"global_step": 500, "num_input_tokens_seen": 2_048_000, "epoch": 1.0}
 SENTENCES = ["the cat runs", "Fäden under 東京"]
 KINDS = [
     Kind("model.safetensors", lambda f: save_file(TENSORS, f / "model.safetensors"), tensors),
-    Kind("pytorch_model.bin", torch_bin, tensors),
+    Kind("pytorch_model.bin", torch_bin, tensors, has_digest=True),
     Kind(
         "weights.msgpack",
         lambda f: write_stream(f / "weights.msgpack", {(n,): t for n, t in TENSORS.items()}),
@@ -217,7 +217,7 @@ KINDS = [
     ),
     Kind("set/metadata.json", data_set, windows, has_digest=True, share=0.5),
     Kind("set/dataset_info.json", data_set, windows, has_digest=True, share=0.5),
-    Kind("set/*array_record*", data_set, windows, share=0.5),
+    Kind("set/*array_record*", data_set, windows, has_digest=True, share=0.5),
     Kind(
         "recipe.json",
         text("recipe.json", lambda: recipes.to_json(load_recipe("llama_60m"))),

@@ -2,10 +2,11 @@
 
 from fineline_jax.trajectories.statistics.columns import Statistic
 from fineline_jax.trajectories.statistics.comparison import COMPARISON
+from fineline_jax.trajectories.statistics.defects import DEFECTS
 from fineline_jax.trajectories.statistics.dynamics import DYNAMICS
 from fineline_jax.trajectories.statistics.prediction import EFFECTS, VERDICTS
 from fineline_jax.trajectories.statistics.scaling import SCALING
 from fineline_jax.trajectories.statistics.similarity import SIMILARITY
 
-STATISTICS: tuple[Statistic, ...] = (DYNAMICS, VERDICTS, EFFECTS, COMPARISON, SIMILARITY, SCALING)
+STATISTICS: tuple[Statistic, ...] = (DYNAMICS, VERDICTS, EFFECTS, COMPARISON, SIMILARITY, SCALING, DEFECTS)
 """In the order of the page; the first is what the timeline and the table of numbers show."""

@@ -38,21 +38,23 @@ class Curve:
         return bool(self.tokens[0] == 0) and len(self.tokens) > 1
 
     @property
-    def stuck(self) -> bool:
-        """Whether most checkpoints have the value of a constant answer: one and the same, neither 0 nor 1, or one minus
-        it (of two choices the other one)."""
-        values, counts = np.unique(np.round(self.values, 9), return_counts=True)
-        at = np.minimum(np.searchsorted(values, np.round(1 - values, 9) - 1e-10), len(values) - 1)
-        other = (np.abs(values[at] + values - 1) < 1e-9) & (at != np.arange(len(values)))
-        most = np.where((values != 0) & (values != 1), counts + other * counts[at], 0).max()
-        return len(self.values) >= 5 and 2 * int(most) > len(self.values)
-
-    @property
     def baseline(self) -> tuple[float, str]:
         """What a gain counts from, and where it is from."""
         if self.untrained or np.isnan(self.chance):
             return float(self.values[0]), UNTRAINED if self.untrained else FIRST
         return self.chance, self.chance_from
+
+
+def stuck(values: np.ndarray) -> bool:
+    """Whether most of at least five checkpoints have the value of a constant answer: one and the same, neither 0 nor 1,
+    or one minus it (of two choices the other one)."""
+    if len(values) < 5:
+        return False
+    found, counts = np.unique(np.round(values, 9), return_counts=True)
+    at = np.minimum(np.searchsorted(found, 1 - found - 1e-9), len(found) - 1)
+    other = (np.abs(found[at] + found - 1) < 1e-8) & (at != np.arange(len(found)))
+    most = np.where((found != 0) & (found != 1), counts + other * counts[at], 0).max()
+    return 2 * int(most) > len(values)
 
 
 class Findings(NamedTuple):

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 from fineline_jax.facts.score_table import COLUMNS
+from fineline_jax.trajectories.statistics.defects import without_defects
 
 
 def normalised(value: np.ndarray, chance: np.ndarray) -> np.ndarray:
@@ -16,10 +17,11 @@ def domain_curves(table: pd.DataFrame) -> pd.DataFrame:
 
     Only checkpoints at which all tasks of the domain were scored are kept, so that a change of the mean is never a
     change of its members. Errors of different tasks are independent: stderr = sqrt(sum se^2) / tasks. Tasks without a
-    chance level are left out. The result is a tidy table whose task is the domain, with chance 0 and a column `tasks`
-    (how many tasks a mean is over), so that `summarise` reads it too.
+    chance level are left out, and scores that measure nothing (`defects.without_defects`). The result is a tidy table
+    whose task is the domain, with chance 0 and a column `tasks` (how many tasks a mean is over), so that `summarise`
+    reads it too.
     """
-    usable = table[table["chance"].notna()]
+    usable = without_defects(table[table["chance"].notna()])
     scale = 1 - usable["chance"]
     usable = usable.assign(
         value=normalised(usable["value"].to_numpy(float), usable["chance"].to_numpy(float)),

@@ -13,7 +13,7 @@ from scipy import stats
 
 from fineline_jax.facts.metrics import metric_of
 from fineline_jax.trajectories.codes import codes_of
-from fineline_jax.trajectories.curves.curve import CHANCE, Curve, Findings, Z, examine
+from fineline_jax.trajectories.curves.curve import CHANCE, Curve, Findings, Z, examine, stuck
 from fineline_jax.trajectories.curves.isotonic import crossing, fit
 from fineline_jax.trajectories.curves.smooth import end_level
 from fineline_jax.trajectories.statistics.columns import Column, Statistic
@@ -66,10 +66,10 @@ def summarise(table: pd.DataFrame, *, draws: int = 200, seed: int = 0) -> pd.Dat
     """
     curves = _curves(table)
     tests = [examine(curve) for _, curve, _, _ in curves]
-    stuck = np.array([curve.stuck for _, curve, _, _ in curves], bool)
+    constant = [stuck(curve.values) for _, curve, _, _ in curves]
     family = codes_of(pd.DataFrame([key for key, _, _, _ in curves], columns=_KEY), ["series", "metric"])
-    rises = false_discoveries(np.where(stuck, _NAN, [one.rise_p for one in tests]), family)
-    falls = false_discoveries(np.where(stuck, _NAN, [one.fall_p for one in tests]), family)
+    rises = false_discoveries(np.where(constant, _NAN, [one.rise_p for one in tests]), family)
+    falls = false_discoveries(np.where(constant, _NAN, [one.fall_p for one in tests]), family)
     normals = _Normals(draws, seed)
     rows = []
     for i, ((key, curve, log, score), one) in enumerate(zip(curves, tests, strict=True)):
@@ -77,7 +77,7 @@ def summarise(table: pd.DataFrame, *, draws: int = 200, seed: int = 0) -> pd.Dat
         if np.isnan(score):
             score = HALFWAY * (1 + better * curve.chance)
         target = better * (np.log(score) if log else score)
-        row = _row(curve, one, rises[i], falls[i], stuck[i], target, normals)
+        row = _row(curve, one, rises[i], falls[i], constant[i], target, normals)
         rows.append(key | _as_given(row, better, log))
     return _ranked(DYNAMICS.frame(rows))
 
@@ -170,7 +170,7 @@ class _Normals:
 
 
 def _row(
-    curve: Curve, tests: Findings, rise_q: float, fall_q: float, stuck: bool, target: float, normals: _Normals
+    curve: Curve, tests: Findings, rise_q: float, fall_q: float, constant: bool, target: float, normals: _Normals
 ) -> dict[str, Any]:
     """The columns of one curve; values are turned so that higher is better."""
     baseline, baseline_from = curve.baseline
@@ -179,16 +179,16 @@ def _row(
     tested = np.isfinite(tests.rise_p)
     found = tests.onset is not None and rise_q <= FALSE_DISCOVERIES
     refusal = BELOW_CHANCE if tests.below else AT_CHANCE
-    if stuck:
+    if constant:
         refusal = DEGENERATE
     elif not tested:
         found = snr > CLEAR_RISE_SNR or (noise == 0 and level > baseline)
         refusal = TOO_FEW if count < 5 else NO_RISE
         found = found and count >= 5
-    fell = not stuck and fall_q <= FALSE_DISCOVERIES
+    fell = not constant and fall_q <= FALSE_DISCOVERIES
 
     # 1. The verdict, and times of the rise
-    onset, onset_outcome = _NAN, refusal if tested or stuck else NO_CHANCE if np.isnan(curve.chance) else NO_STDERR
+    onset, onset_outcome = _NAN, refusal if tested or constant else NO_CHANCE if np.isnan(curve.chance) else NO_STDERR
     if found and tested and tests.onset is not None:
         onset, onset_outcome = float(curve.tokens[tests.onset]), BEFORE_FIRST if tests.onset == 0 else REACHED
     times = dict.fromkeys(TIMES, _NOWHERE)
@@ -210,7 +210,7 @@ def _row(
     # 2. The fixed score: a curve that fell is asked up to its peak
     if np.isnan(target):
         outcomes["to_score"] = NO_SCORE
-    elif not (found or fell or (not tested and not stuck)):
+    elif not (found or fell or (not tested and not constant)):
         outcomes["to_score"] = refusal
     else:
         until = tests.peak + 2 if fell else count

@@ -26,6 +26,7 @@ from fineline_jax.facts.score_table import TABLE
 from fineline_jax.facts.tasks import TASKS
 from fineline_jax.recipe import Recipe
 from fineline_jax.scoring.options import PackOptions, ScoreOptions
+from fineline_jax.trajectories.registry import STATISTICS
 
 ROOT = Path(__file__).parent.parent
 ROOT_PAGES = {
@@ -47,7 +48,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages of the root and those made from the code."""
     for source, target in ROOT_PAGES.items():
         files.append(File.generated(config, target, content=(ROOT / source).read_text(encoding="utf-8")))
-    for make in (command_line, recipe, python, metrics):
+    for make in (command_line, recipe, python, metrics, statistics):
         files.append(File.generated(config, f"reference/{make.__name__}.md", content=make()))
     return files
 
@@ -186,6 +187,20 @@ def metrics() -> str:
         "One row per series, checkpoint, task and metric: `tidy.csv` of a report.",
         _table("column | kind | what it is", [(f"`{name}`", *column) for name, column in TABLE.items()]),
     ])  # fmt: skip
+
+
+def statistics() -> str:
+    """The statistics of a report: definition, caveat, source and columns of each (`trajectories/registry.py`)."""
+    parts = [
+        "# Statistics",
+        "What `fineline analyze` computes: each is a table NAME`.csv` and `.parquet` of the report, a section of its page,"
+        " a figure, and part of `findings.json`. Unit: 1 for shares and counts, empty for words.",
+    ]
+    for one in STATISTICS:
+        parts += [f"## {one.name}", f"*{one.title}* {one.definition}", one.caveat, f"Source: {one.source}."]
+        columns = [(f"`{c.name}`", c.unit, c.meaning, c.empty or "never") for c in one.columns]
+        parts.append(_table("column | unit | what it is | empty", columns))
+    return "\n\n".join(parts)
 
 
 def _share(chance: float) -> str:

@@ -13,6 +13,8 @@ from docs_pages import CHECKOUT, blocks, numbers, page, printed_by, python_block
 
 from fineline_jax.catalogue import load_recipe
 from fineline_jax.models.config import ModelConfig
+from fineline_jax.trajectories.registry import STATISTICS
+from fineline_jax.trajectories.report.style import _STYLES
 
 BENCHMARKS = " ".join(page("BENCHMARKS.md").split())
 
@@ -282,9 +284,14 @@ def test_the_python_of_the_analyze_page_prints_a_verdict_and_writes_a_report(
     assert printed[0].split() == ["task", "onset", "t50", "t90", "verdict"] and printed[1].endswith("still rising")
     assert "My run" in (tmp_path / "report/report.html").read_text()
     paragraph = re.search(r"## What it writes\n\n(.*?)\n\n", page("docs/analyze.md"), flags=re.S)
+    assert paragraph
     written = {path.relative_to(tmp_path / "report").as_posix() for path in (tmp_path / "report").rglob("*.*")}
-    assert set(ticked(paragraph[1])) == {name for name in written if not re.fullmatch(r"figures/(?!overview).*", name)}
-    assert len(written) == 6  # and one PNG for the only domain
+    named = {name for name in ticked(paragraph[1]) if re.search(r"\.[a-z]+$", name)}
+    assert named == {"report.html", "tidy.csv", "tidy.parquet", "findings.json"}
+    assert written >= {*(f"{one.name}.{kind}" for one in STATISTICS for kind in ("csv", "parquet")), "findings.json"}
+    assert written >= {f"figures/overview.{kind}" for kind in ("pdf", "svg", "png")}
+    widths = {name: style[0] for name, style in _STYLES.items()}
+    assert [float(w) for w in re.findall(r"\(([\d.]+)(?: inches)?\)", paragraph[1])] == list(widths.values())
 
 
 def test_the_python_of_the_world_page_writes_what_its_comments_say(tmp_path: Path, monkeypatch) -> None:

@@ -23,6 +23,7 @@ from fineline_jax.cli import command_line
 from fineline_jax.facts.metrics import METRICS
 from fineline_jax.facts.score_table import COLUMNS
 from fineline_jax.facts.tasks import TASKS
+from fineline_jax.trajectories.registry import STATISTICS
 from fineline_jax.recipe import Recipe
 from fineline_jax.scoring.options import PackOptions, ScoreOptions
 
@@ -112,6 +113,16 @@ def test_the_page_of_metrics_is_that_of_the_facts(hooks: ModuleType) -> None:
     assert tuple(row[0] for row in rows(text, "Columns")) == COLUMNS
 
 
+def test_the_page_of_statistics_has_every_registered_one_with_its_columns(hooks: ModuleType) -> None:
+    text = hooks.statistics()
+    for one in STATISTICS:
+        assert one.definition and one.caveat and one.source and one.definition in text and one.caveat in text, one.name
+        assert [row[0] for row in rows(text, one.name)] == [column.name for column in one.columns]
+        assert {column.name for column in one.columns} >= {*one.ends, *one.keys, *([one.count] if one.count else [])}
+        assert one.chart is None or one.chart.value in {column.name for column in one.columns}
+    assert len({one.name for one in STATISTICS}) == len(STATISTICS)
+
+
 @pytest.mark.parametrize(
     ("target", "link", "moved"),
     [
@@ -141,7 +152,7 @@ def test_every_page_of_docs_has_its_line_in_the_navigation(hooks: ModuleType) ->
 
     listed = pages(yaml.safe_load(page("mkdocs.yml"))["nav"])
     of_docs = {name.removeprefix("docs/") for name in PAGES if name.startswith("docs/")}
-    made = {f"reference/{make}.md" for make in ("command_line", "recipe", "python", "metrics")}
+    made = {f"reference/{make}.md" for make in ("command_line", "recipe", "python", "metrics", "statistics")}
     assert len(listed) == len(set(listed))
     assert set(listed) == of_docs | made | set(hooks.ROOT_PAGES.values())
 

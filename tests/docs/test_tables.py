@@ -263,13 +263,14 @@ def test_the_verdicts_and_columns_of_the_analyze_page_are_those_of_the_code() ->
     from fineline_jax.trajectories.statistics import dynamics
 
     named = {row["verdict"] for row in table("docs/analyze.md", "verdict")}
-    constants = {dynamics.AT_CHANCE, dynamics.BELOW_CHANCE, dynamics.NO_RISE, dynamics.TOO_FEW}
-    assert named == constants | {"settled", "still rising", "above chance"}
+    constants = {dynamics.AT_CHANCE, dynamics.BELOW_CHANCE, dynamics.NO_RISE, dynamics.TOO_FEW, dynamics.DEGENERATE}
+    assert named == constants | {dynamics.DECLINED, "settled", "still rising", "above chance"}
     rows = {row["column"]: row["definition"] for row in table("docs/analyze.md", "definition")}
     from scipy import stats
 
     assert "one-sided test at 1 %" in rows["onset"]
-    assert pytest.approx(stats.norm.isf(0.01), abs=5e-4) == dynamics.ONSET_Z
+    assert pytest.approx(stats.norm.isf(0.01), abs=5e-4) == dynamics.Z
+    assert "1995, 5 %" in rows["onset"] and dynamics.FALSE_DISCOVERIES == 0.05
     assert rows["t10, t50, t90"].count("10, 50, 90 %") == 1 and [*dynamics.FRACTIONS.values()] == [0.1, 0.5, 0.9]
     verdicts = {row["verdict"]: row["meaning"] for row in table("docs/analyze.md", "verdict")}
     assert re.search(r"under (\d+) times the noise", verdicts["no clear change"])[1] == f"{dynamics.CLEAR_RISE_SNR:g}"

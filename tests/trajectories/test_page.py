@@ -150,7 +150,8 @@ def test_the_first_metric_is_the_one_that_most_tasks_have_a_chance_level_for(
 def test_the_files_beside_the_page_hold_the_tables(made: Path, table: pd.DataFrame) -> None:
     pd.testing.assert_frame_equal(pd.read_parquet(made.parent / "tidy.parquet"), table)
     pd.testing.assert_frame_equal(pd.read_csv(made.parent / "tidy.csv"), table, check_dtype=False)
-    pd.testing.assert_frame_equal(pd.read_csv(made.parent / "dynamics.csv"), summarise(table), check_dtype=False)
+    dynamics = pd.read_csv(made.parent / "dynamics.csv").fillna({"interval_from": ""})
+    pd.testing.assert_frame_equal(dynamics, summarise(table), check_dtype=False)
 
 
 def test_the_page_says_where_it_comes_from(made: Path) -> None:
@@ -586,20 +587,29 @@ def test_search_and_filters_leave_the_curves_that_have_every_word(run_page, made
     assert found("state.search = 'nothing of it'") == []
 
 
-def test_sections_of_statistics_show_their_rows_verdicts_and_caveats(run_page, made: Path) -> None:
-    results = {s.name: frame for s, frame in compute(normalise(scores()))}
-    text = run_page(made, "texts(nodes.statistics)")
-    drawn = run_page(made, "(look(), [drawn['p-comparison'], drawn['p-comparison'].layout, nodes.statistics.children.length])")
-    rows = results["comparison"]
-    rows = rows[(rows.metric == "acc") & rows.difference.notna()].sort_values("difference", ascending=False)
-    [points], layout = drawn[0]["traces"], drawn[1]
-    assert points["x"] == pytest.approx(list(rows.difference), rel=1e-4)
-    assert points["error_x"]["array"] == pytest.approx(list(rows.high - rows.difference), rel=1e-3)
-    assert points["error_x"]["arrayminus"] == pytest.approx(list(rows.difference - rows.low), rel=1e-3)
+def test_sections_of_statistics_show_their_rows_verdicts_and_caveats(run_page, tmp_path: Path) -> None:
+    rows = [
+        {"series": series, "tokens": 1e9 * (k + 1), "task": f"t{j}", "metric": "acc", "stderr": 0.01, "chance": 0.25}
+        | {"value": 0.3 + 0.04 * k + (0.01 * (j + 1) if series == "b" else 0) + 0.003 * ((7 * k + 3 * j) % 5), "n": 500}
+        for series in ("a", "b") for k in range(6) for j in range(3)
+    ]  # fmt: skip
+    made = write_report(pd.DataFrame(rows), tmp_path)
+    text, points, layout, count = run_page(
+        made, "(look(), [texts(nodes.statistics), drawn['p-comparison'].traces[0], drawn['p-comparison'].layout, "
+        "nodes.statistics.children.length])"
+    )  # fmt: skip
+    results = compute(normalise(pd.DataFrame(rows)))[1:]
+    found = {statistic.name: frame for statistic, frame in results}["comparison"].sort_values("difference")[::-1]
+    assert points["x"] == pytest.approx(list(found.difference), rel=1e-4) and len(found) == 3
+    assert points["error_x"]["array"] == pytest.approx(list(found.high - found.difference), rel=1e-3)
+    assert points["error_x"]["arrayminus"] == pytest.approx(list(found.difference - found.low), rel=1e-3)
     assert [shape["x0"] for shape in layout["shapes"]] == [0]
-    assert drawn[2] == sum(len(frame) > 0 for name, frame in results.items() if name != "dynamics")
-    for statistic, frame in compute(normalise(scores()))[1:]:
-        assert not len(frame) or (statistic.title in text and statistic.definition in text and statistic.caveat in text)
+    assert count == sum(len(frame) > 0 for _, frame in results)
+    for statistic, frame in results:
+        if len(frame):
+            assert statistic.title in text and statistic.definition in text and statistic.caveat in text
+    verdicts = found.verdict.value_counts()
+    assert "; ".join(f"{name}: {n}" for name, n in verdicts.items()) in text
 
 
 def test_a_large_table_is_thinned_on_the_page_and_its_ends_stay(tmp_path: Path, monkeypatch) -> None:

@@ -68,7 +68,7 @@ def fit_power_law(x: np.ndarray, y: np.ndarray, *, with_floor: bool = True) -> P
 
     def objective(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         scales, exponents, floor = parameters[:terms], parameters[terms : 2 * terms], parameters[2 * terms]
-        parts = np.exp(scales - exponents * log_x)  # [n, terms]
+        parts = np.exp(np.minimum(scales - exponents * log_x, 300.0))  # [n, terms]; a line search may look far away
         value = parts.sum(axis=1) + floor
         residual = np.log(value) - log_y
         small = np.abs(residual) <= DELTA

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from fineline_jax.ablation.compare import comparisons, write_comparisons
 from fineline_jax.ablation.run import run_trials
 from fineline_jax.ablation.summary import write_summary
 from fineline_jax.ablation.sweep import Sweep
@@ -21,6 +22,8 @@ class SweepOutcome:
     out: Path
     table: pd.DataFrame
     """A row for each run that has ended (`summary.runs_table`), also in OUT/summary.csv."""
+    comparisons: dict[str, pd.DataFrame]
+    """The statistics of `trajectories.ablation` by name (`compare.comparisons`), also in OUT/comparison."""
     left: int
     """Runs of the sweep that have not ended: those of other parts, or behind a stop."""
     report: Path | None
@@ -40,8 +43,10 @@ def run_sweep(sweep: Sweep, out: Path, *, part: str | None, score: str | None, b
     with writing(out / "summary", "--out", wait=60):
         table = write_summary(sweep, out)
         left = len(trials) - len(table)
+        found = comparisons(sweep, table, out) if len(table) else {}
+        write_comparisons(found, out / "comparison")
         report = None
         if not left and (out / "scores").is_dir():
             runs = [out / "runs" / trial.name for trial in trials]
             report = analyze_scores([out / "scores"], out / "report", runs=runs, title=f"Sweep {sweep.name}")
-    return SweepOutcome(out, table, left, report, None if stopped is None else stopped.stopped_by)
+    return SweepOutcome(out, table, found, left, report, None if stopped is None else stopped.stopped_by)

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from fineline_jax.ablation.compare import first_metrics
 from fineline_jax.ablation.run import ending
 from fineline_jax.ablation.sweep import Sweep
 from fineline_jax.atomic_files import atomic_file
 from fineline_jax.errors import UserError
+from fineline_jax.recipe import fields
 from fineline_jax.text_table import text_table
 from fineline_jax.training.metrics import read_metrics
 
@@ -24,14 +26,15 @@ def runs_table(sweep: Sweep, out: Path) -> pd.DataFrame:
     A diverged run has the losses of its last finite line and checkpoint.
     """
     rows = []
-    fields = list(dict.fromkeys(field for arm in sweep.arms for field in arm.changes))
+    named = list(dict.fromkeys(field for arm in sweep.arms for field in arm.changes))
     changes = {arm.name: arm.changes for arm in sweep.arms}
     for trial in sweep.trials():
         run = out / "runs" / trial.name
         ended = ending(run, trial)
         if ended is not None:
             row = {"series": trial.name, "arm": trial.arm, "seed": trial.seed}
-            row |= {field: _cell(changes[trial.arm].get(field)) for field in fields}
+            flat = fields(trial.recipe)
+            row |= {field: flat[field] if field in flat else str(changes[trial.arm].get(field)) for field in named}
             row |= {"steps": ended.step, **dataclasses.asdict(ended)}
             del row["step"]
             rows.append(row | _losses(run))
@@ -61,10 +64,6 @@ def arms_text(table: pd.DataFrame) -> str:
     return text_table(rows, right=range(1, len(rows[0])))
 
 
-def _cell(value: object) -> object:
-    return value if value is None or isinstance(value, int | float | str | bool) else str(value)
-
-
 def _losses(run: Path) -> dict[str, float]:
     lines = pd.DataFrame(read_metrics(run))
     if "loss" not in lines:
@@ -77,12 +76,6 @@ def _losses(run: Path) -> dict[str, float]:
 
 def _scores(folder: Path) -> pd.DataFrame:
     """Columns series and score/TASK: the first metric of every task at the last scored checkpoint of each series."""
-    from fineline_jax.scoring.metrics.tidy import tidy
-    from fineline_jax.scoring.requests.pack import load
-
-    table = tidy(folder)
-    first = {task["task"]: task["metric"] for task in load(folder / "pack").manifest["tasks"]}
-    table = table[table["metric"] == table["task"].map(first)]
-    last = table.groupby(["series", "task"], sort=False, as_index=False).last()
+    last = first_metrics(folder).groupby(["series", "task"], sort=False, as_index=False).last()
     wide = last.pivot(index="series", columns="task", values="value")
     return wide.rename(columns=lambda task: f"score/{task}").reset_index()

@@ -39,10 +39,11 @@ def ablate(
         print(plan_text(planned, trials, out or Path("ablations") / planned.name, measured(trials)))
         return
     ended = interface.ablate(sweep, out, part=part, score=score, benchmarks=benchmarks)
+    from fineline_jax.ablation.compare import differences_text
     from fineline_jax.ablation.summary import arms_text
 
     if len(ended.table):
-        print(arms_text(ended.table))
+        print(f"{arms_text(ended.table)}\n\n{differences_text(ended.comparisons)}".rstrip())
     if ended.stopped_by:
         print(f"stopped by {ended.stopped_by}, saved; run the same command again to go on")
     elif ended.left:

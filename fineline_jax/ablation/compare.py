@@ -1,0 +1,101 @@
+"""The comparison of a sweep's arms: its losses and scores through the statistics of `trajectories.ablation`."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from fineline_jax.ablation.sweep import Sweep
+from fineline_jax.atomic_files import atomic_file
+from fineline_jax.facts.score_table import COLUMNS
+from fineline_jax.text_table import text_table
+from fineline_jax.training.metrics import read_metrics
+from fineline_jax.trajectories.ablation.arms import with_runs
+from fineline_jax.trajectories.ablation.critical_batch import CRITICAL_BATCH
+from fineline_jax.trajectories.ablation.differences import ALL_TASKS, DIFFERENCES
+from fineline_jax.trajectories.ablation.final_map import FACET_COST, FINAL_MAP
+from fineline_jax.trajectories.ablation.instability import INSTABILITY
+from fineline_jax.trajectories.ablation.tokens_to import TOKENS_TO
+
+HELD = "validation_loss/"
+
+
+def comparisons(sweep: Sweep, runs: pd.DataFrame, out: Path) -> dict[str, pd.DataFrame]:
+    """Frame of each statistic that the sweep has the arms for, by its name, of the runs in `summary.runs_table`.
+
+    Validation losses are rows of metric `loss` at kept checkpoints behind the first step; scores are each task's first
+    metric. Runs that diverged count in the instability alone.
+    """
+    logs = {series: pd.DataFrame(read_metrics(out / "runs" / series)) for series in runs["series"]}
+    facets = [
+        field for field in dict.fromkeys(f for arm in sweep.arms for f in arm.changes) if runs[field].nunique() > 1
+    ]
+    who = runs[["series", "arm", "seed", *facets]]
+    table = pd.concat([_losses(series, log) for series, log in logs.items()])
+    if (out / "scores").is_dir():
+        table = pd.concat([table, first_metrics(out / "scores")])
+    table = with_runs(table[table["series"].isin(runs["series"][runs["diverged"] == ""])], who)
+    found = {}
+    log = pd.concat([one.assign(series=series) for series, one in logs.items()])
+    found[INSTABILITY.name] = INSTABILITY.compute(with_runs(log, who))
+    if table["arm"].nunique() > 1:
+        found[DIFFERENCES.name] = DIFFERENCES.compute(table)
+        found[TOKENS_TO.name] = TOKENS_TO.compute(table)
+        if len(facets) == 2:
+            found[FINAL_MAP.name] = FINAL_MAP.compute(table, *facets)
+            found[FACET_COST.name] = pd.concat([FACET_COST.compute(table, *pair) for pair in (facets, facets[::-1])])
+    if sweep.branches is not None and facets == ["batch.sequences"]:
+        begun = {trial.name: trial.parent_tokens for trial in sweep.trials()}
+        of_branches = table.assign(branch=table["series"].map(begun), batch=table["batch.sequences"])
+        found[CRITICAL_BATCH.name] = CRITICAL_BATCH.compute(of_branches)
+    return found
+
+
+def write_comparisons(found: dict[str, pd.DataFrame], folder: Path) -> None:
+    """Each frame as CSV and Parquet in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, frame in found.items():
+        for suffix, write in ((".csv", frame.to_csv), (".parquet", frame.astype(_plain(frame)).to_parquet)):
+            with atomic_file(folder / f"{name}{suffix}", exclusive=True) as partial:
+                write(partial, index=False)
+
+
+def differences_text(found: dict[str, pd.DataFrame]) -> str:
+    """Each arm against the first: difference with its interval and verdict, for every loss and all tasks together."""
+    frame = found.get(DIFFERENCES.name, pd.DataFrame())
+    if frame.empty:
+        return ""
+    frame = frame[(frame["metric"] == "loss") | (frame["task"] == ALL_TASKS)]
+    shown = {column.name: column for column in DIFFERENCES.columns}
+    rows = [["arm", "metric", "task", "better by", "95 % interval", "verdict", "seeds to resolve .01"]]
+    for row in frame.to_dict("records"):
+        low, high = (shown[name].text(row[name]) for name in ("low", "high"))
+        cells = [str(row[name]) for name in ("arm", "metric", "task")]
+        cells += [shown["difference"].text(row["difference"]), f"{low} to {high}", str(row["verdict"])]
+        rows.append([*cells, shown["seeds_needed"].text(row["seeds_needed"])])
+    return f"Against {frame['reference'].iloc[0]}:\n" + text_table(rows, right=(3, 6))
+
+
+def first_metrics(scores: Path) -> pd.DataFrame:
+    """The tidy table of a folder of scores, of each task its first metric."""
+    from fineline_jax.scoring.metrics.tidy import tidy
+    from fineline_jax.scoring.requests.pack import load
+
+    table = tidy(scores)
+    first = {task["task"]: task["metric"] for task in load(scores / "pack").manifest["tasks"]}
+    return table[table["metric"] == table["task"].map(first)]
+
+
+def _losses(series: str, log: pd.DataFrame) -> pd.DataFrame:
+    """The validation losses of a run as rows of the tidy table."""
+    held = [str(name) for name in log if str(name).startswith(HELD)]
+    if not held:
+        return pd.DataFrame(columns=list(COLUMNS))
+    long = log[log["step"] > 0].melt(["step", "tokens"], held, "task").dropna(subset=["value"])
+    long = long.assign(series=series, checkpoint=long["step"].astype(str), domain="loss", metric="loss")
+    long["task"] = long["task"].str.removeprefix(HELD)
+    return long.reindex(columns=list(COLUMNS))
+
+
+def _plain(frame: pd.DataFrame) -> dict:
+    """Columns of mixed values as text, which Parquet can hold."""
+    return {name: str for name in frame if frame[name].dtype == object}

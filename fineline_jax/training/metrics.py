@@ -1,9 +1,11 @@
 """What a run says about itself: metrics.jsonl without a seam over restarts, TensorBoard, Weights & Biases, MFU."""
 
+import contextlib
 import dataclasses
 import json
 import math
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +59,10 @@ class MetricsLog:
         cut_behind(self.path, -1 if step is None else step)
         self.file = self.path.open("ab", buffering=0)  # what a full disk refuses must not be tried again at the end
         if recipe.logging.tensorboard:
-            import tensorboardX
+            from fineline_jax.training.tensorboard import TensorBoard
 
-            self.board = tensorboardX.SummaryWriter(str(run / "tensorboard"), purge_step=(step or 0) + 1)
+            with _named(run / "tensorboard"):
+                self.board = TensorBoard(run / "tensorboard", (step or 0) + 1)
         if recipe.logging.wandb_project:
             self.wandb = _start_wandb(run, recipe)
 
@@ -67,27 +70,34 @@ class MetricsLog:
         """record: "step" and numbers; a number that is not finite becomes null. Raises UserError on a full disk."""
         if not self.active:
             return
+        numbers = {k: v for k, v in record.items() if isinstance(v, int | float) and k != "step"}
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        try:
+        with _named(self.path):
             line = f"{json.dumps(finite)}\n".encode()
             while line:
                 line = line[self.file.write(line) :]
-        except OSError as error:
-            raise UserError(f"{self.path}: {error.strerror}; fix that and run the same command again") from error
-        numbers = {k: v for k, v in record.items() if isinstance(v, int | float) and k != "step"}
         if self.board:
-            for name, value in numbers.items():
-                self.board.add_scalar(name, value, record["step"])
+            with _named(self.path.with_name("tensorboard")):
+                self.board.write(record["step"], numbers)
         if self.wandb and record["step"] >= self.wandb.step:
             self.wandb.log(numbers, step=record["step"])
 
     def close(self) -> None:
         if self.active:
             self.file.close()
-            if self.board:
-                self.board.close()
             if self.wandb:
                 self.wandb.finish()
+            if self.board:
+                with _named(self.path.with_name("tensorboard")):
+                    self.board.close()
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; fix that and run the same command again") from error
 
 
 def cut_behind(path: Path, step: int) -> None:

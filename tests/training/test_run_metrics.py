@@ -287,6 +287,17 @@ def test_tensorboard_shows_every_number_at_its_step_and_forgets_what_is_trained_
     assert not (tmp_path / "tensorboard" / "tensorboard").exists()
 
 
+def test_a_full_disk_under_tensorboard_is_told_at_once(tmp_path, monkeypatch):
+    """The thread of tensorboardX's SummaryWriter ends without a word, and the tenth number after that waits forever."""
+    monkeypatch.setattr("tensorboardX.record_writer.open_file", lambda path: Path("/dev/full").open("wb"))
+    log = MetricsLog(tmp_path, recipe_of(tensorboard=True), None)
+    with pytest.raises(
+        UserError, match="tensorboard: No space left on device; fix that and run the same command again"
+    ):
+        log.write({"step": 1, "loss": 2.0})
+    assert [record["step"] for record in records(tmp_path / "metrics.jsonl")] == [1]
+
+
 def test_weights_and_biases_gets_one_run_per_folder_and_no_step_that_it_has_already(tmp_path, monkeypatch):
     begun, sent = [], []
 

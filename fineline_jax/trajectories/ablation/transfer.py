@@ -53,10 +53,7 @@ def agreement(small: np.ndarray, large: np.ndarray, seed: int = 0) -> dict:
     tau = float(stats.kendalltau(small, large).statistic)
     rho_error = math.sqrt((1 + rho**2 / 2) / (count - 3))
     tau_error = math.sqrt(0.437 / (count - 4)) if count > 4 else math.inf
-    drawn = np.random.default_rng(seed).integers(0, count, (DRAWS, count))
-    accuracies = np.array([decision_accuracy(small[rows], large[rows]) for rows in drawn])
-    low, high = np.nanquantile(accuracies, [0.025, 0.975])
-    row = {"accuracy": decision_accuracy(small, large), "accuracy_low": float(low), "accuracy_high": float(high)}
+    row = dict(zip(("accuracy", "accuracy_low", "accuracy_high"), decision_interval(small, large, seed), strict=True))
     for name, value, error in (("spearman", rho, rho_error), ("kendall", tau, tau_error)):
         with np.errstate(divide="ignore"):
             ends = np.tanh(np.arctanh(value) + 1.96 * error * np.array([-1, 1]))
@@ -64,14 +61,23 @@ def agreement(small: np.ndarray, large: np.ndarray, seed: int = 0) -> dict:
     return row
 
 
-def decision_accuracy(small: np.ndarray, large: np.ndarray) -> float:
-    """Share of pairs of arms that are in the same order at both sizes, of pairs that differ at the large one; a tie at
-    the small one counts half (DataDecide, arXiv 2504.11393). NaN without such a pair."""
-    upper = np.triu_indices(len(small), 1)
-    one, other = (np.sign(values[upper[0]] - values[upper[1]]) for values in (small, large))
-    if not other.any():
-        return math.nan
-    return float(((1 + one * other) / 2)[other != 0].mean())
+def decision_interval(small: np.ndarray, large: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
+    """(share of pairs of arms that are in the same order at both sizes, ends of its 95 % interval), values [arms].
+
+    Of pairs that differ at the large size; a tie at the small one counts half (DataDecide, arXiv 2504.11393). The
+    interval is a bootstrap of arms. NaN without such a pair.
+    """
+    one, other = (np.sign(values[:, None] - values) for values in (small, large))
+    differ = (other != 0).astype(float)
+    agree = differ * (1 + one * other) / 2
+    drawn = np.random.default_rng(seed).multinomial(len(small), np.full(len(small), 1 / len(small)), DRAWS)
+    counts = np.vstack([np.ones(len(small)), drawn])
+    with np.errstate(invalid="ignore"):  # a draw of one arm alone has no pair
+        shares = ((counts @ agree) * counts).sum(axis=1) / ((counts @ differ) * counts).sum(axis=1)
+    if np.isnan(shares[0]):
+        return math.nan, math.nan, math.nan
+    low, high = np.nanquantile(shares[1:], [0.025, 0.975])
+    return float(shares[0]), float(low), float(high)
 
 
 TRANSFER = Statistic(

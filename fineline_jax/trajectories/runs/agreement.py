@@ -13,10 +13,10 @@ from scipy import stats
 
 from fineline_jax.facts.metrics import metric_of
 from fineline_jax.trajectories.ablation.arms import arms_of, false_discovery
-from fineline_jax.trajectories.ablation.tokens_to import run_tokens
 from fineline_jax.trajectories.curves import isotonic
 from fineline_jax.trajectories.curves.smooth import checkpoint_noise, end_level, mean_of_three
-from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic
+from fineline_jax.trajectories.curves.split import Points, split
+from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic, shots_of
 
 FEWEST_TASKS = 5
 RISE_Z = 3.0
@@ -24,6 +24,8 @@ RISE_Z = 3.0
 SHARE = 0.5
 LEVEL = 0.05
 DRAWS = 200
+CLEAR = 1.0
+"""A dip of means of three that is less deep than a standard error of one checkpoint gets p = 1 without draws."""
 
 
 def order_agreement(table: pd.DataFrame) -> pd.DataFrame:
@@ -33,16 +35,19 @@ def order_agreement(table: pd.DataFrame) -> pd.DataFrame:
     See `ORDER_AGREEMENT`.
     """
     rows = []
-    for metric, part in arms_of(table).groupby("metric", sort=False, observed=True):
+    table = arms_of(table)
+    shots_named = table["series"].map({name: shots_of(str(name)) for name in table["series"].unique()})
+    for (metric, shots), part in table.groupby(["metric", shots_named], sort=False, observed=True):
         times = fixed_score_times(part, metric_of(str(metric)).better)
-        arms = {str(arm): [str(s) for s in of["series"].unique()] for arm, of in part.groupby("arm", sort=False)}
+        runs_of = part.groupby("arm", sort=False, observed=True)["series"].unique()
+        arms = {str(arm): [str(run) for run in runs] for arm, runs in runs_of.items()}
         within = [
             stats.kendalltau(times[a], times[b]).statistic
             for runs in arms.values()
             for a, b in itertools.combinations(runs, 2)
         ]
         for one, other in itertools.combinations(arms, 2):
-            row = {"metric": metric, "arm": one, "other": other, "tasks": len(times)}
+            row = {"metric": metric, "shots": shots, "arm": one, "other": other, "tasks": len(times)}
             if len(times) < FEWEST_TASKS:
                 rows.append(row | {"reason": f"fewer than {FEWEST_TASKS} tasks that rose in every run"})
                 continue
@@ -57,24 +62,27 @@ def order_agreement(table: pd.DataFrame) -> pd.DataFrame:
 def fixed_score_times(part: pd.DataFrame, better: int) -> pd.DataFrame:
     """log2 tokens [tasks, series] at which each run of one metric reached the task's fixed score; the tasks that rose
     clearly in every series."""
-    times = {}
-    for task, curves in part.groupby("task", sort=False, observed=True):
-        ends, errors, firsts = [], [], []
-        for _, curve in curves[curves["tokens"] > 0].groupby("series", observed=True):
-            curve = curve.sort_values("tokens")
-            values = better * curve["value"].to_numpy(float)
-            tokens = curve["tokens"].to_numpy(float)
-            ends.append(float(end_level(values, tokens)))
-            firsts.append(values[0])
-            given = float(curve["stderr"].iloc[-1]) if "stderr" in curve else math.nan
-            errors.append(given if math.isfinite(given) else checkpoint_noise(values, tokens))
-        chance = curves["chance"].iloc[-1] if "chance" in curves else math.nan
+    times, series = {}, part["series"].nunique()
+    tasks: dict[str, dict[str, Points]] = {}
+    for (task, name), curve in split(part[part["tokens"] > 0], ("task", "series")):
+        tasks.setdefault(task, {})[name] = curve
+    for task, curves in tasks.items():
+        ends = {name: float(end_level(better * curve.value, curve.tokens)) for name, curve in curves.items()}
+        errors = [
+            curve.stderr[-1] if np.isfinite(curve.stderr[-1]) else checkpoint_noise(curve.value, curve.tokens)
+            for curve in curves.values()
+        ]
+        chance = next(iter(curves.values())).chance
+        firsts = [better * curve.value[0] for curve in curves.values()]
         baseline = better * chance if math.isfinite(chance) else float(np.mean(firsts))
         error = float(np.nanmax(errors)) if np.isfinite(errors).any() else math.nan
-        if len(ends) < part["series"].nunique() or not min(ends) - baseline > RISE_Z * error:
+        if len(ends) < series or not min(ends.values()) - baseline > RISE_Z * error:
             continue
-        found = run_tokens(curves, baseline + SHARE * (min(ends) - baseline), better)
-        times[str(task)] = dict(zip(map(str, found["series"]), found["log2"], strict=True))
+        target = np.array([baseline + SHARE * (min(ends.values()) - baseline)])
+        times[task] = {
+            name: math.log2(isotonic.crossing(better * c.value, np.ones(len(c.value)), c.tokens, target)[0])
+            for name, c in curves.items()
+        }
     return pd.DataFrame(times).T.dropna()
 
 
@@ -89,19 +97,21 @@ def kendall_interval(tau: float, count: int) -> tuple[float, float]:
 def dips(table: pd.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> pd.DataFrame:
     """Curves that fall and rise again by more than their errors explain. See `DIPS`."""
     rows = []
-    for key, curve in table.groupby(["series", "metric", "task"], sort=False, observed=True):
-        curve = curve.drop_duplicates("tokens", keep="last").sort_values("tokens")
-        better = metric_of(str(key[1])).better
-        tokens, values = curve["tokens"].to_numpy(float), better * curve["value"].to_numpy(float)
-        error = curve["stderr"].to_numpy(float)
-        error = np.where(np.isfinite(error), error, checkpoint_noise(values, tokens))
+    for key, curve in split(table, ("series", "metric", "task")):
+        better, tokens = metric_of(key[1]).better, curve.tokens
+        values, error = better * curve.value, curve.stderr
+        if not np.isfinite(error).all():
+            error = np.where(np.isfinite(error), error, checkpoint_noise(values, tokens))
         if len(values) < 5 or not np.isfinite(error).all() or not error.all():
             continue
         depth, at = dip(values)
-        noise = np.random.default_rng(seed).standard_normal((draws, len(values))) * error
-        null, _ = dip(isotonic.fit(values, 1 / error**2) + noise)
         row = dict(zip(("series", "metric", "task"), key, strict=True)) | {"checkpoints": len(values)}
         row |= {"depth": float(depth), "tokens": tokens[int(at)], "value": float(better * values[int(at)])}
+        if depth < CLEAR * float(np.median(error)):
+            rows.append(row | {"p": 1.0})
+            continue
+        noise = np.random.default_rng(seed).standard_normal((draws, len(values))) * error
+        null, _ = dip(isotonic.fit(values, 1 / error**2) + noise)
         # of maxima, so by moments a Gumbel distribution, whose tail reaches further than the draws
         scale = max(float(null.std(ddof=1)) * math.sqrt(6) / math.pi, 1e-300)
         rows.append(row | {"p": float(stats.gumbel_r.sf(depth, float(null.mean()) - np.euler_gamma * scale, scale))})
@@ -130,6 +140,7 @@ ORDER_AGREEMENT = Statistic(
     order_agreement,
     (
         Column("metric", "", "the metric"),
+        Column("shots", "", "shots that the names of the series state", "where they state none"),
         Column("arm", "", "the arm"),
         Column("other", "", "another"),
         Column("tasks", "1", "tasks that rose clearly in every run"),

@@ -8,6 +8,7 @@ import pandas as pd
 from fineline_jax.facts.metrics import metric_of
 from fineline_jax.trajectories.curves import isotonic
 from fineline_jax.trajectories.curves.smooth import checkpoint_noise, end_level
+from fineline_jax.trajectories.curves.split import split
 
 DRAWS = 400
 RISE_Z = 2.326
@@ -25,23 +26,26 @@ class Clock(NamedTuple):
     """[draws] the same of curves drawn around the isotonic fit."""
 
 
-def clocks(part: pd.DataFrame, *, share: float = 0.5, draws: int = DRAWS, seed: int = 0) -> list[Clock]:
-    """The clock of every task that rose, of the curves of one series and metric.
+def clocks(
+    table: pd.DataFrame, *, share: float = 0.5, draws: int = DRAWS, seed: int = 0
+) -> dict[tuple[str, str], list[Clock]]:
+    """The clock of every task that rose, by (series, metric).
 
     The rise is from chance (where the metric has none, from the first checkpoint) to the level of the last half
     doubling of tokens. Errors are the table's, else the scatter of the curve. Tasks without a clear rise are left out.
     """
-    found = []
-    for number, (task, curve) in enumerate(part[part["tokens"] > 0].groupby("task", sort=False, observed=True)):
-        curve = curve.drop_duplicates("tokens", keep="last").sort_values("tokens")
-        if len(curve) < 3:
+    found: dict[tuple[str, str], list[Clock]] = {}
+    trained = table[table["tokens"] > 0]
+    domains = trained["domain"].to_numpy()
+    for number, ((series, metric, task), curve) in enumerate(split(trained, ("series", "metric", "task"))):
+        clocks_here = found.setdefault((series, metric), [])
+        if len(curve.tokens) < 3:
             continue
-        better = metric_of(str(curve["metric"].iloc[0])).better
-        tokens, values = curve["tokens"].to_numpy(float), better * curve["value"].to_numpy(float)
-        error = curve["stderr"].to_numpy(float)
-        error = np.where(np.isfinite(error), error, checkpoint_noise(values, tokens))
-        chance = curve["chance"].iloc[-1] if "chance" in curve else np.nan
-        baseline = better * chance if np.isfinite(chance) else values[0]
+        better, tokens = metric_of(metric).better, curve.tokens
+        values, error = better * curve.value, curve.stderr
+        if not np.isfinite(error).all():
+            error = np.where(np.isfinite(error), error, checkpoint_noise(values, tokens))
+        baseline = better * curve.chance if np.isfinite(curve.chance) else values[0]
         level = float(end_level(values, tokens))
         if not np.isfinite(error).all() or level - baseline <= RISE_Z * error[-1]:
             continue
@@ -51,5 +55,5 @@ def clocks(part: pd.DataFrame, *, share: float = 0.5, draws: int = DRAWS, seed: 
         targets = baseline + share * (end_level(drawn, tokens) - baseline)
         at = np.log2(isotonic.crossing(drawn, weights, tokens, targets[:, None])[:, 0])
         at = np.where(np.isnan(at), np.log2(tokens[-1]), at)
-        found.append(Clock(str(task), str(curve["domain"].iloc[0]), float(at[0]), at[1:]))
+        clocks_here.append(Clock(task, str(domains[curve.row]), float(at[0]), at[1:]))
     return found

@@ -11,7 +11,7 @@ from scipy import stats
 
 from fineline_jax.trajectories.ablation.arms import LEVEL, holm
 from fineline_jax.trajectories.runs.clock import Clock, clocks
-from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic
+from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic, shots_of
 
 EARLIER, LATER, UNRESOLVED = "earlier", "later", "no order resolved"
 
@@ -19,8 +19,8 @@ EARLIER, LATER, UNRESOLVED = "earlier", "later", "no order resolved"
 def task_order(table: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """When each task of each (series, metric) was learned, and its place in the order. See `TASK_ORDER`."""
     rows = []
-    for (series, metric), part in table.groupby(["series", "metric"], sort=False, observed=True):
-        found = sorted(clocks(part, seed=seed), key=lambda clock: clock.log2)
+    for (series, metric), unordered in clocks(table, seed=seed).items():
+        found = sorted(unordered, key=lambda clock: clock.log2)
         if not found:
             continue
         ranks = stats.rankdata(np.array([clock.drawn for clock in found]), axis=0)
@@ -36,8 +36,7 @@ def task_order(table: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
 def precedence(table: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """Of each (series, metric) and pair of domains: which was learned first? See `PRECEDENCE`."""
     rows = []
-    for (series, metric), part in table.groupby(["series", "metric"], sort=False, observed=True):
-        found = clocks(part, seed=seed)
+    for (series, metric), found in clocks(table, seed=seed).items():
         domains = {domain: [clock for clock in found if clock.domain == domain] for domain in _domains(found)}
         family = []
         for one, other in itertools.combinations(domains, 2):
@@ -74,14 +73,12 @@ def _gap(ones: list[Clock], others: list[Clock]) -> dict:
 
 def concordance(table: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """Of each metric: do series agree in the order in which tasks were learned? See `CONCORDANCE`."""
-    rows = []
-    for metric, part in table.groupby("metric", sort=False, observed=True):
-        times = {
-            str(series): {clock.task: clock.log2 for clock in clocks(curves, draws=2, seed=seed)}
-            for series, curves in part.groupby("series", sort=False, observed=True)
-        }
-        matrix = pd.DataFrame(times).dropna()
-        row = {"metric": metric, "series": matrix.shape[1], "tasks": len(matrix)}
+    rows, times = [], dict[tuple[str, str], dict[str, dict[str, float]]]()
+    for (series, metric), found in clocks(table, draws=2, seed=seed).items():
+        times.setdefault((metric, shots_of(series)), {})[series] = {clock.task: clock.log2 for clock in found}
+    for (metric, shots), of_series in times.items():
+        matrix = pd.DataFrame(of_series).dropna()
+        row = {"metric": metric, "shots": shots, "series": matrix.shape[1], "tasks": len(matrix)}
         if min(matrix.shape) < 2 or len(matrix) < 3:
             rows.append(row | {"reason": "it takes two series and three tasks that were learned in all of them"})
             continue
@@ -160,6 +157,7 @@ CONCORDANCE = Statistic(
     concordance,
     (
         Column("metric", "", "the metric"),
+        Column("shots", "", "shots that the names of the series state", "where they state none"),
         Column("series", "1", "series compared"),
         Column("tasks", "1", "tasks that rose in all of them"),
         Column("w", "1", "Kendall's W: 1 is the same order in all, 0 none", "with few series or tasks"),

@@ -1,5 +1,6 @@
 """Which metric to watch in which phase: signal and noise within a run, and whether runs are told apart early."""
 
+import functools
 import math
 
 import numpy as np
@@ -7,9 +8,10 @@ import pandas as pd
 from scipy import stats
 
 from fineline_jax.facts.metrics import metric_of
-from fineline_jax.trajectories.ablation.transfer import decision_accuracy
+from fineline_jax.trajectories.ablation.transfer import decision_interval
 from fineline_jax.trajectories.curves.smooth import checkpoint_noise
-from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic
+from fineline_jax.trajectories.curves.split import Points, split
+from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic, shots_of
 
 PHASES = 4
 """Parts of a run, equal in log tokens from its first trained checkpoint (at most a thousandth of its end) on."""
@@ -17,7 +19,6 @@ SPAN = 1000.0
 FEWEST = 5
 FRACTIONS = (0.05, 0.1, 0.25, 0.5, 0.75)
 FEWEST_RUNS = 4
-DRAWS = 500
 WATCH_SNR = 3.0
 """From this signal-to-noise ratio of a phase on a metric is recommended for it, the lower end of its interval at 1."""
 
@@ -25,9 +26,8 @@ WATCH_SNR = 3.0
 def phase_quality(table: pd.DataFrame) -> pd.DataFrame:
     """Signal and noise of each (series, metric, task, phase). See `PHASE_QUALITY`."""
     rows = []
-    for key, curve in table.groupby(["series", "metric", "task"], sort=False, observed=True):
-        curve = curve[curve["tokens"] > 0].drop_duplicates("tokens", keep="last").sort_values("tokens")
-        tokens, values = curve["tokens"].to_numpy(float), curve["value"].to_numpy(float)
+    for key, curve in split(table[table["tokens"] > 0], ("series", "metric", "task")):
+        tokens, values = curve.tokens, curve.value
         meant = metric_of(str(key[1]))
         if meant.log and (values > 0).all():
             values = np.log(values)
@@ -53,11 +53,17 @@ def _signal_and_noise(values: np.ndarray, tokens: np.ndarray) -> dict:
         return {"signal": signal, "reason": "the curve does not scatter: it has no noise to compare with"}
     ratio, inner = signal / noise, max(3, (len(values) - 2) // 2)
     # noise^2 has about 2/3 as many degrees of freedom as pseudo-residuals, which overlap
-    spread = np.sqrt(stats.chi2.ppf([0.025, 0.975], 2 * inner / 3) / (2 * inner / 3))
+    spread = _noise_factors(2 * inner / 3)
     error = 1.96 * math.sqrt(2 / third)
     low, high = min((ratio - error) * spread), max((ratio + error) * spread)
     row = {"signal": signal, "noise": noise, "snr": ratio, "low": float(low), "high": float(high), "reason": ""}
     return row | {"verdict": "watch" if ratio >= WATCH_SNR and low >= 1 else "too noisy" if ratio < 1 else "unclear"}
+
+
+@functools.cache
+def _noise_factors(freedom: float) -> np.ndarray:
+    """95 % limits of the root of a mean square over its expectation."""
+    return np.sqrt(np.asarray(stats.chi2.ppf([0.025, 0.975], freedom)) / freedom)
 
 
 def early_decisions(table: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
@@ -66,26 +72,25 @@ def early_decisions(table: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     See `EARLY_DECISIONS`. Runs are compared at fractions of the tokens that all have.
     """
     rows = []
-    for (metric, task), part in table.groupby(["metric", "task"], sort=False, observed=True):
-        curves = [curve.sort_values("tokens") for _, curve in part.groupby("series", sort=False, observed=True)]
-        row = {"metric": metric, "task": task, "runs": len(curves)}
+    groups: dict[tuple[str, str, str], list[Points]] = {}
+    for (metric, task, series), curve in split(table, ("metric", "task", "series")):
+        groups.setdefault((metric, task, shots_of(series)), []).append(curve)
+    for (metric, task, shots), curves in groups.items():
+        row = {"metric": metric, "task": task, "shots": shots, "runs": len(curves)}
         if len(curves) < FEWEST_RUNS:
             rows.append(row | {"reason": f"fewer than {FEWEST_RUNS} runs"})
             continue
-        horizon = min(curve["tokens"].iloc[-1] for curve in curves)
-        starts = max(curve["tokens"].iloc[0] for curve in curves)
+        horizon = min(curve.tokens[-1] for curve in curves)
+        starts = max(curve.tokens[0] for curve in curves)
         at = np.array([horizon * fraction for fraction in (*FRACTIONS, 1.0)], float)
-        values = np.array([np.interp(at, curve["tokens"].to_numpy(float), curve["value"]) for curve in curves])
-        draws = np.random.default_rng(seed).integers(0, len(curves), (DRAWS, len(curves)))
+        values = np.array([np.interp(at, curve.tokens, curve.value) for curve in curves])
         for index, fraction in enumerate(FRACTIONS):
             now = row | {"fraction": str(fraction), "tokens": at[index]}
             if at[index] < starts:
                 rows.append(now | {"reason": "before the first checkpoint of a run"})
                 continue
             early, end = values[:, index], values[:, -1]
-            drawn = [decision_accuracy(early[rows_of], end[rows_of]) for rows_of in draws]
-            low, high = np.nanquantile(drawn, [0.025, 0.975])
-            now |= {"accuracy": decision_accuracy(early, end), "low": float(low), "high": float(high)}
+            now |= dict(zip(("accuracy", "low", "high"), decision_interval(early, end, seed), strict=True))
             rows.append(now | {"reason": ""})
     return EARLY_DECISIONS.frame(rows)
 
@@ -128,6 +133,7 @@ EARLY_DECISIONS = Statistic(
     (
         Column("metric", "", "the metric"),
         Column("task", "", "the task"),
+        Column("shots", "", "shots that the names of the runs state", "where they state none"),
         Column("fraction", "", "of the tokens that all runs have"),
         Column("runs", "1", "runs, of which each pair is a decision"),
         Column("tokens", "tokens", "where runs are compared", "with few runs"),

@@ -10,7 +10,7 @@ from fineline_jax.models.config import ModelConfig
 from fineline_jax.recipe import Batch, Data, Optimizer, Recipe, Schedule, Source
 from fineline_jax.trajectories.ablation.critical_batch import critical_batch, crossing_of
 from fineline_jax.trajectories.ablation.noise_scale import estimate, fieller, noise_scale, with_batches
-from fineline_jax.trajectories.ablation.transfer import agreement, decision_accuracy, transfer
+from fineline_jax.trajectories.ablation.transfer import agreement, decision_interval, transfer
 
 
 def squared_norms(rng, steps: int, sequences: int, micro: int, signal: float, noise: float, size: int = 50):
@@ -115,7 +115,7 @@ def test_agreement_of_orders_is_that_of_scipy():
     assert row["accuracy"] == pytest.approx((1 + tau) / 2)  # without ties
     assert row["accuracy_low"] < row["accuracy"] < row["accuracy_high"]
     assert row["spearman_low"] < row["spearman"] < row["spearman_high"]
-    assert decision_accuracy(np.array([1.0, 1.0, 2.0]), np.array([1.0, 2.0, 2.0])) == pytest.approx((0.5 + 1) / 2)
+    assert decision_interval(np.array([1.0, 1.0, 2.0]), np.array([1.0, 2.0, 2.0]))[0] == pytest.approx((0.5 + 1) / 2)
 
 
 def test_the_order_of_arms_is_compared_between_sizes():

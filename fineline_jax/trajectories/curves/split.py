@@ -1,0 +1,42 @@
+"""The curves of a table one after another, with one sort of the whole instead of one per curve."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+
+class Points(NamedTuple):
+    """One curve, ascending in tokens; of several checkpoints at one token count the last."""
+
+    tokens: np.ndarray
+    value: np.ndarray
+    stderr: np.ndarray
+    """NaN where not given."""
+    chance: float
+    """That of its last checkpoint; NaN where it has none."""
+    row: int
+    """Position of its last checkpoint in the table."""
+
+
+def split(table: pd.DataFrame, by: Sequence[str]) -> Iterator[tuple[tuple[str, ...], Points]]:
+    """(key, curve) for each value of the columns `by`, in the order of first appearance."""
+    group = table.groupby(list(by), sort=False, observed=True).ngroup().to_numpy()
+    tokens = table["tokens"].to_numpy(float)
+    order = np.lexsort((np.arange(len(table)), tokens, group))
+    group, tokens = group[order], tokens[order]
+    kept = (
+        np.append((group[1:] != group[:-1]) | (tokens[1:] != tokens[:-1]), True) if len(order) else order.astype(bool)
+    )
+    order, group, tokens = order[kept], group[kept], tokens[kept]
+    none = np.full(len(table), np.nan)
+    value, stderr, chance = (
+        (table[name].to_numpy(float) if name in table else none)[order] for name in ("value", "stderr", "chance")
+    )
+    keys = list(zip(*(table[name].to_numpy() for name in by), strict=True))
+    ends = np.flatnonzero(np.append(group[1:] != group[:-1], True)) + 1 if len(order) else []
+    for start, end in zip([0, *ends[:-1]], ends, strict=True):
+        inside, last = slice(start, end), int(order[end - 1])
+        key = tuple(str(part) for part in keys[last])
+        yield key, Points(tokens[inside], value[inside], stderr[inside], float(chance[end - 1]), last)

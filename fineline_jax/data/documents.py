@@ -15,7 +15,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import IO, Any, Literal
 
 from fineline_jax.errors import UserError, reading, refuse_lfs_pointer
 
@@ -164,7 +164,7 @@ def _is_encodable(text: str) -> bool:
 
 
 @contextlib.contextmanager
-def _opened(file: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+def _opened(file: Path) -> Iterator[tuple[IO[bytes], Any]]:
     """The file as it lies on disk, and its content."""
     refuse_lfs_pointer(file)
     with file.open("rb") as raw:

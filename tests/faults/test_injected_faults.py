@@ -188,37 +188,18 @@ def test_a_fault_is_told_and_nothing_is_lost(ask) -> None:
 def test_every_command_under_every_fault(ask, capsys) -> None:
     """Prints the table. FINELINE_FAULT_POINTS: places per command and fault; FINELINE_FAULT_COMMANDS, FINELINE_FAULTS:
     some of them."""
-    rows, wrong = (
-        [
-            (
-                "command",
-                "fault",
-                "places",
-                "tried",
-                "exit 0, whole",
-                "refused",
-                "killed",
-                "run again",
-                "left beside",
-                "wrong",
-            )
-        ],
-        [],
-    )
+    counted = ("places", "tried", "exit 0, whole", "refused", "killed", "run again", "left beside")
+    rows: list[tuple[str, ...]] = [("command", "fault", *counted, "wrong")]
+    wrong: list[str] = []
     make_scores(ask)
-    chosen = os.environ.get("FINELINE_FAULT_COMMANDS", ",".join(COMMANDS)).split(",")
-    for command in chosen:
+    points = int(os.environ.get("FINELINE_FAULT_POINTS", "12"))
+    for command in os.environ.get("FINELINE_FAULT_COMMANDS", ",".join(COMMANDS)).split(","):
         for fault in os.environ.get("FINELINE_FAULTS", ",".join(FAULTS)).split(","):
-            points = int(os.environ.get("FINELINE_FAULT_POINTS", "12"))
             seen, bad = injected(ask, command, fault, points, reruns=points > 4)
-            with capsys.disabled():
-                print(command, fault, dict(seen), *bad, sep="\n  ", flush=True)
-            counts = (
-                seen[name]
-                for name in ("places", "tried", "exit 0, whole", "refused", "killed", "run again", "left beside")
-            )
-            rows.append((command, fault, *map(str, counts), str(len(bad))))
+            rows.append((command, fault, *(str(seen[name]) for name in counted), str(len(bad))))
             wrong += bad
+            with capsys.disabled():
+                print(*rows[-1], *bad, sep="\n  ", flush=True)
     with capsys.disabled():
         print("\n" + text_table(rows))
     assert not wrong

@@ -289,7 +289,8 @@ def test_tensorboard_shows_every_number_at_its_step_and_forgets_what_is_trained_
 
 def test_a_full_disk_under_tensorboard_is_told_at_once(tmp_path, monkeypatch):
     """The thread of tensorboardX's SummaryWriter ends without a word, and the tenth number after that waits forever."""
-    monkeypatch.setattr("tensorboardX.record_writer.open_file", lambda path: Path("/dev/full").open("wb"))
+    full = lambda path: os.fdopen(os.open("/dev/full", os.O_WRONLY), "wb")
+    monkeypatch.setattr("tensorboardX.record_writer.open_file", full)
     log = MetricsLog(tmp_path, recipe_of(tensorboard=True), None)
     with pytest.raises(
         UserError, match="tensorboard: No space left on device; fix that and run the same command again"

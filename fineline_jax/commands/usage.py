@@ -105,8 +105,9 @@ def one_line(typed: str, box: str) -> str:
                     help_command = where[1] if where else ""
         elif text and not text.startswith("Argument helptext"):
             messages.append(text)
-    messages = _with_command_meant([_of_number(message) for message in messages])
-    if options:
+    said = [_of_number(message) for message in messages]
+    messages = _with_command_meant(said)
+    if options and messages == said:
         messages.append(f"perhaps {' or '.join(options)}")
     return f"{'; '.join(messages)}; see `{help_command or 'fineline --help'}`"
 

@@ -64,7 +64,7 @@ def test_every_option_of_a_text_preparation_reaches_it(monkeypatch, capsys):
     defaults = {
         "inputs": (Path("a"), Path("b.txt")), "tokenizer": Path("t"), "out": Path("d"), "sequence_length": 2048,
         "bos": False, "eos": True, "validation_inputs": (), "validation_fraction": 0.0, "text_key": "text",
-        "text_unit": "file", "beam_options": None,
+        "text_unit": "file", "skip_bad_lines": 0.0, "beam_options": None,
     }  # fmt: skip
     assert write.last == ((), defaults)
     assert capsys.readouterr().out == "d: prepared (train: 1,234,567 windows, validation: 8 windows)\n"
@@ -73,7 +73,8 @@ def test_every_option_of_a_text_preparation_reaches_it(monkeypatch, capsys):
     assert main([*command, *more.split(), "--text-unit", "line", "--beam-options=--runner=X --n=2"]) == 0
     assert write.last[1] == defaults | {
         "sequence_length": 7, "bos": True, "eos": False, "validation_inputs": (Path("v"), Path("w")),
-        "validation_fraction": 0.25, "text_key": "k", "text_unit": "line", "beam_options": "--runner=X --n=2",
+        "validation_fraction": 0.25, "text_key": "k", "text_unit": "line", "skip_bad_lines": 0.0,
+        "beam_options": "--runner=X --n=2",
     }  # fmt: skip
     assert capsys.readouterr().out == "d: already prepared (train: 1 windows)\n"
 
@@ -450,7 +451,7 @@ def test_the_commands_are_listed_in_the_order_in_which_a_run_needs_them(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     said = capsys.readouterr().out
-    names = "demo data pretrain tasks score analyze series export import export-scores lm-eval"
+    names = "demo data pretrain tasks score analyze ablate series export import export-scores traces lm-eval"
     assert re.findall(r"^[│ ]+• ([a-z-]+) +\S", said, re.M) == names.split()
 
 

@@ -127,7 +127,7 @@ def read_history(run: Path) -> History | None:
         if content["format"] != FORMAT:
             raise UserError(f"{path}: has format {content['format']}, not {FORMAT}; use the version that wrote it")
         return from_plain(content["segments"], path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(

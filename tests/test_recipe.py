@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fineline_jax.catalogue import config_names, find_config, load_recipe
@@ -380,6 +380,7 @@ STAGES = st.lists(st.tuples(st.integers(1, 3000), st.integers(1, 40)), max_size=
     begin=st.integers(0, 60),
     asked=st.integers(0, 3500),
 )
+@example(stages=[(64, 2), (128, 1)], first=4, tokens=300, milestones=[128], every=64, begin=3, asked=128)  # met exactly
 def test_steps_tokens_and_kept_steps_under_a_schedule_of_batches_are_those_of_counting(
     stages, first, tokens, milestones, every, begin, asked
 ):

@@ -144,7 +144,7 @@ def checksums(monkeypatch):
         (loop, "abstract_state", abstract_state),
         (loop, "make_train_step", make_train_step),
         (observers, "make_validation_step", make_validation_step),
-        (loop, "rates", lambda recipe, tokens: np.float32([tokens / recipe.tokens_per_step, 0])),  # the step's number
+        (loop, "rates", lambda recipe, tokens: np.array([tokens / recipe.tokens_per_step, 0], np.float32)),
         (loop, "make_mesh", lambda mesh: {MeshShape(fsdp=1): made}[mesh]),
     ):
         monkeypatch.setattr(module, name, fake)
@@ -296,7 +296,7 @@ def test_under_a_schedule_of_batches_every_window_comes_once_and_an_interrupted_
     corpus, tmp_path, monkeypatch
 ):
     """Steps of 24, 48 and 8 tokens: 72 is the first multiple of 24 from 70 on, 216 the first 72 + 48 k from 200 on."""
-    monkeypatch.setattr(loop, "rates", lambda recipe, tokens: np.float32([tokens, 0]))
+    monkeypatch.setattr(loop, "rates", lambda recipe, tokens: np.array([tokens, 0], np.float32))
     recipe = recipe_of(corpus, batch=Batch(SEQUENCES, 2, ((70, 12), (200, 2))))
     batches = [6] * 3 + [12] * 3 + [2] * 42  # 216 + 42 * 8 = 552 of 557 tokens
     tokens = [LENGTH * sum(batches[:step]) for step in range(len(batches) + 1)]

@@ -193,7 +193,8 @@ def statistics() -> str:
     """The statistics of a report: definition, caveat, source and columns of each (`trajectories/registry.py`)."""
     parts = [
         "# Statistics",
-        "What `fineline analyze` computes: each is a table NAME`.csv` and `.parquet` of the report, a section of its page,"
+        "What `fineline analyze` computes: each is a table NAME`.csv` and `.parquet` of the report, a "
+        "section of its page,"
         " a figure, and part of `findings.json`. Unit: 1 for shares and counts, empty for words.",
     ]
     for one in STATISTICS:

@@ -1,4 +1,4 @@
-"""What public checkpoint series say of the findings of "The Fine Line" (arXiv 2404.01204): writes docs/the_fine_line.md.
+"""What public checkpoint series say of the findings of arXiv 2404.01204, "The Fine Line": docs/the_fine_line.md.
 
     python configs/reproduce/the_fine_line.py SHARED/data [--out docs/the_fine_line.md] [--demo DEMO/report/tidy.csv]
 
@@ -73,12 +73,15 @@ def task_prediction(pythia: pd.DataFrame, olmo: pd.DataFrame, baichuan: pd.DataF
     parts += [small[small["series"] == f"pythia-{size}"] for size in ("1.4b", "6.9b", "12b")]
     found = pd.concat([verdicts(part) for part in [*parts, baichuan.assign(domain="exams", series="Baichuan2 7B")]])
     cells = found.assign(
-        gap=found["gap"].map(number), levels=found["gap_of_levels"].map(number), p=found["p"].map(lambda p: number(p, 3))
+        gap=found["gap"].map(number),
+        levels=found["gap_of_levels"].map(number),
+        p=found["p"].map(lambda p: number(p, 3)),
     )
     by = found.set_index("series")
     pairs = [f"{name} {by.p[name]:.2f}" for name in ("pythia-1.4b", "pythia-6.9b", "pythia-12b")]
     says = [
-        f"OLMo-2 7B: {by.verdict['OLMo-2 7B']}, p = {by.p['OLMo-2 7B']:.3f}; its exam tasks move together from checkpoint "
+        f"OLMo-2 7B: {by.verdict['OLMo-2 7B']}, p = {by.p['OLMo-2 7B']:.3f}; its exam tasks move together "
+        "from checkpoint "
         "to checkpoint more than with common sense.",
         f"Pythia: {', '.join(sorted(set(by.verdict[[f'pythia-{s}' for s in ('1.4b', '6.9b', '12b')]])))} "
         f"(p: {', '.join(pairs)}), by six tasks at {by.checkpoints['pythia-1.4b']} checkpoints.",
@@ -118,11 +121,13 @@ def cross_domain(pythia: pd.DataFrame, olmo: pd.DataFrame) -> Finding:
     order = ", ".join(onsets.rank().mean(axis=1).sort_values().index)
     says = [
         f"OLMo-2 7B reaches half of the way from guessing to perfect in {int(shown['to_score'].notna().sum())} of "
-        f"{len(shown)} tasks; the table has them in the order of learning. Intervals hold the scatter from checkpoint to "
+        f"{len(shown)} tasks; the table has them in the order of learning. Intervals hold the scatter from "
+        "checkpoint to "
         "checkpoint, as the public file has no standard errors.",
         f"Pythia, onsets of {len(onsets)} tasks in {onsets.shape[1]} sizes: {order}. The order agrees between sizes: "
         f"Kendall's W {w:.2f}, p = {p:.1g}.",
-        "That one domain's knowledge helps another would take runs in which that domain is left out; an order of curves of "
+        "That one domain's knowledge helps another would take runs in which that domain is left out; an "
+        "order of curves of "
         "one corpus does not show it.",
     ]  # fmt: skip
 
@@ -139,12 +144,21 @@ def cross_domain(pythia: pd.DataFrame, olmo: pd.DataFrame) -> Finding:
 
     cells = shown.reset_index()
     ends = lambda name: cells.apply(lambda r: between(r[f"{name}_low"], r[f"{name}_high"]), axis=1)
-    rows = pd.DataFrame({"task of OLMo-2 7B": cells["task"], "to the score": cells["to_score"].map(tokens),
-                         "95 %": ends("to_score"), "t90": cells["t90"].map(tokens), "t90, 95 %": ends("t90"),
-                         "verdict": cells["verdict"]})
+    rows = pd.DataFrame(
+        {
+            "task of OLMo-2 7B": cells["task"],
+            "to the score": cells["to_score"].map(tokens),
+            "95 %": ends("to_score"),
+            "t90": cells["t90"].map(tokens),
+            "t90, 95 %": ends("t90"),
+            "verdict": cells["verdict"],
+        }
+    )
     return Finding(
-        "Cross-domain promotion", "Tasks are learned in an order from basic to advanced, as in a curriculum; knowledge of "
-        "one domain helps another.", f"{HOLDS if p < 0.05 else UNSAID} for the order; {UNSAID} for the help", says, rows,
+        "Cross-domain promotion",
+        "Tasks are learned in an order from basic to advanced, as in a curriculum; knowledge of "
+        "one domain helps another.",
+        f"{HOLDS if p < 0.05 else UNSAID} for the order; {UNSAID} for the help", says, rows,
         draw,
         "order: Tokens to half of the way from guessing to perfect, OLMo-2 7B, with 95 % intervals.",
     )  # fmt: skip
@@ -156,12 +170,15 @@ def strategy(five_shot: pd.DataFrame) -> Finding:
     points = lambda row: f"{100 * row.difference:+.2f} ± {100 * row.stderr:.2f}"
     by = found.set_index("window")
     says = [
-        f"Pythia 1.4b with batches of 1 M tokens minus that with 2 M, at equal tokens, over {by.tasks['all']} tasks, in "
+        "Pythia 1.4b with batches of 1 M tokens minus that with 2 M, at equal tokens, over "
+        f"{by.tasks['all']} tasks, in "
         f"points: first three checkpoints {points(by.loc['first'])} (p = {by.p['first']:.2g}), all "
         f"{by.checkpoints['all']} {points(by.loc['all'])}, last five {points(by.loc['last'])}.",
-        "The early difference is beyond chance, the late ones are not. Five reruns of OLMo's ladder, compared alike, differ "
+        "The early difference is beyond chance, the late ones are not. Five reruns of OLMo's ladder, "
+        "compared alike, differ "
         "by −.16 to +.46 points; none is called.",
-        "Data quality, learning rate, regularisation and architecture: no public pair of runs here differs in one of them "
+        "Data quality, learning rate, regularisation and architecture: no public pair of runs here "
+        "differs in one of them "
         "alone.",
     ]
 
@@ -181,9 +198,11 @@ def strategy(five_shot: pd.DataFrame) -> Finding:
         "p": found["p"].map(lambda p: number(p, 3)), "verdict": found["verdict"],
     })  # fmt: skip
     return Finding(
-        "Training strategy", "Batch size, learning rate, data quality, regularisation and architecture change how fast a "
+        "Training strategy",
+        "Batch size, learning rate, data quality, regularisation and architecture change how fast a "
         "model learns early.",
-        f"{HOLDS if by.verdict['first'] == 'better' else UNSAID} for the batch size, early; {UNSAID} for the rest", says,
+        f"{HOLDS if by.verdict['first'] == 'better' else UNSAID} for the batch size, early; {UNSAID} for the rest",
+        says,
         rows, draw,
         "strategy: Difference of the run with half the batch, with 95 % intervals over tasks.",
     )  # fmt: skip
@@ -193,7 +212,12 @@ def scale_gap(pythia: pd.DataFrame, openllama: pd.DataFrame) -> Finding:
     rows = []
     for name, table, large, small in (
         ("Pythia 12b − 1.4b", pythia[pythia["metric"].eq("acc")], "pythia-12b", "pythia-1.4b"),
-        ("OpenLLaMA 13b − 3b", openllama[openllama["metric"].isin(["acc", "acc_norm"])], "open_llama_13b", "open_llama_3b"),
+        (
+            "OpenLLaMA 13b − 3b",
+            openllama[openllama["metric"].isin(["acc", "acc_norm"])],
+            "open_llama_13b",
+            "open_llama_3b",
+        ),
     ):
         stuck = {"wsc", "logiqa"} if large.startswith("pythia") else set()
         table = table[table["chance"].notna() & (table["domain"] != "exam") & ~table["task"].isin(stuck)]
@@ -207,11 +231,14 @@ def scale_gap(pythia: pd.DataFrame, openllama: pd.DataFrame) -> Finding:
             rows.append({"pair": name, "domain": domain, "tasks": count, "gap": gap, "half": half})
     found = pd.DataFrame(rows)
     says = [
-        "Gaps are of scores above chance, in points, at the last checkpoint; the interval is over tasks, so that a domain "
+        "Gaps are of scores above chance, in points, at the last checkpoint; the interval is over tasks, "
+        "so that a domain "
         "of one task has none.",
-        "The public tables hold no task of reasoning that is learned: LogiQA is at chance in every Pythia, and arithmetic, "
+        "The public tables hold no task of reasoning that is learned: LogiQA is at chance in every "
+        "Pythia, and arithmetic, "
         "code and GSM8K are in none of them. WSC, which stays at the majority value, is left out too.",
-        "Domains of one to five tasks have intervals too wide to order their gaps, so that neither half of the finding can "
+        "Domains of one to five tasks have intervals too wide to order their gaps, so that neither half "
+        "of the finding can "
         "be tested here.",
     ]
 
@@ -229,7 +256,8 @@ def scale_gap(pythia: pd.DataFrame, openllama: pd.DataFrame) -> Finding:
         "95 % over tasks": ["–" if np.isnan(h) else f"± {h:.1f}" for h in found["half"]],
     })  # fmt: skip
     return Finding(
-        "Scale and reasoning", "Larger models are better at reasoning above all; on common sense small ones come close.",
+        "Scale and reasoning",
+        "Larger models are better at reasoning above all; on common sense small ones come close.",
         UNSAID, says, cells, draw,
         "scale: Gap between a large and a small model by domain.",
     )  # fmt: skip
@@ -264,13 +292,15 @@ def laws(ladder: pd.DataFrame, facts: dict[str, dict]) -> Finding:
         f"From runs up to 3B, OLMo-2 7B at 3.88 T tokens (stage 1) is predicted with a mean error of {error['3B']:.2f} "
         f"points over eight tasks; the best small run is {best['3B']:.1f} points away. From runs up to 1B: "
         f"{error['1B']:.2f} and {best['1B']:.1f}.",
-        "The form is chosen per task by a back-test on the largest size that is not the target. Single forms, used for all "
+        "The form is chosen per task by a back-test on the largest size that is not the target. Single "
+        "forms, used for all "
         "tasks: two steps in operations 1.44, in parameters and tokens 1.76, direct 1.70 (from 3B); 2.05, 2.95, 2.28 "
         "(from 1B).",
         (f"The back-test refuses {len(refused)} of {len(found)} forecasts" + (
             f", whose mean error is {100 * refused['error'].mean():.2f} points against "
             f"{100 * found[found['verdict'] == 'kept']['error'].mean():.2f} for those kept." if len(refused) else ".")),
-        f"Of {int(found['low'].notna().sum())} intervals {inside} hold the measured score; those of the direct form are too "
+        f"Of {int(found['low'].notna().sum())} intervals {inside} hold the measured score; those of the "
+        "direct form are too "
         "narrow, because leaving out a size does not show that the form itself is off.",
     ]  # fmt: skip
 
@@ -278,7 +308,9 @@ def laws(ladder: pd.DataFrame, facts: dict[str, dict]) -> Finding:
         for k, (largest, part) in enumerate(found.groupby("up to", sort=False)):
             at = np.arange(len(part)) + (k - 0.5) * 0.28
             axes.hlines(at, 100 * part["low"], 100 * part["high"], color=COLOURS[k], linewidth=1)
-            axes.scatter(100 * part["predicted"], at, color=COLOURS[k], s=16, label=f"from runs up to {largest}", zorder=3)
+            axes.scatter(
+                100 * part["predicted"], at, color=COLOURS[k], s=16, label=f"from runs up to {largest}", zorder=3
+            )
         part = found[found["up to"] == "3B"]
         at = np.arange(len(part))
         axes.scatter(100 * part["measured"], at, marker="|", s=120, color="black", label="OLMo-2 7B", zorder=4)
@@ -317,9 +349,11 @@ def across_sizes(pythia: pd.DataFrame) -> Finding:
     }  # fmt: skip
     names = lambda word: ", ".join(task for task in found["task"] if alike[task] == word)
     says = [
-        "Rank correlation of the same task in two sizes at matched tokens, steps from 512, mean over the pairs of seven "
+        "Rank correlation of the same task in two sizes at matched tokens, steps from 512, mean over the "
+        "pairs of seven "
         "sizes (160m to 12b); the interval leaves out one size at a time.",
-        f"LogiQA and WSC are not learned by any size and serve as controls: their largest correlation is {control:.2f}. "
+        "LogiQA and WSC are not learned by any size and serve as controls: their largest correlation is "
+        f"{control:.2f}. "
         f"Above it with the whole interval: {names(HOLDS)}. Not told from it: {names(UNSAID) or 'none'}.",
         "Alike levels are what any rising curves have; the differences from checkpoint to checkpoint agree less.",
     ]
@@ -341,15 +375,22 @@ def across_sizes(pythia: pd.DataFrame) -> Finding:
     })  # fmt: skip
     return Finding(
         "Dynamics across sizes", "The dynamics of a task are alike at every size.",
-        f"{HOLDS} for {sum(word == HOLDS for word in alike.values())} of {len(alike) - len(CONTROLS)} tasks that are learned",
+        f"{HOLDS} for {sum(word == HOLDS for word in alike.values())} of {len(alike) - len(CONTROLS)} "
+        "tasks that are learned",
         says, rows, draw,
         "sizes: Mean rank correlation of curves between sizes of Pythia, with 95 % intervals (jackknife over sizes).",
     )  # fmt: skip
 
 
 def watching(olmo: pd.DataFrame) -> Finding:
-    names = {"acc_norm": "accuracy", "choice_prob": "probability of the correct choice", "bits_per_byte": "bits per byte"}
-    tasks = sorted(set(olmo[olmo["metric"] == "bits_per_byte"]["task"]) & set(olmo[olmo["metric"] == "acc_norm"]["task"]))
+    names = {
+        "acc_norm": "accuracy",
+        "choice_prob": "probability of the correct choice",
+        "bits_per_byte": "bits per byte",
+    }
+    tasks = sorted(
+        set(olmo[olmo["metric"] == "bits_per_byte"]["task"]) & set(olmo[olmo["metric"] == "acc_norm"]["task"])
+    )
     rows = []
     for phase, (start, end) in PHASES.items():
         ratios = {name: [] for name in names}
@@ -367,9 +408,11 @@ def watching(olmo: pd.DataFrame) -> Finding:
     found = pd.DataFrame(rows)
     clear = found[found["gain"] - found["half"] > 0]["phase"].tolist()
     says = [
-        f"OLMo-2 7B, {len(tasks)} cloze tasks: signal (change over a phase) over noise (from checkpoint to checkpoint), median "
+        f"OLMo-2 7B, {len(tasks)} cloze tasks: signal (change over a phase) over noise (from checkpoint to "
+        "checkpoint), median "
         "over tasks.",
-        f"Bits per byte tell the state of a run better than accuracy in {len(clear)} of {len(found)} phases ({', '.join(clear)}), "
+        f"Bits per byte tell the state of a run better than accuracy in {len(clear)} of {len(found)} "
+        f"phases ({', '.join(clear)}), "
         "by the interval over tasks of the ratio of the two.",
     ]
 
@@ -385,8 +428,8 @@ def watching(olmo: pd.DataFrame) -> Finding:
     ]
     return Finding(
         "Metrics for phases", "Which metric shows the state of a run depends on the phase of training.",
-        f"{HOLDS if clear else UNSAID}: bits per byte are ahead of accuracy in {len(clear)} of {len(found)} phases", says,
-        cells, draw,
+        f"{HOLDS if clear else UNSAID}: bits per byte are ahead of accuracy in {len(clear)} of {len(found)} phases",
+        says, cells, draw,
         "metrics: Signal over noise of three metrics in four phases of OLMo-2 7B.",
     )  # fmt: skip
 
@@ -396,7 +439,9 @@ def of_demo(path: Path) -> str:
     found = summarise(read_table(path))
     found = found[found["metric"] == "acc"].sort_values("rank")
     words = found["verdict"].value_counts()
-    first = ", ".join(f"{r.task} ({format_tokens(r.to_score)})" for r in found.head(3).itertuples() if r.to_score == r.to_score)
+    first = ", ".join(
+        f"{r.task} ({format_tokens(r.to_score)})" for r in found.head(3).itertuples() if r.to_score == r.to_score
+    )
     counts = ", ".join(f"{name}: {count}" for name, count in words.items())
     return f"The demo's series, one run of a million parameters: {counts}. Tokens to the score, the first: {first}.\n"
 
@@ -415,7 +460,9 @@ def jackknife_over_sizes(table: pd.DataFrame) -> dict[str, tuple[float, float]]:
     """Task -> 95 % interval of its mean correlation of levels, by leaving out one size at a time."""
     names = [f"pythia-{size}" for size in SIZES]
     whole = similarity(table, names).set_index("task")["levels"]
-    parts = pd.DataFrame([similarity(table, [n for n in names if n != out]).set_index("task")["levels"] for out in names])
+    parts = pd.DataFrame(
+        [similarity(table, [n for n in names if n != out]).set_index("task")["levels"] for out in names]
+    )
     count = len(names)
     stderr = np.sqrt((count - 1) / count * ((parts - parts.mean()) ** 2).sum())
     half = stats.t.ppf(0.975, count - 1) * stderr
@@ -454,8 +501,12 @@ def main() -> None:
     pythia = read_table(folder / "pythia" / "pythia_v1_tidy.csv.gz")
     shots = {n: pythia[pythia["series"].str.endswith(f"({n}-shot)")] for n in (0, 5)}
     shots = {n: part.assign(series=part["series"].str.removesuffix(f" ({n}-shot)")) for n, part in shots.items()}
-    facts = {model["size"]: model for model in json.loads((folder / "olmo-ladder/model_facts.json").read_text())["models"]}
-    files = [path for path in (folder / "olmo-ladder").glob("*.csv") if "rerun" not in path.stem and "0.5x" not in path.stem]
+    facts = {
+        model["size"]: model for model in json.loads((folder / "olmo-ladder/model_facts.json").read_text())["models"]
+    }
+    files = [
+        path for path in (folder / "olmo-ladder").glob("*.csv") if "rerun" not in path.stem and "0.5x" not in path.stem
+    ]
     ladder = read_table(sorted(files))
     olmo = ladder[ladder["series"] == "peteish7_eval_full"]
     findings = [
@@ -476,13 +527,18 @@ def write(findings: Sequence[Finding], out: Path, demo: str) -> None:
     figures.mkdir(parents=True, exist_ok=True)
     text = [
         "# The Fine Line's findings on public series\n",
-        "The paper (Yang et al. 2024, arXiv 2404.01204) reads the training of large language models from scores at many "
-        "checkpoints. This page asks what public checkpoint series say of each finding: Pythia (70m to 12b), OLMo's ladder "
-        "(190M to 3B) and OLMo-2 7B, Baichuan2 7B (read off its report's figure), OpenLLaMA (its README). It is made by "
+        "The paper (Yang et al. 2024, arXiv 2404.01204) reads the training of large language models from "
+        "scores at many "
+        "checkpoints. This page asks what public checkpoint series say of each finding: Pythia (70m to "
+        "12b), OLMo's ladder "
+        "(190M to 3B) and OLMo-2 7B, Baichuan2 7B (read off its report's figure), OpenLLaMA (its README). "
+        "It is made by "
         "`configs/reproduce/the_fine_line.py`; every number is computed there with the statistics of "
         "[Analysis](analyze.md).\n",
-        "A verdict needs an interval or a test that can say no; where the public tables cannot decide, the page says so.\n",
-        markdown(pd.DataFrame({"finding": [f.title for f in findings], "verdict": [f.verdict for f in findings]})) + "\n",
+        "A verdict needs an interval or a test that can say no; where the public tables cannot decide, "
+        "the page says so.\n",
+        markdown(pd.DataFrame({"finding": [f.title for f in findings], "verdict": [f.verdict for f in findings]}))
+        + "\n",
     ]
     with matplotlib.rc_context(style.settings):
         for finding in findings:

@@ -1,5 +1,8 @@
 """The statistics that a report holds: each is computed, written, drawn and documented from its entry here."""
 
+from fineline_jax.trajectories.runs.agreement import DIPS, ORDER_AGREEMENT
+from fineline_jax.trajectories.runs.promotion import CONCORDANCE, PRECEDENCE
+from fineline_jax.trajectories.runs.quality import EARLY_DECISIONS, PHASE_QUALITY
 from fineline_jax.trajectories.statistics.columns import Statistic
 from fineline_jax.trajectories.statistics.comparison import COMPARISON
 from fineline_jax.trajectories.statistics.defects import DEFECTS
@@ -8,5 +11,8 @@ from fineline_jax.trajectories.statistics.prediction import EFFECTS, VERDICTS
 from fineline_jax.trajectories.statistics.scaling import SCALING
 from fineline_jax.trajectories.statistics.similarity import SIMILARITY
 
-STATISTICS: tuple[Statistic, ...] = (DYNAMICS, VERDICTS, EFFECTS, COMPARISON, SIMILARITY, SCALING, DEFECTS)
+STATISTICS: tuple[Statistic, ...] = (
+    DYNAMICS, PRECEDENCE, CONCORDANCE, VERDICTS, EFFECTS, COMPARISON, ORDER_AGREEMENT, SIMILARITY, SCALING, DIPS,
+    PHASE_QUALITY, EARLY_DECISIONS, DEFECTS,
+)  # fmt: skip
 """In the order of the page; the first is what the timeline and the table of numbers show."""

@@ -23,9 +23,9 @@ from fineline_jax.cli import command_line
 from fineline_jax.facts.metrics import METRICS
 from fineline_jax.facts.score_table import COLUMNS
 from fineline_jax.facts.tasks import TASKS
-from fineline_jax.trajectories.registry import STATISTICS
 from fineline_jax.recipe import Recipe
 from fineline_jax.scoring.options import PackOptions, ScoreOptions
+from fineline_jax.trajectories.registry import STATISTICS
 
 pytest.importorskip("mkdocs")
 

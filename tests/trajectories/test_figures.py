@@ -150,7 +150,10 @@ def test_the_overview_is_in_the_order_of_learning_and_shows_scores_above_chance(
     names = [label.get_text() for label in axes.get_yticklabels()]
     summary = summarise(normalise(frame)).set_index("task")
     assert list(summary["rank"][names]) == [1, 2, 3, 4, 5]
-    meshes, marks = axes.collections[: len(names)], axes.collections[len(names) + 2 :]  # two: the intervals, with a halo
+    meshes, marks = (
+        axes.collections[: len(names)],
+        axes.collections[len(names) + 2 :],
+    )  # two: the intervals, with a halo
     for i, (task, mesh) in enumerate(zip(names, meshes)):
         row, values = summary.loc[task], frame.value[frame.task == task]
         chance = row.chance == row.chance
@@ -247,7 +250,10 @@ def test_no_text_of_a_figure_is_outside_it(tmp_path: Path, monkeypatch) -> None:
 
 
 def test_no_two_of_sixteen_series_look_alike() -> None:
-    for names in ([f"s{i}" for i in range(16)], [f"m-{size}m-{kind}" for size in (70, 160, 410, 999) for kind in "abcd"]):
+    for names in (
+        [f"s{i}" for i in range(16)],
+        [f"m-{size}m-{kind}" for size in (70, 160, 410, 999) for kind in "abcd"],
+    ):
         found = looks(*order_by_size(names))
         assert len(set(found.values())) == 16
     colours = [found[f"m-{size}m-a"][0] for size in (70, 160, 410, 999)]
@@ -277,7 +283,12 @@ def test_a_style_that_is_none_is_refused(text: str) -> None:
 
 
 def test_styles_have_their_widths() -> None:
-    assert [figure_style(name).inches for name in ("screen", "paper", "slides", "paper:6.75")] == [6.4, 3.25, 10.0, 6.75]
+    assert [figure_style(name).inches for name in ("screen", "paper", "slides", "paper:6.75")] == [
+        6.4,
+        3.25,
+        10.0,
+        6.75,
+    ]
 
 
 def test_figures_are_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

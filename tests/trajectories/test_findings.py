@@ -10,6 +10,7 @@ from fineline_jax.trajectories.registry import STATISTICS
 from fineline_jax.trajectories.report.findings import write_results
 from fineline_jax.trajectories.report.sentences import sentences
 from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic, shots_of, size_of
+from fineline_jax.trajectories.statistics.defects import DEFECTS
 from fineline_jax.trajectories.statistics.dynamics import DYNAMICS
 
 NAN = float("nan")
@@ -55,7 +56,8 @@ def test_every_row_has_values_intervals_n_and_reason(tmp_path: Path) -> None:
 
 def test_sentences_say_what_rose_what_moves_and_what_cannot_be_said() -> None:
     summary = dynamics(
-        ("s", "x", "piqa", "acc", 2e9, 1e9, 3e9, 1e9, "settled"), ("s", "x", "boolq", "acc", 8e9, 7e9, np.inf, NAN, "still rising"),
+        ("s", "x", "piqa", "acc", 2e9, 1e9, 3e9, 1e9, "settled"),
+        ("s", "x", "boolq", "acc", 8e9, 7e9, np.inf, NAN, "still rising"),
         ("s", "y", "lambada", "acc", 4e9, 3e9, 5e9, NAN, "declined since its peak"),
         ("s", "y", "wsc", "acc", NAN, NAN, NAN, NAN, "not distinguishable from chance"),
         ("s", "y", "piqa", "acc_norm", 1.0, 1.0, 1.0, 1.0, "settled"),
@@ -66,7 +68,8 @@ def test_sentences_say_what_rose_what_moves_and_what_cannot_be_said() -> None:
         "The fixed score was reached first in piqa: 2 B tokens (95 %: 1 B to 3 B), and last in boolq: 8 B tokens.",
     ]
     assert said["What still moves"] == [
-        "Still rising at the last checkpoint: boolq. Their final level is not known.", "Declined since their peak: lambada.",
+        "Still rising at the last checkpoint: boolq. Their final level is not known.",
+        "Declined since their peak: lambada.",
     ]  # fmt: skip
     assert said["What the comparisons say"] == ["Is it better? yes: 1; no: 1 (of 2)."]
     assert said["What cannot be said"] == [
@@ -75,7 +78,11 @@ def test_sentences_say_what_rose_what_moves_and_what_cannot_be_said() -> None:
 
 
 def test_series_are_counted_where_there_are_several() -> None:
-    rows = [(f"s{i}", f"d{k % 2}", f"t{k}", "acc", 1e9 * (k + 1) * (i + 1), 1, 2, NAN, "settled") for i in range(3) for k in range(9)]
+    rows = [
+        (f"s{i}", f"d{k % 2}", f"t{k}", "acc", 1e9 * (k + 1) * (i + 1), 1, 2, NAN, "settled")
+        for i in range(3)
+        for k in range(9)
+    ]
     rows += [(f"s{i}", "d0", f"low{k}", "acc", NAN, NAN, NAN, NAN, "below chance") for i in range(2) for k in range(8)]
     said = sentences(dynamics(*rows), [], "acc")
     assert said["What was learned when"] == [
@@ -90,8 +97,9 @@ def test_series_are_counted_where_there_are_several() -> None:
 def test_every_registered_statistic_returns_the_columns_that_it_describes() -> None:
     rng = np.random.default_rng(0)
     rows = [
-        {"series": f"m-{size}m", "tokens": 1e9 * (k + 1), "step": k, "task": f"t{j}", "domain": f"d{j % 2}", "metric": "acc"}
-        | {"value": 0.25 + 0.05 * k * (1 + j / 4) / 2 + 0.01 * rng.standard_normal(), "stderr": 0.01, "n": 500.0, "chance": 0.25}
+        {"series": f"m-{size}m", "tokens": 1e9 * (k + 1), "step": k, "task": f"t{j}", "domain": f"d{j % 2}"}
+        | {"value": 0.25 + 0.05 * k * (1 + j / 4) / 2 + 0.01 * rng.standard_normal(), "stderr": 0.01}
+        | {"n": 500.0, "chance": 0.25, "metric": "acc"}
         for size in (70, 160, 410, 1000) for k in range(10) for j in range(4)
     ]  # fmt: skip
     table = pd.DataFrame(rows).assign(checkpoint=lambda t: "step_" + t["step"].astype(str))
@@ -100,10 +108,15 @@ def test_every_registered_statistic_returns_the_columns_that_it_describes() -> N
         for part in (table, one, one[one.task == "t0"]):
             frame = statistic.compute(part)
             assert list(frame.columns) == [column.name for column in statistic.columns], statistic.name
-        assert len(statistic.compute(table)), statistic.name
+        assert len(statistic.compute(table)) or statistic is DEFECTS, statistic.name  # the table has no defect
 
 
 def test_sizes_and_shots_are_read_from_names() -> None:
-    names = {"pythia-1.4b-1MtokBS (5-shot)": (1.4e9, "5"), "a-160m": (1.6e8, ""), "olmo": (NAN, ""), "m-1b-7b": (NAN, "")}
+    names = {
+        "pythia-1.4b-1MtokBS (5-shot)": (1.4e9, "5"),
+        "a-160m": (1.6e8, ""),
+        "olmo": (NAN, ""),
+        "m-1b-7b": (NAN, ""),
+    }
     for name, (size, shots) in names.items():
         assert (size_of(name) == size or np.isnan(size) == np.isnan(size_of(name))) and shots_of(name) == shots

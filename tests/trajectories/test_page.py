@@ -555,7 +555,7 @@ def test_the_legend_hides_a_series_everywhere_and_the_address_says_so(run_page, 
     hidden, rows, address = run_page(
         made, run + f"[{panels}, nodes.numbers.children[1].innerHTML.split('<tr>').length - 1, location.hash])"
     )
-    assert hidden == [["big"]] * 4 and rows == 4 and address == "#view=task&hidden=small" or "hidden=small" in address
+    assert hidden == [["big"]] * 4 and rows == 4 and "hidden=small" in address
     shown = run_page(made, run + f"void {chip}.click(), {panels})")
     assert shown[-1] == ["small", "big"]
 

@@ -18,7 +18,15 @@ from fineline_jax.atomic_files import atomic_file
 from fineline_jax.facts.metrics import metric_of
 from fineline_jax.trajectories.report.findings import Results
 from fineline_jax.trajectories.report.style import (
-    COLOURS, FigureStyle, Look, apart_from_zero, chance_lines, looks, order_by_size, position, token_axis,
+    COLOURS,
+    FigureStyle,
+    Look,
+    apart_from_zero,
+    chance_lines,
+    looks,
+    order_by_size,
+    position,
+    token_axis,
 )  # fmt: skip
 from fineline_jax.trajectories.statistics.columns import Column, Statistic
 from fineline_jax.trajectories.statistics.domains import normalised
@@ -184,7 +192,17 @@ def _overview(table: pd.DataFrame, summary: pd.DataFrame, series: str, title: st
         at = np.flatnonzero(rows[column].notna().to_numpy())
         x = position(rows[column].to_numpy(float)[at], lowest)
         edge, line = (None, 1.8) if marker == "|" else ("black" if face == "white" else "white", 0.9)
-        axes.scatter(x, at, marker=marker, s=30, c=face, zorder=4, label=column.replace("_", " "), edgecolors=edge, linewidths=line)
+        axes.scatter(
+            x,
+            at,
+            marker=marker,
+            s=30,
+            c=face,
+            zorder=4,
+            label=column.replace("_", " "),
+            edgecolors=edge,
+            linewidths=line,
+        )
     axes.set_yticks(range(len(rows)), rows["task"])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.grid(visible=False)
@@ -211,9 +229,7 @@ def _statistic(statistic: Statistic, frame: pd.DataFrame, metric: str, style: Fi
     rows = rows.iloc[np.unique(np.linspace(0, count - 1, min(count, _MOST_ROWS)).round().astype(int))]
     column = next(column for column in statistic.columns if column.name == chart.value)
     keys = [key for key in statistic.keys if key != "metric" and rows[key].nunique() > 1] or statistic.keys[:1]
-    figure = Figure(
-        figsize=(style.inches, (1.3 + 0.2 * len(rows)) * style.points / 9 + 0.2), layout="constrained"
-    )
+    figure = Figure(figsize=(style.inches, (1.3 + 0.2 * len(rows)) * style.points / 9 + 0.2), layout="constrained")
     axes = figure.add_subplot()
     _points(axes, rows, column, chart.reference)
     names = [" · ".join(filter(None, map(str, row))) for row in rows[keys].to_numpy()]

@@ -55,9 +55,7 @@ def write_report(
     said = sentences(summary, results, metric)
     write_table(table, out)
     write_results(results, said, out, title=title)
-    pictures = draw_figures(
-        table, results, domains, out / "figures", metric=metric, title=title, style=figure_style
-    )
+    pictures = draw_figures(table, results, domains, out / "figures", metric=metric, title=title, style=figure_style)
 
     series = [f"{s['name']} ({counted(len(s['tokens']), 'checkpoint')})" for s in data["series"]]
     known = dict(facts or {}) | {"series": ", ".join(series), "made by": f"fineline_jax {__version__}"}
@@ -81,7 +79,9 @@ def write_report(
 
 def _section(part: tuple[str, list[str]]) -> str:
     heading, lines = part
-    return f"<section><h3>{html.escape(heading)}</h3>" + "".join(f"<p>{html.escape(s)}</p>" for s in lines) + "</section>"
+    return (
+        f"<section><h3>{html.escape(heading)}</h3>" + "".join(f"<p>{html.escape(s)}</p>" for s in lines) + "</section>"
+    )
 
 
 def _link(path: str, text: str = "") -> str:

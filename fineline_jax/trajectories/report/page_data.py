@@ -8,8 +8,8 @@ import pandas as pd
 
 from fineline_jax.errors import UserError
 from fineline_jax.facts.metrics import METRICS, metric_of
-from fineline_jax.trajectories.report.style import order_by_size
 from fineline_jax.trajectories.report.findings import Results, short
+from fineline_jax.trajectories.report.style import order_by_size
 from fineline_jax.trajectories.statistics.columns import Statistic, shots_of, size_of
 from fineline_jax.trajectories.statistics.dynamics import OUTCOMES
 
@@ -19,7 +19,8 @@ _MOST_SCORES = 400_000
 _MOST_ROWS = 4000
 """Of a statistic's frame in the page."""
 _SUMMARY = (
-    "first_tokens", "last_tokens", "n", "chance", "baseline", "final", "final_stderr", "level", "onset", "onset_outcome",
+    "first_tokens", "last_tokens", "n", "chance", "baseline", "final", "final_stderr", "level", "onset",
+    "onset_outcome",
     "t50", "t50_low", "t50_high", "t50_outcome", "t90", "t90_low", "t90_high", "t90_outcome", "to_score",
     "to_score_low", "to_score_high", "to_score_outcome", "snr", "monotonicity", "verdict", "rank",
 )  # fmt: skip

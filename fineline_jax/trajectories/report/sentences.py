@@ -25,7 +25,7 @@ def sentences(summary: pd.DataFrame, results: Results, metric: str) -> dict[str,
         "What cannot be said": _unsaid(summary[summary["metric"] == metric]),
     }
     for statistic, frame in results:
-        if frame is summary or frame.empty or "verdict" not in frame and "reason" not in frame:
+        if frame is summary or frame.empty or ("verdict" not in frame and "reason" not in frame):
             continue
         declined = frame[frame["reason"].fillna("").astype(bool)] if "reason" in frame else frame.iloc[:0]
         if "verdict" in frame:

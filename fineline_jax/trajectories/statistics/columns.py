@@ -37,11 +37,11 @@ class Column:
 
 @dataclass(frozen=True)
 class Chart:
-    """How a frame is drawn: a point per row at column `value`, with its interval, a line of rows per value of `panel`."""
+    """How a frame is drawn: a point per row at column `value`, with its interval."""
 
     value: str
     panel: str = ""
-    """Key column whose values are panels of their own."""
+    """Key column of which one value at a time is shown."""
     reference: float | None = None
     """Where nothing would lie: 0 of a difference."""
 
@@ -80,11 +80,16 @@ class Statistic:
         return {name for column in self.columns for name in column.interval or ()}
 
     def frame(self, rows: list[dict]) -> pd.DataFrame:
-        """The rows in the order of the columns, also where there are none; a row with another key is our mistake."""
+        """The rows in the order of the columns, also where there are none; a row with another key is our mistake.
+
+        Columns of text are empty where a row does not have them, columns of numbers NaN.
+        """
         names = [column.name for column in self.columns]
         for row in rows:
             assert row.keys() <= set(names), sorted(row.keys() - set(names))
-        return pd.DataFrame(rows, columns=names)
+        frame = pd.DataFrame(rows, columns=names)
+        texts = [column.name for column in self.columns if not column.unit]
+        return frame.fillna(dict.fromkeys(texts, ""))
 
 
 def wide(table: pd.DataFrame, by: str) -> pd.DataFrame:
@@ -97,7 +102,7 @@ def wide(table: pd.DataFrame, by: str) -> pd.DataFrame:
 
 
 def shots_of(series: str) -> str:
-    """"0" of "m (0-shot)", "" where the name says nothing: series that differ in it are not compared."""
+    """ "0" of "m (0-shot)", "" where the name says nothing: series that differ in it are not compared."""
     found = re.search(r"\((\d+)-shot\)", series)
     return found[1] if found else ""
 

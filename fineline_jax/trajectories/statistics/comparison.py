@@ -115,9 +115,11 @@ COMPARISON = Statistic(
         Column("reason", "", "why it is declined", "where it is not"),
     ),
     "Student 1908; tasks as replicates: Miller 2024, arXiv 2411.00640",
-    definition="Difference of a run from the first one with as many shots, averaged over a window of checkpoints that both "
+    definition="Difference of a run from the first one with as many shots, averaged over a window of "
+    "checkpoints that both "
     "have, then over tasks; its standard error is over tasks.",
-    caveat="Two seeds of one recipe also differ. Many pairs are tested at 5 % each: of twenty equal pairs one is called.",
+    caveat="Two seeds of one recipe also differ. Many pairs are tested at 5 % each: of twenty equal pairs "
+    "one is called.",
     chart=Chart("difference", panel="metric", reference=0.0),
     count="tasks",
 )

@@ -22,6 +22,7 @@ SCALE = 1e4
 """Of the objective: L-BFGS-B stops on its size, so one of the order of 1 makes its tolerances mean something."""
 STARTS = 4
 """Points of a grid, those with the smallest loss, from which a fit begins."""
+IRLS_STEPS = 500
 SKIPPED_SHARE = 0.1
 """First part of each run that the second step leaves out: the learning rate is still rising there."""
 
@@ -63,12 +64,14 @@ def fit_power_law(x: np.ndarray, y: np.ndarray, *, with_floor: bool = True) -> P
     terms = x.shape[1]
     if len(y) < 2 * terms + with_floor:
         raise ValueError(f"{len(y)} points for {2 * terms + with_floor} parameters")
+    if terms == 1 and not with_floor:
+        return _line_of_logarithms(np.log(x[:, 0]), np.log(y))
     middle = np.exp(np.log(x).mean(axis=0))  # in units of the middle, scales and exponents hardly depend on each other
     log_x, log_y = np.log(x / middle), np.log(y)
 
     def objective(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         scales, exponents, floor = parameters[:terms], parameters[terms : 2 * terms], parameters[2 * terms]
-        parts = np.exp(np.minimum(scales - exponents * log_x, 300.0))  # [n, terms]; a line search may look far away
+        parts = np.exp(np.clip(scales - exponents * log_x, -300.0, 300.0))  # [n, terms]; a line search looks far away
         value = parts.sum(axis=1) + floor
         residual = np.log(value) - log_y
         small = np.abs(residual) <= DELTA
@@ -84,8 +87,7 @@ def fit_power_law(x: np.ndarray, y: np.ndarray, *, with_floor: bool = True) -> P
         np.array([a] * terms + [b] * terms + [c * y.min()]) for a, b, c in itertools.product(shares, slopes, floors)
     ]
     best = None
-    starts = STARTS if terms > 1 or with_floor else 1  # of one term without a floor the objective is convex
-    for start in sorted(grid, key=lambda start: objective(start)[0])[:starts]:
+    for start in sorted(grid, key=lambda start: objective(start)[0])[:STARTS]:
         end = optimize.minimize(
             objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 1000, "ftol": 1e-12}
         )
@@ -95,6 +97,22 @@ def fit_power_law(x: np.ndarray, y: np.ndarray, *, with_floor: bool = True) -> P
     scales, exponents = best.x[:terms], best.x[terms : 2 * terms]
     in_units = scales + exponents * np.log(middle)
     return PowerLaw(tuple(in_units.tolist()), tuple(exponents.tolist()), float(best.x[2 * terms]), best.fun / SCALE)
+
+
+def _line_of_logarithms(log_x: np.ndarray, log_y: np.ndarray) -> PowerLaw:
+    """One term without a floor: Huber's regression, a convex problem, by reweighted least squares (Huber 1981, 7.8)."""
+    slope, weights = 0.0, np.ones(len(log_x))
+    for _ in range(IRLS_STEPS):
+        centre_x, centre_y = np.average(log_x, weights=weights), np.average(log_y, weights=weights)
+        spread = (weights * (log_x - centre_x) ** 2).sum()
+        before, slope = slope, min(0.0, (weights * (log_x - centre_x) * (log_y - centre_y)).sum() / (spread or 1.0))
+        residual = centre_y + slope * (log_x - centre_x) - log_y
+        weights = np.minimum(1.0, DELTA / np.maximum(np.abs(residual), 1e-12))
+        if abs(slope - before) <= 1e-12 * abs(slope):
+            break
+    distance = np.abs(residual)
+    loss = np.where(distance <= DELTA, 0.5 * residual**2, DELTA * (distance - 0.5 * DELTA))
+    return PowerLaw((centre_y - slope * centre_x,), (-slope,), 0.0, float(loss.mean()))
 
 
 def fit_sigmoid(loss: np.ndarray, score: np.ndarray) -> Sigmoid:

@@ -213,9 +213,11 @@ VERDICTS = Statistic(
         Column("reason", "", "why it is declined", "where it is not"),
     ),
     "exchange of labels: Good 2005, Permutation, Parametric and Bootstrap Tests of Hypotheses, ch. 3",
-    definition="Mean correlation of first differences between checkpoints of two tasks of one domain, minus that of two "
+    definition="Mean correlation of first differences between checkpoints of two tasks of one domain, "
+    "minus that of two "
     "tasks of different domains; p is the share of exchanges of the domain labels with at least this gap.",
-    caveat="Scores that grow correlate whatever their domains are, so the gap of levels is no evidence. A yes says that "
+    caveat="Scores that grow correlate whatever their domains are, so the gap of levels is no evidence. A "
+    "yes says that "
     "tasks of a domain move together from checkpoint to checkpoint, not that one causes the other.",
     chart=Chart("gap", panel="metric", reference=0.0),
     count="tasks",
@@ -235,7 +237,8 @@ EFFECTS = Statistic(
         Column("last", "score", "with the last value of its first half"),
     ),
     "arXiv 2404.01204, Task Dynamic Prediction; the definition is ours",
-    definition="Mean absolute error on the second half of a curve, predicted from its first half by a line on the mean of "
+    definition="Mean absolute error on the second half of a curve, predicted from its first half by a "
+    "line on the mean of "
     "the other tasks of its domain, on that of other domains, on log tokens, or by its last value.",
     caveat="An error without an interval: the verdict is in the section on tasks that move together.",
     chart=Chart("in_domain", panel="metric"),

@@ -112,7 +112,9 @@ def _run(curve: pd.DataFrame) -> Run:
     curve = curve.sort_values("tokens").drop_duplicates("tokens", keep="last")
     tokens, size = curve["tokens"].to_numpy(float), float(curve["size"].iloc[0])
     averaged = max(1, min(5, len(tokens) // 4))
-    return Run(f"{size:g}", size, 6 * size, tokens, np.full(len(tokens), np.nan), curve["value"].to_numpy(float), averaged)
+    return Run(
+        f"{size:g}", size, 6 * size, tokens, np.full(len(tokens), np.nan), curve["value"].to_numpy(float), averaged
+    )
 
 
 SCALING = Statistic(
@@ -128,7 +130,9 @@ SCALING = Statistic(
         Column("held_out", "parameters", "size of the model that is predicted"),
         Column("form", "", "the form that a back-test on the next smaller size chose", "where declined"),
         Column("backtest", "score", "its error there", "where declined"),
-        Column("predicted", "score", "score predicted for the held-out size", "where declined", interval=("low", "high")),
+        Column(
+            "predicted", "score", "score predicted for the held-out size", "where declined", interval=("low", "high")
+        ),
         Column("low", "score", "lower end of the 95 % interval, a jackknife over sizes", "unless kept"),
         Column("high", "score", "upper end of the 95 % interval", "unless kept"),
         Column("measured", "score", "what it scored, mean of the last checkpoints", "where declined"),
@@ -141,7 +145,8 @@ SCALING = Statistic(
     "OLMo ladder, arXiv 2412.04403 (two steps); arXiv 2512.08894 (direct)",
     definition="A power law of −log score in operations, fitted on all sizes but the largest, predicts that one; it is "
     "refused where it missed the next smaller size, predicted from those below, by more than 2 points.",
-    caveat="A small error is worth nothing where the best small run is as near. Operations are 6 times the parameters that "
+    caveat="A small error is worth nothing where the best small run is as near. Operations are 6 times "
+    "the parameters that "
     "the name states times tokens.",
     chart=Chart("predicted", panel="metric"),
     count="runs",

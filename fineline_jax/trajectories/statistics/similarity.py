@@ -62,9 +62,11 @@ SIMILARITY = Statistic(
         Column("reason", "", "what was left out, or why there is no value", "where all counts"),
     ),
     "Spearman 1904; arXiv 2404.01204, dynamics across sizes; definition: shared tokens, mean over pairs",
-    definition="Rank correlation of the same task in two series at the tokens where all were scored, as often shot; mean "
+    definition="Rank correlation of the same task in two series at the tokens where all were scored, as "
+    "often shot; mean "
     "over pairs of series.",
-    caveat="Levels rise together in any two runs that learn; the correlation of differences says whether they also move "
+    caveat="Levels rise together in any two runs that learn; the correlation of differences says whether "
+    "they also move "
     "together from checkpoint to checkpoint.",
     chart=Chart("levels", panel="metric"),
     count="checkpoints",

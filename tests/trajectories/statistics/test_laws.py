@@ -37,6 +37,24 @@ def test_without_a_floor_the_fit_is_a_line_of_logarithms():
     assert law.floor == 0.0
 
 
+def test_the_line_of_logarithms_is_the_minimum_of_hubers_loss():
+    rng = np.random.default_rng(4)
+    x = np.sort(rng.uniform(1.0, 1e3, 25))[:, None]
+    y = 2 * x[:, 0] ** -0.3 * np.exp(0.05 * rng.standard_t(2, 25))
+
+    def huber(p):
+        r = np.abs(p[0] - p[1] * np.log(x[:, 0]) - np.log(y))
+        return np.where(r <= 1e-3, r**2 / 2, 1e-3 * (r - 0.5e-3)).mean()
+
+    law = fit_power_law(x, y, with_floor=False)
+    assert law.objective == pytest.approx(huber([law.log_scale[0], law.exponent[0]]), rel=1e-9)
+    best = min(optimize.minimize(huber, [a, b], method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-14}).fun
+               for a in (0.5, 0.8) for b in (0.2, 0.3, 0.4))  # fmt: skip
+    assert law.objective <= best * (1 + 1e-4)
+    rising = fit_power_law(x, x[:, 0] ** 0.2, with_floor=False)
+    assert rising.exponent[0] == 0.0  # an exponent is at least 0
+
+
 def test_one_wild_point_hardly_moves_the_law():
     x = np.geomspace(1.0, 1e4, 30)[:, None]
     y = 5 * x[:, 0] ** -0.2 + 1.0

@@ -13,6 +13,7 @@ from fineline_jax.errors import UserError
 from fineline_jax.recipe import fields
 from fineline_jax.text_table import text_table
 from fineline_jax.training.metrics import read_metrics
+from fineline_jax.trajectories.csv_cells import write_csv
 
 LATE_SHARE = 0.1
 """The train loss of a run is the mean of its logged losses over this last share of its tokens."""
@@ -47,9 +48,10 @@ def runs_table(sweep: Sweep, out: Path) -> pd.DataFrame:
 def write_summary(sweep: Sweep, out: Path) -> pd.DataFrame:
     """Write `runs_table` to OUT/summary.csv and OUT/summary.parquet."""
     table = runs_table(sweep, out)
-    for name, write in (("summary.csv", table.to_csv), ("summary.parquet", table.to_parquet)):
-        with atomic_file(out / name, exclusive=True) as partial:
-            write(partial, index=False)
+    with atomic_file(out / "summary.csv", exclusive=True) as partial:
+        write_csv(table, partial)
+    with atomic_file(out / "summary.parquet", exclusive=True) as partial:
+        table.to_parquet(partial, index=False)
     return table
 
 

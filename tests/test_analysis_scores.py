@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 from report_examples import page_of
 from scoring_examples import write_benchmarks, write_tokenizer
@@ -60,6 +61,12 @@ def accuracies(made: pack.Pack, step: int) -> dict[str, float]:
     return {task: sum(found) / len(found) for task, found in right.items()}
 
 
+def guessed(made: pack.Pack) -> dict[str, float]:
+    """What guessing gets: the chance level of the pack, of LAMBADA the most frequent of its answers."""
+    answers = [row["text"].strip() for row in made.requests.to_pylist() if row["task"] == "lambada_openai"]
+    return {"both": 0.375, "winogrande": 0.5, "lambada_openai": max(map(answers.count, answers)) / len(answers)}
+
+
 def score(
     made: pack.Pack, folder: Path, steps=STEPS, *, tokens_per_step: int | None = 1000, series: str = "run"
 ) -> Path:
@@ -96,7 +103,11 @@ def test_a_group_stands_for_its_members_and_is_counted_once(made, tmp_path, caps
         assert acc.value[f"step{step}", "both"] == pytest.approx(both)
         for task in ("winogrande", "lambada_openai"):
             assert acc.value[f"step{step}", task] == expected[task]
-        above = [(both - 0.375) / 0.625, (expected["winogrande"] - 0.5) / 0.5, expected["lambada_openai"]]
+        chance = guessed(made)
+        above = [
+            (value - chance[task]) / (1 - chance[task]) for task, value in (expected | {"both": both}).items()
+            if task in chance
+        ]  # fmt: skip
         assert mean["value"][i] == pytest.approx(sum(above) / 3, abs=1e-5)
         assert acc.tokens[f"step{step}", "both"] == 1000 * step
     assert set(acc.n) == {14.0, 7.0} and set(acc.domain) == {"all"}
@@ -228,8 +239,42 @@ def test_the_standard_error_of_the_domain_is_that_of_its_tasks(made, tmp_path):
     table = read_table(tmp_path / "report")
     _, data = page_of(tmp_path / "report/report.html")
     [mean] = [c for c in data["domain_curves"] if data["metrics"][c["metric"]]["name"] == "acc"]
-    scale = {"both": 0.625, "winogrande": 0.5, "lambada_openai": 1.0}
+    scale = {task: 1 - chance for task, chance in guessed(made).items()}
     for i, step in enumerate(STEPS):
         rows = table[(table.metric == "acc") & (table.checkpoint == f"step{step}")]
         pooled = math.sqrt(sum((row.stderr / scale[row.task]) ** 2 for row in rows.itertuples())) / 3
         assert mean["stderr"][i] == pytest.approx(pooled, abs=1e-5)
+
+
+def test_what_is_exported_as_lm_evals_results_has_the_verdicts_of_the_scores(made, tmp_path):
+    """Chance levels and domains that only the suite and the documents know go with the results."""
+    plain = pack.Pack({**made.manifest, "groups": []}, made.contexts, made.requests, made.documents)
+    scores = score(plain, tmp_path / "scores")
+    assert main(["export-scores", str(scores), "--out", str(tmp_path / "exported"), "--no-samples"]) == 0
+    tables = {}
+    for name in ("scores", "exported"):
+        main(["analyze", str(tmp_path / name), "--out", str(tmp_path / f"report_{name}")])
+        tables[name] = read_table(tmp_path / f"report_{name}").set_index(["series", "checkpoint", "task", "metric"])
+    own, again = tables["scores"], tables["exported"]
+    shared = own.index.intersection(again.index)
+    assert set(DOCUMENTS) == set(shared.get_level_values("task")) and len(shared) > 20
+    for column in ("domain", "chance", "value", "tokens"):
+        pandas.testing.assert_series_equal(own.loc[shared, column], again.loc[shared, column])
+    verdicts = {
+        name: pandas.read_csv(tmp_path / f"report_{name}" / "dynamics.csv").set_index(["task", "metric"])
+        for name in tables
+    }
+    kept = verdicts["scores"].index.intersection(verdicts["exported"].index)
+    for column in ("verdict", "baseline", "baseline_from", "onset_outcome"):
+        assert list(verdicts["scores"].loc[kept, column]) == list(verdicts["exported"].loc[kept, column])
+
+
+def test_intervals_of_our_scores_are_over_documents_and_guessing_is_as_the_documents_say(made, tmp_path):
+    main(["analyze", str(score(made, tmp_path / "scores")), "--out", str(tmp_path / "report")])
+    rows = pandas.read_csv(tmp_path / "report" / "dynamics.csv").set_index(["task", "metric"])
+    row = rows.loc["lambada_openai", "acc"]
+    assert row["chance"] == pytest.approx(guessed(made)["lambada_openai"])
+    assert row["baseline_from"] == "always the same answer"
+    assert set(rows["interval_from"].dropna()) <= {"documents", "standard errors"}
+    table = read_table(tmp_path / "report")
+    assert set(table["task"]) == {"both", "winogrande", "lambada_openai"}

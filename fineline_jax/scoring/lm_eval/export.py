@@ -31,7 +31,7 @@ from fineline_jax.scoring.lm_eval_compat import (
     documents_replaced,
     evaluation_results,
 )
-from fineline_jax.scoring.metrics import bootstrap
+from fineline_jax.scoring.metrics import bootstrap, guessing
 from fineline_jax.scoring.metrics.documents import tables
 from fineline_jax.scoring.modes import lm_eval as mode_of_lm_eval
 from fineline_jax.scoring.requests import pack as packs
@@ -67,12 +67,17 @@ def export(folder: Path, out: Path, pack: Pack | None = None, *, samples: bool =
         progress.bar("export", len(files), "checkpoints") as advance,
     ):
         tasks, groups = definitions(pack)
+        facts = _facts(pack)
         for path in files:
             stored = score_files.read(path)
             if stored.header.key.pack_hash != pack.hash:
                 raise UserError(f"{path}: made with another request pack; give the right --pack, or score it again")
             results = _results(pack, tasks, groups, documents, stored)
-            results |= {"config": _config(pack, stored), "date": path.stat().st_mtime, **environment}
+            results |= {
+                "config": _config(pack, stored) | {"fineline": facts},
+                "date": path.stat().st_mtime,
+                **environment,
+            }
             results |= {"max_length": stored.header.context}
             written.append(_write(results, stored, out, samples))
             advance(1, stored.header.checkpoint)
@@ -192,6 +197,19 @@ def _fast_bootstrap(pack: Pack, files: list[Path]) -> Iterator[None]:
 
     with bootstrap_by(stderr):
         yield
+
+
+def _facts(pack: Pack) -> dict[str, Any]:
+    """Of each task and group what the suite and the documents say and lm-eval's results do not: `fineline analyze`
+    reads it, so that an export has the verdicts of the scores."""
+    guessed = guessing.guesses(pack)
+    rows = {row["task"]: row for row in pack.tasks} | {row["group"]: row for row in pack.manifest["groups"]}
+    return {
+        name: {"domain": row["domain"], "metric": row["metric"]}
+        | {"chance": guessed[name].level if name in guessed else row["chance"]}
+        | {"chance_from": guessed[name].chooser if name in guessed else ""}
+        for name, row in rows.items()
+    }
 
 
 def _config(pack: Pack, stored: Scores) -> dict[str, Any]:

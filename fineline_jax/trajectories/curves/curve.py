@@ -13,6 +13,7 @@ from fineline_jax.trajectories.curves.smooth import checkpoint_noise, end_level,
 
 Z = 2.326
 """One-sided 1 %: what each checkpoint after an onset must exceed."""
+FEW_DOCUMENTS = 50
 UNTRAINED, FIRST, CHANCE = "untrained checkpoint", "first checkpoint", "chance level"
 
 
@@ -45,10 +46,10 @@ class Curve:
         return self.chance, self.chance_from
 
 
-def stuck(values: np.ndarray) -> bool:
+def stuck(values: np.ndarray, n: float) -> bool:
     """Whether most of at least five checkpoints have the value of a constant answer: one and the same, neither 0 nor 1,
-    or one minus it (of two choices the other one)."""
-    if len(values) < 5:
+    or one minus it (of two choices the other one). Not of so few documents n that equal values are no surprise."""
+    if len(values) < 5 or n < FEW_DOCUMENTS:
         return False
     found, counts = np.unique(np.round(values, 9), return_counts=True)
     at = np.minimum(np.searchsorted(found, 1 - found - 1e-9), len(found) - 1)

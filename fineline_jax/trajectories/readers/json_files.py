@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from fineline_jax.errors import UserError, reading
+from fineline_jax.facts.tasks import chance_of
 from fineline_jax.trajectories.readers import lighteval, lm_eval, olmes
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,10 @@ def read_json(path: Path, *, tokens_per_step: float | None = None) -> pd.DataFra
     if not rows:
         raise UserError(f"{path}: the result files hold no scores; is this the output folder of lm-eval?")
     frame = pd.DataFrame(rows)
+    if "chance_from" in frame:  # of some files; of the others it is what is known of the task
+        given = frame["chance_from"].notna()
+        known = [chance_of(task, metric) for task, metric in zip(frame["task"], frame["metric"], strict=True)]
+        frame["chance"] = frame["chance"].where(given, pd.Series(known, index=frame.index))
     for name, what in (("shots", "the number of shots is not given"), ("limit", "only a part of the documents")):
         marked = frame["file"][frame[name].isna() == (name == "shots")].unique()
         if len(marked):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fineline_jax.errors import UserError
+from fineline_jax.facts.metrics import has_chance
 from fineline_jax.trajectories.readers.checkpoint_names import Identity, identify, step_of
 from fineline_jax.trajectories.readers.json_scores import scores_of
 
@@ -30,6 +31,7 @@ def rows(file: Path, content: dict[str, Any], root: Path, tokens_per_step: float
     identity = _identity(file, content, root, tokens_per_step)._asdict()
     groups = _groups(results, tables["group_subtasks"])
     limit = tables["config"].get("limit")
+    facts = tables["config"].get("fineline") or {}
     out = []
     for task, scores in results.items():
         if task in groups:
@@ -41,8 +43,18 @@ def rows(file: Path, content: dict[str, Any], root: Path, tokens_per_step: float
                 **identity, "task": task, **score, "n": float(counts.get("effective", "nan")),
                 "shots": shots if isinstance(shots, int) else math.nan,
                 "limit": limit if isinstance(limit, (int, float)) else math.nan,
+                **_exported(facts.get(task), score["metric"]),
             })  # fmt: skip
     return out
+
+
+def _exported(fact: Any, metric: str) -> dict[str, Any]:
+    """What `fineline export-scores` says of a task beside lm-eval's results: domain, and what guessing gets."""
+    if not isinstance(fact, dict) or not {"domain", "chance", "metric", "chance_from"} <= fact.keys():
+        return {}
+    guessed = fact["chance"] is not None and (has_chance(metric) or metric == fact["metric"])
+    chance = float(fact["chance"]) if guessed else math.nan
+    return {"domain": str(fact["domain"]), "chance": chance, "chance_from": str(fact["chance_from"])}
 
 
 def _groups(results: dict[str, Any], subtasks: dict[str, list[str]]) -> set[str]:

@@ -59,7 +59,8 @@ def degenerate(table: pd.DataFrame) -> pd.DataFrame:
     order = np.argsort(codes, kind="stable")
     starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
     values = np.split(table["value"].to_numpy(float)[order], starts[1:])
-    bad = [i for i, one in enumerate(values) if stuck(one)]
+    sizes = np.split(table["n"].to_numpy(float)[order], starts[1:])
+    bad = [i for i, (one, n) in enumerate(zip(values, sizes, strict=True)) if stuck(one, np.fmax.reduce(n))]
     rows = table.iloc[order[starts[bad]]][key].reset_index(drop=True)
     return rows.assign(checkpoints=[len(values[i]) for i in bad])
 

@@ -66,7 +66,7 @@ def summarise(table: pd.DataFrame, *, draws: int = 200, seed: int = 0) -> pd.Dat
     """
     curves = _curves(table)
     tests = [examine(curve) for _, curve, _, _ in curves]
-    constant = [stuck(curve.values) for _, curve, _, _ in curves]
+    constant = [stuck(curve.values, curve.n) for _, curve, _, _ in curves]
     family = codes_of(pd.DataFrame([key for key, _, _, _ in curves], columns=_KEY), ["series", "metric"])
     rises = false_discoveries(np.where(constant, _NAN, [one.rise_p for one in tests]), family)
     falls = false_discoveries(np.where(constant, _NAN, [one.fall_p for one in tests]), family)

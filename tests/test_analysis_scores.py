@@ -111,7 +111,7 @@ def test_a_group_stands_for_its_members_and_is_counted_once(made, tmp_path, caps
         assert mean["value"][i] == pytest.approx(sum(above) / 3, abs=1e-5)
         assert acc.tokens[f"step{step}", "both"] == 1000 * step
     assert set(acc.n) == {14.0, 7.0} and set(acc.domain) == {"all"}
-    assert acc.chance["step10"].to_dict() == {"both": 0.375, "winogrande": 0.5, "lambada_openai": 0.0}
+    assert acc.chance["step10"].to_dict() == pytest.approx(guessed(made))
 
 
 def test_the_report_says_what_was_scored_and_has_the_title_given(made, tmp_path):

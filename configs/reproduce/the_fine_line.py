@@ -176,7 +176,7 @@ def strategy(five_shot: pd.DataFrame) -> Finding:
         f"{by.checkpoints['all']} {points(by.loc['all'])}, last five {points(by.loc['last'])}.",
         "The early difference is beyond chance, the late ones are not. Five reruns of OLMo's ladder, "
         "compared alike, differ "
-        "by −.16 to +.46 points; none is called.",
+        "by −.16 to +.46 points; none is called (a test of this package checks it).",
         "Data quality, learning rate, regularisation and architecture: no public pair of runs here "
         "differs in one of them "
         "alone.",
@@ -293,9 +293,8 @@ def laws(ladder: pd.DataFrame, facts: dict[str, dict]) -> Finding:
         f"points over eight tasks; the best small run is {best['3B']:.1f} points away. From runs up to 1B: "
         f"{error['1B']:.2f} and {best['1B']:.1f}.",
         "The form is chosen per task by a back-test on the largest size that is not the target. Single "
-        "forms, used for all "
-        "tasks: two steps in operations 1.44, in parameters and tokens 1.76, direct 1.70 (from 3B); 2.05, 2.95, 2.28 "
-        "(from 1B).",
+        "forms, used for all tasks, were tried before this script was written: two steps in operations 1.44, in "
+        "parameters and tokens 1.76, direct 1.70 (from 3B); 2.05, 2.95, 2.28 (from 1B).",
         (f"The back-test refuses {len(refused)} of {len(found)} forecasts" + (
             f", whose mean error is {100 * refused['error'].mean():.2f} points against "
             f"{100 * found[found['verdict'] == 'kept']['error'].mean():.2f} for those kept." if len(refused) else ".")),
@@ -533,7 +532,7 @@ def write(findings: Sequence[Finding], out: Path, demo: str) -> None:
         "12b), OLMo's ladder "
         "(190M to 3B) and OLMo-2 7B, Baichuan2 7B (read off its report's figure), OpenLLaMA (its README). "
         "It is made by "
-        "`configs/reproduce/the_fine_line.py`; every number is computed there with the statistics of "
+        "`configs/reproduce/the_fine_line.py`; its numbers are computed there with the statistics of "
         "[Analysis](analyze.md).\n",
         "A verdict needs an interval or a test that can say no; where the public tables cannot decide, "
         "the page says so.\n",

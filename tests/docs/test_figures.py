@@ -159,7 +159,7 @@ def test_kinds_of_text_files_are_those_of_the_table() -> None:
 
     rows = table("docs/data.md", "a document is")
     assert {name for row in rows for name in ticked(row["input"])} == set(SUFFIXES)
-    units = set(ticked(rows[1]["a document is"])) - {"--text-unit paragraph"} | {"paragraph", "file"}
+    units = set(ticked(rows[2]["a document is"])) - {"--text-unit paragraph"} | {"paragraph", "file"}
     from fineline_jax.commands.data import prepare_text
 
     assert units == set(get_args(get_type_hints(prepare_text)["text_unit"]))

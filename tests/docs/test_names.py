@@ -16,7 +16,7 @@ from fineline_jax.cli import main
 
 COMMANDS = (
     "demo", "data prepare text", "data prepare amber", "data prepare world", "pretrain", "tasks prepare", "tasks plan",
-    "score", "analyze", "ablate", "series", "export", "import", "export-scores",
+    "score", "analyze", "ablate", "series", "export", "import", "export-scores", "traces",
 )  # fmt: skip
 OF_OTHERS = {"--help", "--version", "--tyro-print-completion", "--field.sub"}
 OF_BEAM = {

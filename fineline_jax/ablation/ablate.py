@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from fineline_jax.ablation.compare import comparisons, write_comparisons
+from fineline_jax.ablation.compare import comparisons, loss_table, write_comparisons
 from fineline_jax.ablation.run import run_trials
 from fineline_jax.ablation.summary import write_summary
 from fineline_jax.ablation.sweep import Sweep
 from fineline_jax.analysis import analyze_scores
+from fineline_jax.atomic_files import atomic_file
 from fineline_jax.folder_lock import writing
 from fineline_jax.scoring.job_shard import job_shard
 
@@ -27,7 +28,7 @@ class SweepOutcome:
     left: int
     """Runs of the sweep that have not ended: those of other parts, or behind a stop."""
     report: Path | None
-    """The page; None: runs are left, or nothing was scored."""
+    """The page; None: runs are left, or there are neither scores nor validation losses."""
     stopped_by: str | None
     """Name of the signal that stopped it, if one did."""
 
@@ -46,7 +47,21 @@ def run_sweep(sweep: Sweep, out: Path, *, part: str | None, score: str | None, b
         found = comparisons(sweep, table, out) if len(table) else {}
         write_comparisons(found, out / "comparison")
         report = None
-        if not left and (out / "scores").is_dir():
-            runs = [out / "runs" / trial.name for trial in trials]
-            report = analyze_scores([out / "scores"], out / "report", runs=runs, title=f"Sweep {sweep.name}")
+        if not left:
+            report = _write_page(sweep, table, out)
     return SweepOutcome(out, table, found, left, report, None if stopped is None else stopped.stopped_by)
+
+
+def _write_page(sweep: Sweep, table: pd.DataFrame, out: Path) -> Path | None:
+    """The page of `fineline analyze` of all runs: their validation losses as a table, and their scores."""
+    losses, inputs = loss_table(table, out), []
+    if len(losses):
+        inputs.append(out / "losses.csv")
+        with atomic_file(out / "losses.csv", exclusive=True) as partial:
+            losses.to_csv(partial, index=False)
+    if (out / "scores").is_dir():
+        inputs.append(out / "scores")
+    if not inputs:
+        return None
+    runs = [out / "runs" / series for series in table["series"]]
+    return analyze_scores(inputs, out / "report", runs=runs, title=f"Sweep {sweep.name}")

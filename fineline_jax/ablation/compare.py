@@ -14,7 +14,9 @@ from fineline_jax.trajectories.ablation.critical_batch import CRITICAL_BATCH
 from fineline_jax.trajectories.ablation.differences import ALL_TASKS, DIFFERENCES
 from fineline_jax.trajectories.ablation.final_map import FACET_COST, FINAL_MAP
 from fineline_jax.trajectories.ablation.instability import INSTABILITY
+from fineline_jax.trajectories.ablation.noise_scale import NOISE_SCALE, with_batches
 from fineline_jax.trajectories.ablation.tokens_to import TOKENS_TO
+from fineline_jax.trajectories.csv_cells import write_csv
 
 HELD = "validation_loss/"
 
@@ -30,13 +32,18 @@ def comparisons(sweep: Sweep, runs: pd.DataFrame, out: Path) -> dict[str, pd.Dat
         field for field in dict.fromkeys(f for arm in sweep.arms for f in arm.changes) if runs[field].nunique() > 1
     ]
     who = runs[["series", "arm", "seed", *facets]]
-    table = pd.concat([_losses(series, log) for series, log in logs.items()])
+    table = loss_table(runs, out)
     if (out / "scores").is_dir():
         table = pd.concat([table, first_metrics(out / "scores")])
     table = with_runs(table[table["series"].isin(runs["series"][runs["diverged"] == ""])], who)
     found = {}
     log = pd.concat([one.assign(series=series) for series, one in logs.items()])
     found[INSTABILITY.name] = INSTABILITY.compute(with_runs(log, who))
+    if "micro_gradient_norm" in log:
+        recipes = {trial.name: trial.recipe for trial in sweep.trials()}
+        steps = log[log["micro_gradient_norm"].notna()].groupby("series", sort=False)
+        batches = [with_batches(of_run, recipes[str(series)]) for series, of_run in steps]
+        found[NOISE_SCALE.name] = NOISE_SCALE.compute(with_runs(pd.concat(batches), who))
     if table["arm"].nunique() > 1:
         found[DIFFERENCES.name] = DIFFERENCES.compute(table)
         found[TOKENS_TO.name] = TOKENS_TO.compute(table)
@@ -50,13 +57,19 @@ def comparisons(sweep: Sweep, runs: pd.DataFrame, out: Path) -> dict[str, pd.Dat
     return found
 
 
+def loss_table(runs: pd.DataFrame, out: Path) -> pd.DataFrame:
+    """The validation losses of the runs at kept checkpoints behind the first step, as a tidy table."""
+    return pd.concat([_losses(series, pd.DataFrame(read_metrics(out / "runs" / series))) for series in runs["series"]])
+
+
 def write_comparisons(found: dict[str, pd.DataFrame], folder: Path) -> None:
     """Each frame as CSV and Parquet in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, frame in found.items():
-        for suffix, write in ((".csv", frame.to_csv), (".parquet", frame.astype(_plain(frame)).to_parquet)):
-            with atomic_file(folder / f"{name}{suffix}", exclusive=True) as partial:
-                write(partial, index=False)
+        with atomic_file(folder / f"{name}.csv", exclusive=True) as partial:
+            write_csv(frame, partial)
+        with atomic_file(folder / f"{name}.parquet", exclusive=True) as partial:
+            frame.astype(_plain(frame)).to_parquet(partial, index=False)
 
 
 def differences_text(found: dict[str, pd.DataFrame]) -> str:

@@ -11,10 +11,11 @@ from fineline_jax.ablation.sweep import Sweep
 from fineline_jax.atomic_files import atomic_file
 from fineline_jax.errors import UserError
 from fineline_jax.recipe import fields
-from fineline_jax.text_table import text_table
+from fineline_jax.text_table import counted, text_table
 from fineline_jax.training.metrics import read_metrics
 from fineline_jax.trajectories.csv_cells import write_csv
 
+_LOSSES = ("train_loss", "validation_loss/")
 LATE_SHARE = 0.1
 """The train loss of a run is the mean of its logged losses over this last share of its tokens."""
 
@@ -56,14 +57,22 @@ def write_summary(sweep: Sweep, out: Path) -> pd.DataFrame:
 
 
 def arms_text(table: pd.DataFrame) -> str:
-    """A line per arm: mean and standard deviation over its runs of every loss and score."""
-    values = [name for name in table if name == "train_loss" or str(name).startswith(("validation_loss/", "score/"))]
-    rows = [["arm", "runs", "diverged", *(str(name).rpartition("/")[2] for name in values)]]
+    """A line per arm: mean and standard deviation over its runs of every loss, and of the mean over all scores."""
+    scores = [name for name in table if str(name).startswith("score/")]
+    values = {str(name).rpartition("/")[2]: table[name] for name in table if str(name).startswith(_LOSSES)}
+    if scores:
+        values[f"mean of {counted(len(scores), 'score')}"] = table[scores].mean(axis=1)
+    rows = [["arm", "runs", "diverged", *values]]
     for arm, part in table.groupby("arm", sort=False):
         fine = part[part["diverged"] == ""]
-        cells = [f"{fine[name].mean():.4f} ± {fine[name].std():.4f}" if len(fine) else "" for name in values]
+        cells = [_mean_and_deviation(of_runs[fine.index]) for of_runs in values.values()]
         rows.append([str(arm), str(len(part)), str(len(part) - len(fine)), *cells])
     return text_table(rows, right=range(1, len(rows[0])))
+
+
+def _mean_and_deviation(values: pd.Series) -> str:
+    mean = f"{values.mean():.4f}" if len(values) else ""
+    return f"{mean} ± {values.std():.4f}" if len(values) > 1 else mean
 
 
 def _losses(run: Path) -> dict[str, float]:

@@ -18,7 +18,7 @@ import pytest
 from sweep_examples import TOKENS, small_recipe, write_corpus
 
 from fineline_jax import interface
-from fineline_jax.ablation import Arm, Sweep, changed, grid
+from fineline_jax.ablation import Arm, Sweep, ablate, changed, grid
 from fineline_jax.ablation import run as sweep_run
 from fineline_jax.ablation.plan import cost, plan_text
 from fineline_jax.ablation.summary import arms_text
@@ -37,11 +37,14 @@ ARMS = grid({"batch.sequences": (4, 8), "optimizer.schedule.peak": (1e-2, 3e-2)}
 ENDS = ("steps", "tokens", "diverged", "train_loss", "validation_loss/held_out")
 
 
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    """Runs use one of the devices of the tests."""
-    real = loop.make_mesh
-    monkeypatch.setattr(loop, "make_mesh", lambda mesh: real(mesh, jax.devices()[:1]))
+@pytest.fixture(scope="module", autouse=True)
+def one_device_and_no_page():
+    """Runs use one of the devices of the tests. The page has tests of its own, and takes longer than a sweep here."""
+    real, patch = loop.make_mesh, pytest.MonkeyPatch()
+    patch.setattr(loop, "make_mesh", lambda mesh: real(mesh, jax.devices()[:1]))
+    patch.setattr(ablate, "analyze_scores", lambda inputs, out, **_: out / "report.html")
+    yield
+    patch.undo()
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +68,6 @@ def finished(sweep, tmp_path_factory):
     """Its outcome, and how many programs were lowered in each of its runs."""
     lowered = []
     real, patch = sweep_run.run_trial, pytest.MonkeyPatch()
-    mesh = loop.make_mesh
-    patch.setattr(loop, "make_mesh", lambda shape: mesh(shape, jax.devices()[:1]))
 
     def counted(*arguments):
         lowered.append(0)
@@ -305,6 +306,7 @@ def test_twenty_sigkills_at_random_moments_of_a_sweep_lose_and_repeat_nothing(co
         if kills < 20 and len(ended) == 4:  # nothing left to kill: begin again
             ended.clear()
             killed = tmp_path / f"killed-{kills}"
+    assert (killed / "report" / "report.html").stat().st_size > 10_000
     tables = [pd.read_csv(folder / "summary.csv")[["series", *ENDS]] for folder in (tmp_path / "whole", killed)]
     pd.testing.assert_frame_equal(*tables)
     for trial in tables[0]["series"]:

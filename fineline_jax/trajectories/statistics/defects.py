@@ -55,6 +55,8 @@ def duplicates(table: pd.DataFrame) -> pd.DataFrame:
 def degenerate(table: pd.DataFrame) -> pd.DataFrame:
     """Columns series, task, metric, checkpoints: curves most of whose checkpoints have the value of one answer."""
     key = ["series", "task", "metric"]
+    if table.empty:
+        return table[key].assign(checkpoints=0)
     codes = codes_of(table, key)
     order = np.argsort(codes, kind="stable")
     starts = np.flatnonzero(np.diff(codes[order], prepend=-1))

@@ -26,17 +26,16 @@ def split(table: pd.DataFrame, by: Sequence[str]) -> Iterator[tuple[tuple[str, .
     tokens = table["tokens"].to_numpy(float)
     order = np.lexsort((np.arange(len(table)), tokens, group))
     group, tokens = group[order], tokens[order]
-    kept = (
-        np.append((group[1:] != group[:-1]) | (tokens[1:] != tokens[:-1]), True) if len(order) else order.astype(bool)
-    )
+    kept = np.diff(group, append=-1) != 0
+    kept[:-1] |= np.diff(tokens) != 0
     order, group, tokens = order[kept], group[kept], tokens[kept]
     none = np.full(len(table), np.nan)
     value, stderr, chance = (
         (table[name].to_numpy(float) if name in table else none)[order] for name in ("value", "stderr", "chance")
     )
     keys = list(zip(*(table[name].to_numpy() for name in by), strict=True))
-    ends = np.flatnonzero(np.append(group[1:] != group[:-1], True)) + 1 if len(order) else []
-    for start, end in zip([0, *ends[:-1]], ends, strict=True):
+    bounds = np.flatnonzero(np.diff(group, prepend=-1, append=-1))
+    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
         inside, last = slice(start, end), int(order[end - 1])
         key = tuple(str(part) for part in keys[last])
         yield key, Points(tokens[inside], value[inside], stderr[inside], float(chance[end - 1]), last)

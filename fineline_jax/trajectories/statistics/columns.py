@@ -87,9 +87,8 @@ class Statistic:
         names = [column.name for column in self.columns]
         for row in rows:
             assert row.keys() <= set(names), sorted(row.keys() - set(names))
-        frame = pd.DataFrame(rows, columns=names)
-        texts = [column.name for column in self.columns if not column.unit]
-        return frame.fillna(dict.fromkeys(texts, ""))
+        texts = {column.name: "" for column in self.columns if not column.unit}
+        return pd.DataFrame([texts | row for row in rows], columns=names)
 
 
 def wide(table: pd.DataFrame, by: str) -> pd.DataFrame:

@@ -111,7 +111,7 @@ def token_axis(axes: Axes, tokens: np.ndarray) -> float:
     ticks = [math.log10(m) + d for d in range(math.floor(low), math.ceil(high) + 1) for m in multiples]
     ticks = [t for t in ticks if low - 0.02 <= t <= high + 0.05]
     most = max(3, int(axes.figure.get_figwidth() * 1.2))  # pyright: ignore[reportAttributeAccessIssue]
-    ticks = ticks[:: -(-len(ticks) // most)]
+    ticks = ticks[:: max(1, -(-len(ticks) // most))]
     zero_at = None
     if (tokens == 0).any():
         zero_at = math.log10(lowest / 2.0)

@@ -5,6 +5,7 @@ import itertools
 from pathlib import Path
 
 import pytest
+from docs_pages import python_blocks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sweep_examples import LENGTH, TOKENS, small_recipe
@@ -152,6 +153,14 @@ def test_a_file_without_a_sweep_is_named(tmp_path):
         assert str(refused.value) == f"{file}: {message}"
     with pytest.raises(UserError, match="no sweep named 'batch_warmup'; did you mean 'batch_warmup_demo'"):
         load_sweep("batch_warmup")
+
+
+def test_the_sweep_of_ones_own_on_the_page_is_a_whole_one_in_under_fifteen_lines(tmp_path):
+    (text,) = [block for block in python_blocks("docs/ablate.md") if "def sweep" in block]
+    assert len(text.strip().splitlines()) < 15
+    (tmp_path / "mine.py").write_text(text)
+    trials = load_sweep(str(tmp_path / "mine.py")).trials()
+    assert len(trials) == 8 and {trial.tokens for trial in trials} == {819_200}
 
 
 def test_a_sweep_is_a_value():

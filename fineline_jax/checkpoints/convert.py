@@ -117,7 +117,7 @@ def export_checkpoint(
 def _load_as_stored(checkpoint: Checkpoint, mesh: jax.sharding.Mesh) -> tuple[ModelConfig, dict[str, Any]]:
     config = from_json(checkpoint.location.parent.parent / "recipe.json").model
     check_intact(checkpoint.location, "params")
-    stored = stored_arrays(checkpoint.location, "params")
+    stored = stored_arrays(checkpoint.location, ["params"])["params"]
     dtypes = {jax.tree_util.keystr(path): leaf.dtype for path, leaf in jax.tree_util.tree_leaves_with_path(stored)}
     targets = jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf.update(dtype=dtypes.get(jax.tree_util.keystr(path), leaf.dtype)),

@@ -162,8 +162,8 @@ class CheckpointStore:
         try:
             response.result()
             if jax.process_index() == 0:
-                for item, wanted in written.items():
-                    _check_written(_shapes_and_dtypes(stored_arrays(self.folder / str(step), item)), wanted, item)
+                for item, stored in stored_arrays(self.folder / str(step), written).items():
+                    _check_written(_shapes_and_dtypes(stored), written[item], item)
                 write_record(self.folder / str(step), metadata)
         except Exception as error:
             raise self._failed(step, error) from error
@@ -246,16 +246,17 @@ def load_items(path: Path, abstract_items: State) -> dict[str, Any]:
     The others are not read. Raises UserError naming the first array that is missing, unexpected or of another
     shape.
     """
+    stored = stored_arrays(path, abstract_items)
     for item, target in abstract_items.items():
-        _check_arrays(path, item, _shapes(stored_arrays(path, item)), _shapes(target))
+        _check_arrays(path, item, _shapes(stored[item]), _shapes(target))
     with _options():
         return ocp.load_checkpointables(str(path), dict(abstract_items))
 
 
-def stored_arrays(path: Path, item: str) -> Any:
-    """The tree of an item of the checkpoint folder `path`: shape and dtype of each array, as they are stored.
+def stored_arrays(path: Path, items: Collection[str]) -> dict[str, Any]:
+    """The trees of items of the checkpoint folder `path`: shape and dtype of each array, as they are stored.
 
-    Raises UserError if the folder has no such item, or Orbax cannot read it.
+    Raises UserError if the folder lacks one of them, or Orbax cannot read it.
     """
     try:
         with _options():
@@ -263,9 +264,10 @@ def stored_arrays(path: Path, item: str) -> Any:
     except Exception as error:  # Orbax documents none
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"{path}: is no checkpoint that Orbax reads ({reason}); use another one") from error
-    if item not in stored:
-        raise UserError(f"{path}: holds no {item}; use a checkpoint that this program wrote")
-    return stored[item]
+    for item in items:
+        if item not in stored:
+            raise UserError(f"{path}: holds no {item}; use a checkpoint that this program wrote")
+    return {item: stored[item] for item in items}
 
 
 def _check_arrays(path: Path, item: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -86,9 +86,8 @@ class CheckpointStore:
                     self._set_aside(step, damage(path) or "not known to this run")
                 self._marker(step).touch()
             with _options():
-                response = ocp.save_checkpointables_async(
-                    str(path), dict(state), custom_metadata={"step": step, "tokens": metadata["tokens"]}
-                )
+                for_orbax = {name: metadata[name] for name in ("step", "tokens", "kept", "recipe")}
+                response = ocp.save_checkpointables_async(str(path), dict(state), custom_metadata=for_orbax)
         except OSError as error:
             raise self._failed(step, error) from error
         written = {item: _shapes_and_dtypes(tree) for item, tree in state.items()}

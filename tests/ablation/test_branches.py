@@ -110,7 +110,7 @@ def test_arms_are_compared_by_the_means_of_their_validation_losses_over_seeds(re
     assert frame["difference"].tolist() == pytest.approx([0.1, -0.2, 0.0])  # better by: a loss is better when lower
     cells = found["final_map"].set_index(["x_value", "y_value"])["value"]
     assert cells.to_dict() == pytest.approx({(4, 1e-2): 3.0, (4, 2e-2): 2.9, (8, 1e-2): 3.2, (8, 2e-2): 3.0})
-    assert list(found["instability"]["series"]) == sorted(losses)
+    assert sorted(found["instability"]["series"]) == sorted(losses)
     text = differences_text(found).splitlines()
     assert text[0] == f"Against {arms[0].name}:" and len(text) == 2 + 3
     write_comparisons(found, tmp_path / "comparison")

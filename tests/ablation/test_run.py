@@ -272,7 +272,8 @@ from sweep_examples import small_recipe
 from fineline_jax.ablation import Sweep, changed, grid
 
 def sweep():
-    base = changed(small_recipe(Path({corpus!r})), {{"tokens": 2048, "checkpoints.at_tokens": (1024,), "checkpoints.latest_every_tokens": 512}})
+    checkpoints = {{"checkpoints.at_tokens": (1024,), "checkpoints.latest_every_tokens": 512}}
+    base = changed(small_recipe(Path({corpus!r})), {{"tokens": 2048, **checkpoints}})
     axes = {{"batch.sequences": (4, 8), "optimizer.schedule.peak": (1e-2, 3e-2)}}
     return Sweep("killed", base, grid(axes))
 """

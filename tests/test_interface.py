@@ -32,7 +32,7 @@ def test_the_package_is_imported_in_a_fifth_of_a_second_and_loads_nothing_heavy(
 
 
 def test_every_name_of_the_interface_is_there_and_explained_and_no_other_is():
-    names = {"pretrain", "open_series", "prepare_pack", "score", "analyze", "export", "Recipe", "ModelConfig"}
+    names = {"pretrain", "open_series", "prepare_pack", "score", "analyze", "ablate", "export", "Recipe", "ModelConfig"}
     assert set(fineline_jax.__all__) == names <= set(dir(fineline_jax))
     assert all(getattr(fineline_jax, name).__doc__ for name in names)
     for name in ("trian", "Path", "_prepare_cpu"):

@@ -58,10 +58,8 @@ def measured(name: str, step: Callable[..., Any], *arguments: Any) -> Any:
     row = {"step": name, "cpu_s": round(time.process_time() - start, 1)}
     row |= {"wall_s": round(time.perf_counter() - wall, 1)}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    print(
-        json.dumps(row | {"peak_gb": round(peak, 2), "rows": len(made) if hasattr(made, "__len__") else None}),
-        flush=True,
-    )
+    row |= {"peak_gb": round(peak, 2), "rows": len(made) if isinstance(made, pd.DataFrame) else None}
+    print(json.dumps(row), flush=True)
     return made
 
 

@@ -118,7 +118,8 @@ def test_a_listing_whose_pages_have_no_end_is_refused(attack, monkeypatch, targe
             "another each time": f"{base}/api/models?page={number}",
         }[target]
         content = json.dumps([{"id": f"org/x-{number}"}]).encode()
-        head(handler, Content_Length=str(len(content)), Link=f'<{following}>; rel="next"')
+        more = {"Link": f'<{following}>; rel="next"'} if number < 60 else {}  # so that the test ends
+        head(handler, Content_Length=str(len(content)), **more)
         handler.wfile.write(content)
 
     attack(pages)

@@ -68,7 +68,7 @@ def task_prediction(pythia: pd.DataFrame, olmo: pd.DataFrame, baichuan: pd.DataF
     chosen = olmo[olmo["task"].isin([*EXAMS, *SENSE]) & (olmo["tokens"] > 0) & (olmo["metric"] == "acc_norm")]
     small = pythia[pythia["task"].isin(RISING) & (pythia["step"] >= 512) & (pythia["metric"] == "acc")]
     domains = {"piqa": "a", "winogrande": "a", "lambada_openai": "c"}
-    small = small.assign(domain=small["task"].map(lambda task: domains.get(task, "b")))
+    small = small.assign(domain=small["task"].map(domains).fillna("b"))
     parts = [chosen.assign(domain=np.where(chosen["task"].isin(EXAMS), "exams", "common sense"), series="OLMo-2 7B")]
     parts += [small[small["series"] == f"pythia-{size}"] for size in ("1.4b", "6.9b", "12b")]
     found = pd.concat([verdicts(part) for part in [*parts, baichuan.assign(domain="exams", series="Baichuan2 7B")]])
@@ -167,7 +167,10 @@ def cross_domain(pythia: pd.DataFrame, olmo: pd.DataFrame) -> Finding:
 def strategy(five_shot: pd.DataFrame) -> Finding:
     table = five_shot[five_shot["metric"] == "acc"]
     found = compare(table, "pythia-1.4b-1MtokBS", "pythia-1.4b", tasks=list(BATCH_TASKS))
-    points = lambda row: f"{100 * row.difference:+.2f} ± {100 * row.stderr:.2f}"
+
+    def points(row: Any) -> str:
+        return f"{100 * row.difference:+.2f} ± {100 * row.stderr:.2f}"
+
     by = found.set_index("window")
     says = [
         "Pythia 1.4b with batches of 1 M tokens minus that with 2 M, at equal tokens, over "
@@ -194,7 +197,7 @@ def strategy(five_shot: pd.DataFrame) -> Finding:
     rows = pd.DataFrame({
         "window": found["window"], "checkpoints": found["checkpoints"].astype(str),
         "difference, points": [points(row) for row in found.itertuples()],
-        "95 %": [f"{100 * r.low:+.2f} to {100 * r.high:+.2f}" for r in found.itertuples()],
+        "95 %": [f"{100 * r.low:+.2f} to {100 * r.high:+.2f}" for r in rows_of(found)],
         "p": found["p"].map(lambda p: number(p, 3)), "verdict": found["verdict"],
     })  # fmt: skip
     return Finding(
@@ -264,7 +267,7 @@ def scale_gap(pythia: pd.DataFrame, openllama: pd.DataFrame) -> Finding:
 
 
 def laws(ladder: pd.DataFrame, facts: dict[str, dict]) -> Finding:
-    def ends(series: str, task: str, metric: str) -> pd.Series:
+    def ends(series: str, task: str, metric: str) -> Any:
         names = [f"mmlu_{s}_test_rc" for s in MMLU] if task == "MMLU" else [LADDER[task]]
         part = ladder[(ladder["series"] == series) & ladder["task"].isin(names) & (ladder["metric"] == metric)]
         values = part.pivot(index="step", columns="task", values="value")[names]
@@ -423,7 +426,7 @@ def watching(olmo: pd.DataFrame) -> Finding:
 
     cells = found[["phase"]].assign(**{label: found[name].map(lambda v: f"{v:.1f}") for name, label in names.items()})
     cells["bits per byte over accuracy"] = [
-        f"× {2**r.gain:.1f} ({2 ** (r.gain - r.half):.1f} to {2 ** (r.gain + r.half):.1f})" for r in found.itertuples()
+        f"× {2**r.gain:.1f} ({2 ** (r.gain - r.half):.1f} to {2 ** (r.gain + r.half):.1f})" for r in rows_of(found)
     ]
     return Finding(
         "Metrics for phases", "Which metric shows the state of a run depends on the phase of training.",
@@ -439,7 +442,7 @@ def of_demo(path: Path) -> str:
     found = found[found["metric"] == "acc"].sort_values("rank")
     words = found["verdict"].value_counts()
     first = ", ".join(
-        f"{r.task} ({format_tokens(r.to_score)})" for r in found.head(3).itertuples() if r.to_score == r.to_score
+        f"{r.task} ({format_tokens(r.to_score)})" for r in rows_of(found.head(3)) if r.to_score == r.to_score
     )
     counts = ", ".join(f"{name}: {count}" for name, count in words.items())
     return f"The demo's series, one run of a million parameters: {counts}. Tokens to the score, the first: {first}.\n"
@@ -474,11 +477,15 @@ def between(low: float, high: float) -> str:
     return "–" if np.isnan(low) else f"{format_tokens(low)} to {format_tokens(high)}"
 
 
-def number(value: float, digits: int = 2) -> str:
+def rows_of(frame: pd.DataFrame) -> Any:
+    return frame.itertuples()
+
+
+def number(value: Any, digits: int = 2) -> str:
     return "–" if np.isnan(value) else f"{value:.{digits}f}"
 
 
-def tokens(value: float) -> str:
+def tokens(value: Any) -> str:
     return "–" if np.isnan(value) else format_tokens(value)
 
 

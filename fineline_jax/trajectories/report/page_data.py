@@ -114,7 +114,7 @@ def _curves(
     by_key = {tuple(row[k] for k in key): row for row in rows[[*key, *_SUMMARY]].to_dict("records")}
     at = {(name, c): i for name, grid in grids.items() for i, c in enumerate(grid["checkpoint"])}
     position = np.array([at.get(pair, -1) for pair in zip(table["series"], table["checkpoint"])])
-    order = table.groupby(key, sort=False, observed=True).indices
+    order: Any = table.groupby(key, sort=False, observed=True).indices
     values, stderrs = table["value"].to_numpy(float), table["stderr"].to_numpy(float)
     chance, n = table["chance"].to_numpy(float), table["n"].to_numpy(float)
     tokens = table["tokens"].to_numpy(float)

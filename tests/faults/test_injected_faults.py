@@ -95,7 +95,7 @@ def ask(tmp_path_factory) -> Iterator[Callable[..., dict[str, Any]]]:
         ask.inputs = inputs
         ask.folder = folder
         yield ask
-        server.stdin.close()
+        server.kill()
 
 
 def run(
@@ -106,6 +106,7 @@ def run(
 
 def make_scores(ask: Any) -> None:
     """What the commands read that have to do with models."""
+    ask(load=True)
     tokenizer, benchmarks = ask.inputs / "tokenizer", write_benchmarks(ask.inputs / "benchmarks", documents=4)
     prepare_pack("piqa", tokenizer, ask.inputs / "pack", benchmarks=benchmarks)
     make_series(ask.inputs / "series", tokenizer, (1, 2))

@@ -1,7 +1,8 @@
 """Runs commands of `fineline` under injected faults, each in a fork of a process that has the libraries imported.
 
 Started with faults.c in LD_PRELOAD. Reads lines of JSON, {"arguments", "folder", "error", "at", "once", "kind"}: run
-the command in `folder` and look at its result, `folder`/x; without arguments only look. Answers a line each.
+the command in `folder` and look at its result, `folder`/x; without arguments only look. {"load"}: import
+what all commands do. Answers a line each.
 """
 
 import contextlib
@@ -124,14 +125,23 @@ def look(asked: dict[str, Any]) -> dict[str, Any]:
         return {"state": None, "why": f"{type(error).__name__}: {error}"[:300]}
 
 
-def main() -> None:
+def load() -> None:
+    """What commands of models and scores import, for all forks from now on."""
     for name in LIBRARIES:
         importlib.import_module(name)
     from fineline_jax.scoring.lm_eval import export
 
     export.add_env_info = lambda storage: None  # asks a dozen programs about the machine
+
+
+def main() -> None:
+    importlib.import_module("fineline_jax.data.corpora")
     for line in sys.stdin:
         asked = json.loads(line)
+        if "load" in asked:
+            load()
+            print("{}", flush=True)
+            continue
         with tempfile.TemporaryFile() as answer:
             child = os.fork()
             if child == 0:

@@ -1,5 +1,6 @@
 """The curves of a table one after another, with one sort of the whole instead of one per curve."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -35,7 +36,7 @@ def split(table: pd.DataFrame, by: Sequence[str]) -> Iterator[tuple[tuple[str, .
     )
     keys = list(zip(*(table[name].to_numpy() for name in by), strict=True))
     bounds = np.flatnonzero(np.diff(group, prepend=-1, append=-1))
-    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, end in itertools.pairwise(bounds):
         inside, last = slice(start, end), int(order[end - 1])
         key = tuple(str(part) for part in keys[last])
         yield key, Points(tokens[inside], value[inside], stderr[inside], float(chance[end - 1]), last)

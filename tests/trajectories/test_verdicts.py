@@ -216,7 +216,7 @@ def test_of_many_tasks_that_guess_hardly_any_is_said_to_rise() -> None:
 def test_a_task_stuck_at_the_value_of_a_constant_answer_is_degenerate() -> None:
     row = case("wsc_snr.csv")
     assert row["verdict"] == "degenerate" and np.isnan(row["snr"]) and np.isnan(row["t50"])
-    two = np.where(np.arange(16) % 3 == 0, 0.635, 0.365)  # now the one answer, now the other
+    two = np.where(np.arange(16) % 2 == 0, 0.635, 0.365)  # now the one answer, now the other
     assert summarise(normalise(curve("wsc", two, chance=0.5))).iloc[0]["verdict"] == "degenerate"
     solved = np.append(rising(TOKENS[:6], 0.99, 3e7), np.full(10, 1.0))
     assert summarise(normalise(curve("easy", solved))).iloc[0]["verdict"] == "settled"

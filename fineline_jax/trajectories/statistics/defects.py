@@ -41,7 +41,6 @@ def duplicates(table: pd.DataFrame) -> pd.DataFrame:
     found = found.assign(scores=sums["size"].to_numpy(), all=sums["sum"].to_numpy())
     untrained = found[found["tokens"] == 0].drop_duplicates("series").set_index("series")["all"]
     found = found[(found["scores"] >= FEWEST_SCORES) & (found["all"] != found["series"].map(untrained))]
-    found = found[found["tokens"] > 0]
     same = found.groupby(["tokens", "all"], sort=False)["series"]
     found = found[same.transform("nunique") > 1]
     names = found.groupby(["tokens", "all"], sort=False)["series"].agg(tuple).to_dict()

@@ -295,12 +295,12 @@ def test_figures_are_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     table = normalise(rows({"a": 0.5}))
     draw = lambda: draw_figures(table, results_of(table), domain_curves(table), tmp_path, metric="acc", title="t")
 
-    def torn(figure, path, **options) -> None:
+    def torn(canvas, path, **options) -> None:
         Path(path).write_bytes(b"half of a")
         raise OSError(28, "no space left")
 
     old = {path: path.read_bytes() for path in draw()}
-    monkeypatch.setattr(figures.Figure, "savefig", torn)
+    monkeypatch.setattr(figures.FigureCanvasPdf, "print_pdf", torn)
     with pytest.raises(OSError, match="no space left"):
         draw()
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == old

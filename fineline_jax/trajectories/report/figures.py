@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
@@ -79,15 +81,19 @@ def draw_figures(
 
 
 def _save(figure: Figure, path: Path) -> list[Path]:
+    """Each format from its own canvas: `savefig` would draw everything twice."""
     FigureCanvasAgg(figure)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # the layout is the same in every format
-    paths = [path.with_name(f"{path.name}.{form}") for form in FORMATS]
-    for one in paths:
-        with atomic_file(one) as partial:
-            stamp: dict[str, Any] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
-            figure.savefig(partial, format=one.suffix[1:], metadata=stamp[one.suffix[1:]])
-    return paths
+    printers = {  # the vector formats change the resolution, so they come last
+        "png": lambda to: FigureCanvasAgg(figure).print_png(to),
+        "pdf": lambda to: FigureCanvasPdf(figure).print_pdf(to, metadata={"CreationDate": None}),
+        "svg": lambda to: FigureCanvasSVG(figure).print_svg(to, metadata={"Date": None}),
+    }
+    for form, write in printers.items():
+        with atomic_file(path.with_name(f"{path.name}.{form}")) as partial:
+            write(partial)
+    return [path.with_name(f"{path.name}.{form}") for form in FORMATS]
 
 
 def _domain(

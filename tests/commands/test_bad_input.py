@@ -228,7 +228,7 @@ def test_bad_input_is_one_line_and_writes_nothing(command, spoil, message, good,
 def assert_nothing_half_written(out: Path) -> None:
     """A run that has not begun may have its recipe, data and tokenizer there; nothing else is."""
     if out.exists():
-        may_be = {"recipe.json", "history.json", "tokenizer", "checkpoints", "metrics.jsonl", "history.json"}
+        may_be = {"recipe.json", "history.json", "tokenizer", "checkpoints", "metrics.jsonl"}
         assert {path.name for path in out.iterdir()} <= may_be
         assert not list((out / "checkpoints").iterdir())
         assert json.loads((out / "recipe.json").read_text())["name"] == "mini"

@@ -29,7 +29,7 @@ def sentences(summary: pd.DataFrame, results: Results, metric: str) -> dict[str,
             continue
         declined = frame[frame["reason"].fillna("").astype(bool)] if "reason" in frame else frame.iloc[:0]
         if "verdict" in frame:
-            declined = frame[frame["verdict"] == "declined"]
+            declined = frame[frame["verdict"].fillna("").isin(["", "declined"])]
         said = frame.drop(declined.index)
         if len(said):
             found["What the comparisons say"].append(f"{statistic.title} {_counts(statistic, said)}")

@@ -113,6 +113,7 @@ READINGS = [
     ("LLaMAForCausalLM", LIKE_LLAMA | NEWER | {"attention_bias": True}, {"attention_bias": True}),
     ("LlamaForCausalLM", LIKE_LLAMA | NEWER | OLDER | {"rope_theta": 9.0, "mlp_bias": True}, {"mlp_bias": True}),
     ("YiForCausalLM", LIKE_LLAMA | OLDER, {}),
+    ("MistralForCausalLM", LIKE_LLAMA | OLDER | {"sliding_window": None}, {}),
     ("Qwen2ForCausalLM", LIKE_LLAMA | OLDER, {"qkv_bias": True}),
     ("Qwen3ForCausalLM", LIKE_LLAMA | OLDER, {"qk_norm": True, "qk_norm_per_head": True}),
     ("BaiChuanForCausalLM", LIKE_LLAMA | OLDER, {"kv_heads": 6}),
@@ -300,10 +301,10 @@ def test_a_model_is_written_in_the_first_layout_that_transformers_opens_by_itsel
         config = dataclasses.replace(OURS, **changes)
         chosen[family.name] = families.of_config(config).name
         assert families.of_config(config, family.name) is family
-    foreign = {"yi": "llama", "baichuan": "llama", "olmo_first": "olmo"}
+    foreign = {"yi": "llama", "mistral": "llama", "baichuan": "llama", "olmo_first": "olmo"}
     assert chosen == {name: foreign.get(name, name) for name in chosen}
     assert families.of_config(MAMBA_OURS).name == "mamba"
-    assert len(chosen) + 1 == len({family.name for family in families.FAMILIES}) == 15
+    assert len(chosen) + 1 == len({family.name for family in families.FAMILIES}) == 16
 
 
 @pytest.mark.parametrize(

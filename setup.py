@@ -1,4 +1,4 @@
-"""Where the packages lie: the recipes, suites and series of configs/ are installed as fineline_jax.configs.
+"""Where the packages lie: the recipes, sweeps, suites and series of configs/ are installed as fineline_jax.configs.
 
 Everything else about the distribution is in pyproject.toml.
 """
@@ -10,6 +10,6 @@ setup(
     package_dir={"fineline_jax": "fineline_jax", "fineline_jax.configs": "configs"},
     package_data={
         "fineline_jax": ["world/tasks/*.yaml", "trajectories/report/page/*", "py.typed"],
-        "fineline_jax.configs": ["suites/*.yaml", "series/*.yaml"],
+        "fineline_jax.configs": ["suites/*.yaml", "series/*.yaml", "sweeps/*.py", "reproduce/*.py"],
     },
 )

@@ -112,7 +112,15 @@ def test_what_is_read_masked_logged_and_seeded(name: str) -> None:
     ignored = 1 if name in FIRST_OPEN_LLAMAS else None  # EasyLM's data.py masks BOS, amber-train nothing
     assert dataclasses.astuple(recipe.loss) == (ignored, 0.0, 0.0, 0.0, 1024)
     assert recipe.seed == (11_111 if name == "amber_7b" else 42 if name in FIRST_OPEN_LLAMAS else 0)
-    assert dataclasses.astuple(recipe.logging) == (10 if name == "demo" else 1, True, None, 0, 0, (("held_out", None, "validation", 64),), 0.0)
+    assert dataclasses.astuple(recipe.logging) == (
+        10 if name == "demo" else 1,
+        True,
+        None,
+        0,
+        0,
+        (("held_out", None, "validation", 64),),
+        0.0,
+    )
 
 
 @pytest.mark.parametrize("name", ["demo", *SHAPES])

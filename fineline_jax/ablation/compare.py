@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from fineline_jax.ablation.sweep import Sweep
 from fineline_jax.atomic_files import atomic_file
 from fineline_jax.facts.score_table import COLUMNS
+from fineline_jax.recipe import Recipe
 from fineline_jax.text_table import text_table
 from fineline_jax.training.metrics import read_metrics
 from fineline_jax.trajectories.ablation.arms import with_runs
@@ -14,7 +16,7 @@ from fineline_jax.trajectories.ablation.critical_batch import CRITICAL_BATCH
 from fineline_jax.trajectories.ablation.differences import ALL_TASKS, DIFFERENCES
 from fineline_jax.trajectories.ablation.final_map import FACET_COST, FINAL_MAP
 from fineline_jax.trajectories.ablation.instability import INSTABILITY
-from fineline_jax.trajectories.ablation.noise_scale import NOISE_SCALE, with_batches
+from fineline_jax.trajectories.ablation.noise_scale import NOISE_SCALE
 from fineline_jax.trajectories.ablation.tokens_to import TOKENS_TO
 from fineline_jax.trajectories.csv_cells import write_csv
 
@@ -112,3 +114,16 @@ def _losses(series: str, log: pd.DataFrame) -> pd.DataFrame:
 def _plain(frame: pd.DataFrame) -> dict:
     """Columns of mixed values as text, which Parquet can hold."""
     return {name: str for name in frame if frame[name].dtype == object}
+
+
+def with_batches(log: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
+    """The log of a run with the columns sequences, micro_sequences and tokens_per_sequence of each step's batch."""
+    length, sizes = recipe.data.sequence_length, recipe.batch.sizes
+    before = [[tokens - size * length for size in sizes] for tokens in log["tokens"]]
+    # the update that ended at these tokens began one batch before, and that batch is the one due there
+    sequences = [
+        next((n for n, start in zip(sizes, starts, strict=True) if recipe.batch.sequences_at(start) == n), sizes[-1])
+        for starts in before
+    ]
+    micro = np.array(sequences) / recipe.batch.accumulation
+    return log.assign(sequences=sequences, micro_sequences=micro, tokens_per_sequence=length)

@@ -206,10 +206,7 @@ def test_nothing_of_a_folder_is_dropped_without_a_word(tmp_path: Path, caplog: p
         (tmp_path / "corpus" / name).touch()
     found = input_files([tmp_path / "corpus"])
     assert [file.relative_to(tmp_path / "corpus").as_posix() for file in found] == ["a.jsonl", "linked/b.jsonl"]
-    assert (
-        f"not read, since it is no .jsonl, .json, .parquet, .txt: {', '.join(others)}"
-        in caplog.text
-    )
+    assert f"not read, since it is no .jsonl, .json, .parquet, .txt: {', '.join(others)}" in caplog.text
     for number in range(20):
         (tmp_path / f"corpus/x{number:02d}.csv").touch()
     caplog.clear()

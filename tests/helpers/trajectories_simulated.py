@@ -62,5 +62,11 @@ def simulated_losses(steps: int = 3000) -> pd.DataFrame:
     rate = 3e-3 * np.minimum(step / 100, 0.1 + 0.45 * (1 + np.cos(np.pi * step / steps)))
     validation = np.where(np.isin(step, np.geomspace(8, steps, 12).astype(int)), loss + 0.05, np.nan)
     return pd.DataFrame(
-        {"step": step, "tokens": step * 4096, "loss": loss, "learning_rate": rate, "validation_loss/held_out": validation}
+        {
+            "step": step,
+            "tokens": step * 4096,
+            "loss": loss,
+            "learning_rate": rate,
+            "validation_loss/held_out": validation,
+        }
     )

@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from fineline_jax.recipe import Recipe
 from fineline_jax.trajectories.ablation.arms import LEVEL, arms_of
 from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic
 
@@ -47,19 +46,6 @@ def noise_scale(log: pd.DataFrame, *, windows: int = WINDOWS) -> pd.DataFrame:
             found = estimate(of_parts, of_whole, small, large)
             rows.append(row | found | {"scale_tokens": found.get("scale", math.nan) * length})
     return NOISE_SCALE.frame(rows)
-
-
-def with_batches(log: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
-    """The log of a run with the columns sequences, micro_sequences and tokens_per_sequence of each step's batch."""
-    length, sizes = recipe.data.sequence_length, recipe.batch.sizes
-    before = [[tokens - size * length for size in sizes] for tokens in log["tokens"]]
-    # the update that ended at these tokens began one batch before, and that batch is the one due there
-    sequences = [
-        next((n for n, start in zip(sizes, starts, strict=True) if recipe.batch.sequences_at(start) == n), sizes[-1])
-        for starts in before
-    ]
-    micro = np.array(sequences) / recipe.batch.accumulation
-    return log.assign(sequences=sequences, micro_sequences=micro, tokens_per_sequence=length)
 
 
 def estimate(small: np.ndarray, large: np.ndarray, small_batch: float, large_batch: float) -> dict:

@@ -52,9 +52,12 @@ def _exported(fact: Any, metric: str) -> dict[str, Any]:
     """What `fineline export-scores` says of a task beside lm-eval's results: domain, and what guessing gets."""
     if not isinstance(fact, dict) or not {"domain", "chance", "metric", "chance_from"} <= fact.keys():
         return {}
-    guessed = fact["chance"] is not None and (has_chance(metric) or metric == fact["metric"])
-    chance = float(fact["chance"]) if guessed else math.nan
-    return {"domain": str(fact["domain"]), "chance": chance, "chance_from": str(fact["chance_from"])}
+    chance = fact["chance"] if has_chance(metric) or metric == fact["metric"] else None
+    return {
+        "domain": str(fact["domain"]),
+        "chance": math.nan if chance is None else float(chance),
+        "chance_from": str(fact["chance_from"]),
+    }
 
 
 def _groups(results: dict[str, Any], subtasks: dict[str, list[str]]) -> set[str]:

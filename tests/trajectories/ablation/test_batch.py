@@ -6,10 +6,8 @@ import pytest
 from scipy import stats
 
 from fineline_jax.errors import UserError
-from fineline_jax.models.config import ModelConfig
-from fineline_jax.recipe import Batch, Data, Optimizer, Recipe, Schedule, Source
 from fineline_jax.trajectories.ablation.critical_batch import critical_batch, crossing_of
-from fineline_jax.trajectories.ablation.noise_scale import estimate, fieller, noise_scale, with_batches
+from fineline_jax.trajectories.ablation.noise_scale import estimate, fieller, noise_scale
 from fineline_jax.trajectories.ablation.transfer import agreement, decision_interval, transfer
 
 
@@ -136,18 +134,3 @@ def test_the_order_of_arms_is_compared_between_sizes():
     assert "fewer" in transfer(table[table["arm"].isin(["arm 0", "arm 1"])]).reason[0]
     with pytest.raises(UserError, match="column 'size'"):
         transfer(table.drop(columns="size"))
-
-
-def test_the_batch_of_each_step_follows_the_recipes_schedule():
-    """Steps of 4, then from 80 tokens on of 8 windows of 10 tokens: they end at 40, 80, 160, 240."""
-    recipe = Recipe(
-        name="r",
-        model=ModelConfig(vocab_size=64, width=16, layers=1, heads=2, mlp_width=32, context=16),
-        data=Data((Source("x"),), sequence_length=10),
-        batch=Batch(4, accumulation=2, schedule=((80, 8),)),
-        optimizer=Optimizer(Schedule()),
-        tokens=240,
-    )
-    found = with_batches(pd.DataFrame({"tokens": [40, 80, 160, 240]}), recipe)
-    assert found["sequences"].tolist() == [4, 4, 8, 8] and found["micro_sequences"].tolist() == [2, 2, 4, 4]
-    assert set(found["tokens_per_sequence"]) == {10}

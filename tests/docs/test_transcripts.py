@@ -25,13 +25,14 @@ from series_examples import one_device
 from fineline_jax import prepare_pack
 from fineline_jax.catalogue import load_recipe
 from fineline_jax.checkpoints.formats.huggingface import export_hf
+from fineline_jax.checkpoints.series import Checkpoint
 from fineline_jax.cli import main
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.models.decoder import abstract_params
-from fineline_jax.recipe import to_json
 from fineline_jax.scoring.engine.prefix_tree import plan
 from fineline_jax.scoring.requests.pack import Ragged, RequestTokens
 from fineline_jax.scoring.series import score_series
+from fineline_jax.scoring.series.order import axis, coarse_to_fine
 
 MEASURED = (
     (r"\d[\d.]*[kMB]? of \d[\d.]*[kMB]? (requests|tokens)", r"N of N \1"),
@@ -131,16 +132,25 @@ def test_text_is_prepared_as_in_the_readme(prints, monkeypatch) -> None:
 
 
 def test_a_recipe_of_ones_own_ends_and_is_refused_with_another_seed_as_in_the_readme(prints, monkeypatch) -> None:
+    from fineline_jax.checkpoints.runs import store
+    from fineline_jax.checkpoints.runs.digest_record import write_record
+    from fineline_jax.data.storage import open_data_set
     from fineline_jax.training import loop
+    from fineline_jax.training.run_folder import beginning, claim_folder
 
     test_text_is_prepared_as_in_the_readme(prints, monkeypatch)
     Path("mini.py").write_text(python_blocks("README.md")[0])
     with monkeypatch.context() as patch:
+        patch.setattr(store, "steps", lambda _: load_recipe("mini.py").kept_steps())
         patch.setattr(loop, "pretrain", lambda recipe, run, **_: loop.Outcome(run, recipe.steps, recipe.tokens, None))
         done = next(lines for command, lines in transcripts("README.md") if command == "fineline pretrain mini.py")
         assert prints("fineline pretrain mini.py") == done
+    recipe = load_recipe("mini.py")
+    history = beginning(None, recipe, (open_data_set(Path("data/corpus"), "--data").data_hash,))
+    claim_folder(Path("runs/mini"), recipe, history)
     Path("runs/mini/checkpoints/60").mkdir(parents=True)
-    Path("runs/mini/recipe.json").write_text(to_json(load_recipe("mini.py")))
+    record = {"step": 60, "tokens": recipe.tokens, "kept": True, "recipe": "mini", "history": history.plain()}
+    write_record(Path("runs/mini/checkpoints/60"), record)
     command, lines = command_of("README.md", "fineline pretrain mini.py --seed 3")
     assert prints(command, 2) == lines
 
@@ -181,7 +191,9 @@ def constant(monkeypatch) -> None:
     monkeypatch.setattr(score_series, "make_scorer", make_scorer)
 
 
-def a_model(folder: Path, config: ModelConfig, tokenizer: Path | None = None, value: float = 0, **layout: str) -> None:
+def a_model(
+    folder: Path, config: ModelConfig, tokenizer: Path | None = None, value: float = 0.5, **layout: str
+) -> None:
     """All of its weights are `value`."""
     weights = jax.tree.map(lambda leaf: np.full(leaf.shape, value, np.float32), abstract_params(config, one_device()))
     export_hf(config, jax.device_put(weights), folder, tokenizer, **layout)
@@ -222,7 +234,9 @@ def test_a_series_is_scored_in_one_piece_and_in_two_as_on_the_page(prints, const
 
 
 def test_the_progress_of_the_demos_scores_on_the_page_is_that_of_its_requests() -> None:
-    steps, worlds = load_recipe("demo").kept_steps(), table("docs/world.md", "choices")
+    recipe, worlds = load_recipe("demo"), table("docs/world.md", "choices")
+    kept = [Checkpoint("run", "", s, s * recipe.tokens_per_step, Path(), "orbax") for s in recipe.kept_steps()]
+    steps = [kept[index].step for index in coarse_to_fine(axis(kept))]
     choices = [1 if row["choices"] == "–" else int(row["choices"]) for row in worlds]
     requests = 240 * sum(choices) - 80 * 4  # world_counting has 160 questions
     text = page("docs/score_series.md")
@@ -299,8 +313,8 @@ def a_tinystories(folder: Path) -> Path:
         tensors |= {f"{of}mlp.{name}_proj.weight": (172, 64) for name in ("gate", "up")}
         tensors |= {f"{of}mlp.down_proj.weight": (64, 172)}
         tensors |= {f"{of}{name}_layernorm.weight": (64,) for name in ("input", "post_attention")}
-    zeros = {name: np.zeros(shape, np.float32) for name, shape in tensors.items()}
-    save_file(zeros, folder / "model.safetensors", {"format": "pt"})
+    weights = {name: np.ones(shape, np.float32) for name, shape in tensors.items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
     return folder
 
 

@@ -132,7 +132,7 @@ def test_sizes_follow_heads_and_width_where_the_recipes_did_and_only_there(
 ):
     kv_heads, head_dim = own
     seen = []
-    monkeypatch.setattr(pretrain, "_train", lambda recipe, *rest: seen.append(recipe.model) or 0)
+    monkeypatch.setattr(pretrain, "_train", lambda recipe, *rest, **options: seen.append(recipe.model) or 0)
     assert main(["pretrain", sized(tmp_path, kv_heads=kv_heads, head_dim=head_dim), *options]) == 0
     [model] = seen
     assert (model.heads, model.kv_heads, model.head_dim) == expected

@@ -208,7 +208,7 @@ def test_the_demo_is_its_four_commands(steps, tmp_path, capsys):
     title = "What a small language model learns, and when"
     assert steps["analyze_scores"].last == (
         ([tmp_path / "scores"], tmp_path / "report"),
-        {"runs": [run], "title": title, "reading": ReadOptions()},
+        {"runs": [run], "title": title, "reading": ReadOptions(), "figure_style": "screen"},
     )
     assert main(["demo", "--out", str(tmp_path)]) == 0
     assert steps["pretrain"].last[0][0].tokens == own.tokens

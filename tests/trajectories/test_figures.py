@@ -121,6 +121,7 @@ def test_several_series_are_lines_of_a_plot_per_task(drawn) -> None:
 @pytest.mark.parametrize(("count", "crowded"), [(8, False), (9, True)])
 def test_more_than_eight_tasks_are_faint_under_their_mean(drawn, count: int, crowded: bool) -> None:
     frame = rows({f"t{i}": 0.5 for i in range(count)})
+    frame["value"] += frame["stderr"] * np.tile(np.linspace(0, 1, 11), count)  # each rises, and none is another's copy
     [axes] = drawn(frame)["one"].axes
     lines = data_of(axes)
     if not crowded:

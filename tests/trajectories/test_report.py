@@ -51,7 +51,7 @@ def test_the_page_says_what_the_statistics_say(report: Path, two_series: pd.Data
         key = (data["series"][curve["series"]]["name"], data["tasks"][curve["task"]]["name"])
         expected = summary.loc[(*key, data["metrics"][curve["metric"]]["name"])]
         assert row["verdict"] == expected["verdict"]
-        for name in ("onset", "t10", "t50", "t90", "final", "snr"):
+        for name in ("onset", "t50", "t90", "to_score", "final", "snr"):
             if np.isfinite(expected[name]):
                 assert row[name] == pytest.approx(expected[name], rel=1e-4)
             else:

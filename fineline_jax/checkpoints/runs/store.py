@@ -249,7 +249,7 @@ def load_items(path: Path, abstract_items: State) -> dict[str, Any]:
     for item, target in abstract_items.items():
         _check_arrays(path, item, _shapes(stored[item]), _shapes(target))
     with _options():
-        return ocp.load_checkpointables(str(path), dict(abstract_items))
+        return ocp.load_checkpointables(str(path.absolute()), dict(abstract_items))
 
 
 def stored_arrays(path: Path, items: Collection[str]) -> dict[str, Any]:
@@ -259,7 +259,7 @@ def stored_arrays(path: Path, items: Collection[str]) -> dict[str, Any]:
     """
     try:
         with _options():
-            stored = ocp.checkpointables_metadata(str(path)).metadata
+            stored = ocp.checkpointables_metadata(str(path.absolute())).metadata
     except Exception as error:  # Orbax documents none
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"{path}: is no checkpoint that Orbax reads ({reason}); use another one") from error

@@ -341,7 +341,7 @@ def test_the_manifest_says_what_was_asked(place):
     sha = manifest["tokenizer"].pop("tokenizer_hash")
     assert re.fullmatch("[0-9a-f]{64}", sha)
     assert manifest == {
-        "format": 3, "suite": "whole", "mode": "lm-eval", "tokenizer": {"adds_bos": True, "size": len(tokenizer)},
+        "format": pack.FORMAT, "suite": "whole", "mode": "lm-eval", "tokenizer": {"adds_bos": True, "size": len(tokenizer)},
         "bos": "auto", "prefix_token": tokenizer.bos_token_id, "max_context": None, "limit": None,
         "fewshot_seed": place.theirs["config"]["fewshot_seed"], "lm_eval": lm_eval.__version__,
         "counts": {"contexts": place.made.contexts.num_rows, "requests": place.made.requests.num_rows, "documents": 33},
@@ -438,6 +438,10 @@ def test_every_field_of_the_exported_results_is_that_of_lm_evals_file(place):
 def test_the_exported_file_says_how_it_was_made(place):
     ours = json.loads(place.exported.read_text())
     theirs = as_json(json.loads(latest(place.folder / "theirs", "results_*.json").read_text()))
+    told = ours["config"].pop("fineline")  # what analyze needs for the verdicts of the scores themselves
+    assert told.keys() >= set(LEAVES) and told["cloze"] == {
+        "domain": "first", "metric": "acc", "chance": pytest.approx(1 / 3), "chance_from": "always the same answer",
+    }  # fmt: skip
     assert ours["config"] == theirs["config"] | {
         "model": "fineline", "model_args": {
             "pretrained": "org/model/main", "revision": "main", "dtype": "float32", "tokens": 5000,

@@ -176,11 +176,15 @@ def test_every_key_of_a_suite_file_arrives_where_it_belongs(tmp_path):
     assert open_suite(path) == Suite("called", (TaskSpec("a", shots=0),), MODES[0])
 
 
-def test_a_suite_in_the_working_directory_comes_first(tmp_path, monkeypatch):
+def test_a_shipped_suite_comes_before_one_of_the_working_directory(tmp_path, monkeypatch, caplog):
+    """A stranger's folder decides nothing unless its path is given."""
     (tmp_path / "configs/suites").mkdir(parents=True)
-    (tmp_path / "configs/suites/core.yaml").write_text("name: mine\ntasks: [piqa]\n")
+    for name in ("core", "own"):
+        (tmp_path / f"configs/suites/{name}.yaml").write_text(f"name: {name} of mine\ntasks: [piqa]\n")
     monkeypatch.chdir(tmp_path)
-    assert open_suite("core") == Suite("mine", (TaskSpec("piqa"),))
+    assert len(open_suite("core").tasks) > 1 and "configs/suites/core.yaml is not read" in caplog.text
+    assert open_suite("own") == Suite("own of mine", (TaskSpec("piqa"),))
+    assert open_suite("configs/suites/core.yaml") == Suite("core of mine", (TaskSpec("piqa"),))
 
 
 @pytest.mark.parametrize(

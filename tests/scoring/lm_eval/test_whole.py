@@ -341,7 +341,8 @@ def test_the_manifest_says_what_was_asked(place):
     sha = manifest["tokenizer"].pop("tokenizer_hash")
     assert re.fullmatch("[0-9a-f]{64}", sha)
     assert manifest == {
-        "format": pack.FORMAT, "suite": "whole", "mode": "lm-eval", "tokenizer": {"adds_bos": True, "size": len(tokenizer)},
+        "format": pack.FORMAT, "suite": "whole", "mode": "lm-eval",
+        "tokenizer": {"adds_bos": True, "size": len(tokenizer)},
         "bos": "auto", "prefix_token": tokenizer.bos_token_id, "max_context": None, "limit": None,
         "fewshot_seed": place.theirs["config"]["fewshot_seed"], "lm_eval": lm_eval.__version__,
         "counts": {"contexts": place.made.contexts.num_rows, "requests": place.made.requests.num_rows, "documents": 33},

@@ -4,8 +4,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 # The newest Python found beside the first; `make test-all` runs the tests there too.
-NEWEST ?= $(shell for python in python3.14 python3.13 python3.12 $$HOME/.pyenv/versions/3.1[2-9]*/bin/python3; do \
-  $$python -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && { command -v $$python; break; }; done)
+NEWEST ?= $(shell for version in 3.14 3.13 3.12; do \
+  for python in python$$version $$HOME/.pyenv/versions/$$version*/bin/python3; do \
+    $$python -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && { command -v $$python; break 2; }; \
+  done; done)
 
 .PHONY: demo test test-quick test-all test-newest mutants lint docs lock clean
 

@@ -46,7 +46,7 @@ def recipe_of(model: ModelConfig, loss: Loss) -> Recipe:
 
 def router_losses(loss: Loss, experts: int, per_token: int):
     """2101.03961, equations 4 to 6, and 2202.08906, equation 5, over all layers at once."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     def of(output: Any) -> Any:
         logits = torch.cat([layer.reshape(-1, experts) for layer in output.router_logits]).double()
@@ -60,6 +60,7 @@ def router_losses(loss: Loss, experts: int, per_token: int):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_three_steps_change_every_weight_as_torch_does(name: str, tmp_path) -> None:
+    pytest.importorskip("torch")
     from torch_steps import Peer, differing
 
     model = MODELS[name]

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
-import torch
 from series_examples import one_device
 
 from fineline_jax.mesh import make_mesh
 from fineline_jax.recipe import MeshShape
 from fineline_jax.scoring.engine import step
 
+torch = pytest.importorskip("torch")
 P = jax.P
 BLOCK = 8
 SHARE = 3 * BLOCK + 1

@@ -245,7 +245,7 @@ def _links(url: str) -> list[str]:
         return []
     text = answer.content.decode("utf-8", "replace")
     links = (unquote(link.removeprefix("./")) for link in re.findall(r'href="([^"?#]+)"', text))
-    return [link for link in dict.fromkeys(links) if re.fullmatch(r"[^/:]+/?", link) and link not in ("./", "../")]
+    return [link for link in links if re.fullmatch(r"[^/:]+/?", link) and link not in ("./", "../")]
 
 
 # Buckets

@@ -62,6 +62,11 @@ def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
     return {**content, DIGEST: _digest(content)}
 
 
+def write_sealed(path: Path, record: Mapping[str, Any]) -> None:
+    """Write `sealed(record)` in JSON as `atomic_file` does; one process at a time."""
+    write_atomic(path, json.dumps(sealed(record), indent=1) + "\n", exclusive=True)
+
+
 def unsealed(text: bytes | str) -> dict[str, Any]:
     """The record in a JSON text that `sealed` made, without its digest.
 

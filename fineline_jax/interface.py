@@ -76,15 +76,12 @@ def pretrain(
         stack.enter_context(writing_as_one(run, "--run"))
         observers = []
         if score is not None:
-            from fineline_jax.scoring.series.compatibility import check_tokenizer_folder, check_vocabulary
-            from fineline_jax.scoring.series.in_training import ScoreInTraining, open_pack
+            from fineline_jax.scoring.series.in_training import ScoreInTraining, check_pack, open_pack
             from fineline_jax.training.observers import AtKeptCheckpoints
 
-            tokenizer = recipe.data.sources[0].tokenizer
-            pack = open_pack(score, tokenizer, None if benchmarks is None else Path(benchmarks))
-            if tokenizer.is_dir():  # before the first step, not at the first kept checkpoint
-                check_tokenizer_folder(pack, tokenizer, recipe.data.sources[0].path)
-            check_vocabulary(pack, recipe.model, f"recipe {recipe.name}")
+            documents = None if benchmarks is None else Path(benchmarks)
+            pack = open_pack(score, recipe.data.sources[0].tokenizer, documents)
+            check_pack(pack, recipe)
             stack.enter_context(writing_as_one(run / "scores" / run.absolute().name, "--run"))
             observers.append(AtKeptCheckpoints(ScoreInTraining(run, recipe.model, pack, run / "scores")))
         return train(

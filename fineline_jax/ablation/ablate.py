@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fineline_jax.ablation.compare import comparisons, loss_table, write_comparisons
+from fineline_jax.ablation.compare import Logs, comparisons, loss_table, read_logs, write_comparisons
 from fineline_jax.ablation.run import run_trials
 from fineline_jax.ablation.summary import write_summary
 from fineline_jax.ablation.sweep import Sweep
@@ -14,6 +14,7 @@ from fineline_jax.analysis import analyze_scores
 from fineline_jax.atomic_files import atomic_file
 from fineline_jax.folder_lock import writing
 from fineline_jax.scoring.job_shard import job_shard
+from fineline_jax.trajectories.csv_cells import write_csv
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,24 +45,25 @@ def run_sweep(sweep: Sweep, out: Path, *, part: str | None, score: str | None, b
     with writing(out / "summary", "--out", wait=60):
         table = write_summary(sweep, out)
         left = len(trials) - len(table)
-        found = comparisons(sweep, table, out) if len(table) else {}
+        logs = read_logs(table, out) if len(table) else {}
+        found = comparisons(sweep, table, logs, out) if logs else {}
         write_comparisons(found, out / "comparison")
         report = None
         if not left:
-            report = _write_page(sweep, table, out)
+            report = _write_page(sweep, logs, out)
     return SweepOutcome(out, table, found, left, report, None if stopped is None else stopped.stopped_by)
 
 
-def _write_page(sweep: Sweep, table: pd.DataFrame, out: Path) -> Path | None:
+def _write_page(sweep: Sweep, logs: Logs, out: Path) -> Path | None:
     """The page of `fineline analyze` of all runs: their validation losses as a table, and their scores."""
-    losses, inputs = loss_table(table, out), []
+    losses, inputs = loss_table(logs), []
     if len(losses):
         inputs.append(out / "losses.csv")
         with atomic_file(out / "losses.csv", exclusive=True) as partial:
-            losses.to_csv(partial, index=False)
+            write_csv(losses, partial)
     if (out / "scores").is_dir():
         inputs.append(out / "scores")
     if not inputs:
         return None
-    runs = [out / "runs" / series for series in table["series"]]
+    runs = [out / "runs" / series for series in logs]
     return analyze_scores(inputs, out / "report", runs=runs, title=f"Sweep {sweep.name}")

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 
 from fineline_jax.ablation.sweep import Sweep
-from fineline_jax.atomic_files import atomic_file
 from fineline_jax.facts.score_table import COLUMNS
 from fineline_jax.recipe import Recipe
 from fineline_jax.text_table import text_table
@@ -18,23 +17,31 @@ from fineline_jax.trajectories.ablation.final_map import FACET_COST, FINAL_MAP
 from fineline_jax.trajectories.ablation.instability import INSTABILITY
 from fineline_jax.trajectories.ablation.noise_scale import NOISE_SCALE
 from fineline_jax.trajectories.ablation.tokens_to import TOKENS_TO
-from fineline_jax.trajectories.csv_cells import write_csv
+from fineline_jax.trajectories.csv_cells import write_frame
 
 HELD = "validation_loss/"
 
 
-def comparisons(sweep: Sweep, runs: pd.DataFrame, out: Path) -> dict[str, pd.DataFrame]:
+Logs = dict[str, pd.DataFrame]
+"""The training log of each run, by series."""
+
+
+def read_logs(runs: pd.DataFrame, out: Path) -> Logs:
+    """The logs of the runs in `summary.runs_table`."""
+    return {series: pd.DataFrame(read_metrics(out / "runs" / series)) for series in runs["series"]}
+
+
+def comparisons(sweep: Sweep, runs: pd.DataFrame, logs: Logs, out: Path) -> dict[str, pd.DataFrame]:
     """Frame of each statistic that the sweep has the arms for, by its name, of the runs in `summary.runs_table`.
 
     Validation losses are rows of metric `loss` at kept checkpoints behind the first step; scores are each task's first
     metric. Runs that diverged count in the instability alone.
     """
-    logs = {series: pd.DataFrame(read_metrics(out / "runs" / series)) for series in runs["series"]}
     facets = [
         field for field in dict.fromkeys(f for arm in sweep.arms for f in arm.changes) if runs[field].nunique() > 1
     ]
     who = runs[["series", "arm", "seed", *facets]]
-    table = loss_table(runs, out)
+    table = loss_table(logs)
     if (out / "scores").is_dir():
         table = pd.concat([table, first_metrics(out / "scores")])
     table = with_runs(table[table["series"].isin(runs["series"][runs["diverged"] == ""])], who)
@@ -59,19 +66,16 @@ def comparisons(sweep: Sweep, runs: pd.DataFrame, out: Path) -> dict[str, pd.Dat
     return found
 
 
-def loss_table(runs: pd.DataFrame, out: Path) -> pd.DataFrame:
-    """The validation losses of the runs at kept checkpoints behind the first step, as a tidy table."""
-    return pd.concat([_losses(series, pd.DataFrame(read_metrics(out / "runs" / series))) for series in runs["series"]])
+def loss_table(logs: Logs) -> pd.DataFrame:
+    """The validation losses of runs at kept checkpoints behind the first step, as a tidy table."""
+    return pd.concat([_losses(series, log) for series, log in logs.items()])
 
 
 def write_comparisons(found: dict[str, pd.DataFrame], folder: Path) -> None:
     """Each frame as CSV and Parquet in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, frame in found.items():
-        with atomic_file(folder / f"{name}.csv", exclusive=True) as partial:
-            write_csv(frame, partial)
-        with atomic_file(folder / f"{name}.parquet", exclusive=True) as partial:
-            frame.astype(_plain(frame)).to_parquet(partial, index=False)
+        write_frame(frame, folder / name, in_parquet=frame.astype(_plain(frame)))
 
 
 def differences_text(found: dict[str, pd.DataFrame]) -> str:

@@ -7,7 +7,6 @@ OUT/scores/                    of --score: pack, and the scores of every kept ch
 
 import contextlib
 import dataclasses
-import json
 import logging
 import time
 from collections.abc import Sequence
@@ -15,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from fineline_jax.ablation.sweep import Sweep, Trial
-from fineline_jax.atomic_files import sealed, unsealed, write_atomic
+from fineline_jax.atomic_files import unsealed, write_sealed
 from fineline_jax.checkpoints.runs.retention import keep_only
 from fineline_jax.errors import UserError
 from fineline_jax.folder_lock import writing
 from fineline_jax.recipe import differences, from_json
 from fineline_jax.scoring.requests.pack import Pack
-from fineline_jax.scoring.series.compatibility import check_tokenizer_folder, check_vocabulary
-from fineline_jax.scoring.series.in_training import ScoreInTraining, open_pack
+from fineline_jax.scoring.series.in_training import ScoreInTraining, check_pack, open_pack
 from fineline_jax.training.loop import UNTIL, Outcome, pretrain
 from fineline_jax.training.observers import AtKeptCheckpoints, Diverged, Observer
 from fineline_jax.training.programs import Programs
@@ -85,7 +83,8 @@ def run_trial(trial: Trial, run: Path, observers: Sequence[Observer], programs: 
         step, tokens, diverged = error.step, trial.clock.tokens_at(error.step), f"loss {error.loss}"
         log.warning("%s: diverged at step %d (%s)", trial.name, step, diverged)
     keep_only(run / "checkpoints", keep)
-    _record(run, Ending(step, tokens, round(time.perf_counter() - start, 3), diverged))
+    ended = Ending(step, tokens, round(time.perf_counter() - start, 3), diverged)
+    write_sealed(run / "outcome.json", {"format": FORMAT, **dataclasses.asdict(ended)})
     return None
 
 
@@ -113,11 +112,6 @@ def ending(run: Path, trial: Trial) -> Ending | None:
         ) from error
 
 
-def _record(run: Path, ended: Ending) -> None:
-    record = {"format": FORMAT, **dataclasses.asdict(ended)}
-    write_atomic(run / "outcome.json", json.dumps(sealed(record), indent=1) + "\n", exclusive=True)
-
-
 class _Scorers:
     """The pack of a sweep, prepared once, and a scorer for each model shape in it."""
 
@@ -128,10 +122,7 @@ class _Scorers:
         tokenizer = trials[0].recipe.data.sources[0].tokenizer
         self.pack: Pack = open_pack(score, tokenizer, benchmarks)
         for trial in trials:  # before the first step of the first run
-            source = trial.recipe.data.sources[0]
-            if source.tokenizer.is_dir():
-                check_tokenizer_folder(self.pack, source.tokenizer, source.path)
-            check_vocabulary(self.pack, trial.recipe.model, f"recipe {trial.name}")
+            check_pack(self.pack, trial.recipe)
 
     def of(self, trial: Trial, run: Path) -> ScoreInTraining:
         model = trial.recipe.model

@@ -8,12 +8,11 @@ import pandas as pd
 from fineline_jax.ablation.compare import first_metrics
 from fineline_jax.ablation.run import ending
 from fineline_jax.ablation.sweep import Sweep
-from fineline_jax.atomic_files import atomic_file
 from fineline_jax.errors import UserError
 from fineline_jax.recipe import fields
 from fineline_jax.text_table import counted, text_table
 from fineline_jax.training.metrics import read_metrics
-from fineline_jax.trajectories.csv_cells import write_csv
+from fineline_jax.trajectories.csv_cells import write_frame
 
 _LOSSES = ("train_loss", "validation_loss/")
 LATE_SHARE = 0.1
@@ -49,10 +48,7 @@ def runs_table(sweep: Sweep, out: Path) -> pd.DataFrame:
 def write_summary(sweep: Sweep, out: Path) -> pd.DataFrame:
     """Write `runs_table` to OUT/summary.csv and OUT/summary.parquet."""
     table = runs_table(sweep, out)
-    with atomic_file(out / "summary.csv", exclusive=True) as partial:
-        write_csv(table, partial)
-    with atomic_file(out / "summary.parquet", exclusive=True) as partial:
-        table.to_parquet(partial, index=False)
+    write_frame(table, out / "summary")
     return table
 
 

@@ -8,7 +8,6 @@ one leaves nothing that opens. Running it again keeps the finished shards; a fin
 """
 
 import dataclasses
-import json
 import multiprocessing
 import re
 import shutil
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fineline_jax import progress
-from fineline_jax.atomic_files import put_in_place, sealed, unsealed, write_atomic
+from fineline_jax.atomic_files import put_in_place, unsealed, write_sealed
 from fineline_jax.data.documents import TextUnit, input_files, suffix_of
 from fineline_jax.data.shards import Shard, Written, inputs_of, source_of, write_shard
 from fineline_jax.data.storage import merge_shards, open_data_set, write_metadata
@@ -237,7 +236,7 @@ def _prepare(
                 f"than one window of {settings['sequence_length'] + 1}; {', '.join(remedies[:-1])} or {remedies[-1]}"
             )
     facts = [{"settings": shard.settings, "sources": of.sources} for shard, of in zip(shards, written)]
-    write_atomic(plan, json.dumps(sealed({"merging": facts})), exclusive=True)
+    write_sealed(plan, {"merging": facts})
     merged = work / "merged"
     merge_shards([shard.folder for shard in shards], merged)
     if tokenizer is not None:

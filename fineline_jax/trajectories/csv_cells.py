@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from fineline_jax.atomic_files import atomic_file
+
 _FORMULA = re.compile(r"[=+\-@\t]")
 _QUOTED = re.compile(r"'[=+\-@\t]")
 
@@ -17,6 +19,17 @@ def write_csv(frame: pd.DataFrame, path: Path) -> None:
     """
     texts = {name: frame[name].map(_quoted) for name in frame if not pd.api.types.is_numeric_dtype(frame[name])}
     frame.assign(**{str(name): column for name, column in texts.items()}).to_csv(path, index=False)
+
+
+def write_frame(frame: pd.DataFrame, path: Path, *, in_parquet: pd.DataFrame | None = None) -> None:
+    """Write `frame` to PATH.csv and PATH.parquet, each whole or not at all; one process at a time.
+
+    in_parquet: the same with columns that Parquet can hold, where `frame` has others.
+    """
+    with atomic_file(path.with_name(f"{path.name}.csv"), exclusive=True) as partial:
+        write_csv(frame, partial)
+    with atomic_file(path.with_name(f"{path.name}.parquet"), exclusive=True) as partial:
+        (frame if in_parquet is None else in_parquet).to_parquet(partial, index=False)
 
 
 def as_written(frame: pd.DataFrame) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from sweep_examples import small_recipe, write_corpus
 
 from fineline_jax import interface
 from fineline_jax.ablation import Sweep, ablate, batch_branches, changed, cooldowns, grid
-from fineline_jax.ablation.compare import comparisons, differences_text, write_comparisons
+from fineline_jax.ablation.compare import comparisons, differences_text, read_logs, write_comparisons
 from fineline_jax.ablation.summary import runs_table
 from fineline_jax.errors import UserError
 from fineline_jax.recipe import Recipe
@@ -104,7 +104,8 @@ def test_arms_are_compared_by_the_means_of_their_validation_losses_over_seeds(re
     means = dict(zip([arm.name for arm in arms], (3.0, 2.9, 3.2, 3.0), strict=True))
     seeds = {0: -0.01, 1: 0.0, 2: 0.01}
     losses = {t.name: means[t.arm] + seeds[t.seed] for t in sweep.trials()}
-    found = comparisons(sweep, played(sweep, tmp_path, losses), tmp_path)
+    table = played(sweep, tmp_path, losses)
+    found = comparisons(sweep, table, read_logs(table, tmp_path), tmp_path)
     assert set(found) == {"instability", "arm_differences", "tokens_to", "final_map", "facet_cost"}
     frame = found["arm_differences"].set_index("arm")
     assert frame["difference"].tolist() == pytest.approx([0.1, -0.2, 0.0])  # better by: a loss is better when lower
@@ -124,7 +125,7 @@ def test_a_run_that_diverged_counts_in_the_instability_alone(recipe, tmp_path):
     sweep = Sweep("s", recipe, arms)
     table = played(sweep, tmp_path, {t.name: 3.0 for t in sweep.trials()})
     table.loc[1, "diverged"] = "loss nan"
-    found = comparisons(sweep, table, tmp_path)
+    found = comparisons(sweep, table, read_logs(table, tmp_path), tmp_path)
     assert list(found["arm_differences"]["arm"]) == [arms[2].name]
     assert len(found["instability"]) == 3
 

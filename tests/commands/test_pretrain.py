@@ -183,14 +183,14 @@ def test_processes_meet_before_training_and_only_where_asked(looped, monkeypatch
 
 def test_scoring_while_training_is_checked_before_the_first_step(looped, monkeypatch, tmp_path, capsys):
     """The pack is opened with the tokenizer of the first data source, and scores go into RUN/scores."""
-    from fineline_jax.scoring.series import compatibility, in_training
+    from fineline_jax.scoring.series import in_training
 
     calls: list[tuple] = []
     made = types.SimpleNamespace(name="pack")
     monkeypatch.setattr(in_training, "open_pack", lambda *given: calls.append(("open", *given)) or made)
     monkeypatch.setattr(in_training, "ScoreInTraining", lambda *given: ("hook", *given))
-    monkeypatch.setattr(compatibility, "check_tokenizer_folder", lambda *given: calls.append(("tokenizer", *given)))
-    monkeypatch.setattr(compatibility, "check_vocabulary", lambda *given: calls.append(("vocabulary", *given)))
+    monkeypatch.setattr(in_training, "check_tokenizer_folder", lambda *given: calls.append(("tokenizer", *given)))
+    monkeypatch.setattr(in_training, "check_vocabulary", lambda *given: calls.append(("vocabulary", *given)))
     data, run = tmp_path / "data", tmp_path / "run"
     demo = load_recipe("demo")
     sources = (Source(str(data)), Source(str(tmp_path / "more")))
@@ -211,7 +211,7 @@ def test_scoring_while_training_is_checked_before_the_first_step(looped, monkeyp
     def refuse(*given: object) -> None:
         raise UserError("too many ids")
 
-    monkeypatch.setattr(compatibility, "check_vocabulary", refuse)
+    monkeypatch.setattr(in_training, "check_vocabulary", refuse)
     looped.pop("recipe")
     assert main(arguments) == 2 and "recipe" not in looped
     assert main(["pretrain", "demo", "--benchmarks", "b"]) == 2

@@ -9,13 +9,12 @@ import fnmatch
 import functools
 import glob
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fineline_jax.atomic_files import names_to_disk, sealed, to_disk, unsealed, write_atomic
+from fineline_jax.atomic_files import names_to_disk, to_disk, unsealed, write_sealed
 from fineline_jax.errors import UserError
 
 RECORD = "complete.json"
@@ -38,7 +37,7 @@ def write_record(folder: Path, metadata: dict[str, Any]) -> None:
     to_disk(folder)  # Orbax does it for the arrays, not for what describes them
     names_to_disk(folder.parent)
     files = {name: [size, digest] for name, size, digest in digests(folder, files_below(folder))}
-    write_atomic(folder / RECORD, json.dumps(sealed(metadata | {"files": files}), indent=1), exclusive=True)
+    write_sealed(folder / RECORD, metadata | {"files": files})
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:

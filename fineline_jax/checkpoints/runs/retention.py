@@ -1,11 +1,10 @@
 """What a finished run keeps of its checkpoints. No JAX here."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Literal
 
-from fineline_jax.atomic_files import sealed, write_atomic
+from fineline_jax.atomic_files import write_sealed
 from fineline_jax.checkpoints.runs.digest_record import RECORD, read_record
 
 
@@ -34,7 +33,7 @@ def _drop_optimizer_state(path: Path) -> None:
     record = read_record(path)
     if record is not None and any(_is_of_optimizer(name) for name in record["files"]):
         files = {name: entry for name, entry in record["files"].items() if not _is_of_optimizer(name)}
-        write_atomic(path / RECORD, json.dumps(sealed(record | {"files": files}), indent=1), exclusive=True)
+        write_sealed(path / RECORD, record | {"files": files})
     shutil.rmtree(path / "opt_state", ignore_errors=True)
 
 

@@ -22,7 +22,7 @@ class Choice:
         self.series, self.all, self.pack, self.out = series, series.checkpoints, pack, out
         self.done = {index for index, one in enumerate(self.all) if one in finished}
         positions = order.axis(self.all)
-        self.fixed = iter(order.coarse_to_fine(positions, sorted(self.done)))
+        self.fixed = iter(order.coarse_to_fine(positions, sorted(self.done)) if until == "all" else ())
         self.refinement: order.Refinement | None = None
         if until == "resolved":
             self.refinement = order.Refinement(positions, {index: self._values(index) for index in sorted(self.done)})

@@ -15,11 +15,12 @@ from fineline_jax.checkpoints.series import Series
 from fineline_jax.errors import UserError
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.multihost import broadcast_from_process_0
+from fineline_jax.recipe import Recipe
 from fineline_jax.scoring import score_files
 from fineline_jax.scoring.engine.dispatch import Scorer
 from fineline_jax.scoring.engine.scorer import make_scorer
 from fineline_jax.scoring.requests.pack import Pack, load
-from fineline_jax.scoring.series.compatibility import check_tokenizer_folder, model_context
+from fineline_jax.scoring.series.compatibility import check_tokenizer_folder, check_vocabulary, model_context
 from fineline_jax.scoring.series.score_series import is_scored, make_header, make_key
 
 
@@ -87,6 +88,14 @@ class ScoreInTraining:
     def _make_scorer(self, mesh: jax.sharding.Mesh) -> Scorer:
         context = model_context(self.pack, self.config)
         return make_scorer(self.pack.request_tokens, self.config, mesh, self.dtype, context=context)
+
+
+def check_pack(pack: Pack, recipe: Recipe) -> None:
+    """Raise UserError, before the first step, if a model of `recipe` cannot be asked the requests of `pack`."""
+    source = recipe.data.sources[0]
+    if source.tokenizer.is_dir():
+        check_tokenizer_folder(pack, source.tokenizer, source.path)
+    check_vocabulary(pack, recipe.model, f"recipe {recipe.name}")
 
 
 def open_pack(score: str, tokenizer: Path, benchmarks: Path | None) -> Pack:

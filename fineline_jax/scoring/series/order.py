@@ -52,12 +52,14 @@ def _next(positions: np.ndarray, have: Sequence[int]) -> int:
         if end not in have:
             return end
     gaps = [(a, b) for a, b in itertools.pairwise(have) if b - a > 1]
-    return _middle(positions, *max(gaps, key=lambda gap: positions[gap[1]] - positions[gap[0]]))
+    a, b = max(gaps, key=lambda gap: positions[gap[1]] - positions[gap[0]])
+    return _middle(positions, a, b, range(a + 1, b))
 
 
-def _middle(positions: np.ndarray, a: int, b: int) -> int:
-    inside = positions[a + 1 : b]
-    return a + 1 + int(np.abs(inside - (positions[a] + positions[b]) / 2).argmin())
+def _middle(positions: np.ndarray, a: int, b: int, among: Sequence[int]) -> int:
+    """Of the indices `among`, the one nearest to the middle between a and b."""
+    middle = (positions[a] + positions[b]) / 2
+    return min(among, key=lambda index: abs(positions[index] - middle))
 
 
 def change(before: TaskValues, after: TaskValues) -> float:
@@ -103,8 +105,7 @@ class Refinement:
             if free and not self.asked & set(free):
                 changed = change(self.values[a], self.values[b])
                 if changed >= MEAN_SQUARED_CHANGE and (best is None or changed > best[0]):
-                    middle = (self.positions[a] + self.positions[b]) / 2
-                    best = changed, min(free, key=lambda i: abs(self.positions[i] - middle))
+                    best = changed, _middle(self.positions, a, b, free)
         return None if best is None else best[1]
 
     def add(self, index: int, values: TaskValues | None) -> None:

@@ -50,9 +50,9 @@ class SeriesScorer:
 
         The order is coarse to fine (`order`), so that the whole curve shows early; with `options.until == "resolved"`
         it ends where the curve does not change by more than its errors. The next checkpoint is opened while one is
-        scored. One that cannot be opened is passed over; a `NotAllScored`
-        at the end names it. Safe to interrupt and run again: finished checkpoints are recognised without reading their
-        weights as long as the files have the same sizes and times. Raises UserError, with nothing written, if `out`
+        scored. One that cannot be opened is passed over; a `NotAllScored` at the end names it. Safe to interrupt and
+        run again: finished checkpoints are recognised without reading their weights as long as the files have the same
+        sizes and times. Raises UserError, with nothing written, if `out`
         holds scores of another pack or of another series of the same name, or an option cannot be; or if a
         checkpoint's tokenizer is not the pack's.
         """

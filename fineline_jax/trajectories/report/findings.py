@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 
 from fineline_jax import __version__
-from fineline_jax.atomic_files import atomic_file, write_atomic
-from fineline_jax.trajectories.csv_cells import write_csv
+from fineline_jax.atomic_files import write_atomic
+from fineline_jax.trajectories.csv_cells import write_frame
 from fineline_jax.trajectories.registry import STATISTICS
 from fineline_jax.trajectories.statistics.columns import Statistic
 
@@ -26,10 +26,7 @@ def compute(table: pd.DataFrame) -> list[tuple[Statistic, pd.DataFrame]]:
 def write_results(results: Results, sentences: Mapping[str, Sequence[str]], out: Path, *, title: str) -> None:
     """Write NAME.csv and NAME.parquet of each statistic and findings.json into `out`, each whole or not at all."""
     for statistic, frame in results:
-        with atomic_file(out / f"{statistic.name}.csv") as partial:
-            write_csv(frame, partial)
-        with atomic_file(out / f"{statistic.name}.parquet") as partial:
-            frame.to_parquet(partial, index=False)
+        write_frame(frame, out / statistic.name)
     found = {"format": FORMAT, "made by": f"fineline_jax {__version__}", "title": title, "sentences": sentences}
     found["statistics"] = {statistic.name: _findings(statistic, frame) for statistic, frame in results}
     write_atomic(out / "findings.json", json.dumps(found, allow_nan=False, ensure_ascii=False))

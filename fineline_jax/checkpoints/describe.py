@@ -4,12 +4,13 @@ import os
 import textwrap
 
 from fineline_jax.checkpoints.open import open_series, series_of_entry, split_spec
-from fineline_jax.checkpoints.registry import entries
+from fineline_jax.checkpoints.registry import check, entries
 from fineline_jax.checkpoints.registry.entries import Entry
 from fineline_jax.checkpoints.remote import cache
 from fineline_jax.checkpoints.remote.download import FetchError
 from fineline_jax.checkpoints.select import select
 from fineline_jax.checkpoints.series import Series
+from fineline_jax.errors import UserError
 from fineline_jax.progress import short
 from fineline_jax.text_table import text_table
 
@@ -22,10 +23,26 @@ def overview() -> str:
         first = listed[0]
         names = first.name if len(listed) == 1 else f"{file.stem} ({len(listed)} series)"
         title = first.title if len(listed) == 1 else f"such as {first.name}: {first.title}"
-        count = str(len(first.names)) if not first.listing else f"{len(first.names) or ''}+"
+        known = len(first.names) or ""
+        count = str(first.count or f"{known}+" if first.listing else known)
         rows.append((names, count, _span(first), title))
-    note = "+: more are listed where they lie. `fineline series NAME` prints the checkpoints of one."
+    note = (
+        "+: more are listed where they lie. `fineline series NAME` prints the checkpoints of one, --check compares it."
+    )
     return f"{text_table(rows)}\n\n{note}"
+
+
+def checked(name: str) -> tuple[str, list[str]]:
+    """What `registry.check` says of the entry `name`, or of all in the file `name`; second: the mistakes.
+
+    Raises UserError for what is not registered, FetchError if a location cannot be listed.
+    """
+    file = entries.file_of(name)
+    held = entries.entries(file) if file is not None else [one for one in [entries.find(name)] if one]
+    if not held:
+        raise UserError(f"{name}: --check: no registered series; give a name of `fineline series`, or a YAML file")
+    found = [check.check(entry) for entry in held]
+    return "\n".join(text for text, _ in found), [mistake for _, mistakes in found for mistake in mistakes]
 
 
 def details(spec: str, tokens: str = "", every: int = 1) -> tuple[str, list[str]]:
@@ -66,6 +83,7 @@ def _head(entry: Entry | None) -> list[str]:
         rule = f"tokens: {', else '.join(entry.tokens)}"
         numbers = ", ".join(f"{key} = {value}" for key, value in entry.numbers.items() if key in rule)
         lines.append(f"{rule}{f' ({numbers})' if numbers else ''}")
+    lines += [f"{stage} begins at {start:,} tokens" for stage, start in entries.stage_starts(entry).items()]
     lines += [*entry.scoring.notes, *entry.names_differ, *entry.notes]
     lines += [f"source: {source}" for source in entry.sources]
     return [*lines, ""]

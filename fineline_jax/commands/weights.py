@@ -13,7 +13,10 @@ from fineline_jax.recipe import MeshShape, Recipe
 
 
 def list_series(
-    name: Annotated[Positional[str | None], arg(metavar="[NAME]")] = None, tokens: str = "", every: int = 1
+    name: Annotated[Positional[str | None], arg(metavar="[NAME]")] = None,
+    tokens: str = "",
+    every: int = 1,
+    check: bool = False,
 ) -> None:
     """The released series that are known; with a name, every checkpoint with its step, tokens and location.
 
@@ -21,11 +24,19 @@ def list_series(
         name: A registered series or a YAML file of one, also with @GLOB; or what else `fineline score` takes.
         tokens: start:stop:spacing, the checkpoints nearest to such a grid of trained tokens: 0:100B:10B.
         every: Every n-th of the checkpoints that are left.
+        check: Compare a registered series, or all of a YAML file, with what its location lists: names that fit no
+            pattern, their number, the tokens they state. Exit status 1 if the entry is wrong.
     """
-    from fineline_jax.checkpoints.describe import details, overview
+    from fineline_jax.checkpoints.describe import checked, details, overview
 
-    if name is None and (tokens or every != 1):
-        raise UserError("series: --tokens and --every choose among checkpoints; name a series first")
+    if name is None and (tokens or every != 1 or check):
+        raise UserError("series: --tokens, --every and --check are about one series; name it first")
+    if name is not None and check:
+        text, mistakes = checked(name)
+        print(text)
+        if mistakes:
+            raise Incomplete(f"{name}: {'; '.join(mistakes)}; mend the entry")
+        return
     text, damaged = (overview(), []) if name is None else details(name, tokens, every)
     print(text)
     if damaged:

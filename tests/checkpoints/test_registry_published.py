@@ -95,6 +95,49 @@ PUBLISHED = [
     ("datadecide-c4-530M-default", "step1000-seed-default", 1000, 917_504_000),
     ("datadecide-c4-750M-small-aux-3", "step1000-seed-small-aux-3", 1000, 1_179_648_000),
     ("datadecide-falcon-1B-large-aux-3", "step1000-seed-large-aux-3", 1000, 1_441_792_000),
+    ("datamix-2b-80-20", "checkpoint_0005000", 5000, 20_971_520_000),
+    ("datamix-2b-80-20", "main", 953_675, 4_000_002_867_200),
+    ("deep-ignorance-unfiltered", "global_step38144", 38_144, None),
+    ("olmo-7b-twin-2t", "step33600-tokens141B", 33_600, 140_928_614_400),
+    ("olmo-1b-hf", "step738020-tokens3094B", 738_020, 3_095_480_238_080),
+    # the tokens of OLMo-core's CSV of 1000 steps, and of all of stage 3
+    ("olmo-3-7b", "stage1-step1000", 1000, 4_194_304_000),
+    ("olmo-3-7b", "stage1-step1413814", 1_413_814, 5_929_965_715_456),
+    ("olmo-3-7b", "stage2-step47684", 1_461_498, 6_029_966_311_424),
+    ("olmo-3-7b", "stage3-step11921", 1_473_419, 6_079_966_609_408),
+    ("olmo-3-32b", "stage1-step1000", 1000, 8_388_608_000),
+    ("olmo-3-7b-think-sft", "step1000", 1_474_419, None),
+    ("olmo-hybrid-7b", "stage1-step145000", 145_000, 608_174_080_000),
+    ("olmo-hybrid-7b", "stage2-ingredient1+2-step23842", 1_461_762, 6_131_074_203_648),
+    ("olmo-hybrid-7b", "stage3-step1000", 1_462_762, 6_135_268_507_648),
+    ("olmo-hybrid-7b", "stage3-step23842", 1_485_604, 6_231_074_799_616),
+    ("olmo-2-32b-stage2-ingredient3", "stage2-ingredient3-step35763-tokens301B", 35_763, 6_355_746_291_712),
+    ("pythia-160m-weight-seed2", "step143000", 143_000, 299_892_736_000),
+    ("smollm2-1.7B", "step-125000", 125_000, 250 * B),
+    ("smollm3-3b", "stage1-step-40000", 40_000, 94_371_840_000),
+    ("smollm3-3b", "stage3-step-4720000", 4_720_000, 11_135_877_120_000),
+    ("smollm3-3b-post", "it-SFT", None, None),
+    ("comma-v0.1-1t", "stage1-step460000-tokens965B", 460_000, 964_689_920_000),
+    ("comma-v0.1-1t", "stage2-step018000-tokens1002B", 478_000, 1_002_438_656_000),
+    # 762,144,586 sequences of 4096, of which the last step has 1024; then 128 of 32,000
+    ("lucie-7b", "step0753851", 753_851, 3_121_744_224_256),
+    ("lucie-7b", "step0750000", 750_000, 3_105_591_959_552),
+    ("lucie-7b", "extension_step0001220", 755_071, 3_126_741_344_256),
+    ("k2-65b", "ckpt_007", None, None),
+    ("hubble-8b-100b-perturbed", "step48000", 48_000, 100_663_296_000),
+    ("marin-8b", "jellyfish", None, 4_780 * B),
+    ("marin-8b-sft", "deeper-starling-05-15", None, 12_705_300_000_000),
+    ("gemstone-768x45", "step_00000477", 477, 2_000_683_008),
+    ("bloom-560m", "global_step1000", 1000, None),
+    ("crfm-gpt2-small-x81", "checkpoint-400000", 400_000, 209_715_200_000),
+    ("ling-mini", "15T", None, 15_000 * B),
+    ("open-sci-ref-0.13b-fineweb-edu-1.4t", "iter_0002000", 2000, 8_257_536_000),
+    # 4.2M tokens per step to step 1,678,000, 8.4M behind it, in the names; 15T at the end
+    ("apertus-8b", "step50000-tokens210B", 50_000, 209_715_200_000),
+    ("apertus-8b", "step1750000-tokens7652B", 1_750_000, 7_642_021_888_000),
+    ("apertus-8b", "step2627139-tokens15T", 2_627_139, 14_999_997_120_512),
+    ("apertus-70b", "step1155828-tokens15T", 1_155_828, 15_000_018_026_496),
+    ("map-neo-7b", "iter_0444213", 444_213, 3_726_328_725_504),
 ]
 
 
@@ -107,9 +150,9 @@ def every() -> dict[str, registry_entries.Entry]:
 def test_steps_and_tokens_of_a_checkpoint_are_the_published_ones(
     every: dict[str, registry_entries.Entry], name: str, checkpoint: str, step: int | None, tokens: int | None
 ) -> None:
-    found = registry_entries._named(every[name], checkpoint)
+    found = registry_entries.named(every[name], checkpoint)
     assert (found.step, found.tokens) == (step, tokens)
-    assert registry_entries._fits(every[name], checkpoint)
+    assert registry_entries.matching(every[name], [checkpoint])
 
 
 def test_no_file_is_without_a_published_number(every: dict[str, registry_entries.Entry]) -> None:
@@ -119,26 +162,49 @@ def test_no_file_is_without_a_published_number(every: dict[str, registry_entries
 OPEN_LLAMA = "hf://openlm-research/open_llama_"
 WHERE = {
     # file: (series, location of the first, tokenizer of the first, BOS)
-    "amber": (1, "hf://LLM360/Amber@{name}", "", "auto"),
-    "amber_reproduce": (1, "hf://m-a-p/Amber-Reproduce-{name}", "hf://LLM360/Amber@main", "auto"),
+    "amber": (1, "hf://IFM/Amber@{name}", "", "auto"),
+    "amber_reproduce": (1, "hf://m-a-p/Amber-Reproduce-{name}", "hf://IFM/Amber@main", "auto"),
+    "apertus": (2, "hf://swiss-ai/Apertus-8B-2509@{name}", "", "auto"),
     "baichuan2_7b": (1, "hf://baichuan-inc/Baichuan2-7B-Intermediate-Checkpoints@{name}",
                      "hf://baichuan-inc/Baichuan2-7B-Base/tokenizer.model", "never"),
+    "bloom": (5, "hf://bigscience/bloom-1b1-intermediate@{name}", "", "auto"),
+    "comma": (1, "hf://common-pile/comma-v0.1-1t@{name}", "", "auto"),
+    "crfm_gpt2": (10, "hf://stanford-crfm/alias-gpt2-small-x21@{name}", "", "auto"),
     "ct_llm": (1, "hf://m-a-p/CT-LLM-intermediate-ckpts/{name}", "", "auto"),
     "datadecide": (1050, "hf://allenai/DataDecide-dolma1_7-4M@{name}", "", "auto"),
+    "datamix_2b": (3, "hf://openeurollm/datamix-2b-90-10@{name}", "", "auto"),
+    "deep_ignorance": (4, "hf://EleutherAI/deep-ignorance-pretraining-stage-unfiltered@{name}", "", "auto"),
     "deepseek": (2, "s3://deepseek-ai/DeepSeek-LLM/DeepSeek-LLM-7B-Base/{name}", "hf://deepseek-ai/deepseek-llm-7b-base",
                  "auto"),
-    "olmo_1": (4, "hf://allenai/OLMo-7B@{name}", "", "auto"),
-    "olmo_2": (4, "hf://allenai/OLMo-2-1124-7B@{name}", "", "auto"),
-    "olmo_2_stage2": (10, "hf://allenai/OLMo-2-1124-7B@{name}", "", "auto"),
+    "gemstones": (22, "hf://tomg-group-umd/Gemstone-256x23@{name}", "", "auto"),
+    "hubble": (8, "hf://allegrolab/hubble-1b-100b_toks-standard-hf@{name}", "", "auto"),
+    "ling_mini": (1, "hf://inclusionAI/Ling-mini-base-2.0-{name}", "", "auto"),
+    "llm360_k2": (1, "hf://IFM/K2@{name}", "", "auto"),
+    "lucie": (1, "hf://OpenLLM-France/Lucie-7B@{name}", "", "auto"),
+    "map_neo": (1, "hf://m-a-p/neo_7b_intermediate/{name}", "", "auto"),
+    "marin_8b": (1, "hf://marin-community/marin-8b-base@{name}", "", "auto"),
+    "marin_8b_sft": (1, "hf://marin-community/marin-8b-instruct@{name}", "", "auto"),
+    "olmo_1": (7, "hf://allenai/OLMo-7B@{name}", "", "auto"),
+    "olmo_2": (5, "hf://allenai/OLMo-2-1124-7B@{name}", "", "auto"),
+    "olmo_2_stage2": (13, "hf://allenai/OLMo-2-1124-7B@{name}", "", "auto"),
+    "olmo_3": (1, "hf://allenai/Olmo-3-1025-7B@{name}", "", "auto"),
+    "olmo_3_32b": (1, "hf://allenai/Olmo-3-1125-32B@{name}", "", "auto"),
+    "olmo_3_think_sft": (1, "hf://allenai/Olmo-3-7B-Think-SFT@{name}", "", "auto"),
+    "olmo_hybrid": (1, "hf://allenai/Olmo-Hybrid-7B@{name}", "", "auto"),
     "olmoe": (1, "hf://allenai/OLMoE-1B-7B-0924@{name}", "", "auto"),
     "open_llama": (2, OPEN_LLAMA + "7b_{name}", OPEN_LLAMA + "7b/tokenizer.model", "always"),
     "open_llama_3b": (1, OPEN_LLAMA + "3b_{name}", OPEN_LLAMA + "3b/tokenizer.model", "always"),
     "open_llama_3b_v2": (1, OPEN_LLAMA + "3b_v2_{name}", OPEN_LLAMA + "3b_v2/tokenizer.model", "always"),
     "open_llama_7b_first_run": (1, OPEN_LLAMA + "7b_preview_{name}", "", "always"),
     "open_llama_previews": (3, OPEN_LLAMA + "7b_{name}", OPEN_LLAMA + "7b/tokenizer.model", "always"),
+    "open_sci_ref": (1, "hf://open-sci/open-sci-ref-v0.01-0.13b-fineweb-edu-1.4t-300B-4096@{name}", "", "auto"),
     "openllama_reproduce": (1, "hf://m-a-p/OpenLLaMA-Reproduce-{name}", "", "auto"),
+    "polypythias": (6, "hf://EleutherAI/pythia-160m-data-seed1@{name}", "", "auto"),
     "pythia": (18, "hf://EleutherAI/pythia-14m@{name}", "", "auto"),
     "pythia_seeds": (45, "hf://EleutherAI/pythia-14m-seed1@{name}", "", "auto"),
+    "smollm2": (2, "hf://HuggingFaceTB/SmolLM2-1.7B-intermediate-checkpoints@{name}", "", "auto"),
+    "smollm3": (1, "hf://HuggingFaceTB/SmolLM3-3B-checkpoints@{name}", "", "auto"),
+    "smollm3_post": (1, "hf://HuggingFaceTB/SmolLM3-3B-checkpoints@{name}", "", "auto"),
     "tinyllama": (1, "hf://TinyLlama/TinyLlama-1.1B-{name}", "", "auto"),
     "yi_34b": (1, "hf://01-ai/Yi-34B@{name}", "", "auto"),
 }  # fmt: skip
@@ -224,7 +290,8 @@ def test_a_pattern_fits_whole_names_and_stars_take_as_little_as_they_can() -> No
 def test_rules_are_computed_from_left_to_right_with_the_usual_precedence() -> None:
     numbers = {"a": 7, "b": 2, "x": 2.5}
     for rule, value in (("a - b - 1", 4), ("a + b * 3", 13), ("a // b", 3), ("a / b", 3.5), ("(a + b) * 3", 27),
-                        ("round(x)", 2), ("round(a / b) * 10", 40), ("2 * x", 5.0)):  # fmt: skip
+                        ("max(a - 9, 0) + min(a, b)", 2), ("max(a, b) * min(a - 4, x)", 17.5), ("round(x)", 2),
+                        ("round(a / b) * 10", 40), ("2 * x", 5.0)):  # fmt: skip
         assert evaluate(rule, numbers) == value
     assert evaluate("a + c", numbers) is None
 

@@ -5,6 +5,7 @@ An entry says where the checkpoints lie, what they are called, and how steps and
 """
 
 import dataclasses
+import functools
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -81,17 +82,48 @@ def checkpoints(entry: Entry, ask: bool = True) -> list[Named]:
     Raises FetchError if the listing cannot be had; with HF_HUB_OFFLINE set the known names are used, with a warning.
     """
     if not entry.listing or not ask:
-        return [_named(entry, name) for name in entry.names]
+        return [named(entry, name) for name in entry.names]
     if offline() and entry.location.startswith("hf://") and entry.names:
         _LOG.warning("%s: offline, so only the %d known checkpoints", entry.name, len(entry.names))
-        return [_named(entry, name) for name in entry.names]
-    listed = [name for name in list_names(entry.location, entry.options) if _fits(entry, name)]
+        return [named(entry, name) for name in entry.names]
+    listed = matching(entry, list_names(entry.location, entry.options))
     if not listed:
         raise FetchError(f"{entry.name}: nothing at {entry.location} is named like {' or '.join(entry.pattern)}")
-    if wrong := _disagreements(entry, listed):
+    if wrong := disagreements(entry, listed):
         _LOG.warning("%s: %s; their tokens are left unknown", entry.name, "; ".join(wrong.values()))
-    named = [_named(entry, name) for name in listed]
-    return in_order([dataclasses.replace(one, tokens=None) if one.name in wrong else one for one in named])
+    found = [named(entry, name) for name in listed]
+    return in_order([dataclasses.replace(one, tokens=None) if one.name in wrong else one for one in found])
+
+
+def stage_starts(entry: Entry) -> dict[str, int]:
+    """Tokens at which each later stage of training begins, where the stage before it ended, in their order."""
+    starts = {stage: evaluate(rule, entry.numbers) for stage, rule in entry.stages}
+    return {stage: round(start) for stage, start in starts.items() if start is not None}
+
+
+def placed(repository: str, revision: str = "") -> tuple[Entry, Named] | None:
+    """The registered series and its checkpoint that a repository of the hub is, at a revision; None: no series has it.
+
+    repository: with or without its organisation, in any case of letters; where each checkpoint has a repository of its
+    own, it alone says which one.
+    """
+    base = repository.rpartition("/")[2]
+    for entry in _on_the_hub(tuple((file, file.stat().st_mtime_ns) for file in series_files().values())):
+        whole, at, _ = (place := entry.location.rpartition("/")[2]).partition("@")
+        start = place.partition(NAME_SLOT)[0]
+        if at:
+            name = revision if whole.lower() == base.lower() else ""
+        else:
+            name = base[len(start) :] if start and base.lower().startswith(start.lower()) else ""
+        if name and entry.pattern and _fits(entry, name):
+            return entry, named(entry, name)
+    return None
+
+
+@functools.lru_cache(maxsize=1)
+def _on_the_hub(files: tuple[tuple[Path, int], ...]) -> tuple[Entry, ...]:
+    """files: with their times of change, by which the result is known to hold still."""
+    return tuple(entry for file, _ in files for entry in entries(file) if entry.location.startswith("hf://"))
 
 
 def entries(file: Path) -> list[Entry]:
@@ -102,36 +134,37 @@ def entries(file: Path) -> list[Entry]:
     """
     listed = read_entries(file)
     for entry in listed:
-        if wrong := _disagreements(entry, entry.names):
+        if wrong := disagreements(entry, entry.names):
             raise UserError(
                 f"{file}: tokens: {next(iter(wrong.values()))}; correct the rule, or state why under names_differ"
             )
     return listed
 
 
-def _disagreements(entry: Entry, names: Sequence[str]) -> dict[str, str]:
+def disagreements(entry: Entry, names: Sequence[str]) -> dict[str, str]:
     """What is to be said of the names in which the tokens are others than by the rule."""
     wrong: dict[str, str] = {}
     for name in names if entry.tokens and not entry.names_differ else ():
         said = parse_name(name)[1]
-        tokens = None if said is None else _named(entry, name).tokens
+        tokens = None if said is None else named(entry, name).tokens
         # Names are rounded up or down to 10^9; a few batches may have been lost.
         if said is not None and tokens is not None and abs(tokens - said) > max(1e9, TOLERANCE * said):
             wrong[name] = f"{name} has {tokens / 1e9:.6g}B by the rule"
     return wrong
 
 
-def in_order(named: Sequence[Named]) -> list[Named]:
+def in_order(listed: Sequence[Named]) -> list[Named]:
     """By tokens, else steps, else the numbers in their names."""
 
     def order(one: Named) -> tuple[float, float, list[Any]]:
         known = [math.inf if value is None else value for value in (one.tokens, one.step)]
         return known[0], known[1], natural(one.name)
 
-    return sorted(named, key=order)
+    return sorted(listed, key=order)
 
 
-def _named(entry: Entry, name: str) -> Named:
+def named(entry: Entry, name: str) -> Named:
+    """The checkpoint `name` with its step and tokens, by the rules of the entry."""
     bound = dict(entry.values.get(name, {}))
     for pattern in () if bound else entry.pattern:
         if (match := bind(pattern, name)) is not None:
@@ -151,10 +184,14 @@ def _named(entry: Entry, name: str) -> Named:
     return Named(name, None if step is None else round(step), None if tokens is None else round(tokens), url)
 
 
+def matching(entry: Entry, names: Sequence[str]) -> list[str]:
+    """Those of the names that are checkpoints of the entry."""
+    return [name for name in names if _fits(entry, name)]
+
+
 def _fits(entry: Entry, name: str) -> bool:
-    return (
-        not entry.pattern or name in entry.values or any(bind(pattern, name) is not None for pattern in entry.pattern)
-    )
+    known = name in entry.values or name in entry.names or not entry.pattern
+    return known or any(bind(pattern, name) is not None for pattern in entry.pattern)
 
 
 def _first(entry: Entry, key: Literal["step", "tokens"], numbers: Mapping[str, float]) -> float | None:

@@ -53,6 +53,9 @@ _OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
     ast.Div: operator.truediv,
     ast.FloorDiv: operator.floordiv,
 }
+_FUNCTIONS: dict[str, tuple[Callable[..., float], int]] = {"round": (round, 1), "min": (min, 2), "max": (max, 2)}
+"""With the number of their arguments."""
+ALLOWED = "numbers, names, + - * / //, parentheses, round(), min(,) and max(,)"
 
 
 def evaluate(rule: str, numbers: Mapping[str, float]) -> float | None:
@@ -72,8 +75,8 @@ def evaluate(rule: str, numbers: Mapping[str, float]) -> float | None:
                 return numbers[name]
             case ast.BinOp(left=left, op=op, right=right):
                 return _OPERATORS[type(op)](value(left), value(right))
-            case ast.Call(args=[inner]):
-                return round(value(inner))
+            case ast.Call(func=ast.Name(id=name), args=arguments):
+                return _FUNCTIONS[name][0](*map(value, arguments))
         raise AssertionError(f"{rule!r} was checked")
 
     try:
@@ -88,7 +91,7 @@ def evaluate(rule: str, numbers: Mapping[str, float]) -> float | None:
 def names_in(rule: str) -> frozenset[str]:
     """The numbers that a rule uses.
 
-    Allowed: numbers, names, + - * / //, parentheses, round(). Raises UserError for anything else.
+    Raises UserError for anything but what is ALLOWED.
     """
     return _parsed(rule)[1]
 
@@ -106,10 +109,13 @@ def _parsed(rule: str) -> tuple[ast.expr, frozenset[str]]:
             case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
                 check(left)
                 check(right)
-            case ast.Call(func=ast.Name(id="round"), args=[inner], keywords=[]):
-                check(inner)
+            case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if (
+                name in _FUNCTIONS and len(arguments) == _FUNCTIONS[name][1]
+            ):
+                for argument in arguments:
+                    check(argument)
             case _:
-                raise UserError(f"{rule!r} is no rule; allowed are numbers, names, + - * / //, parentheses and round()")
+                raise UserError(f"{rule!r} is no rule; allowed are {ALLOWED}")
 
     try:
         tree = ast.parse(rule, mode="eval").body

@@ -52,6 +52,18 @@ def _values(value: Any) -> dict[str, dict[str, float]]:
     return value
 
 
+def _count(value: Any) -> int | None:
+    if value == "unknown":
+        return None
+    if not re.fullmatch(r"[1-9]\d{0,6}", str(value)):
+        raise ValueError("must be a number of checkpoints, or unknown")
+    return int(value)
+
+
+def _stages(value: Any) -> tuple[tuple[str, str], ...]:
+    return tuple((name, *_texts(rule)) for name, rule in _table(value).items())
+
+
 def _options(value: Any) -> Options:
     for key, option in _table(value).items():
         if not isinstance(option, (str, int, float)):
@@ -93,6 +105,10 @@ class Entry(BaseModel):
     step: Texts = ()
     tokens: Texts = ()
     """Rules; the first whose numbers are all known is used, else what the name itself says."""
+    count: Annotated[int | None, BeforeValidator(_count)] = None
+    """Of published checkpoints, as somebody has counted them."""
+    stages: Annotated[tuple[tuple[str, str], ...], BeforeValidator(_stages)] = ()
+    """The later stages of training: name, and a rule over the variant's numbers for the tokens at which it begins."""
     names_differ: Texts = ()
     """Why the tokens in the names are others than those of the rule; without it a difference is a mistake."""
     tokenizer: str = ""
@@ -173,7 +189,8 @@ def _check(entry: Entry) -> None:
             known |= compiled(pattern).groupindex.keys()
         except UserError as error:
             raise UserError(f"pattern: {error}") from error
-    for key, rules in (("step", entry.step), ("tokens", entry.tokens)):
+    rules_of = (("step", entry.step, known), ("tokens", entry.tokens, known))
+    for key, rules, known in (*rules_of, ("stages", [rule for _, rule in entry.stages], {*entry.numbers})):
         for rule in rules:
             try:
                 unknown = names_in(rule) - known

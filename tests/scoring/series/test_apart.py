@@ -121,8 +121,8 @@ def test_two_models_of_one_name_are_refused_in_one_command_too(place, tmp_path):
 def test_the_address_of_a_series_is_the_same_for_one_and_for_many_of_its_checkpoints(tmp_path):
     of = lambda spec: open_series(spec, downloads=tmp_path).location
     assert of("hf://org/tiny@step1") == of("org/tiny@step2") == "hf://org/tiny@{name}"
-    assert of("amber@ckpt_00*") == "hf://LLM360/Amber@{name}"
-    assert of("LLM360/Amber@ckpt_001") == of("amber")
+    assert of("amber@ckpt_00*") == "hf://IFM/Amber@{name}"
+    assert of("IFM/Amber@ckpt_001") == of("amber")
     assert of("hf://org/tiny@main/folder") == "hf://org/tiny@main/folder"
     assert of("s3://bucket/run/step1/") == "s3://bucket/run/step1"
 

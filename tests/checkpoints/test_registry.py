@@ -339,7 +339,7 @@ def test_the_command_lists_the_series_and_the_checkpoints_of_one(capsys) -> None
     assert "pythia-1.4b-deduped" in capsys.readouterr().out
     assert main(["series", "none"]) == 2
     assert main(["series", "--tokens", "0:1B"]) == 2
-    assert "name a series first" in capsys.readouterr().err
+    assert "name it first" in capsys.readouterr().err
 
 
 def test_what_cannot_be_listed_is_said_and_the_known_names_are_shown(capsys) -> None:

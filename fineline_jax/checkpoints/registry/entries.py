@@ -108,7 +108,7 @@ def placed(repository: str, revision: str = "") -> tuple[Entry, Named] | None:
     own, it alone says which one.
     """
     base = repository.rpartition("/")[2]
-    for entry in _on_the_hub(tuple((file, file.stat().st_mtime_ns) for file in series_files().values())):
+    for entry in [one for one in every_entry() if one.location.startswith("hf://")]:
         whole, at, _ = (place := entry.location.rpartition("/")[2]).partition("@")
         start = place.partition(NAME_SLOT)[0]
         if at:
@@ -120,19 +120,20 @@ def placed(repository: str, revision: str = "") -> tuple[Entry, Named] | None:
     return None
 
 
-@functools.lru_cache(maxsize=1)
-def _on_the_hub(files: tuple[tuple[Path, int], ...]) -> tuple[Entry, ...]:
-    """files: with their times of change, by which the result is known to hold still."""
-    return tuple(entry for file, _ in files for entry in entries(file) if entry.location.startswith("hf://"))
-
-
 def entries(file: Path) -> list[Entry]:
     """The series of one file: one, or one per variant.
 
     Raises UserError naming file and key; also if a name in it says other tokens than the rule, and the file does not
     state why (`names_differ`).
     """
-    listed = read_entries(file)
+    state = file.stat() if file.is_file() else None
+    return list(_entries(file, (state.st_ino, state.st_mtime_ns, state.st_size) if state else None))
+
+
+@functools.lru_cache(maxsize=256)
+def _entries(file: Path, state: tuple[int, ...] | None) -> tuple[Entry, ...]:
+    """state: of the file, by whose change it is known that it must be read again."""
+    listed = tuple(read_entries(file))
     for entry in listed:
         if wrong := disagreements(entry, entry.names):
             raise UserError(

@@ -1,7 +1,9 @@
 """From score folders and tables to a report: where scoring's numbers meet trajectories' statistics."""
 
+import dataclasses
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,8 @@ if TYPE_CHECKING:
     import pandas
 
     from fineline_jax.scoring.requests.pack import Pack
+    from fineline_jax.trajectories.report.findings import Results
+    from fineline_jax.trajectories.table import Part
 
 log = logging.getLogger(__name__)
 
@@ -22,19 +26,30 @@ def analyze_scores(
     *,
     runs: Sequence[Path] = (),
     title: str,
+    compared: "Results" = (),
     reading: ReadOptions = ReadOptions(),
     figure_style: str = "screen",
+    group: str | None = None,
+    pick: int = 0,
+    events: Mapping[str, float] = {},
 ) -> Path:
     """Write the report of score folders, result trees of other tools and tables; returns report.html.
 
-    runs: run folders whose loss is drawn beside. reading: what the inputs do not say themselves. figure_style: see
-    `report.style.figure_style`.
+    runs: run folders whose loss is drawn beside. compared: statistics of a sweep's arms, which come first. reading:
+    what the inputs do not say themselves. figure_style: see `report.style.figure_style`. group: facets of the runs'
+    recipes, as `runs.facets.parse_group` reads them; runs alike in all but the seed are replicates. pick: documents
+    that item response picks per task, 0: none. events: name -> tokens, of all series, beside those of the runs.
     A scored checkpoint whose tokens stay unknown is no point of a curve: it is left out, with a warning.
     Raises UserError naming what cannot be read, or a folder of which nothing is left.
     """
+    import pandas
+
+    from fineline_jax.scoring import score_files
     from fineline_jax.scoring.requests import pack as packs
     from fineline_jax.trajectories.report.html_page import write_report
     from fineline_jax.trajectories.report.style import figure_style as style_of
+    from fineline_jax.trajectories.runs.events import EVENT_CHANGES
+    from fineline_jax.trajectories.statistics.defects import NOT_SCORED
     from fineline_jax.trajectories.table import join, labelled, read_parts
 
     if not scores:
@@ -42,12 +57,20 @@ def analyze_scores(
     if any(path.resolve() == out.resolve() for path in scores):
         raise UserError(f"--out {out}: is one of the inputs; give another folder for the report")
     style = style_of(figure_style)
-    parts, facts = [], dict[str, Any]()
+    parts, answers, left_out, facts = [], [], [], dict[str, Any]()
     for path in scores:
         if (path / "pack" / "manifest.json").is_file():
             pack = packs.load(path / "pack")
             manifest = pack.manifest
-            parts += labelled([(str(path), _own_scores(path, pack, reading.tokens_per_step))], path, reading)
+            own = _own_scores(path, pack, reading.tokens_per_step)
+            parts += labelled([(str(path), own)], path, reading)
+            for series in own["series"].unique():
+                name = reading.labels.get(path, series)
+                for row in score_files.unscored(path, series):
+                    tokens = math.nan if row["tokens"] is None else row["tokens"]
+                    left_out.append({"series": name, "tokens": tokens} | {k: row[k] for k in ("checkpoint", "why")})
+            if pick:
+                answers += labelled([(str(path), _answers(path, pack, own))], path, reading)
             alone = sum(other.name == path.name for other in scores) == 1
             facts[f"scores {path.name if alone else path}"] = {
                 "suite": manifest["suite"],
@@ -57,8 +80,125 @@ def analyze_scores(
             }
         else:
             parts += read_parts(path, reading)
-    losses = _losses(runs) if runs else None
-    return write_report(join(parts, reading), out, title=title, facts=facts, losses=losses, figure_style=style)
+    if pick and not answers:
+        raise UserError(f"--pick {pick}: no input is a folder of `fineline score`, which has the answers; give one")
+    names = _series_names(runs)
+    losses = _losses(runs, names) if runs else None
+    table, of_arms = _with_recipes(join(parts, reading), dict(zip(names, runs)), group)
+    more = _item_response(answers, pick) if pick else []
+    if left_out:
+        more.append((NOT_SCORED, NOT_SCORED.compute(left_out)))
+    found = [*({"series": "", "event": name, "tokens": tokens} for name, tokens in events.items())]
+    found += [event for name, run in zip(names, runs) for event in _events(name, run)]
+    if found:
+        more.append((EVENT_CHANGES, EVENT_CHANGES.compute(table, pandas.DataFrame(found))))
+    return write_report(
+        table, out, title=title, facts=facts, losses=losses, compared=[*compared, *of_arms], more=more, checked=True,
+        figure_style=style,
+    )  # fmt: skip
+
+
+def _series_names(runs: Sequence[Path]) -> list[str]:
+    """The names of the runs' series; of two runs of one name, their paths."""
+    from fineline_jax.checkpoints.open import open_series
+
+    names = [open_series(str(run)).name for run in runs]
+    return [name if names.count(name) == 1 else str(run) for run, name in zip(runs, names)]
+
+
+def _with_recipes(
+    table: "pandas.DataFrame", runs: Mapping[str, Path], group: str | None
+) -> "tuple[pandas.DataFrame, list]":
+    """The table with what the recipes of the runs (series -> folder) say: size, FLOPs, and with `group` facets, arm and
+    seed; and the statistics of arms that can be computed then."""
+    from fineline_jax.recipe import from_json
+    from fineline_jax.trajectories.ablation.arms import with_runs
+    from fineline_jax.trajectories.ablation.differences import DIFFERENCES
+    from fineline_jax.trajectories.ablation.final_map import FACET_COST, FINAL_MAP
+    from fineline_jax.trajectories.ablation.tokens_to import TOKENS_TO
+    from fineline_jax.trajectories.runs.facets import facets, parse_group
+
+    recipes = {}
+    for name, run in runs.items():
+        recipe = from_json(run / "recipe.json")
+        size = {"parameters": recipe.model.parameters}
+        size["flops_per_token"] = recipe.model.train_flops_per_token(recipe.data.sequence_length)
+        recipes[name] = dataclasses.asdict(recipe) | size
+    for column in ("parameters", "flops_per_token") if recipes else ():
+        table[column] = table["series"].map({name: recipe[column] for name, recipe in recipes.items()})
+    if group is None:
+        return table, []
+    if not recipes:
+        raise UserError(f"--group {group}: the fields are those of recipes; name the folders of the runs with --runs")
+    wanted = parse_group(group)
+    table = with_runs(table, facets(recipes, wanted))
+    found = [(one, one.compute(table)) for one in (DIFFERENCES, TOKENS_TO)] if table["arm"].nunique() > 1 else []
+    pair = [name for name in wanted if name != "seed" and table[name].nunique() > 1]
+    if len(pair) == 2:
+        found += [(one, one.compute(table, *pair)) for one in (FINAL_MAP, FACET_COST)]
+    return table, found
+
+
+def _events(series: str, run: Path) -> "Iterator[dict]":
+    """Columns series, event, tokens: where the run's schedule changes, and where another recipe goes on."""
+    from fineline_jax.checkpoints.runs.history import read_history
+
+    history = read_history(run)
+    segments = history.segments if history is not None else ()
+    for number, segment in enumerate(segments):
+        recipe, end = segment.recipe, segments[number + 1].tokens if number + 1 < len(segments) else math.inf
+        schedule = recipe.optimizer.schedule
+        decays = {
+            "wsd": [("decay of the learning rate begins", recipe.tokens - schedule.decay_tokens)],
+            "multistep": [
+                (f"learning rate times {factor:g}", at * recipe.tokens) for at, factor in schedule.milestones
+            ],
+        }
+        found = [*decays.get(schedule.kind, []), ("warmup ends", schedule.warmup_tokens)]
+        found += [(f"batch of {sequences} sequences", tokens) for tokens, sequences in recipe.batch.schedule]
+        found = [(what, tokens) for what, tokens in found if segment.tokens < tokens < end]
+        if number:
+            found.append((", ".join(segment.changes) or segment.why, segment.tokens))
+        yield from ({"series": series, "event": what, "tokens": tokens} for what, tokens in found)
+
+
+def _item_response(answers: "Sequence[Part]", count: int) -> list:
+    """The statistics of item response with their frames."""
+    import pandas
+
+    from fineline_jax.trajectories.runs.item_response import ABILITY, DOCUMENTS
+
+    joined = pandas.concat([frame for _, frame in answers])
+    return [(one, one.compute(joined, count=count)) for one in (ABILITY, DOCUMENTS)]
+
+
+def _answers(folder: Path, pack: "Pack", table: "pandas.DataFrame") -> "pandas.DataFrame":
+    """Columns series, checkpoint, tokens, task, document, value (1 right, 0 wrong) of every document that has an
+    accuracy, at the checkpoints of the table."""
+    import numpy as np
+    import pandas
+
+    from fineline_jax.scoring import score_files
+    from fineline_jax.scoring.metrics import documents
+
+    known = table.drop_duplicates(["series", "checkpoint"]).set_index(["series", "checkpoint"])["tokens"]
+    tables = [one for one in documents.tables(pack) if not one.task["own_metrics"]]
+    parts = []
+    for file in score_files.usable_files(folder)[0]:
+        scores = score_files.read_for(file, pack)
+        place = scores.header.series, scores.header.checkpoint
+        if place not in known.index:
+            continue
+        for one in tables:
+            if np.isnan(scores.loglikelihood[one.requests]).any():
+                continue  # asked by a later pack than that of these scores
+            right = documents.columns(one, scores.loglikelihood, scores.is_greedy).get("acc")
+            if right is not None:
+                said = {"series": place[0], "checkpoint": place[1], "tokens": known[place], "task": one.task["task"]}
+                parts.append(pandas.DataFrame({"document": range(len(right)), "value": right}).assign(**said))
+    if not parts:
+        raise UserError(f"--pick: {folder} has no task with an accuracy of single documents; leave the option out")
+    return pandas.concat(parts)
 
 
 def _own_scores(folder: Path, pack: "Pack", tokens_per_step: float | None) -> "pandas.DataFrame":
@@ -76,7 +216,7 @@ def _own_scores(folder: Path, pack: "Pack", tokens_per_step: float | None) -> "p
         guessed = (table.task == task) & table.metric.str.startswith("acc")
         table.loc[guessed, ["chance", "chance_from"]] = [guess.level, guess.chooser]
     files, _ = score_files.usable_files(folder)
-    drawn = resampled.deviations(pack, [score_files.read(file) for file in files])
+    drawn = resampled.deviations(pack, [score_files.read_for(file, pack) for file in files])
     return table.merge(drawn, on=["series", "checkpoint", "task", "metric"], how="left", validate="one_to_one")
 
 
@@ -98,21 +238,17 @@ def _with_known_tokens(table: "pandas.DataFrame", folder: Path, tokens_per_step:
     return table[~unknown]
 
 
-def _losses(runs: Sequence[Path]) -> "pandas.DataFrame":
-    """The logs of the runs, each under the name of its series; of two runs of one name, under their paths."""
+def _losses(runs: Sequence[Path], names: Sequence[str]) -> "pandas.DataFrame":
+    """The logs of the runs, each under the name of its series."""
     import pandas
 
-    from fineline_jax.checkpoints.open import open_series
-
-    logs = [_log(run) for run in runs]
-    names = [open_series(str(run)).name for run in runs]
-    labels = [name if names.count(name) == 1 else str(run) for run, name in zip(runs, names)]
-    return pandas.concat([one.assign(series=label) for one, label in zip(logs, labels)])
+    return pandas.concat([_log(run).assign(series=name) for run, name in zip(runs, names)])
 
 
 def _log(run: Path) -> "pandas.DataFrame":
     import pandas
 
+    from fineline_jax.recipe import from_json
     from fineline_jax.training.metrics import read_metrics
 
     lines = read_metrics(run)
@@ -121,4 +257,5 @@ def _log(run: Path) -> "pandas.DataFrame":
     frame = pandas.DataFrame(lines)
     if "loss" not in frame:
         raise UserError(f"{run / 'metrics.jsonl'}: holds no loss yet; analyze the run when it has trained")
-    return frame
+    recipe = from_json(run / "recipe.json")
+    return frame.assign(flops=frame["tokens"] * recipe.model.train_flops_per_token(recipe.data.sequence_length))

@@ -7,10 +7,11 @@ yet, `pretrain` and `score` prepare its CPU backend as the command does (`cpu_ba
 import contextlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from fineline_jax.atomic_files import check_local, local_folder
 from fineline_jax.cpu_backend import prepare_cpu
 from fineline_jax.errors import UserError
 from fineline_jax.folder_lock import writing
@@ -27,7 +28,7 @@ Location = str | os.PathLike[str]
 
 OF_LM_EVAL = {
     "tasks": "give them as the suite: prepare_pack('piqa,arc_easy', …)",
-    "num_fewshot": "the number of shots stands behind a task's name: prepare_pack('piqa@5', …)",
+    "num_fewshot": "prepare_pack has shots, and a task's own stand behind its name: prepare_pack('piqa@5', …)",
     "batch_size": "score has batch_tokens",
     "max_length": "prepare_pack has max_context",
     "device": "JAX takes all devices there are; JAX_PLATFORMS=cpu leaves it the CPU alone",
@@ -46,21 +47,27 @@ def pretrain(
     skip_windows: tuple[int, int] | None = None,
     score: str | None = None,
     benchmarks: Location | None = None,
+    stuck_after: float = 0.0,
 ) -> "Outcome":
     """Train a recipe, or resume it where the run folder holds its checkpoints.
 
-    recipe: or the name or file of one, or the folder of a run. run: folder of the run; None: that of the recipe, or
-    runs/NAME. accept_changes: resume although the recipe or the data differ from what the folder records, which gets a
-    further segment in its history. branch: RUN@STEP, the checkpoint that a new run begins at, with its optimizer_state
-    or a fresh one. until: tokens at which it ends for now, saved. skip_windows: (first, last + 1) of windows to leave
-    out, numbered as the run reads them. score: suite or request pack, to score each kept checkpoint
-    in memory, into RUN/scores; benchmarks: the documents of that suite, None: the hub.
+    recipe: or the name or file of one, or the folder of a run. run: folder of the run, or an address in a bucket
+    (gs://…, s3://…) that it is staged for on this machine; None: that of the recipe, or runs/NAME. accept_changes:
+    resume although the recipe or the data differ from what the folder records, which gets a further segment in its
+    history. branch: RUN@STEP, the checkpoint that a new run begins at, with its optimizer_state or a fresh one. until:
+    tokens at which it ends for now, saved. skip_windows: (first, last + 1) of windows to leave out, numbered as the run
+    reads them. score: suite or request pack, to score each kept checkpoint in memory, into RUN/scores; benchmarks: the
+    documents of that suite, None: the hub. stuck_after: end the process after so many seconds without a step, a save or
+    a compilation that ends, with the stacks of its threads; 0: never.
     Returns the step and tokens reached, and by which signal it was stopped, if by one. Raises UserError.
     """
     _prepare_cpu()
     from fineline_jax.catalogue import load_recipe, run_folder
-    from fineline_jax.multihost import writing_as_one
+    from fineline_jax.checkpoints.remote.staging import fetch_recipe, staged
+    from fineline_jax.multihost import check_on_process_0, writing_as_one
+    from fineline_jax.plan.here import check_memory
     from fineline_jax.training.loop import pretrain as train
+    from fineline_jax.training.observers import AtKeptCheckpoints, Observer, Watchdog
     from fineline_jax.training.run_folder import branch_at
 
     if benchmarks is not None and score is None:
@@ -69,15 +76,18 @@ def pretrain(
         raise UserError("pretrain: --from begins a new run; name its folder with --run")
     if not isinstance(recipe, Recipe):
         run = run_folder(os.fspath(recipe)) if run is None else run
-        recipe = load_recipe(os.fspath(recipe))
+        recipe = load_recipe(fetch_recipe(os.fspath(recipe)))
     run = Path("runs") / recipe.name if run is None else Path(run)
+    check_local(run, "--run", or_bucket=True)
+    place, run = run, local_folder(run)
     begin = None if branch is None else branch_at(branch, optimizer_state)
+    check_memory(recipe)
     with contextlib.ExitStack() as stack:
         stack.enter_context(writing_as_one(run, "--run"))
-        observers = []
+        check_on_process_0(lambda: stack.enter_context(staged(place, alone=True)))
+        observers: list[Observer] = [Watchdog(stuck_after)] if stuck_after else []
         if score is not None:
             from fineline_jax.scoring.series.in_training import ScoreInTraining, check_pack, open_pack
-            from fineline_jax.training.observers import AtKeptCheckpoints
 
             documents = None if benchmarks is None else Path(benchmarks)
             pack = open_pack(score, recipe.data.sources[0].tokenizer, documents)
@@ -125,7 +135,9 @@ def prepare_pack(suite: Location, tokenizer: Location, out: Location, **options:
     from fineline_jax.scoring.requests.build import prepare
 
     _check_arguments(options)
-    for name in {"benchmarks", "tfds"} & {name for name, value in options.items() if value is not None}:
+    for name in {"benchmarks", "tfds", "include_path", "pick"} & {
+        name for name, value in options.items() if value is not None
+    }:
         options[name] = Path(options[name])
     with writing(Path(out), "--out"):
         return prepare(os.fspath(suite), Path(tokenizer), Path(out), PackOptions(**options))
@@ -157,7 +169,21 @@ def score(
     given = [series] if isinstance(series, Series | str | os.PathLike) else series
     chosen = [one if isinstance(one, Series) else open_series(one) for one in given]
     requests = load(Path(pack)) if isinstance(pack, str | os.PathLike) else pack
-    return SeriesScorer(requests, Path(out), scoring_mesh(mesh, chosen), ScoreOptions(**options))(chosen)
+    how = ScoreOptions(**options)
+    with scores_at(out) as folder:
+        return SeriesScorer(requests, folder, scoring_mesh(mesh, chosen, how.dtype), how)(chosen)
+
+
+@contextlib.contextmanager
+def scores_at(out: Location) -> Iterator[Path]:
+    """The folder of this machine for the scores of `out`; of an address in a bucket the one that they are staged in."""
+    from fineline_jax.checkpoints.remote.staging import staged
+    from fineline_jax.multihost import check_on_process_0
+
+    check_local(out, "--out", or_bucket=True)
+    with contextlib.ExitStack() as stack:
+        check_on_process_0(lambda: stack.enter_context(staged(Path(out), alone=False)))
+        yield local_folder(out)
 
 
 def analyze(
@@ -172,6 +198,10 @@ def analyze(
     tasks_table: Location | None = None,
     until: float | None = None,
     to_score: float | Mapping[str, float] = {},
+    ceiling: float | None = None,
+    group: str | None = None,
+    events: Mapping[str, float] = {},
+    pick: int = 0,
     figure_style: str = "screen",
 ) -> Path:
     """Write the report of scores into the folder `out`: tables, figures, report.html, whose path is returned.
@@ -181,7 +211,9 @@ def analyze(
     percentages. labels: name -> one of `scores`, whose one series is called so. tasks_table: CSV of task, domain,
     chance, n, which counts before what is known of a task. until: checkpoints of more tokens are left out. to_score:
     the score that tokens are counted to, a share of the way from guessing to perfect, or task or metric -> score.
-    figure_style: screen, paper or slides, with a width in inches as in paper:3.25.
+    ceiling: the highest score that can be reached, instead of 1. group: FACET=FIELD,… of the runs' recipes; runs alike
+    in these are the seeds of one arm. events: name -> tokens, at which a change is looked for. pick: documents of each
+    task that item response picks. figure_style: screen, paper or slides, with a width in inches as in paper:3.25.
     Raises UserError naming what cannot be read.
     """
     from fineline_jax.analysis import analyze_scores
@@ -191,6 +223,10 @@ def analyze(
         raise UserError(f"--tokens-per-step {tokens_per_step} must be a positive number")
     if isinstance(to_score, int | float) and not 0 < to_score < 1:
         raise UserError(f"--to-score {to_score}: a share of the way from guessing to perfect is between 0 and 1")
+    if ceiling is not None and not 0 < ceiling <= 1:
+        raise UserError(f"--ceiling {ceiling}: the highest score is above 0 and at most 1; write 0.95 for 95 %")
+    if pick < 0:
+        raise UserError(f"--pick {pick}: must be a number of documents, such as 50")
     paths = [scores] if isinstance(scores, str | os.PathLike) else scores
     folders = [Path(run) for run in runs]
     reading = ReadOptions(
@@ -200,12 +236,14 @@ def analyze(
         None if tasks_table is None else Path(tasks_table),
         until,
         float(to_score) if isinstance(to_score, int | float) else None,
+        ceiling,
         to_score if isinstance(to_score, Mapping) else {},
     )
     with writing(Path(out), "--out"):
         return analyze_scores(
-            list(map(Path, paths)), Path(out), runs=folders, title=title, reading=reading, figure_style=figure_style
-        )
+            list(map(Path, paths)), Path(out), runs=folders, title=title, reading=reading, figure_style=figure_style,
+            group=group, pick=pick, events=events,
+        )  # fmt: skip
 
 
 def export(
@@ -238,12 +276,14 @@ def ablate(
     part: str | None = None,
     score: str | None = None,
     benchmarks: Location | None = None,
+    together: int = 1,
 ) -> "SweepOutcome":
     """Train the runs of a sweep that have not ended yet, one after another, and write the table of all that have.
 
     sweep: or the name or file of one. out: its folder, None: ablations/NAME. part: I/N, only that part of the runs, for
     machines that do not talk to each other; auto: from the job's variables. score: suite or request pack, for every
-    kept checkpoint of every run; benchmarks: the documents of that suite, None: the hub. Raises UserError.
+    kept checkpoint of every run; benchmarks: the documents of that suite, None: the hub. together: runs of one shape
+    that one program trains at a time. Raises UserError.
     """
     _prepare_cpu()
     from fineline_jax.ablation.ablate import run_sweep
@@ -254,7 +294,10 @@ def ablate(
     if not isinstance(sweep, Sweep):
         sweep = load_sweep(os.fspath(sweep))
     folder = Path("ablations") / sweep.name if out is None else Path(out)
-    return run_sweep(sweep, folder, part=part, score=score, benchmarks=None if benchmarks is None else Path(benchmarks))
+    if together < 1:
+        raise UserError(f"--together {together}: give 1, one run after another, or more")
+    documents = None if benchmarks is None else Path(benchmarks)
+    return run_sweep(sweep, folder, part=part, score=score, benchmarks=documents, together=together)
 
 
 def _check_arguments(options: Mapping[str, Any]) -> None:

@@ -24,6 +24,7 @@ from scipy import stats
 from fineline_jax.atomic_files import atomic_file, write_atomic
 from fineline_jax.trajectories.curves.smooth import checkpoint_noise
 from fineline_jax.trajectories.report.style import COLOURS, FigureStyle
+from fineline_jax.trajectories.runs.promotion import kendall_w
 from fineline_jax.trajectories.statistics.columns import format_tokens
 from fineline_jax.trajectories.statistics.comparison import compare
 from fineline_jax.trajectories.statistics.dynamics import summarise
@@ -72,17 +73,13 @@ def task_prediction(pythia: pd.DataFrame, olmo: pd.DataFrame, baichuan: pd.DataF
     parts = [chosen.assign(domain=np.where(chosen["task"].isin(EXAMS), "exams", "common sense"), series="OLMo-2 7B")]
     parts += [small[small["series"] == f"pythia-{size}"] for size in ("1.4b", "6.9b", "12b")]
     found = pd.concat([verdicts(part) for part in [*parts, baichuan.assign(domain="exams", series="Baichuan2 7B")]])
-    cells = found.assign(
-        gap=found["gap"].map(number),
-        levels=found["gap_of_levels"].map(number),
-        p=found["p"].map(lambda p: number(p, 3)),
-    )
+    cells = found.assign(gap=found["gap"].map(number), levels=found["gap_of_levels"].map(number))
+    cells["p"] = found["p"].map(lambda p: number(p, 3))
     by = found.set_index("series")
     pairs = [f"{name} {by.p[name]:.2f}" for name in ("pythia-1.4b", "pythia-6.9b", "pythia-12b")]
     says = [
-        f"OLMo-2 7B: {by.verdict['OLMo-2 7B']}, p = {by.p['OLMo-2 7B']:.3f}; its exam tasks move together "
-        "from checkpoint "
-        "to checkpoint more than with common sense.",
+        f"OLMo-2 7B: {by.verdict['OLMo-2 7B']}, p = {by.p['OLMo-2 7B']:.3f}; its exam tasks move together from "
+        "checkpoint to checkpoint more than with common sense.",
         f"Pythia: {', '.join(sorted(set(by.verdict[[f'pythia-{s}' for s in ('1.4b', '6.9b', '12b')]])))} "
         f"(p: {', '.join(pairs)}), by six tasks at {by.checkpoints['pythia-1.4b']} checkpoints.",
         f"Baichuan2 7B, the paper's own example, {by.verdict['Baichuan2 7B']}: {by.reason['Baichuan2 7B']}. So the "
@@ -117,26 +114,21 @@ def cross_domain(pythia: pd.DataFrame, olmo: pd.DataFrame) -> Finding:
     of_sizes = summarise(pythia[pythia["task"].isin(RISING) & (pythia["metric"] == "acc")])
     sizes = [f"pythia-{size}" for size in SIZES]
     onsets = of_sizes[of_sizes["series"].isin(sizes)].pivot(index="task", columns="series", values="onset").dropna()
-    w, p = kendalls_w(onsets.to_numpy())
+    w, _, p = kendall_w(onsets.to_numpy())
     order = ", ".join(onsets.rank().mean(axis=1).sort_values().index)
     says = [
         f"OLMo-2 7B reaches half of the way from guessing to perfect in {int(shown['to_score'].notna().sum())} of "
-        f"{len(shown)} tasks; the table has them in the order of learning. Intervals hold the scatter from "
-        "checkpoint to "
-        "checkpoint, as the public file has no standard errors.",
+        f"{len(shown)} tasks; the table has them in the order of learning. Intervals hold the scatter from checkpoint "
+        "to checkpoint, as the public file has no standard errors.",
         f"Pythia, onsets of {len(onsets)} tasks in {onsets.shape[1]} sizes: {order}. The order agrees between sizes: "
         f"Kendall's W {w:.2f}, p = {p:.1g}.",
-        "That one domain's knowledge helps another would take runs in which that domain is left out; an "
-        "order of curves of "
-        "one corpus does not show it.",
+        "That one domain's knowledge helps another would take runs in which that domain is left out; an order of "
+        "curves of one corpus does not show it.",
     ]  # fmt: skip
 
     def draw(axes: Axes) -> None:
         known = shown[shown["to_score"].notna() & np.isfinite(shown["to_score_high"])]
-        at = np.arange(len(known))
-        axes.hlines(at, known["to_score_low"], known["to_score_high"], color=COLOURS[0])
-        axes.scatter(known["to_score"], at, color=COLOURS[0], zorder=3, s=16)
-        axes.set_yticks(at, known.index)
+        intervals(axes, *(known[f"to_score{end}"] for end in ("", "_low", "_high")), known.index)
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(lambda x, _: format_tokens(x))
         axes.xaxis.set_minor_formatter(lambda x, _: "")
@@ -144,16 +136,10 @@ def cross_domain(pythia: pd.DataFrame, olmo: pd.DataFrame) -> Finding:
 
     cells = shown.reset_index()
     ends = lambda name: cells.apply(lambda r: between(r[f"{name}_low"], r[f"{name}_high"]), axis=1)
-    rows = pd.DataFrame(
-        {
-            "task of OLMo-2 7B": cells["task"],
-            "to the score": cells["to_score"].map(tokens),
-            "95 %": ends("to_score"),
-            "t90": cells["t90"].map(tokens),
-            "t90, 95 %": ends("t90"),
-            "verdict": cells["verdict"],
-        }
-    )
+    rows = pd.DataFrame({
+        "task of OLMo-2 7B": cells["task"], "to the score": cells["to_score"].map(tokens), "95 %": ends("to_score"),
+        "t90": cells["t90"].map(tokens), "t90, 95 %": ends("t90"), "verdict": cells["verdict"],
+    })  # fmt: skip
     return Finding(
         "Cross-domain promotion",
         "Tasks are learned in an order from basic to advanced, as in a curriculum; knowledge of "
@@ -173,25 +159,18 @@ def strategy(five_shot: pd.DataFrame) -> Finding:
 
     by = found.set_index("window")
     says = [
-        "Pythia 1.4b with batches of 1 M tokens minus that with 2 M, at equal tokens, over "
-        f"{by.tasks['all']} tasks, in "
-        f"points: first three checkpoints {points(by.loc['first'])} (p = {by.p['first']:.2g}), all "
+        f"Pythia 1.4b with batches of 1 M tokens minus that with 2 M, at equal tokens, over {by.tasks['all']} tasks, "
+        f"in points: first three checkpoints {points(by.loc['first'])} (p = {by.p['first']:.2g}), all "
         f"{by.checkpoints['all']} {points(by.loc['all'])}, last five {points(by.loc['last'])}.",
-        "The early difference is beyond chance, the late ones are not. Five reruns of OLMo's ladder, "
-        "compared alike, differ "
-        "by −.16 to +.46 points; none is called (a test of this package checks it).",
-        "Data quality, learning rate, regularisation and architecture: no public pair of runs here "
-        "differs in one of them "
-        "alone.",
+        "The early difference is beyond chance, the late ones are not. Five reruns of OLMo's ladder, compared alike, "
+        "differ by −.16 to +.46 points; none is called (a test of this package checks it).",
+        "Data quality, learning rate, regularisation and architecture: no public pair of runs here differs in one of "
+        "them alone.",
     ]
 
     def draw(axes: Axes) -> None:
-        at = np.arange(len(found))
-        axes.hlines(at, 100 * found["low"], 100 * found["high"], color=COLOURS[0])
-        axes.scatter(100 * found["difference"], at, color=COLOURS[0], zorder=3, s=16)
-        axes.set_yticks(at, ["first three", "all", "last five"])
-        axes.axvline(0, color="#5c6470", linewidth=1, linestyle=(0, (4, 3)))
-        axes.set_ylim(len(found) - 0.5, -0.5)
+        values = (100 * found[name] for name in ("difference", "low", "high"))
+        intervals(axes, *values, ["first three", "all", "last five"], at=0)
         axes.set_xlabel("points in favour of the smaller batch")
 
     rows = pd.DataFrame({
@@ -215,12 +194,7 @@ def scale_gap(pythia: pd.DataFrame, openllama: pd.DataFrame) -> Finding:
     rows = []
     for name, table, large, small in (
         ("Pythia 12b − 1.4b", pythia[pythia["metric"].eq("acc")], "pythia-12b", "pythia-1.4b"),
-        (
-            "OpenLLaMA 13b − 3b",
-            openllama[openllama["metric"].isin(["acc", "acc_norm"])],
-            "open_llama_13b",
-            "open_llama_3b",
-        ),
+        ("OpenLLaMA 13b − 3b", openllama[openllama["metric"].str.startswith("acc")], "open_llama_13b", "open_llama_3b"),
     ):
         stuck = {"wsc", "logiqa"} if large.startswith("pythia") else set()
         table = table[table["chance"].notna() & (table["domain"] != "exam") & ~table["task"].isin(stuck)]
@@ -234,23 +208,17 @@ def scale_gap(pythia: pd.DataFrame, openllama: pd.DataFrame) -> Finding:
             rows.append({"pair": name, "domain": domain, "tasks": count, "gap": gap, "half": half})
     found = pd.DataFrame(rows)
     says = [
-        "Gaps are of scores above chance, in points, at the last checkpoint; the interval is over tasks, "
-        "so that a domain "
-        "of one task has none.",
-        "The public tables hold no task of reasoning that is learned: LogiQA is at chance in every "
-        "Pythia, and arithmetic, "
-        "code and GSM8K are in none of them. WSC, which stays at the majority value, is left out too.",
-        "Domains of one to five tasks have intervals too wide to order their gaps, so that neither half "
-        "of the finding can "
-        "be tested here.",
+        "Gaps are of scores above chance, in points, at the last checkpoint; the interval is over tasks, so that a "
+        "domain of one task has none.",
+        "The public tables hold no task of reasoning that is learned: LogiQA is at chance in every Pythia, and "
+        "arithmetic, code and GSM8K are in none of them. WSC, which stays at the majority value, is left out too.",
+        "Domains of one to five tasks have intervals too wide to order their gaps, so that neither half of the finding "
+        "can be tested here.",
     ]
 
     def draw(axes: Axes) -> None:
-        at = np.arange(len(found))
-        axes.errorbar(found["gap"], at, xerr=found["half"].fillna(0), fmt="o", color=COLOURS[0], markersize=4)
-        axes.set_yticks(at, [f"{r.domain} ({r.tasks}), {r.pair}" for r in found.itertuples()])
-        axes.axvline(0, color="#5c6470", linewidth=1, linestyle=(0, (4, 3)))
-        axes.set_ylim(len(found) - 0.5, -0.5)
+        names = [f"{r.domain} ({r.tasks}), {r.pair}" for r in found.itertuples()]
+        intervals(axes, found["gap"], found["gap"] - found["half"], found["gap"] + found["half"], names, at=0)
         axes.set_xlabel("points above chance, large minus small")
 
     cells = pd.DataFrame({
@@ -301,9 +269,8 @@ def laws(ladder: pd.DataFrame, facts: dict[str, dict]) -> Finding:
         (f"The back-test refuses {len(refused)} of {len(found)} forecasts" + (
             f", whose mean error is {100 * refused['error'].mean():.2f} points against "
             f"{100 * found[found['verdict'] == 'kept']['error'].mean():.2f} for those kept." if len(refused) else ".")),
-        f"Of {int(found['low'].notna().sum())} intervals {inside} hold the measured score; those of the "
-        "direct form are too "
-        "narrow, because leaving out a size does not show that the form itself is off.",
+        f"Of {int(found['low'].notna().sum())} intervals {inside} hold the measured score; those of the direct form "
+        "are too narrow, because leaving out a size does not show that the form itself is off.",
     ]  # fmt: skip
 
     def draw(axes: Axes) -> None:
@@ -351,9 +318,8 @@ def across_sizes(pythia: pd.DataFrame) -> Finding:
     }  # fmt: skip
     names = lambda word: ", ".join(task for task in found["task"] if alike[task] == word)
     says = [
-        "Rank correlation of the same task in two sizes at matched tokens, steps from 512, mean over the "
-        "pairs of seven "
-        "sizes (160m to 12b); the interval leaves out one size at a time.",
+        "Rank correlation of the same task in two sizes at matched tokens, steps from 512, mean over the pairs of "
+        "seven sizes (160m to 12b); the interval leaves out one size at a time.",
         "LogiQA and WSC are not learned by any size and serve as controls: their largest correlation is "
         f"{control:.2f}. "
         f"Above it with the whole interval: {names(HOLDS)}. Not told from it: {names(UNSAID) or 'none'}.",
@@ -361,12 +327,11 @@ def across_sizes(pythia: pd.DataFrame) -> Finding:
     ]
 
     def draw(axes: Axes) -> None:
-        at = np.arange(len(found))
-        axes.scatter(found["levels"], at, color=COLOURS[0], s=16, label="scores", zorder=3)
-        axes.hlines(at, *zip(*(ends[task] for task in found["task"]), strict=True), color=COLOURS[0])
-        axes.scatter(found["differences"], at, color=COLOURS[1], s=16, marker="s", label="first differences")
-        axes.set_yticks(at, found["task"])
-        axes.set_ylim(len(found) - 0.5, -0.5)
+        low, high = zip(*(ends[task] for task in found["task"]), strict=True)
+        intervals(axes, found["levels"], low, high, found["task"], label="scores")
+        axes.scatter(
+            found["differences"], range(len(found)), color=COLOURS[1], s=16, marker="s", label="first differences"
+        )
         axes.set_xlabel("mean rank correlation between sizes")
 
     rows = pd.DataFrame({
@@ -390,9 +355,8 @@ def watching(olmo: pd.DataFrame) -> Finding:
         "choice_prob": "probability of the correct choice",
         "bits_per_byte": "bits per byte",
     }
-    tasks = sorted(
-        set(olmo[olmo["metric"] == "bits_per_byte"]["task"]) & set(olmo[olmo["metric"] == "acc_norm"]["task"])
-    )
+    of_metric = olmo.groupby("metric")["task"].unique()
+    tasks = sorted(set(of_metric["bits_per_byte"]) & set(of_metric["acc_norm"]))
     rows = []
     for phase, (start, end) in PHASES.items():
         ratios = {name: [] for name in names}
@@ -411,11 +375,9 @@ def watching(olmo: pd.DataFrame) -> Finding:
     clear = found[found["gain"] - found["half"] > 0]["phase"].tolist()
     says = [
         f"OLMo-2 7B, {len(tasks)} cloze tasks: signal (change over a phase) over noise (from checkpoint to "
-        "checkpoint), median "
-        "over tasks.",
-        f"Bits per byte tell the state of a run better than accuracy in {len(clear)} of {len(found)} "
-        f"phases ({', '.join(clear)}), "
-        "by the interval over tasks of the ratio of the two.",
+        "checkpoint), median over tasks.",
+        f"Bits per byte tell the state of a run better than accuracy in {len(clear)} of {len(found)} phases "
+        f"({', '.join(clear)}), by the interval over tasks of the ratio of the two.",
     ]
 
     def draw(axes: Axes) -> None:
@@ -448,16 +410,6 @@ def of_demo(path: Path) -> str:
     return f"The demo's series, one run of a million parameters: {counts}. Tokens to the score, the first: {first}.\n"
 
 
-def kendalls_w(values: np.ndarray) -> tuple[float, float]:
-    """(W, p) of the agreement of m raters, values [n, m], corrected for ties (Kendall, Gibbons 1990, ch. 6)."""
-    n, m = values.shape
-    ranks = stats.rankdata(values, axis=0)
-    ties = sum(float((c**3 - c).sum()) for c in (np.unique(column, return_counts=True)[1] for column in values.T))
-    spread = ((ranks.sum(axis=1) - m * (n + 1) / 2) ** 2).sum()
-    w = 12 * spread / (m**2 * (n**3 - n) - m * ties)
-    return float(w), float(stats.chi2.sf(m * (n - 1) * w, n - 1))
-
-
 def jackknife_over_sizes(table: pd.DataFrame) -> dict[str, tuple[float, float]]:
     """Task -> 95 % interval of its mean correlation of levels, by leaving out one size at a time."""
     names = [f"pythia-{size}" for size in SIZES]
@@ -469,6 +421,19 @@ def jackknife_over_sizes(table: pd.DataFrame) -> dict[str, tuple[float, float]]:
     stderr = np.sqrt((count - 1) / count * ((parts - parts.mean()) ** 2).sum())
     half = stats.t.ppf(0.975, count - 1) * stderr
     return {task: (whole[task] - half[task], min(1.0, whole[task] + half[task])) for task in whole.index}
+
+
+def intervals(
+    axes: Axes, value: Any, low: Any, high: Any, names: Sequence, *, at: float | None = None, label: str | None = None
+) -> None:
+    """A point with its interval per row, the first at the top; at: where nothing would lie."""
+    rows = np.arange(len(names))
+    axes.hlines(rows, low, high, color=COLOURS[0])
+    axes.scatter(value, rows, color=COLOURS[0], zorder=3, s=16, label=label)
+    axes.set_yticks(rows, names)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    if at is not None:
+        axes.axvline(at, color="#5c6470", linewidth=1, linestyle=(0, (4, 3)))
 
 
 def between(low: float, high: float) -> str:
@@ -507,20 +472,16 @@ def main() -> None:
     pythia = read_table(folder / "pythia" / "pythia_v1_tidy.csv.gz")
     shots = {n: pythia[pythia["series"].str.endswith(f"({n}-shot)")] for n in (0, 5)}
     shots = {n: part.assign(series=part["series"].str.removesuffix(f" ({n}-shot)")) for n, part in shots.items()}
-    facts = {
-        model["size"]: model for model in json.loads((folder / "olmo-ladder/model_facts.json").read_text())["models"]
-    }
-    files = [
-        path for path in (folder / "olmo-ladder").glob("*.csv") if "rerun" not in path.stem and "0.5x" not in path.stem
-    ]
-    ladder = read_table(sorted(files))
+    models = json.loads((folder / "olmo-ladder/model_facts.json").read_text())["models"]
+    files = sorted((folder / "olmo-ladder").glob("*.csv"))
+    ladder = read_table([path for path in files if "rerun" not in path.stem and "0.5x" not in path.stem])
     olmo = ladder[ladder["series"] == "peteish7_eval_full"]
     findings = [
         task_prediction(shots[0], olmo, read_table(folder / "published" / "baichuan2_7b.csv")),
         cross_domain(shots[0], olmo),
         strategy(shots[5]),
         scale_gap(shots[0], read_table(folder / "openllama_readme.csv")),
-        laws(ladder, facts),
+        laws(ladder, {model["size"]: model for model in models}),
         across_sizes(shots[0]),
         watching(olmo),
     ]
@@ -533,14 +494,11 @@ def write(findings: Sequence[Finding], out: Path, demo: str) -> None:
     figures.mkdir(parents=True, exist_ok=True)
     text = [
         "# The Fine Line's findings on public series\n",
-        "The paper (Yang et al. 2024, arXiv 2404.01204) reads the training of large language models from "
-        "scores at many "
-        "checkpoints. This page asks what public checkpoint series say of each finding: Pythia (70m to "
-        "12b), OLMo's ladder "
-        "(190M to 3B) and OLMo-2 7B, Baichuan2 7B (read off its report's figure), OpenLLaMA (its README). "
-        "It is made by "
-        "`configs/reproduce/the_fine_line.py`; its numbers are computed there with the statistics of "
-        "[Analysis](analyze.md).\n",
+        "The paper (Yang et al. 2024, arXiv 2404.01204) reads the training of large language models from scores at "
+        "many checkpoints. This page asks what public checkpoint series say of each finding: Pythia (70m to 12b), "
+        "OLMo's ladder (190M to 3B) and OLMo-2 7B, Baichuan2 7B (read off its report's figure), OpenLLaMA (its "
+        "README). It is made by `configs/reproduce/the_fine_line.py`; its numbers are computed there with the "
+        "statistics of [Analysis](analyze.md).\n",
         "A verdict needs an interval or a test that can say no; where the public tables cannot decide, "
         "the page says so.\n",
         markdown(pd.DataFrame({"finding": [f.title for f in findings], "verdict": [f.verdict for f in findings]}))

@@ -1,4 +1,4 @@
-"""What is made of scores: `fineline analyze`, and lm-eval's files by `fineline export-scores`."""
+"""What is made of scores: `fineline show`, `fineline analyze`, and lm-eval's files by `fineline export-scores`."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,6 +9,33 @@ from fineline_jax import interface
 from fineline_jax.errors import UserError
 from fineline_jax.folder_lock import writing
 from fineline_jax.text_table import amount, counted
+
+
+def show(
+    scores: Annotated[Positional[Path], arg(metavar="SCORES|RESULTS")],
+    task: tuple[str, ...] = (),
+    last: int = 2,
+) -> None:
+    """Print the last scores of each series, with standard errors, and the change from the checkpoint before.
+
+    Args:
+        scores: Folder of `fineline score`, result tree of lm-eval and other tools, or a table.
+        task: Only these tasks, with all of their metrics; mmlu_* for all that begin so.
+        last: Checkpoints that are shown.
+    """
+    if last < 1:
+        raise UserError(f"--last {last} must be at least 1")
+    from fineline_jax.scoring.metrics import latest
+
+    if (scores / "pack" / "manifest.json").is_file():
+        print(latest.of_scores(scores, task, last))
+        return
+    from fineline_jax.trajectories.readers.options import ReadOptions
+    from fineline_jax.trajectories.table import read_parts
+
+    # no axis is drawn: tokens may be unknown
+    frames = [frame for _, frame in read_parts(scores, ReadOptions(tokens_per_step=float("nan")))]
+    print(latest.of_tables(frames, str(scores), task, last))
 
 
 def analyze(
@@ -22,6 +49,10 @@ def analyze(
     tasks_table: Path | None = None,
     until: str | None = None,
     to_score: tuple[str, ...] = (),
+    ceiling: float | None = None,
+    group: str | None = None,
+    event: tuple[str, ...] = (),
+    pick: int = 0,
     figure_style: str = "screen",
 ) -> None:
     """Tables, statistics and curves of scores: report.html, findings.json, figures.
@@ -38,6 +69,11 @@ def analyze(
         until: Leave out checkpoints of more tokens, such as 300B: one horizon for all series.
         to_score: The score that tokens are counted to: a share of the way from guessing to perfect (default 0.5), or
             TASK=SCORE and METRIC=SCORE.
+        ceiling: The highest score that can be reached, instead of 1, where no column `ceiling` says it.
+        group: FACET=FIELD,… such as size=model.width,batch=batch.sequences: what distinguishes the arms of --runs, by
+            fields of their recipes, parameters or flops_per_token; runs alike in these are the seeds of an arm.
+        event: NAME=TOKENS: what happened in training, beside what the schedules of --runs say; the change is measured.
+        pick: Documents of each task that item response picks: the fewest that say how able a checkpoint is.
         figure_style: Of the figures: screen, paper or slides, with a width in inches as in paper:3.25.
     """
     labels = dict[str, Path]()
@@ -51,17 +87,26 @@ def analyze(
     print(
         interface.analyze(
             scores, out, runs=runs, title=title, tokens_per_step=tokens_per_step, percent=percent, labels=labels,
-            tasks_table=tasks_table, until=None if until is None else _tokens(until), to_score=_score(to_score),
+            tasks_table=tasks_table, until=None if until is None else _tokens("--until", until),
+            to_score=_score(to_score), ceiling=ceiling, group=group, events=_events(event), pick=pick,
             figure_style=figure_style,
         )
     )  # fmt: skip
 
 
-def _tokens(text: str) -> float:
+def _tokens(option: str, text: str) -> float:
     try:
         return amount(text)
     except ValueError:
-        raise UserError(f"--until {text}: is no number of tokens; write 300B, 1.5T or 300000000000") from None
+        raise UserError(f"{option} {text}: is no number of tokens; write 300B, 1.5T or 300000000000") from None
+
+
+def _events(texts: tuple[str, ...]) -> dict[str, float]:
+    named = [text.rpartition("=") for text in texts]
+    for text, (name, _, _) in zip(texts, named, strict=True):
+        if not name:
+            raise UserError(f"--event {text}: write NAME=TOKENS, such as decay=300B")
+    return {name: _tokens(f"--event {name}", tokens) for name, _, tokens in named}
 
 
 def _score(texts: tuple[str, ...]) -> float | dict[str, float]:

@@ -19,16 +19,20 @@ from fineline_jax.facts.score_table import COLUMNS, KEY, NUMBERS, TEXT
 from fineline_jax.facts.tasks import chance_of, task_of
 from fineline_jax.trajectories.codes import codes_of, each
 from fineline_jax.trajectories.csv_cells import write_csv
-from fineline_jax.trajectories.readers.files import read_file
+from fineline_jax.trajectories.readers.files import DRAWS_FILE, read_file
 from fineline_jax.trajectories.readers.options import ReadOptions
 
 log = logging.getLogger(__name__)
 _ALIASES = {"model": "series", "acc_stderr": "stderr", "revision": "checkpoint"}
 _SETTINGS = ("shots", "limit")
 """Columns of tables being read: scores that differ in them are of different curves."""
-OPTIONAL = ("chance_from", "score", "resampled")
-"""Columns that a table may have beside COLUMNS: where the chance level is from, the score that the tokens to a fixed
-score are counted to, and arrays [draws] of a bootstrap over documents minus the value."""
+OPTIONAL = {
+    "chance_from": "text", "score": "number", "ceiling": "number", "arm": "text", "seed": "text",
+    "parameters": "number", "flops_per_token": "number", "resampled": "arrays",
+}  # fmt: skip
+"""Columns that a table may have beside COLUMNS: where the chance level is from; the score that the tokens to a fixed
+score are counted to, and the highest that can be reached; what was changed in a run and which replicate it is; its size
+and training FLOPs per token; arrays [draws] of a bootstrap over documents minus the value."""
 Part = tuple[str, pd.DataFrame]
 """(what names it in errors, a table)."""
 
@@ -171,13 +175,17 @@ def _checked(frame: pd.DataFrame, source: str) -> pd.DataFrame:
         out[name] = _numbers(frame, name, source)
     if "stderr_missing" in frame:
         out["stderr_missing"] = frame["stderr_missing"].to_numpy(bool)
-    if "chance_from" in frame:
-        out["chance_from"] = frame["chance_from"].fillna("").astype("str")
-    if "score" in frame:
-        out["score"] = _numbers(frame, "score", source)
-    if "resampled" in frame:
-        out["resampled"] = frame["resampled"]
+    for name, kind in OPTIONAL.items():
+        if name in frame:
+            column = frame[name]
+            numbers = kind == "number"
+            out[name] = _numbers(frame, name, source) if numbers else column if kind == "arrays" else _text(column)
     return out
+
+
+def _text(column: pd.Series) -> pd.Series:
+    """Whole numbers, such as seeds beside empty cells, are written without a point."""
+    return each(column, lambda cell: "" if pd.isna(cell) else f"{cell:g}" if isinstance(cell, float) else str(cell))
 
 
 def _without_missing(frame: pd.DataFrame, source: str) -> pd.DataFrame:
@@ -280,16 +288,31 @@ def _with_tasks(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     guessed = each(table["metric"], lambda metric: metric_of(metric).chance == "task")
     table["chance"] = given.where(given.notna() & guessed, table["chance"])
     table["n"] = table["n"].fillna(table["task"].map(tasks["n"]))
+    if "ceiling" in tasks:
+        given = table["task"].map(_numbers(tasks, "ceiling", f"--tasks-table {path}"))
+        table["ceiling"] = given.where(guessed, table.get("ceiling", np.nan))
     return table
 
 
 def _with_score(table: pd.DataFrame, options: ReadOptions) -> pd.DataFrame:
-    """The table with a column `score`, where the options state one."""
-    if options.share is None and not options.scores:
+    """The table with a column `score`, where the options state one, or a ceiling to count the way to."""
+    if options.share is None and options.ceiling is None and not options.scores and "ceiling" not in table:
         return table
-    scores = pd.Series(np.nan, index=table.index)
-    if options.share is not None:
-        scores = table["chance"] + options.share * (1 - table["chance"])
+    scores = table["score"] if "score" in table else pd.Series(np.nan, index=table.index)
+    highest = table["ceiling"] if "ceiling" in table else scores * np.nan
+    highest = highest.fillna(np.nan if options.ceiling is None else options.ceiling)
+    bad = (highest <= table["chance"]) | (highest > 1)
+    if bad.any():
+        row = table[bad].iloc[0]
+        raise UserError(
+            f"ceiling {highest[bad].iloc[0]:g} of {row['task']}: must be above its chance level {row['chance']:g} and "
+            "at most 1; mend --ceiling or the column 'ceiling'"
+        )
+    if options.share is not None or highest.notna().any():
+        half = 0.5 if options.share is None else options.share
+        counted = table["chance"] + half * (highest.fillna(1.0) - table["chance"])
+        stated = options.share is not None or options.ceiling is not None  # else what the table says counts first
+        scores = counted.fillna(scores) if stated else scores.fillna(counted)
     for name, score in options.scores.items():
         meant = (table["metric"] == name) | ((table["task"] == name) & table["chance"].notna())
         if not meant.any():
@@ -320,9 +343,14 @@ def _with_stderr(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_table(table: pd.DataFrame, folder: Path) -> None:
-    """Write `tidy.csv` and `tidy.parquet` into `folder`, each complete or not at all."""
+    """Write `tidy.csv` and `tidy.parquet` into `folder`, each complete or not at all, and DRAWS_FILE where there are
+    draws: all that a later analysis needs for the same verdicts."""
     folder.mkdir(parents=True, exist_ok=True)
-    table = table[list(COLUMNS)]
+    (folder / DRAWS_FILE).unlink(missing_ok=True)
+    if "resampled" in table:
+        with atomic_file(folder / DRAWS_FILE) as partial:
+            table[[*KEY, "resampled"]].dropna().to_parquet(partial, index=False)
+        table = table.drop(columns="resampled")
     with atomic_file(folder / "tidy.csv") as partial:
         write_csv(table, partial)
     with atomic_file(folder / "tidy.parquet") as partial:

@@ -1,5 +1,7 @@
 """When a curve that may only rise reaches a value: the isotonic fit, and its crossings without computing the fit."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy import optimize
 
@@ -20,13 +22,38 @@ def crossing(values: np.ndarray, weights: np.ndarray, tokens: np.ndarray, target
     cumulative sum of weight x (value - target) has its first minimum (the switch relation: Groeneboom, Jongbloed 2014,
     Nonparametric Estimation under Shape Constraints, 3.3). The slopes on both sides of that point are the fit there.
     """
+    sums, mass, aims = _sums(values, weights, targets)
+    return np.stack([_crossing(sums, mass, tokens, aims[..., i, None]) for i in range(targets.shape[-1])], axis=-1)
+
+
+def crossing_ranks(
+    values: np.ndarray, weights: np.ndarray, tokens: np.ndarray, targets: np.ndarray, ranks: Sequence[int]
+) -> np.ndarray:
+    """[ranks, T]: each column of `crossing` sorted, of it the entries of these ranks (from 0); inf, last, if never.
+
+    values [N, C], targets [N, T]. A row crosses between checkpoints k - 1 and k of its first minimum k, so only rows
+    with the k of a wanted rank are followed further.
+    """
+    sums, mass, aims = _sums(values, weights, targets)
+    found = np.empty((len(ranks), targets.shape[-1]))
+    for i in range(targets.shape[-1]):
+        firsts = np.argmin(sums - aims[:, i, None] * mass, axis=-1)
+        in_order = np.sort(firsts)
+        for j, rank in enumerate(ranks):
+            rows = np.flatnonzero(firsts == in_order[rank])
+            at = np.sort(_crossing(sums[rows], mass, tokens, aims[rows, i, None]))
+            found[j, i] = at[rank - np.searchsorted(in_order, in_order[rank])]
+    return np.where(np.isnan(found), np.inf, found)
+
+
+def _sums(values: np.ndarray, weights: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(cumulative sums of weight x (value - mean) [..., C + 1], cumulative weights [C + 1], targets less the mean)."""
     weights = (weights / weights.mean()).astype(values.dtype)
     centre = values.mean(axis=-1, keepdims=True)
     zero = np.zeros((*values.shape[:-1], 1), values.dtype)
     sums = np.concatenate([zero, np.cumsum(weights * (values - centre), axis=-1)], axis=-1)
     mass = np.concatenate([zero[..., 0].ravel()[:1], np.cumsum(weights)])
-    aims = (targets - 1e-12).astype(values.dtype) - centre
-    return np.stack([_crossing(sums, mass, tokens, aims[..., i, None]) for i in range(targets.shape[-1])], axis=-1)
+    return sums, mass, (targets - 1e-12).astype(values.dtype) - centre
 
 
 def _crossing(sums: np.ndarray, mass: np.ndarray, tokens: np.ndarray, target: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Which checkpoint of which series a result file is about: from revision, path of the model, file and folder names."""
 
+import logging
 import math
 import re
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from typing import NamedTuple
 
 from fineline_jax.errors import UserError
 
+log = logging.getLogger(__name__)
 _STEP = re.compile(r"(?:^|[^a-z])(?:step|global_step|ckpt|checkpoint|iter|iteration|ep\d+-ba)[-_]?(\d+)", re.IGNORECASE)
 _NUMBER = r"(\d+(?:\.\d+)?)\s*([KMBT])"
 # "tokens4B", or "4B-tokens", "4Btok", "4Bt" as a word of its own: 1MtokBS is no amount of training but a batch size
@@ -16,12 +18,6 @@ _UNIT = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 _STAGE = re.compile(r"(?:^|[^a-z])stage([2-9])(?:-ingredient(\d+))?", re.IGNORECASE)
 _PYTHIA_BATCH = 1024 * 2048  # tokens per step of every Pythia v1 model (EleutherAI/pythia README)
 _PYTHIA_ABLATION = re.compile(r"-(\d+(?:\.\d+)?)MtokBS", re.IGNORECASE)  # batch-size ablations name theirs
-STAGE_2_STARTS = {
-    "olmo-2-1124-7b": 3_895_023_632_384,
-    "olmo-2-1124-13b": 5_000_088_518_656,
-    "olmo-2-0425-1b": 4_000_021_741_568,
-}
-"""Tokens of stage 1, which the names of stage 2 do not count (configs/series/olmo_2_stage2.yaml)."""
 _LEAVES = {"hf", "model", "weights", "safetensors", "huggingface"}  # folders inside one that is named
 _INSIDE_A_CHECKPOINT = 2  # folders below the one that is named after the step: step_3000/hf, step_3000/hf/model
 
@@ -41,10 +37,13 @@ def identify(file: Path, model: str, revision: str, *, root: Path, tokens_per_st
 
     model: name or path of the model as the file gives it, may be empty. The first of these that names a step or an
     amount of tokens says it: revision, the last folders of the model's path, the file's name, its folders below `root`.
-    A later stage of training is a series of its own; its tokens count from the start of stage 1 where that is known.
-    Raises UserError naming the file.
+    A later stage of training is a series of its own; its tokens count from the start of stage 1 where the series is
+    registered (configs/series), else from its own start, which is said in the log.
+    tokens_per_step: NaN where no tokens are needed. Raises UserError naming the file.
     """
     series, name = next(_candidates(file, model, revision, root), (None, ""))
+    if series is None and tokens_per_step is not None and math.isnan(tokens_per_step):
+        series, name = (model.rstrip("/") or str(file.absolute().parent)).rsplit("/", 1)[-1], revision or "main"
     if series is None:
         raise UserError(
             f"{file}: neither revision, model nor file name says which checkpoint this is "
@@ -53,16 +52,26 @@ def identify(file: Path, model: str, revision: str, *, root: Path, tokens_per_st
     step = step_of(name)
     tokens = _tokens_of(name)
     per_step = tokens_per_step or _tokens_per_step(model)
-    if tokens is None and math.isfinite(step) and (per_step or step == 0):
+    if tokens is None and ((math.isfinite(step) and (per_step or step == 0)) or math.isnan(per_step or 0.0)):
         tokens = step * (per_step or 0.0)
-    if tokens is None:
+    if tokens is None and (tokens := _registered(series, name)) is None:
         raise UserError(
             f"{file}: {name!r} names a step but no tokens; give the tokens of a step with --tokens-per-step"
         )
     if stage := _STAGE.search(name):
-        tokens += STAGE_2_STARTS.get(series.lower(), 0) if stage[1] == "2" else 0
+        if (whole := _registered(series, name)) is None:
+            log.warning("%s: where stage %s of %s starts is not known; its own tokens count", file, stage[1], series)
+        tokens = tokens if whole is None else whole
         series += f" (stage {stage[1]}{', ingredient ' + stage[2] if stage[2] else ''})"
     return Identity(series, name, step, tokens)
+
+
+def _registered(series: str, name: str) -> float | None:
+    """Tokens of the checkpoint by the rules of the released series, None where it is of none."""
+    from fineline_jax.checkpoints.registry.entries import placed
+
+    found = placed(series, name)
+    return None if found is None or found[1].tokens is None else float(found[1].tokens)
 
 
 def step_of(name: str) -> float:

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from fineline_jax.errors import UserError
+from fineline_jax.errors import UserError, reading
+from fineline_jax.facts.score_table import KEY
 from fineline_jax.trajectories.readers.json_files import files_below, json_files, read_json
 from fineline_jax.trajectories.readers.table_files import SUFFIXES, read_table_file
 
 log = logging.getLogger(__name__)
+DRAWS_FILE = "resampled.parquet"
+"""Beside the tidy.csv or tidy.parquet of a report: the columns KEY of its scores, and the arrays `resampled`."""
 
 
 def read_file(path: Path, tokens_per_step: float | None = None) -> list[tuple[Path, pd.DataFrame]]:
@@ -48,9 +51,13 @@ def _tables(path: Path, tokens_per_step: float | None) -> list[tuple[Path, pd.Da
 
 
 def _read(file: Path, tokens_per_step: float | None) -> pd.DataFrame:
-    name = file.name.lower()
+    name, draws = file.name.lower(), file.with_name(DRAWS_FILE)
     if name.endswith(SUFFIXES):
-        return read_table_file(file, tokens_per_step=tokens_per_step)
+        frame = read_table_file(file, tokens_per_step=tokens_per_step)
+        if name not in ("tidy.csv", "tidy.parquet") or not draws.is_file():
+            return frame
+        with reading(draws, "write the report again or remove it", "damaged"):
+            return frame.merge(pd.read_parquet(draws), on=KEY, how="left")
     if name.endswith(".json"):
         return read_json(file, tokens_per_step=tokens_per_step)
     raise UserError(f"{file}: not a table this command reads; use {', '.join(SUFFIXES)} or lm-eval's .json")

@@ -21,5 +21,7 @@ class ReadOptions:
     """Checkpoints of more tokens are left out, so that all series have one horizon."""
     share: float | None = None
     """Of the way from guessing to perfect: the score that tokens are counted to; None: half."""
+    ceiling: float | None = None
+    """The highest score that can be reached, to which the way from guessing is counted; None: 1, or the table's."""
     scores: Mapping[str, float] = field(default_factory=dict)
     """Metric, or task with a chance level -> that score; counts before `share`."""

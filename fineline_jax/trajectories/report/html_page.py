@@ -18,11 +18,14 @@ from plotly.offline import get_plotlyjs
 from fineline_jax import __version__
 from fineline_jax.atomic_files import write_atomic
 from fineline_jax.text_table import counted
+from fineline_jax.trajectories.ablation.sentences import LOSS
+from fineline_jax.trajectories.ablation.sentences import sentences as of_sweep
 from fineline_jax.trajectories.report.figures import draw_figures
-from fineline_jax.trajectories.report.findings import compute, write_results
+from fineline_jax.trajectories.report.findings import Results, compute, write_results
 from fineline_jax.trajectories.report.page_data import first_metric, page_data
 from fineline_jax.trajectories.report.sentences import sentences
 from fineline_jax.trajectories.report.style import FigureStyle
+from fineline_jax.trajectories.runs.facets import BETWEEN_SEEDS, arm_means
 from fineline_jax.trajectories.statistics.domains import domain_curves
 from fineline_jax.trajectories.statistics.dynamics import summarise
 from fineline_jax.trajectories.table import normalise, write_table
@@ -37,22 +40,33 @@ def write_report(
     title: str = "Learning trajectories",
     facts: Mapping[str, Any] | None = None,
     losses: pd.DataFrame | None = None,
+    compared: Results = (),
+    more: Results = (),
+    checked: bool = False,
     figure_style: FigureStyle = FigureStyle(),
 ) -> Path:
     """Write `report.html`, `findings.json`, `tidy` and each statistic as .csv and .parquet, and figures, into `out`.
 
     table: a tidy table (see `table.normalise`); facts: what the footer states about the origin, name → value or
     name → mapping; losses: the run's logged steps with columns `tokens`, `loss` and, where present, `step`,
-    `learning_rate`, `validation_loss/NAME`, `series`; a line need not have a loss.
+    `learning_rate`, `gradient_norm`, `flops`, `validation_loss/NAME`, `series`; a line need not have a loss; compared:
+    statistics of a sweep's arms, which come first, with the validation loss as the metric shown at the start; more:
+    other statistics that are no function of the table alone. Where the table has columns `arm` and `seed`, the page
+    shows the means of arms over their seeds too. checked: the table is one that `table.read_table` gave, with more
+    columns or without.
     Returns the path of `report.html`. Raises UserError for a defect of the tables, naming the column.
     """
-    table = normalise(table)
-    results = compute(table)
+    table = table if checked else normalise(table)
+    results = [*compute(table), *more]
     summary = results[0][1]
-    metric = first_metric(table)
+    metric = LOSS if len(compared) and LOSS in set(table["metric"]) else first_metric(table)
     domains = domain_curves(table)
-    data = page_data(table, summary, domains, summarise(domains) if len(domains) else domains, results, losses)
     said = sentences(summary, results, metric)
+    if found := of_sweep({statistic.name: frame for statistic, frame in compared}):
+        said = {"What the sweep found": found} | said
+    results[1:1] = compared
+    shown = *_with_arms(table, summary), *_with_arms(*_of_domains(table, domains))
+    data = page_data(*shown, results, losses, metric)
     write_table(table, out)
     write_results(results, said, out, title=title)
     pictures = draw_figures(table, results, domains, out / "figures", metric=metric, title=title, style=figure_style)
@@ -75,6 +89,22 @@ def write_report(
     report = out / "report.html"
     write_atomic(report, page)
     return report
+
+
+def _of_domains(table: pd.DataFrame, domains: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The curves of domains, with the arm and seed of their series, and their dynamics."""
+    summary = summarise(domains) if len(domains) else domains
+    who = table[["series", *(name for name in ("arm", "seed") if name in table)]].drop_duplicates("series")
+    return domains.merge(who, on="series", how="left"), summary
+
+
+def _with_arms(table: pd.DataFrame, summary: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Both with the means of arms over their seeds as series of their own, whose column `seed` is empty."""
+    means = arm_means(table) if "arm" in table and len(table) else table.iloc[:0]
+    if means.empty:
+        return table, summary
+    of_means = summarise(means).assign(interval_from=BETWEEN_SEEDS)
+    return pd.concat([table, means], ignore_index=True), pd.concat([summary, of_means], ignore_index=True)
 
 
 def _section(part: tuple[str, list[str]]) -> str:

@@ -20,9 +20,9 @@ _MOST_ROWS = 4000
 """Of a statistic's frame in the page."""
 _SUMMARY = (
     "first_tokens", "last_tokens", "n", "chance", "baseline", "final", "final_stderr", "level", "onset",
-    "onset_outcome",
-    "t50", "t50_low", "t50_high", "t50_outcome", "t90", "t90_low", "t90_high", "t90_outcome", "to_score",
-    "to_score_low", "to_score_high", "to_score_outcome", "snr", "monotonicity", "verdict", "rank",
+    "onset_outcome", "t50", "t50_low", "t50_high", "t50_outcome", "t90", "t90_low", "t90_high", "t90_outcome",
+    "to_score", "to_score_low", "to_score_high", "to_score_outcome", "interval_from", "snr", "monotonicity", "verdict",
+    "rank",
 )  # fmt: skip
 """What the page shows of a curve's dynamics."""
 
@@ -34,9 +34,11 @@ def page_data(
     domain_summary: pd.DataFrame,
     results: Results,
     losses: pd.DataFrame | None,
+    metric: str,
 ) -> dict[str, Any]:
     """Curves refer to series, tasks, domains and metrics by position, and their values are aligned with the checkpoints
-    of their series (null where a checkpoint has no score)."""
+    of their series (null where a checkpoint has no score). metric: the one that is shown first. A
+    series with an empty `seed` is the mean of an arm."""
     series_names, ordered = order_by_size(list(dict.fromkeys(table["series"])))
     domain_names = list(dict.fromkeys(table["domain"]))
     tasks = table.drop_duplicates("task")
@@ -45,6 +47,8 @@ def page_data(
     every = sum(map(len, grids.values()))
     if len(table) > _MOST_SCORES:
         grids = {name: grid.iloc[_spread(len(grid), len(table) // len(grid))] for name, grid in grids.items()}
+    roles, flops = _roles(table), _flops_per_token(table)
+    held = {} if losses is None or losses.empty else _losses_at(table, grids, losses)
     place = {
         "series": {name: i for i, name in enumerate(series_names)},
         "task": {name: i for i, name in enumerate(tasks["task"])},
@@ -54,7 +58,8 @@ def page_data(
     return {
         "series": [
             {"name": name, "checkpoints": list(grids[name]["checkpoint"]), "size": short(size_of(name))}
-            | {"shots": shots_of(name)}
+            | {"shots": shots_of(name), "role": roles.get(name, ""), "flops": short(flops[name])}
+            | {"loss": [short(v) for v in held[name]] if name in held else None}
             | {
                 f"{key}s" if key == "step" else key: [short(v, 9) for v in grids[name][key]]
                 for key in ("step", "tokens")
@@ -69,11 +74,51 @@ def page_data(
             {"name": t, "domain": place["domain"][d]} for t, d in zip(tasks["task"], tasks["domain"], strict=True)
         ],
         "metrics": [vars(metric_of(m)) for m in metric_names],
-        "default_metric": metric_names.index(first_metric(table)),
+        "default_metric": metric_names.index(metric),
         "curves": _curves(table, summary, grids, place),
         "domain_curves": _curves(domains, domain_summary, grids, place, of_domains=True) if len(domains) else [],
-        "statistics": [_statistic(statistic, frame) for statistic, frame in results if frame is not summary],
+        "statistics": [
+            _statistic(statistic, frame) for statistic, frame in results if statistic.name != results[0][0].name
+        ],
         "losses": None if losses is None or losses.empty else loss_curves(losses),
+    }
+
+
+def _roles(table: pd.DataFrame) -> dict[str, str]:
+    """Series -> mean (over the seeds of an arm) or seed (a run of such an arm), of those that are either."""
+    if "seed" not in table:
+        return {}
+    who = table.drop_duplicates("series")[["series", "arm", "seed"]]
+    means = who["seed"].isna()
+    of_arm = who["arm"].isin(who["arm"][means])
+    return {str(name): "mean" if mean else "seed" for name, mean in zip(who["series"][of_arm], means[of_arm])}
+
+
+def _flops_per_token(table: pd.DataFrame) -> dict[str, float]:
+    """By series: what its recipe says, else 6 x the parameters that its name states, else NaN."""
+    stated = table.groupby("series")["flops_per_token"].first() if "flops_per_token" in table else {}
+    names = table["series"].unique()
+    return {name: known if (known := stated.get(name, np.nan)) == known else 6 * size_of(name) for name in names}
+
+
+def _losses_at(table: pd.DataFrame, grids: dict[str, pd.DataFrame], losses: pd.DataFrame) -> dict[str, np.ndarray]:
+    """By series: the first validation loss at its checkpoints, between two measurements linear in log tokens; of an arm
+    the mean over its runs."""
+    curves = {}
+    for name, run in losses.groupby("series" if "series" in losses else lambda _: next(iter(grids))):
+        sets = [column for column in run if str(column).startswith(VALIDATION) and run[column].notna().any()]
+        if sets:
+            measured = run[run[sets[0]].notna()].sort_values("tokens")
+            curves[name] = np.log1p(measured["tokens"].to_numpy(float)), measured[sets[0]].to_numpy(float)
+    runs = {name: [name] for name in grids}
+    for mean in (name for name, role in _roles(table).items() if role == "mean"):
+        arm = table["arm"][table["series"] == mean].iloc[0]
+        runs[mean] = [name for name in table["series"][table["arm"] == arm].unique() if name != mean]
+    at = {name: np.log1p(grid["tokens"].to_numpy(float)) for name, grid in grids.items()}
+    return {
+        name: np.mean([np.interp(at[name], *curves[run], left=np.nan, right=np.nan) for run in of], axis=0)
+        for name, of in runs.items()
+        if curves.keys() >= set(of)
     }
 
 
@@ -174,25 +219,24 @@ def loss_curves(losses: pd.DataFrame) -> list[dict[str, Any]]:
             continue
         step = training["step"] if "step" in training else pd.Series(range(len(training)), index=training.index)
         # as many points for each decade as for each stretch: the reader may look on a log or on a linear axis
-        keep = (
-            np.unique(
-                np.concatenate([f(1, len(training), _LOSS_POINTS) for f in (np.linspace, np.geomspace)]).astype(int)
-            )
-            - 1
-        )
+        points = [f(1, len(training), _LOSS_POINTS) for f in (np.linspace, np.geomspace)]
+        keep = np.unique(np.concatenate(points).astype(int)) - 1
         smooth = pd.Series(_smooth(training["loss"].to_numpy(float)))
         curve: dict[str, Any] = {"series": str(name), "tokens": [short(v, 9) for v in training["tokens"].iloc[keep]]}
         curve["step"] = [short(v, 9) for v in step.iloc[keep]]
         curve["loss"] = [short(v, 5) for v in smooth.iloc[keep]]
         curve["raw_loss"] = [short(v, 5) for v in training["loss"].iloc[keep]]
-        if "learning_rate" in training:
-            curve["learning_rate"] = [short(v, 5) for v in training["learning_rate"].iloc[keep]]
+        for column in ("learning_rate", "gradient_norm"):
+            if column in training:
+                curve[column] = [short(v, 5) for v in training[column].iloc[keep]]
+        if "flops" in training:
+            curve["flops_per_token"] = short(training["flops"].iloc[-1] / training["tokens"].iloc[-1], 9)
         curves.append(curve)
         sets = [str(column) for column in run if str(column).startswith(VALIDATION) and run[column].notna().any()]
         curve["validation"] = [
             {
                 "name": column.removeprefix(VALIDATION),
-                "tokens": [short(v, 9) for v in measured["tokens"]],
+                **{name: [short(v, 9) for v in measured[name]] for name in ("tokens", "step") if name in measured},
                 "loss": [short(v, 5) for v in measured[column]],
             }
             for column in sets

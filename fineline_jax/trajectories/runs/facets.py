@@ -3,11 +3,16 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from scipy import stats
 
 from fineline_jax.errors import UserError
+from fineline_jax.trajectories.ablation.arms import SLACK
 
 SEEDS = ("seed", "data_seed")
+BETWEEN_SEEDS = "seeds"
+"""What the intervals of the mean of an arm hold."""
 NOT_LEARNED = ("name", "checkpoints", "logging", "mesh", "compute", *SEEDS)
 """Fields of a recipe that make no arm of their own: they change nothing that is learned, or are the seed."""
 
@@ -56,6 +61,31 @@ def facets(recipes: Mapping[str, Mapping[str, Any]], group: Mapping[str, str] | 
         names = " and ".join(twice[(twice["arm"] == twice.iloc[0]["arm"])]["series"].astype(str))
         raise UserError(f"{names}: runs of one arm ({twice.iloc[0]['arm']}) and seed; name what differs with --group")
     return frame
+
+
+def arm_means(table: pd.DataFrame) -> pd.DataFrame:
+    """The mean over its seeds as a curve of its own, of each arm that has several, with an interval between seeds.
+
+    table: tidy, with columns arm and seed. Returns a tidy table whose series are the arms,
+    at the tokens that all runs of the arm have. 1.96 times its `stderr` is half of the 95 % interval of the mean:
+    Student's t with the variance between runs of one arm, pooled over the arms that were scored at these tokens.
+    """
+    key = ["arm", "domain", "task", "metric", "tokens"]
+    alike = [name for name in table if name not in (*key, "series", "seed", "value", "stderr", "resampled")]
+    made: dict[str, Any] = {name: (name, "first") for name in alike}
+    made |= {"value": ("value", "mean"), "variance": ("value", "var"), "seeds": ("value", "size")}
+    cells = table.groupby(key, sort=False, observed=True).agg(**made).reset_index()
+    of_arm = cells["arm"].map(table.groupby("arm", observed=True)["series"].nunique())
+    cells = cells[(cells["seeds"] == of_arm) & (of_arm > 1)]
+    # tokens of one moment differ by whole steps between batch sizes
+    moment = (np.log1p(cells["tokens"]) / np.log(SLACK)).round()
+    freedom, squares = cells["seeds"] - 1, cells["variance"] * (cells["seeds"] - 1)
+    by = [cells["domain"], cells["task"], cells["metric"], moment]
+    freedom, squares = (one.groupby(by, sort=False).transform("sum") for one in (freedom, squares))
+    half = stats.t.ppf(0.975, freedom) * np.sqrt(squares / freedom / cells["seeds"])
+    names = cells["arm"] + " (mean of " + cells["seeds"].astype(str) + " seeds)"
+    cells = cells.assign(series=names, stderr=half / 1.96)
+    return cells[[name for name in table if name in cells]]
 
 
 def _flat(recipe: Mapping[str, Any], above: str = "") -> dict[str, Any]:

@@ -14,15 +14,9 @@ FEWEST_SCORES = 3
 
 def defects(table: pd.DataFrame) -> pd.DataFrame:
     """See `DEFECTS`."""
-    rows = [
-        {"series": one.series, "kind": DUPLICATE, "where": one.checkpoint, "metric": "", "also": one.others,
-         "tokens": one.tokens, "scores": one.scores}
-        for one in duplicates(table).itertuples()
-    ]  # fmt: skip
-    for one in degenerate(table).itertuples():
-        rows.append({"series": one.series, "kind": DEGENERATE, "where": one.task, "metric": one.metric, "also": ""}
-                    | {"scores": one.checkpoints})  # fmt: skip
-    return DEFECTS.frame(rows)
+    twice = duplicates(table).rename(columns={"checkpoint": "where", "others": "also"}).assign(kind=DUPLICATE)
+    constant = degenerate(table).rename(columns={"task": "where", "checkpoints": "scores"}).assign(kind=DEGENERATE)
+    return DEFECTS.frame([*twice.to_dict("records"), *constant.to_dict("records")])
 
 
 def duplicates(table: pd.DataFrame) -> pd.DataFrame:
@@ -83,14 +77,29 @@ def without_defects(table: pd.DataFrame) -> pd.DataFrame:
     return table if kept.all() else table[kept]
 
 
+NOT_SCORED = Statistic(
+    "not_scored",
+    "Which checkpoints were left out when scoring?",
+    lambda rows: NOT_SCORED.frame(rows),
+    (
+        *Column.texts(series="the series", checkpoint="the checkpoint"),
+        Column("tokens", "tokens", "its training tokens", "where not known"),
+        Column("why", "", "why it has no scores"),
+    ),
+    "order.json beside the scores, by `fineline score`",
+    definition="Checkpoints that the series has and that no curve here has: what lies between two scored ones was "
+    "judged to be resolved, or scoring was ended.",
+    caveat="A curve is drawn straight over them.",
+)
+
 DEFECTS = Statistic(
     "defects",
     "Which scores measure nothing?",
     defects,
     (
-        Column("series", "", "the series"),
+        *Column.texts(series="the series"),
         Column("kind", "", "same results: as another series at the same tokens; constant answer: stuck at its value"),
-        Column("where", "", "the checkpoint, or the task"),
+        *Column.texts(where="the checkpoint, or the task"),
         Column("metric", "", "the metric of the task", "of checkpoints"),
         Column("also", "", "the series with the same results", "of tasks"),
         Column("tokens", "tokens", "tokens of the checkpoint", "of tasks"),

@@ -5,6 +5,8 @@ at its last checkpoint gets no t50 and no t90, because a share of a value that i
 falls says so. The clock that compares runs of different length and size is the number of tokens to a fixed score.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,10 @@ from scipy import stats
 from fineline_jax.facts.metrics import metric_of
 from fineline_jax.trajectories.codes import codes_of
 from fineline_jax.trajectories.curves.curve import CHANCE, Curve, Findings, Z, examine, stuck
-from fineline_jax.trajectories.curves.isotonic import crossing, fit
+from fineline_jax.trajectories.curves.isotonic import crossing, crossing_ranks, fit
 from fineline_jax.trajectories.curves.smooth import end_level
 from fineline_jax.trajectories.statistics.columns import Column, Statistic
+from fineline_jax.trajectories.statistics.inference import false_discovery
 
 CLEAR_RISE_SNR = 5.0  # where no standard error allows a test, a rise must exceed this many noise SDs to count
 SETTLED_FACTOR = 2.0  # t90 counts as reached only if training then went on for this factor of tokens
@@ -54,6 +57,8 @@ _Interval = tuple[float, float, float]
 """Time, lower and upper end."""
 _NOWHERE: _Interval = (_NAN, _NAN, _NAN)
 _KEY = ["series", "domain", "task", "metric"]
+_Normals = Callable[[int], np.ndarray]
+"""Standard normal numbers [draws, C], the same for every curve of C checkpoints."""
 
 
 def summarise(table: pd.DataFrame, *, draws: int = 200, seed: int = 0) -> pd.DataFrame:
@@ -68,9 +73,9 @@ def summarise(table: pd.DataFrame, *, draws: int = 200, seed: int = 0) -> pd.Dat
     tests = [examine(curve) for _, curve, _, _ in curves]
     constant = [stuck(curve.values, curve.n) for _, curve, _, _ in curves]
     family = codes_of(pd.DataFrame([key for key, _, _, _ in curves], columns=_KEY), ["series", "metric"])
-    rises = false_discoveries(np.where(constant, _NAN, [one.rise_p for one in tests]), family)
-    falls = false_discoveries(np.where(constant, _NAN, [one.fall_p for one in tests]), family)
-    normals = _Normals(draws, seed)
+    rises = false_discovery(np.where(constant, _NAN, [one.rise_p for one in tests]), family)
+    falls = false_discovery(np.where(constant, _NAN, [one.fall_p for one in tests]), family)
+    normals = functools.cache(lambda count: np.random.default_rng(seed).standard_normal((draws, count)))
     rows = []
     for i, ((key, curve, log, score), one) in enumerate(zip(curves, tests, strict=True)):
         better = metric_of(key["metric"]).better
@@ -80,48 +85,6 @@ def summarise(table: pd.DataFrame, *, draws: int = 200, seed: int = 0) -> pd.Dat
         row = _row(curve, one, rises[i], falls[i], constant[i], target, normals)
         rows.append(key | _as_given(row, better, log))
     return _ranked(DYNAMICS.frame(rows))
-
-
-def summarise_curve(
-    tokens: np.ndarray,
-    values: np.ndarray,
-    stderr: np.ndarray,
-    *,
-    chance: float = _NAN,
-    n: float = _NAN,
-    better: int = +1,
-    target: float = _NAN,
-    deviations: np.ndarray | None = None,
-    draws: int = 200,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """The dynamics of one curve as a dict with the columns of `DYNAMICS` but its key and rank.
-
-    All arrays [C], tokens non-decreasing; `better` is -1 for losses and perplexities; target: of `to_score`, by default
-    half of the way from chance to 1; deviations: [draws, C] of a bootstrap over documents.
-    """
-    turned = None if deviations is None else better * deviations
-    curve = Curve(tokens, better * values, stderr, better * chance, CHANCE, n, turned)
-    tests = examine(curve)
-    target = better * ((1 + chance) * HALFWAY if np.isnan(target) else target)
-    row = _row(curve, tests, tests.rise_p, tests.fall_p, False, target, _Normals(draws, seed))
-    return _as_given(row, better, False)
-
-
-def false_discoveries(p: np.ndarray, family: np.ndarray) -> np.ndarray:
-    """p-values adjusted within each family by Benjamini, Hochberg 1995 (J. R. Stat. Soc. B 57:289); NaN stays NaN."""
-    adjusted = np.full(len(p), _NAN)
-    for members in _split(family):
-        tested = members[np.isfinite(p[members])]
-        if len(tested):
-            adjusted[tested] = stats.false_discovery_control(p[tested])
-    return adjusted
-
-
-def _split(codes: np.ndarray) -> list[np.ndarray]:
-    """Positions of each code, in the order of positions."""
-    order = np.argsort(codes, kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(codes[order])) + 1) if len(codes) else []
 
 
 def _curves(table: pd.DataFrame) -> list[tuple[dict[str, str], Curve, bool, float]]:
@@ -154,19 +117,6 @@ def _curves(table: pd.DataFrame) -> list[tuple[dict[str, str], Curve, bool, floa
         )
         made.append((key, curve, log, float(optional["score"][end - 1]) if "score" in optional else _NAN))
     return made
-
-
-class _Normals:
-    """Standard normal numbers [draws, C], the same for every curve of C checkpoints."""
-
-    def __init__(self, draws: int, seed: int) -> None:
-        self.draws, self.seed = draws, seed
-        self.made: dict[int, np.ndarray] = {}
-
-    def of(self, count: int) -> np.ndarray:
-        if count not in self.made:
-            self.made[count] = np.random.default_rng(self.seed).standard_normal((self.draws, count))
-        return self.made[count]
 
 
 def _row(
@@ -219,7 +169,7 @@ def _row(
 
     spearman = _NAN
     if count >= 3 and np.ptp(curve.values) > 0 and np.ptp(curve.tokens) > 0:
-        spearman = float(np.corrcoef(_ranks(curve.tokens), _ranks(curve.values))[0, 1])
+        spearman = float(np.corrcoef(*map(stats.rankdata, (curve.tokens, curve.values)))[0, 1])
     way = target - (baseline if np.isnan(curve.chance) else curve.chance)
     row: dict[str, Any] = {
         "checkpoints": count, "first_tokens": float(curve.tokens[0]), "last_tokens": float(curve.tokens[-1]),
@@ -232,20 +182,12 @@ def _row(
         row |= {name: time, f"{name}_low": low, f"{name}_high": high, f"{name}_outcome": outcomes[name]}
     row |= {"interval_from": ascent.source if any(np.isfinite(t[1]) for t in times.values()) else ""}
     if fell:
-        row |= {"peak": level_at(curve, tests.peak), "peak_tokens": float(curve.tokens[tests.peak])}
+        row |= {
+            "peak": float(curve.values[tests.peak - 1 : tests.peak + 2].mean()),
+            "peak_tokens": float(curve.tokens[tests.peak]),
+        }
         row |= {"fall": tests.fall, "fall_stderr": tests.fall_stderr, "fall_q": fall_q}
     return row | {"noise": noise, "snr": snr, "monotonicity": spearman, "verdict": verdict}
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ties have their mean rank."""
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[place]
-
-
-def level_at(curve: Curve, middle: int) -> float:
-    """Mean of three checkpoints."""
-    return float(curve.values[middle - 1 : middle + 2].mean())
 
 
 class _Ascent:
@@ -275,14 +217,14 @@ class _Ascent:
         if self.curve.deviations is not None:
             sample = self.curve.deviations[:, :until]
         elif self.normals is not None:
-            sample = self.normals.of(len(self.error))[:, :until] * np.nan_to_num(self.error[:until])
+            sample = self.normals(len(self.error))[:, :until] * np.nan_to_num(self.error[:until])
         else:
             return [(float(time), _NAN, _NAN) for time in times]
         drawn = (fit(values, weights) + sample).astype(np.float32)
         aims = np.tile(targets, (len(drawn), 1))
         aims[:, :-1] = baseline + shares * (end_level(drawn, tokens)[:, None] - baseline)
-        at = np.sort(crossing(drawn, weights, tokens, aims), axis=0)  # NaN, never, comes last
-        low, high = np.where(np.isnan(at), np.inf, at)[[round(q * (len(at) - 1)) for q in (0.025, 0.975)]]
+        ranks = [round(q * (len(drawn) - 1)) for q in (0.025, 0.975)]
+        low, high = crossing_ranks(drawn, weights, tokens, aims, ranks)
         low, high = np.fmin(low, times), np.fmax(high, times)
         return [(float(times[i]), float(low[i]), float(high[i])) for i in range(len(times))]
 
@@ -349,13 +291,10 @@ def _ranked(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _time(name: str, meaning: str, empty: str) -> tuple[Column, ...]:
-    ends = (f"{name}_low", f"{name}_high")
-    return (
-        Column(name, "tokens", meaning, empty, interval=ends),
-        Column(ends[0], "tokens", f"lower end of its 95 % interval; without {name} a lower bound", "without errors"),
-        Column(ends[1], "tokens", "upper end; infinite where nothing bounds it", "without errors"),
-        Column(f"{name}_outcome", "", f"reached, or why there is no {name}"),
-    )
+    bound = f"without {name}: low is a lower bound, high infinite"
+    outcome = Column(f"{name}_outcome", "", f"reached, or why there is no {name}")
+    low, high = Column.ends("tokens", "without errors", bound, prefix=f"{name}_")
+    return Column(name, "tokens", meaning, empty, (low.name, high.name)), low, high, outcome
 
 
 _SHARE = "tokens at which the isotonic fit reaches {} % of the way from baseline to level"
@@ -364,10 +303,7 @@ DYNAMICS = Statistic(
     "What was learned when?",
     summarise,
     (
-        Column("series", "", "the series"),
-        Column("domain", "", "the task's domain"),
-        Column("task", "", "the task"),
-        Column("metric", "", "the metric"),
+        *Column.texts(series="the series", domain="the task's domain", task="the task", metric="the metric"),
         Column("checkpoints", "1", "checkpoints of the curve"),
         Column("first_tokens", "tokens", "tokens of the first"),
         Column("last_tokens", "tokens", "tokens of the last"),

@@ -8,12 +8,13 @@ const count = (n, thing) => `${n} ${thing}${n === 1 ? "" : "s"}`;
 const state = {
   metric: data.default_metric, axis: "log", series: data.ordered ? data.series.length - 1 : 0, sort: ["rank", 1], hidden: new Set(),
   rows: data.tasks.length > 45 && data.domains.length > 1 ? "domains" : "tasks", shade: "chance",
-  view: many ? (data.tasks.length > 24 ? "means" : "task") : "domain", scale: "raw", search: "", domain: "", size: "", shots: "", all: false,
+  of: data.series.some((s) => s.role === "mean") ? "means" : "runs", x: "tokens",
+  view: many ? (data.tasks.length > 24 ? "means" : "task") : "domain", scale: "raw", against: "tokens", search: "", domain: "", size: "", shots: "", all: false,
 };
 
 // ---- the view in the address: what differs from the first view, by names
 const START = { ...state };
-const WORDS = { axis: ["log", "linear"], rows: ["tasks", "domains"], shade: ["chance", "share"], view: ["domain", "task", "means"], scale: ["raw", "normal"] };
+const WORDS = { axis: ["log", "linear"], rows: ["tasks", "domains"], shade: ["chance", "share"], view: ["domain", "task", "means"], of: ["means", "runs"], x: ["tokens", "steps", "flops", "loss"], scale: ["raw", "normal"], against: ["tokens", "step", "flops"] };
 function remember() {
   const view = new URLSearchParams();
   for (const key of [...Object.keys(WORDS), "search", "domain", "size", "shots"]) if (state[key] !== START[key]) view.set(key, state[key]);
@@ -33,7 +34,11 @@ recall();
 
 // ---- what the reader's search and filters leave
 const sizeName = (size) => (size === null ? "" : size >= 1e9 ? size / 1e9 + "B" : size / 1e6 + "M");
-const seriesShown = (i) => !state.hidden.has(i) && (!state.size || sizeName(data.series[i].size) === state.size) && (!state.shots || data.series[i].shots === state.shots);
+// Of runs that differ in their seeds alone either their mean is shown, or they are.
+const roleShown = (i) => data.series[i].role !== (state.of === "means" ? "seed" : "mean");
+const seriesShown = (i) => roleShown(i) && seriesKept(i);
+const seriesKept = (i) => !state.hidden.has(i) && (!state.size || sizeName(data.series[i].size) === state.size) && (!state.shots || data.series[i].shots === state.shots);
+if (!roleShown(state.series)) state.series = Math.max(0, data.series.findIndex((_, i) => roleShown(i)));
 const found = (text) => state.search.toLowerCase().split(/\s+/).every((word) => text.toLowerCase().includes(word));
 const domainOf = (curve) => curve.domain ?? data.tasks[curve.task].domain;
 function shown(curve) {
@@ -141,6 +146,7 @@ function draw(node, traces, layout, label) {
   if (node.dataset.wired) return;
   node.dataset.wired = "1";
   node.on("plotly_relayout", (change) => {
+    if (node.ownAxis) return;
     if (!Object.keys(change).some((k) => k.startsWith("xaxis.range") || k === "xaxis.autorange")) return;
     const range = change["xaxis.autorange"] ? axisRange() : node.layout.xaxis.range;
     const ticks = tickTokens(range, node.clientWidth - 60);

@@ -1,32 +1,46 @@
 "use strict";
 // The controls, the loss curve, the table of numbers; then everything is drawn once.
 
+// What the losses are drawn against: training tokens, optimizer steps, or FLOPs, where the log has them.
+const AGAINST = [["tokens", "tokens", "training tokens"], ["step", "steps", "optimizer steps"], ["flops", "FLOPs", "training FLOPs"]];
+function alongRun(run, of, key) {
+  const list = key === "flops" ? of.tokens.map((t) => t * run.flops_per_token) : of[key];
+  if (key !== "tokens") return list.map((v) => (state.axis === "linear" || v > 0 ? v : null));
+  // on the log axis what lies before the place of 0 has no room
+  return list.map((t) => (state.axis === "linear" || t === 0 || Math.log10(t) > zeroAt ? place(t) : null));
+}
+
 function drawTraining() {
   if (!data.losses) return;
   document.getElementById("training-section").hidden = false;
-  const node = document.getElementById("training"), traces = [], rates = data.losses.some((l) => l.learning_rate);
+  const node = document.getElementById("training"), traces = [], several = data.losses.length > 1, crowded = data.losses.length > 4, key = state.against;
+  const rows = [["learning_rate", "learning rate"], ["gradient_norm", "gradient norm"]].filter(([name]) => data.losses.some((l) => l[name]));
   data.losses.forEach((run, i) => {
-    // on the log axis what lies before the place of 0 has no room
-    const seen = (t) => (state.axis === "linear" || t === 0 || Math.log10(t) > zeroAt ? place(t) : null);
-    const x = run.tokens.map(seen), tint = colour(i), name = run.series ? run.series + " " : "";
+    const at = data.series.findIndex((s) => s.name === run.series);
+    if (at >= 0 && !seriesKept(at)) return;
+    const x = alongRun(run, run, key), known = several && at >= 0, tint = known ? seriesColour(at) : colour(i), dash = DASHES[known ? seriesDash(at) % DASHES.length : 0], name = run.series ? run.series + " " : "";
     const hover = (label, list) => list.map((v, j) => `${escape(name)}${label} ${isNumber(v) ? Number(v.toPrecision(4)) : "–"}<br>${formatTokens(run.tokens[j])} tokens · step ${run.step[j]}`);
-    if (run.raw_loss) traces.push({ type: "scatter", mode: "lines", x, y: run.raw_loss, line: { color: alpha(tint, 0.3), width: 1 }, hoverinfo: "skip", showlegend: false });
-    traces.push({ type: "scatter", mode: "lines", x, y: run.loss, name: name + "training loss", line: { color: tint, width: 2 }, text: hover("training loss", run.loss), hovertemplate: "%{text}<extra></extra>" });
+    const line = (y, label, more) => traces.push({ type: "scatter", mode: "lines", x, y, name: name + label, line: { color: tint, width: 2, dash }, text: hover(label, y), hovertemplate: "%{text}<extra></extra>", ...more });
+    if (run.raw_loss && !crowded) traces.push({ type: "scatter", mode: "lines", x, y: run.raw_loss, line: { color: alpha(tint, 0.3), width: 1 }, hoverinfo: "skip", showlegend: false });
+    line(run.loss, "training loss", crowded ? { showlegend: false } : {});
     run.validation.forEach((set, j) => {
-      const mark = data.losses.length > 1 ? tint : colour(1 + j), { tokens, loss } = set, label = `${name}validation loss, ${set.name}`;
-      traces.push({ type: "scatter", mode: "markers+lines", x: tokens.map(seen), y: loss, name: label, line: { color: mark, width: 1, dash: DASHES[(2 + j) % DASHES.length] }, marker: { size: 8, color: mark, line: { color: css("--card"), width: 1.4 } },
+      const mark = several ? tint : colour(1 + j), { tokens, loss } = set, label = `${name}validation loss, ${set.name}`;
+      traces.push({ type: "scatter", mode: "markers+lines", x: alongRun(run, set, key), y: loss, name: label, showlegend: !crowded, line: { color: mark, width: 1, dash: DASHES[(2 + j) % DASHES.length] }, marker: { size: crowded ? 6 : 8, color: mark, line: { color: css("--card"), width: 1.4 } },
         text: loss.map((v, k) => `${escape(label)} ${Number(v.toPrecision(4))}<br>${formatTokens(tokens[k])} tokens`), hovertemplate: "%{text}<extra></extra>" });
     });
-    if (run.learning_rate) traces.push({ type: "scatter", mode: "lines", x, y: run.learning_rate, yaxis: "y2", name: name + "learning rate", showlegend: false, line: { color: data.losses.length > 1 ? tint : css("--soft"), width: 1.8 }, text: hover("learning rate", run.learning_rate), hovertemplate: "%{text}<extra></extra>" });
+    rows.forEach(([field, label], k) => run[field] && line(run[field], label, { yaxis: "y" + (k + 2), showlegend: false, line: { color: several ? tint : css("--soft"), width: several ? 1.2 : 1.8, dash } }));
   });
-  const ticks = [...new Set(data.series.flatMap((s) => s.tokens))];
+  const ticks = key === "tokens" ? [...new Set(data.series.flatMap((s) => s.tokens))] : [];
   const shapes = ticks.length > 400 ? [] : ticks.map((t) => ({ type: "line", xref: "x", x0: place(t), x1: place(t), yref: "paper", y0: 0, y1: 0.03, line: { color: css("--accent"), width: 1.5 } }));
   const y = (text, extra) => ({ gridcolor: css("--grid"), zeroline: false, tickfont: { size: 11.5 }, title: { text, font: { size: 12 } }, automargin: true, fixedrange: touch, ...extra });
-  node.style.height = rates ? "460px" : "340px";
-  draw(node, traces, { margin: { l: 56, r: 14, t: 30, b: 44 }, shapes, showlegend: true, legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom", font: { size: 12 } }, hovermode: "closest",
-    xaxis: { ...tokenAxis(node.clientWidth - 80), title: { text: "training tokens", font: { size: 12 }, standoff: 6 }, anchor: "free", position: 0 },
-    yaxis: y("loss (nats per token)", { domain: rates ? [0.38, 1] : [0.04, 1] }), ...(rates ? { yaxis2: y("learning rate", { domain: [0.045, 0.29], exponentformat: "power", nticks: 4, rangemode: "tozero" }) } : {}) },
-    "training and validation loss" + (rates ? " and learning rate" : "") + " over training tokens");
+  const part = [0, 0.29, 0.24][rows.length], rest = rows.map(([name, label], k) => { const top = 0.045 + part * (rows.length - k); return ["yaxis" + (k + 2), y(label, { domain: [top - part + 0.02, top - 0.045], exponentformat: "power", nticks: 4, rangemode: "tozero", ...(name === "gradient_norm" ? { type: "log" } : {}) })]; });
+  const own = { type: state.axis === "log" ? "log" : "linear", exponentformat: "power", gridcolor: css("--grid"), zeroline: false, linecolor: css("--line"), tickfont: { size: 11.5 }, fixedrange: touch, autorange: true, tickmode: "auto" };
+  node.style.height = 340 + 130 * rows.length + "px";
+  node.ownAxis = key !== "tokens";
+  draw(node, traces, { margin: { l: 56, r: 14, t: 30, b: 44 }, shapes, showlegend: !crowded, legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom", font: { size: 12 } }, hovermode: "closest",
+    xaxis: { ...(key === "tokens" ? tokenAxis(node.clientWidth - 80) : own), title: { text: AGAINST.find(([k]) => k === key)[2], font: { size: 12 }, standoff: 6 }, anchor: "free", position: 0 },
+    yaxis: y("loss (nats per token)", { domain: [rows.length ? 0.06 + part * rows.length : 0.04, 1] }), ...Object.fromEntries(rest) },
+    ["training and validation loss", ...rows.map(([, label]) => label)].join(", ") + " over " + AGAINST.find(([k]) => k === key)[2]);
 }
 
 const COLUMNS = [
@@ -71,6 +85,8 @@ function drawNumbers() {
     const bound = isNumber(r[name + "_low"]) ? "> " + formatTokens(r[name + "_low"]) : why === OUTCOME.not_reached ? "> " + formatTokens(r.last_tokens) : "";
     return `<td class="none" title="${escape(why)}">${bound ? bound : why === OUTCOME.not_saturated ? why : why === OUTCOME.before_first ? "≤ " + formatTokens(r.first_tokens) : "–"}</td>`;
   };
+  const from = tally(rows.map(({ row }) => row.interval_from).filter(Boolean)), HOLD = { documents: "a bootstrap over documents", "standard errors": "standard errors of the scores", "checkpoint noise": "the scatter from checkpoint to checkpoint", seeds: "the differences between seeds" };
+  document.getElementById("intervals").textContent = from.length ? `The intervals of times are from ${from.map(([name, n]) => `${HOLD[name] ?? name} (${count(n, "curve")})`).join(", ")}${from.some(([name]) => name !== "seeds") ? "; only those between seeds hold what another seed would give" : ""}.` : "";
   const most = state.all ? rows.length : 100;
   const body = rows.slice(0, most).map(({ curve, row: r }) => {
     const kind = r.verdict === OUTCOME.settled || r.verdict === OUTCOME.above_chance ? "settled" : r.verdict === OUTCOME.still_rising ? "rising" : r.verdict === OUTCOME.below_chance || r.verdict === OUTCOME.declined ? "below" : "refused";
@@ -98,13 +114,14 @@ function drawOverview() {
 }
 
 function drawTimelineAndLede() { drawTimeline(); drawLede(); }
-function drawFiltered() { drawLegend(); drawTimelineAndLede(); drawPanels(); drawStatistics(); drawNumbers(); }
-function drawAll() { drawFiltered(); drawTraining(); }
+function drawFiltered() { drawLegend(); drawTimelineAndLede(); drawPanels(); drawStatistics(); drawNumbers(); drawTraining(); }
+
 
 function buildControls() {
   const controls = document.getElementById("controls");
-  controls.append(picker("Metric", "metric", data.metrics.map((m, i) => [i, m.label === m.name ? m.name : `${m.name}: ${m.label}`]), drawAll), segments("Tokens", "axis", [["log", "log"], ["linear", "linear"]], drawAll));
+  controls.append(picker("Metric", "metric", data.metrics.map((m, i) => [i, m.label === m.name ? m.name : `${m.name}: ${m.label}`]), drawFiltered), segments("Tokens", "axis", [["log", "log"], ["linear", "linear"]], drawFiltered));
   if (many) controls.append(picker("Timeline of", "series", data.series.map((s, i) => [i, s.name]), () => { remember(); drawTimelineAndLede(); }));
+  if (data.series.some((s) => s.role)) controls.append(segments("Seeds", "of", [["means", "means"], ["runs", "single runs"]], drawFiltered));
   const search = element("input", { type: "search", placeholder: "series, task or domain", value: state.search, oninput: () => { state.search = search.value; remember(); clearTimeout(search.later); search.later = setTimeout(drawFiltered, 250); } });
   controls.append(element("label", { class: "control" }, "Search", search));
   const filter = (label, key, values) => { if (values.length > 1) controls.append(picker(label, key, [["", "all"], ...values.map((v) => [v, v])], drawFiltered)); };
@@ -115,24 +132,28 @@ function buildControls() {
   const timeline = document.getElementById("timeline-controls");
   if (data.domains.length > 1) timeline.append(segments("Rows", "rows", [["tasks", "tasks"], ["domains", "domains"]], drawTimelineAndLede));
   timeline.append(segments("Colour", "shade", shades, drawTimelineAndLede));
+  const against = AGAINST.filter(([key]) => key !== "flops" || (data.losses || []).every((l) => l.flops_per_token));
+  document.getElementById("training-controls").append(segments("Against", "against", against, drawTraining));
   document.getElementById("curves-controls").append(
     segments("Panels", "view", [["domain", "domains"], ["task", "tasks"], ["means", "domain means"]], drawPanels),
     segments("Scale", "scale", [["raw", "raw"], ["normal", "above chance"]], drawPanels));
+  const axes = [["tokens", "tokens"], ["steps", "steps"], ["flops", "FLOPs"], ["loss", "validation loss"]].filter(([key]) => hasAxis(key));
+  if (axes.length > 1) document.getElementById("curves-controls").append(segments("Against", "x", axes, drawPanels));
 }
 
 // Paper has no scrolling: every figure is drawn, light and as wide as a page.
 function print(on) {
   printing = on;
   document.documentElement.classList.toggle("printing", on);
-  drawAll();
+  drawFiltered();
   if (on) for (const node of [...waiting.keys()]) drawWaiting(node);
 }
 
 buildControls();
 drawOverview();
-drawAll();
-dark.addEventListener("change", drawAll);
+drawFiltered();
+dark.addEventListener("change", drawFiltered);
 let width = window.innerWidth;
-window.addEventListener("resize", () => { if (Math.abs(window.innerWidth - width) > 40) { width = window.innerWidth; drawAll(); } });
+window.addEventListener("resize", () => { if (Math.abs(window.innerWidth - width) > 40) { width = window.innerWidth; drawFiltered(); } });
 window.addEventListener("beforeprint", () => print(true));
 window.addEventListener("afterprint", () => print(false));

@@ -46,6 +46,27 @@ function drawPoints(node, statistic) {
   }, `${statistic.title} ${column.meaning}, ${count(list.length, "row")}: highest ${name(list[0])} ${formatCell(column, at[chart.value][list[0]])}, lowest ${name(list.at(-1))} ${formatCell(column, at[chart.value][list.at(-1)])}`);
 }
 
+// A statistic over two facets: for each of its tasks the map of its values, each with its interval.
+function drawMap(node, statistic, wanted) {
+  const { at } = rowsOf(statistic), chart = statistic.chart, column = statistic.columns.find((c) => c.name === chart.value), better = metricNow().better;
+  const levels = (key) => [...new Set(wanted.map((i) => at[key][i]))].sort((a, b) => a - b || String(a).localeCompare(b)), xs = levels("x_value"), ys = levels("y_value");
+  const cell = (f) => ys.map((y) => xs.map((x) => { const i = wanted.find((k) => at.x_value[k] === x && at.y_value[k] === y); return i === undefined ? null : f(i); }));
+  const name = (v) => (isNumber(v) ? v.toLocaleString("en").replaceAll(",", NARROW) : escape(v)), [low, high] = column.interval, facet = (key) => escape(at[key][wanted[0]]);
+  draw(node, [{ type: "heatmap", x: xs.map(name), y: ys.map(name), z: cell((i) => at[chart.value][i]), xgap: 3, ygap: 3, showscale: false, colorscale: [[0, night() ? "#1f4e79" : "#9ecae1"], [1, night() ? "#2b3038" : "#f4f2ec"]], reversescale: better > 0,
+    text: cell((i) => `<b>${formatCell(column, at[chart.value][i])}</b>` + (isNumber(at[low][i]) ? `<br>${formatCell(column, at[low][i])} – ${formatCell(column, at[high][i])}` : "") + `<br>${count(at.runs[i], "run")}`),
+    texttemplate: "%{text}", textfont: { size: node.clientWidth < 420 ? 10 : 12.5, color: css("--ink") }, hovertemplate: `${facet("x")} %{x}, ${facet("y")} %{y}<br>%{text}<extra></extra>` }],
+    { margin: { l: 8, r: 8, t: 8, b: 48 }, xaxis: { type: "category", automargin: true, fixedrange: true, title: { text: facet("x"), font: { size: 12 } } }, yaxis: { type: "category", automargin: true, fixedrange: true, title: { text: facet("y"), font: { size: 12 } } } },
+    `${statistic.title} ${at.task[wanted[0]]}, by ${at.x[wanted[0]]} and ${at.y[wanted[0]]}`);
+}
+function drawMaps(box, statistic) {
+  const { at, rows } = rowsOf(statistic);
+  for (const task of new Set(rows.map((i) => at.task[i]))) {
+    const plot = element("div", { class: "plot" }), wanted = rows.filter((i) => at.task[i] === task);
+    box.append(element("article", { class: "card panel" }, element("header", {}, element("h3", {}, task), element("p", {}, `${metricNow().label}; 95 % interval between seeds`)), plot));
+    whenSeen(plot, () => drawMap(plot, statistic, wanted));
+  }
+}
+
 function drawRows(table, statistic) {
   const { at, rows } = rowsOf(statistic), columns = statistic.columns, head = `<tr>${columns.map((c) => `<th scope="col" title="${escape(c.meaning)}">${escape(c.name)}</th>`).join("")}</tr>`;
   table.innerHTML = `<thead class="plain">${head}</thead><tbody>${rows.slice(0, MOST_ROWS).map((i) => `<tr>${columns.map((c) => `<td class="${c.unit ? "" : "text words"}">${escape(formatCell(c, at[c.name][i]))}</td>`).join("")}</tr>`).join("")}</tbody>` +
@@ -62,7 +83,11 @@ function drawStatistics() {
     if (answers.length) section.append(element("p", { class: "answer" }, answers.map(([verdict, n]) => `${verdict}: ${n}`).join("; ") + ` (of ${rows.length}).` + (reasons.length ? ` Why there is no answer${reasons.length > 1 ? ", most often" : ""}: ${reasons[0][0]}.` : "")));
     const plot = element("div", { class: "plot", id: "p-" + statistic.name }), note = element("p", { class: "note" }), table = element("table");
     plot.note = note;
-    if (statistic.chart) {
+    if (at.x_value) {
+      const maps = element("div", { class: "panels" });
+      section.append(maps, element("p", { class: "note" }, statistic.caveat));
+      drawMaps(maps, statistic);
+    } else if (statistic.chart) {
       section.append(element("figure", { class: "card" }, plot, element("figcaption", {}, statistic.caveat)), note);
       whenSeen(plot, () => drawPoints(plot, statistic));
     }

@@ -1,0 +1,107 @@
+"""What changes at an event of the schedule, such as the start of the decay or a larger batch, against the drift before.
+
+Scores rise anyway, so the change is counted from the line in log tokens through the checkpoints before the event,
+continued behind it.
+"""
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from fineline_jax.facts.metrics import metric_of
+from fineline_jax.trajectories.curves.split import split
+from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic
+from fineline_jax.trajectories.statistics.comparison import BETTER, DECLINED, UNRESOLVED, WORSE, one_sample
+from fineline_jax.trajectories.statistics.inference import LEVEL, holm
+
+BEFORE, AFTER = 6, 3
+"""At most so many checkpoints on each side; the line takes at least FEWEST."""
+FEWEST = 4
+ALL_TASKS = "all tasks"
+
+
+def event_changes(table: pd.DataFrame, events: pd.DataFrame) -> pd.DataFrame:
+    """Each event of each series, per metric and task, and over all tasks. See `EVENT_CHANGES`.
+
+    events: columns series ("": of every series), event, tokens.
+    """
+    curves: dict[tuple[str, str], dict] = {}
+    for (series, metric, task), curve in split(table[table["tokens"] > 0], ("series", "metric", "task")):
+        curves.setdefault((series, metric), {})[task] = curve
+    rows = []
+    for (series, metric), tasks in curves.items():
+        better, borders = metric_of(metric).better, np.sort(events["tokens"].unique())
+        for event in events[events["series"].isin(["", series])].itertuples():
+            key = {"series": series, "metric": metric, "event": event.event, "tokens": event.tokens}
+            # the next event ends what is seen of this one
+            until = min([at for at in borders if at > event.tokens], default=np.inf)
+            family = [
+                key | {"task": task} | _change(curve.tokens, better * curve.value, float(event.tokens), until)  # pyright: ignore
+                for task, curve in tasks.items()
+            ]
+            adjusted = holm(np.array([row.get("p", np.nan) for row in family], float))
+            for row, p in zip(family, adjusted, strict=True):
+                called = DECLINED if "p" not in row else UNRESOLVED if not p <= LEVEL else BETTER
+                rows.append(row | {"p_holm": p, "verdict": WORSE if called == BETTER and row["change"] < 0 else called})
+            whole = one_sample(np.array([row["change"] for row in family if "change" in row]))
+            names = ("stderr", "low", "high", "p", "verdict", "reason")
+            of_all = {name: whole[name] for name in names if name in whole}
+            rows.append(key | {"task": ALL_TASKS, "change": whole.get("difference", np.nan)} | of_all)
+    return EVENT_CHANGES.frame(rows)
+
+
+def _change(tokens: np.ndarray, values: np.ndarray, at: float, until: float) -> dict:
+    """Columns before to reason of EVENT_CHANGES for one curve, higher is better."""
+    before = np.flatnonzero(tokens <= at)[-BEFORE:]
+    after = np.flatnonzero((tokens > at) & (tokens <= until))[:AFTER]
+    row: dict = {"before": len(before), "after": len(after)}
+    if len(before) < FEWEST or not len(after):
+        return row | {"reason": f"fewer than {FEWEST} checkpoints before the event, or none behind it"}
+    x = np.log(tokens)
+    line = stats.linregress(x[before], values[before])
+    gap = float((values[after] - line.intercept - line.slope * x[after]).mean())
+    freedom = len(before) - 2
+    residual = values[before] - line.intercept - line.slope * x[before]
+    spread = ((x[before] - x[before].mean()) ** 2).sum()
+    leverage = 1 / len(after) + 1 / len(before) + (x[after].mean() - x[before].mean()) ** 2 / spread
+    error = float(np.sqrt((residual**2).sum() / freedom * leverage))
+    row |= {"drift": float(line.slope * np.log(2)), "change": gap}
+    if not error > 0:
+        return row | {"reason": "the checkpoints before the event lie on a line, so nothing says how much they scatter"}
+    half = float(stats.t.ppf(1 - LEVEL / 2, freedom)) * error
+    p = float(2 * stats.t.sf(abs(gap) / error, freedom))
+    return row | {"stderr": error, "low": gap - half, "high": gap + half, "p": p, "reason": ""}
+
+
+EVENT_CHANGES = Statistic(
+    "event_changes",
+    "What changed at an event of the schedule?",
+    event_changes,
+    (
+        Column("series", "", "the series"),
+        Column("event", "", "what happened"),
+        Column("metric", "", "the metric"),
+        Column("task", "", "the task; all tasks: the mean over them, with tasks as replicates"),
+        Column("tokens", "tokens", "when it happened"),
+        Column("before", "1", f"checkpoints up to it that the line is through, at most {BEFORE}", "of all tasks"),
+        Column("after", "1", f"checkpoints behind it and up to the next event, at most {AFTER}", "of all tasks"),
+        Column("drift", "score", "slope of the line per doubling of tokens, positive: improving", "where declined"),
+        Column(
+            "change", "score", "mean distance from the line continued, positive: better", "declined", ("low", "high")
+        ),
+        Column(
+            "stderr", "score", "its standard error: scatter around the line, and that of the line", "where declined"
+        ),
+        Column("low", "score", "lower end of the 95 % interval", "where declined"),
+        Column("high", "score", "upper end of the 95 % interval", "where declined"),
+        Column("p", "1", "two-sided, Student's t", "where declined"),
+        Column("p_holm", "1", "p controlled over the tasks of series, metric and event (Holm)", "of all tasks"),
+        Column("verdict", "", "better, worse, no difference resolved, declined"),
+        Column("reason", "", "what is missing", "where nothing is"),
+    ),
+    "prediction from a line: Draper, Smith 1998, Applied Regression Analysis, ch. 3; tasks as replicates: Miller 2024",
+    definition="Mean of the checkpoints behind an event minus the line in log tokens through those before it.",
+    caveat="A curve that bends leaves its line without any event; the change over all tasks has this error too.",
+    chart=Chart("change", panel="metric", reference=0.0),
+    count="before",
+)

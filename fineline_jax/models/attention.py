@@ -6,16 +6,22 @@ device works on its own rows and heads (`shard_map`), so a kernel never sees a s
 
 With `documents` [batch, length], the number of each token's document, a query sees keys of its own document alone. Its
 rotary positions may count on from the document before: the attention of two tokens depends on their distance only.
+
+With `Scores`, windows, ALiBi and caps, `changed` runs on every platform: no kernel here takes a window that differs from layer to layer within one program.
+
+What an implementation leaves for its gradient beside its arguments, context and normalisers, bears the name `context`,
+so that the remat policies save it once and the forward pass is not run twice (cuDNN's: see `decoder.rematerialized`).
 """
 
 import functools
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int32
 
 from fineline_jax.errors import UserError
@@ -24,7 +30,8 @@ from fineline_jax.models.sharding import HEADS, TOKENS
 Queries = Float[Array, "batch length heads head_dim"]
 Keys = Float[Array, "batch length kv_heads head_dim"]
 Documents = Int32[Array, "batch length"]
-Attend = Callable[[Queries, Keys, Keys], Queries]
+Attend = Callable[..., Queries]
+"""(queries, keys, values) and, by the name `scores`, `Scores` where the model changes them -> context."""
 Implementation = Literal["auto", "xla", "cudnn", "splash"]
 
 QUERY_BLOCK = 128
@@ -38,11 +45,46 @@ SPLASH_MULTIPLE = 128
 """A block's positions are a multiple of this: lanes of a TPU."""
 
 
+class Scores(NamedTuple):
+    """What a layer does to its scores beside hiding what comes later."""
+
+    window: Int32[Array, ""] | None = None
+    """Tokens that a query sees, itself the last of them."""
+    slopes: Float[Array, " heads"] | None = None
+    """A score falls by this for every token between query and key (ALiBi)."""
+    softcap: float = 0.0
+    """Scores x become this * tanh(x / this) before all else; 0: not."""
+
+    def of(self, scores: jax.Array, distance: jax.Array | np.ndarray, slopes: jax.Array | None) -> jax.Array:
+        """The changed scores; distance: from key to query; slopes: shaped as the scores want them."""
+        scores = self.softcap * jnp.tanh(scores / self.softcap) if self.softcap else scores
+        scores = scores if slopes is None else scores - slopes * distance
+        return scores if self.window is None else jnp.where(distance < self.window, scores, -jnp.inf)
+
+
+def alibi_slopes(heads: int) -> np.ndarray:
+    """float32 [heads] (2108.12409): powers of one number, and between them where heads is no power of two."""
+    below = 1 << int(math.log2(heads))
+    powers = [8 * (i + 1) / below for i in range(below)] + [4 * (2 * i + 1) / below for i in range(heads - below)]
+    return (2.0 ** -np.array(powers)).astype(np.float32)
+
+
 def pick(
-    implementation: Implementation, dtype: jnp.dtype, platform: str, within_documents: bool = False
+    implementation: Implementation,
+    dtype: jnp.dtype,
+    platform: str,
+    within_documents: bool = False,
+    plain_scores: bool = True,
 ) -> Implementation:
     """The implementation that `auto` stands for: splash on TPU, cudnn on CUDA in bfloat16, else xla. cudnn cannot be
-    kept within documents: xla stands for it, and where it is asked for by name this raises UserError."""
+    kept within documents: xla stands for it, and where it is asked for by name this raises UserError; so with both
+    kernels where a model changes the scores."""
+    if not plain_scores:
+        if implementation in ("cudnn", "splash"):
+            raise UserError(
+                f"compute.attention={implementation!r} has no windows, ALiBi or caps, as this model has; use 'auto'"
+            )
+        return "xla"
     if implementation == "cudnn" and within_documents:
         raise UserError("compute.attention='cudnn' cannot mask documents (data.mask_documents_at); use 'xla' or 'auto'")
     if implementation != "auto":
@@ -71,8 +113,47 @@ def causal(implementation: Implementation, documents: Documents | None = None) -
 def on_each_device(local: Callable[..., Queries], documents: Documents | None = None) -> Attend:
     """`local` run by every device on its rows of the batch and its heads."""
     specs, more = ((HEADS, HEADS, HEADS), ()) if documents is None else ((HEADS, HEADS, HEADS, TOKENS), (documents,))
-    mapped = jax.shard_map(local, in_specs=specs, out_specs=HEADS, check_vma=False)
-    return lambda query, key, value: mapped(query, key, value, *more)
+    on_devices = functools.partial(jax.shard_map, out_specs=HEADS, check_vma=False)
+
+    def attend(query: jax.Array, key: jax.Array, value: jax.Array, scores: Scores | None = None) -> jax.Array:
+        if scores is None:
+            return on_devices(local, in_specs=specs)(query, key, value, *more)
+        run = functools.partial(changed, softcap=scores.softcap)
+        mapped = on_devices(run, in_specs=(HEADS, HEADS, HEADS, TOKENS, jax.P(), jax.P("tensor")))
+        return mapped(query, key, value, documents, scores.window, scores.slopes)
+
+    return attend
+
+
+def changed(
+    query: Queries,
+    key: Keys,
+    value: Keys,
+    documents: Documents | None = None,
+    window: jax.Array | None = None,
+    slopes: jax.Array | None = None,
+    *,
+    softcap: float = 0.0,
+) -> Queries:
+    """`reference` of changed `Scores`, a block of queries at a time, whose scores are made again in the backward pass."""
+    batch, length, heads, head_dim = query.shape
+    kv_heads = key.shape[2]
+    grouped = query.reshape(batch, length, kv_heads, heads // kv_heads, head_dim) * head_dim**-0.5
+    by_head = None if slopes is None else slopes.reshape(kv_heads, -1, 1, 1)
+
+    def block(start: int, stop: int) -> jax.Array:
+        @functools.partial(jax.checkpoint, prevent_cse=False)
+        def context(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
+            scores = jnp.einsum("bqhgd,bkhd->bhgqk", queries, keys, preferred_element_type=jnp.float32)
+            distance = np.arange(start, stop)[:, None] - np.arange(stop)[None, :]
+            scores = Scores(window, None, softcap).of(scores, distance, by_head)
+            scores = scores + _bias(start, stop, 0, documents)[..., None, :, :]
+            weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
+            return jnp.einsum("bhgqk,bkhd->bqhgd", weights, values)
+
+        return context(grouped[:, start:stop], key[:, :stop], value[:, :stop])
+
+    return jnp.concatenate([block(*span) for span in _blocks(length)], axis=1).reshape(query.shape)
 
 
 def reference(query: Queries, key: Keys, value: Keys, documents: Documents | None = None) -> Queries:
@@ -100,7 +181,8 @@ def blockwise(query: Queries, key: Keys, value: Keys, documents: Documents | Non
 
 def _blockwise_forward(query: jax.Array, key: jax.Array, value: jax.Array, documents: jax.Array | None):
     more = () if documents is None else (documents,)
-    out, normaliser = _few_rows_at_a_time_on_cpu(_rows_forward, query, key, value, *more)
+    results = _few_rows_at_a_time_on_cpu(_rows_forward, query, key, value, *more)
+    out, normaliser = (checkpoint_name(result, "context") for result in results)
     return out, (query, key, value, out, normaliser, more)
 
 
@@ -262,10 +344,7 @@ def _cudnn(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
 def _splash(
     query: jax.Array, key: jax.Array, value: jax.Array, documents: jax.Array | None = None, *, interpret: bool = False
 ) -> jax.Array:
-    """Pallas TPU kernel; its residuals carry the name that the remat policies save, so that it is not run twice.
-
-    interpret: run the kernel's Python (tests).
-    """
+    """Pallas TPU kernel. interpret: run the kernel's Python (tests)."""
     _, length, heads, head_dim = query.shape
     # Positions behind the end are keys that no query sees, and queries whose context is dropped.
     pad = -length % SPLASH_MULTIPLE
@@ -289,7 +368,6 @@ def _per_query_head(x: jax.Array, heads: int) -> jax.Array:
     return jnp.repeat(x.transpose(0, 2, 1, 3), heads // x.shape[2], axis=1)
 
 
-@functools.cache
 def _splash_kernel(heads: int, length: int, interpret: bool):
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
@@ -304,12 +382,6 @@ def _splash_kernel(heads: int, length: int, interpret: bool):
         use_fused_bwd_kernel=True,
     )
     mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.CausalMask((length, length))] * heads)
-    with jax.ensure_compile_time_eval():
-        return splash_attention_kernel.make_splash_mha(
-            mask,
-            block_sizes=sizes,
-            head_shards=1,
-            q_seq_shards=1,
-            residual_checkpoint_name="context",
-            interpret=interpret,
-        )
+    return splash_attention_kernel.make_splash_mha(
+        mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, residual_checkpoint_name="context", interpret=interpret
+    )

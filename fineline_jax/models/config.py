@@ -6,6 +6,33 @@ from typing import Literal
 
 from fineline_jax.errors import UserError
 
+GATED = ("swiglu", "geglu", "geglu_tanh")
+"""Kinds of MLP that have a gate."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How the rotary angles of a model differ from those it was first trained with; as transformers computes it."""
+
+    kind: Literal["none", "linear", "dynamic", "llama3", "yarn"] = "none"
+    """dynamic: as none up to the context, beyond which no request reaches."""
+    factor: float = 1.0
+    """How many times longer the context has become."""
+    original_context: int = 0
+    """llama3, yarn: tokens of the context before."""
+    low_freq_factor: float = 1.0
+    """llama3: wavelengths above original_context / this are stretched by the factor."""
+    high_freq_factor: float = 4.0
+    """llama3: wavelengths below original_context / this stay."""
+    beta_fast: float = 32.0
+    """yarn: angles that turn more often than this in the original context stay."""
+    beta_slow: float = 1.0
+    """yarn: angles that turn less often than this are stretched by the factor."""
+    truncate: bool = True
+    """yarn: the two bounds are rounded to whole features."""
+    attention_factor: float = 1.0
+    """yarn: cos and sin are multiplied with it."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
@@ -40,9 +67,11 @@ class ModelConfig:
     """Biases on all projections of the MLP."""
     init_std: float = 0.02
     """Standard deviation of the normal initialisation."""
-    norm: Literal["rms", "layer", "nonparametric"] = "rms"
-    """rms: RMSNorm with a scale. layer: LayerNorm with scale and bias (GPT-NeoX). nonparametric: LayerNorm with
-    neither (OLMo)."""
+    norm: Literal["rms", "layer", "unbiased", "nonparametric"] = "rms"
+    """rms: RMSNorm with a scale. layer: LayerNorm with scale and bias (GPT-NeoX). unbiased: with a scale (Cohere).
+    nonparametric: with neither (OLMo)."""
+    norm_offset: float = 0.0
+    """Added to the scale of every norm (1: Gemma)."""
     norm_after: bool = False
     """Norms act on what attention and MLP give, not on what they get (OLMo 2)."""
     parallel_residual: bool = False
@@ -57,8 +86,51 @@ class ModelConfig:
     """With qk_norm: over each head alone, all heads with the same scale (Qwen3)."""
     clip_qkv: float = 0.0
     """Queries, keys and values are clipped to +- this; 0: not (OLMo)."""
-    mlp: Literal["swiglu", "gelu"] = "swiglu"
-    """swiglu: gate, up and down. gelu: up, exact GELU, down (GPT-NeoX)."""
+    mlp: Literal["swiglu", "geglu", "geglu_tanh", "gelu", "gelu_tanh", "relu", "relu2", "xielu"] = "swiglu"
+    """swiglu, geglu: gate, up and down, the gate through SiLU or GELU. The others: up, a function, down. gelu is exact
+    (GPT-NeoX), gelu_tanh its approximation (GPT-2), relu2 the square of ReLU (Nemotron), xielu 2411.13010 (Apertus)."""
+    post_norms: bool = False
+    """A second norm acts on what attention and MLP give (Gemma 2)."""
+    shared_norm: bool = False
+    """With parallel_residual: attention and MLP share one norm (GPT-J)."""
+    embed_norm: bool = False
+    """A norm acts on the embedding (BLOOM)."""
+    positions: Literal["rotary", "learned", "alibi", "none"] = "rotary"
+    """learned: a table that is added to the embedding (GPT-2). alibi: scores fall with the distance (2108.12409)."""
+    position_offset: int = 0
+    """positions='learned': the row of the first position (2: OPT)."""
+    rope_scaling: RopeScaling = RopeScaling()
+    """How the rotary angles are stretched."""
+    rotary_interleaved: bool = False
+    """Neighbouring features rotate together, not those half the rotary features apart (GPT-J)."""
+    window: int = 0
+    """A query sees itself and the window - 1 tokens before, except in full_layers; 0: all tokens before."""
+    full_layers: tuple[int, ...] = ()
+    """With a window: layers, from 0, that see all tokens before."""
+    window_rope_theta: float = 0.0
+    """With a window: base of the angles, not scaled, except in full_layers; 0: as rope_theta, with rope_scaling."""
+    unrotated_layers: tuple[int, ...] = ()
+    """Layers, from 0, without positions (SmolLM3)."""
+    qk_norm_after_rotary: bool = False
+    """With qk_norm: the norm acts on what has been rotated (HunYuan)."""
+    output_bias: bool = False
+    """A bias on the output projection of attention alone (GPT-Neo)."""
+    attention_scale: float = 0.0
+    """Factor of the attention scores; 0: 1 / sqrt(head_dim)."""
+    scale_by_layer: bool = False
+    """The scores of layer i, from 0, are also divided by i + 1 (GPT-2 of Stanford)."""
+    attention_softcap: float = 0.0
+    """Scores x become this * tanh(x / this); 0: not (Gemma 2)."""
+    logit_softcap: float = 0.0
+    """The same for logits."""
+    embed_scale: float = 1.0
+    """Factor of the embedding (sqrt(width): Gemma)."""
+    residual_scale: float = 1.0
+    """Factor of what attention and MLP add to the stream (Granite)."""
+    logit_scale: float = 1.0
+    """Factor of the logits (Cohere)."""
+    head_bias: bool = False
+    """A bias on the logits (Phi)."""
     experts: int = 0
     """MLPs of which each token goes through `experts_per_token`; 0: one MLP for all (OLMoE, Mixtral)."""
     experts_per_token: int = 0
@@ -111,15 +183,39 @@ class ModelConfig:
             raise UserError(f"model.heads={self.heads} must be a multiple of model.kv_heads={self.kv_heads}")
         if not 0 < self.rotary_fraction <= 1:
             raise UserError(f"model.rotary_fraction={self.rotary_fraction} must be above 0 and at most 1")
-        if self.rotary_dim % 2 or not self.rotary_dim:
+        if self.positions == "rotary" and (self.rotary_dim % 2 or not self.rotary_dim):
             raise UserError(
                 f"model.head_dim={self.head_dim} * model.rotary_fraction={self.rotary_fraction}"
                 " must be even for rotary positions"
             )
         if self.parallel_residual and self.norm_after:
             raise UserError("model.parallel_residual and model.norm_after exclude each other; choose one")
-        if self.clip_qkv < 0:
-            raise UserError(f"model.clip_qkv={self.clip_qkv} must not be negative; 0 means no clipping")
+        if self.shared_norm and not self.parallel_residual:
+            raise UserError(
+                "model.shared_norm says how model.parallel_residual works; set model.parallel_residual as well"
+            )
+        if self.post_norms and (self.norm_after or self.parallel_residual):
+            raise UserError("model.post_norms stands beside neither norm_after nor parallel_residual; choose one")
+        for name in (
+            "clip_qkv",
+            "window",
+            "attention_scale",
+            "attention_softcap",
+            "logit_softcap",
+            "window_rope_theta",
+        ):
+            if getattr(self, name) < 0:
+                raise UserError(f"model.{name}={getattr(self, name)} must not be negative; 0 means none")
+        for name in ("full_layers", "unrotated_layers"):
+            if not all(0 <= layer < self.layers for layer in getattr(self, name)):
+                raise UserError(f"model.{name}={getattr(self, name)} must name layers from 0 to {self.layers - 1}")
+        if (self.full_layers or self.window_rope_theta) and not self.window:
+            raise UserError("model.full_layers and window_rope_theta say how model.window works; set model.window")
+        scaling = self.rope_scaling
+        if scaling.kind in ("llama3", "yarn") and scaling.original_context < 1:
+            raise UserError(f"model.rope_scaling.original_context={scaling.original_context} must be at least 1")
+        if not scaling.factor > 0:
+            raise UserError(f"model.rope_scaling.factor={scaling.factor} must be above 0")
 
     def _check_experts(self) -> None:
         if not 1 <= self.experts_per_token <= self.experts:
@@ -137,7 +233,8 @@ class ModelConfig:
         for name in ("state_size", "conv_width", "step_rank"):
             _positive(name, getattr(self, name))
         attention_only = ("heads", "kv_heads", "head_dim", "norm_after", "parallel_residual", "attention_bias")
-        attention_only += ("qkv_bias", "mlp_bias", "qk_norm", "clip_qkv")
+        attention_only += ("qkv_bias", "mlp_bias", "qk_norm", "clip_qkv", "window", "unrotated_layers", "post_norms")
+        attention_only += ("embed_norm", "head_bias", "attention_softcap", "attention_scale", "norm_offset")
         for name in attention_only:
             if getattr(self, name):
                 raise UserError(f"model.{name}={getattr(self, name)} means nothing for model.mixer='mamba'; leave it 0")
@@ -148,6 +245,16 @@ class ModelConfig:
     def rotary_dim(self) -> int:
         """Features of each head that rotate."""
         return int(self.head_dim * self.rotary_fraction)
+
+    @property
+    def position_rows(self) -> int:
+        """Rows of the table of learned positions."""
+        return self.context + self.position_offset
+
+    @property
+    def plain_scores(self) -> bool:
+        """Attention is a softmax of scaled products under a causal mask, as the kernels of GPU and TPU compute it."""
+        return not self.window and not self.attention_softcap and self.positions != "alibi"
 
     @property
     def has_qkv_bias(self) -> bool:
@@ -164,22 +271,25 @@ class ModelConfig:
         return self._parameters(self.experts_per_token)
 
     def _parameters(self, experts: int) -> int:
-        norm = {"rms": self.width, "layer": 2 * self.width, "nonparametric": 0}[self.norm]
+        norm = {"rms": self.width, "layer": 2 * self.width, "unbiased": self.width, "nonparametric": 0}[self.norm]
         tables = (1 if self.tied_embeddings else 2) * self.vocab_size * self.width
+        tables += self.position_rows * self.width if self.positions == "learned" else 0
+        tables += (norm if self.embed_norm else 0) + (self.vocab_size if self.head_bias else 0)
         if self.mixer == "mamba":
             return tables + self.layers * (self._mamba_parameters() + norm) + norm
         attention = self.head_dim * (2 * self.heads + 2 * self.kv_heads) * self.width
         attention += self.head_dim * (self.heads + 2 * self.kv_heads) if self.has_qkv_bias else 0
-        attention += self.width if self.attention_bias else 0
+        attention += self.width if self.attention_bias or self.output_bias else 0
         if self.qk_norm:
             attention += self.head_dim * (2 if self.qk_norm_per_head else self.heads + self.kv_heads)
-        into = 2 if self.mlp == "swiglu" else 1  # projections into the hidden layer
-        mlp = (into + 1) * self.width * self.mlp_width
+        into = 2 if self.mlp in GATED else 1  # projections into the hidden layer
+        mlp = (into + 1) * self.width * self.mlp_width + (4 if self.mlp == "xielu" else 0)
         mlp += into * self.mlp_width + self.width if self.mlp_bias else 0
         if self.experts:
             mlp = experts * mlp + self.width * self.experts
             mlp += (3 * self.width * self.shared_expert_width + self.width) if self.shared_expert_width else 0
-        return tables + self.layers * (attention + mlp + 2 * norm) + norm
+        norms = 4 if self.post_norms else 1 if self.shared_norm else 2
+        return tables + self.layers * (attention + mlp + norms * norm) + norm
 
     def _mamba_parameters(self) -> int:
         projections = 3 * self.width + (self.step_rank + 2 * self.state_size) + self.step_rank

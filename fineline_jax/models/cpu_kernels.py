@@ -1,15 +1,19 @@
-"""Linear layers and SwiGLU with derivatives written out for XLA's CPU backend; every other platform runs the plain form
-beside them.
+"""Linear layers and SwiGLU with derivatives written out: for XLA's CPU backend, and on every other platform so that a
+weight's gradient is scattered as it is summed.
 
-Both keep for the backward pass what they were given and nothing else.
+Both keep for the backward pass what they were given and nothing else; a weight is gathered there again.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+
+from fineline_jax.mesh import BATCH
+from fineline_jax.models.sharding import without_fsdp
 
 P = jax.P
 Arrays = tuple[jax.Array, ...]
@@ -17,7 +21,8 @@ Arrays = tuple[jax.Array, ...]
 
 def linears(subscripts: str, out: jax.P, x: Float[Array, "batch length ..."], weights: Arrays) -> Arrays:
     """`jnp.einsum(subscripts, x, weight, out_sharding=out)` of activations and each weight, which has the features of x
-    before those of the output."""
+    before those of the output. A weight lies as the parameters do and may have another dtype: it is gathered and cast
+    here (ZeRO-3)."""
     return tuple(map(jnp.asarray, _linears(subscripts, out, x, weights)))
 
 
@@ -27,7 +32,14 @@ def linear(subscripts: str, out: jax.P, x: Float[Array, "batch length ..."], wei
 
 
 def plain_linears(subscripts: str, out: jax.P, x: jax.Array, weights: Arrays) -> Arrays:
-    return tuple(jnp.einsum(subscripts, x, weight, out_sharding=out) for weight in weights)
+    return tuple(jnp.einsum(subscripts, x, gathered(weight, x.dtype), out_sharding=out) for weight in weights)
+
+
+def gathered(weight: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """The weight in `dtype`, whole over fsdp. The cast comes first: the gather moves the smaller numbers. Left to the
+    compiler the gather is sometimes turned into a re-layout of the activations."""
+    cast = weight.astype(dtype)
+    return jax.reshard(cast, without_fsdp(jax.typeof(cast).sharding.spec))
 
 
 _linears = jax.custom_vjp(plain_linears, nondiff_argnums=(0, 1))
@@ -38,12 +50,37 @@ def _linears_forward(subscripts: str, out: jax.P, x: jax.Array, weights: Arrays)
 
 
 def _linears_backward(subscripts: str, out: jax.P, saved: tuple[jax.Array, Arrays], gradients: Arrays):
-    plain = functools.partial(_plain_linears_backward, subscripts, out)
-    return jax.lax.platform_dependent(*saved, gradients, cpu=_cpu_linears_backward, default=plain)
+    scattering = functools.partial(_scattering_linears_backward, subscripts)
+    return jax.lax.platform_dependent(*saved, gradients, cpu=_cpu_linears_backward, default=scattering)
 
 
-def _plain_linears_backward(subscripts: str, out: jax.P, x: jax.Array, weights: Arrays, gradients: Arrays):
-    return jax.vjp(functools.partial(plain_linears, subscripts, out), x, weights)[1](gradients)
+def _scattering_linears_backward(subscripts: str, x: jax.Array, weights: Arrays, gradients: Arrays):
+    """Every device sums over its own rows; the sums over devices are scattered over fsdp. Einsum's own derivative is
+    the whole gradient on every device, of which each then takes its part: twice the traffic."""
+    of_x, of_w, of_y = subscripts.replace("->", ",").split(",")
+    spec = lambda array: jax.typeof(array).sharding.spec
+
+    def of_weight(weight: jax.Array, y: jax.Array) -> jax.Array:
+        axis = spec(weight).index("fsdp") if "fsdp" in spec(weight) else None
+
+        def local(x: jax.Array, y: jax.Array) -> jax.Array:
+            if axis is None:
+                return jax.lax.psum(jnp.einsum(f"{of_x},{of_y}->{of_w}", x, y), BATCH)
+            part = jnp.einsum(f"{of_x},{of_y}->{of_w[axis] + of_w.replace(of_w[axis], '')}", x, y)
+            # TPUs scatter the first of three axes, of which the last fills the lanes; of two they sum the whole.
+            lanes = math.gcd(part[0].size, 128)
+            scattered = jax.lax.psum_scatter(part.reshape(len(part), -1, lanes), "fsdp", tiled=True)
+            own = jax.lax.psum(scattered, "replica").reshape(-1, *part.shape[1:])
+            return jnp.moveaxis(own, 0, axis)
+
+        mapped = jax.shard_map(local, in_specs=(spec(x), spec(y)), out_specs=spec(weight), check_vma=False)
+        return mapped(x, y).astype(weight.dtype)
+
+    parts = (
+        jnp.einsum(f"{of_y},{of_w}->{of_x}", y, gathered(weight, x.dtype), out_sharding=spec(x))
+        for weight, y in zip(weights, gradients)
+    )
+    return functools.reduce(jnp.add, parts), tuple(map(of_weight, weights, gradients))
 
 
 def _cpu_linears_backward(x: jax.Array, weights: Arrays, gradients: Arrays):
@@ -57,6 +94,7 @@ def _cpu_linears_backward(x: jax.Array, weights: Arrays, gradients: Arrays):
     if len(weights) > 1 and jax.sharding.get_abstract_mesh().shape["tensor"] == 1:
         y_split = None
     flat = lambda array, shape, *split: jax.lax.reshape(array, shape, out_sharding=P(*split))
+    stored, weights = weights, tuple(gathered(weight, x.dtype) for weight in weights)
     flat_x = flat(x, (tokens, features), rows, x_split)
     ys = [flat(y, (tokens, y.size // tokens), rows, y_split) for y in gradients]
     ws = [flat(w, (features, w.size // features), x_split, y_split) for w in weights]
@@ -68,7 +106,8 @@ def _cpu_linears_backward(x: jax.Array, weights: Arrays, gradients: Arrays):
     w_gradients = [jnp.einsum("tx,ty->xy", flat_x, y, out_sharding=P(x_split, y_split)) for y in ys]
     if y_split is None:
         w_gradients = jnp.split(w_gradients[0], np.cumsum(widths)[:-1], axis=1)
-    return x_gradient, tuple(flat(g, w.shape, *spec(w)) for g, w in zip(w_gradients, weights))
+    whole = (flat(g, w.shape, *spec(w)) for g, w in zip(w_gradients, weights))
+    return x_gradient, tuple(jax.reshard(g, spec(w)).astype(w.dtype) for g, w in zip(whole, stored))
 
 
 _linears.defvjp(_linears_forward, _linears_backward)

@@ -7,6 +7,8 @@ Parameters live outside as a nested pure dict (stacked over layers), so that che
     layers.o [L, heads, head_dim, width]   mlp_norm [L, width]   gate, up [L, width, mlp]   down [L, mlp, width]
     norm [width]   head [width, vocab] (absent when tied), plus *_bias where the config has them
     with qk_norm: layers.q_norm [L, heads, head_dim]   k_norm [L, kv_heads, head_dim], per head both [L, head_dim]
+    with post_norms: layers.attention_out_norm, mlp_out_norm [L, width]   with mlp='xielu': layers.alpha_p, … [L, 1]
+    with positions='learned': position_embed [position_rows, width]   embed_norm [width]   head_bias [vocab]
     with experts: layers.router [L, width, experts], and gate, up and down have an axis of experts behind L
     with a shared expert: layers.shared_gate, shared_up [L, width, mlp]   shared_down [L, mlp, width]
     layers.shared_router [L, width]
@@ -17,21 +19,23 @@ Rotary positions use Hugging Face's half-split layout natively, so no weight is 
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int32
 
 from fineline_jax.mesh import abstract
-from fineline_jax.models.attention import Attend
+from fineline_jax.models.attention import Attend, Scores, alibi_slopes
 from fineline_jax.models.config import ModelConfig
-from fineline_jax.models.layers import MLP, Attention, Norm, Rotary, Stream, Weights, rotary_factors, scoped
+from fineline_jax.models.layers import MLP, Attention, Norm, Stream, Weights, scoped
 from fineline_jax.models.mamba import Mamba
 from fineline_jax.models.moe import Experts, Routing
+from fineline_jax.models.rotary import Rotary, rotary_factors
 from fineline_jax.models.sharding import STREAM, TOKENS, check_fits
 
 Params = dict
@@ -93,8 +97,13 @@ def hidden_states_and_routing(
 @scoped("head")
 def head_weight(config: ModelConfig, params: Params) -> Float[Array, "width vocab"]:
     """The output projection, sharded (fsdp, tensor): the transposed embedding when tied, and with columns of length 1
-    when normalised (the rows of Baichuan 2's NormHead, whose files hold them as trained)."""
+    when normalised (the rows of Baichuan 2's NormHead, whose files hold them as trained). A bias is one more row, for
+    the 1 among the features of `hidden_states`, followed by `bias_rows() - 1` of zeros."""
     head = params["embed"].T if config.tied_embeddings else params["head"]
+    if config.head_bias:
+        more = np.eye(bias_rows(), 1, dtype=np.float32) * params["head_bias"][None]
+        whole = [jax.reshard(x, jax.P(None, "tensor")) for x in (head, more.astype(head.dtype))]
+        return jax.reshard(jnp.concatenate(whole), jax.P("fsdp", "tensor"))
     if config.head == "linear":
         return head
     length = jnp.linalg.norm(head.astype(jnp.float32), axis=0, keepdims=True)
@@ -137,26 +146,32 @@ class Block(nnx.Module):
         weights = Weights(config, key)
         self.attention_norm = Norm(weights)
         self.attention = Attention(weights)
-        self.mlp_norm = Norm(weights)
+        self.mlp_norm = None if config.shared_norm else Norm(weights)
         self.mlp = Experts(weights) if config.experts else MLP(weights)
+        self.attention_out_norm = Norm(weights) if config.post_norms else None
+        self.mlp_out_norm = Norm(weights) if config.post_norms else None
 
     def __call__(
-        self, stream: Stream, rotary: Rotary, attend: Attend, select: Select = all_tokens
+        self, stream: Stream, rotary: Rotary | None, attend: Attend, select: Select = all_tokens
     ) -> tuple[Stream, Routing | None]:
-        attend_selected: Attend = lambda *qkv: select(attend(*qkv))
+        before = (lambda norm, x: x) if self.config.norm_after else (lambda norm, x: norm(x))
+        attention_out, mlp_out = self.attention_out_norm, self.mlp_out_norm
         if self.config.norm_after:
-            attended = self.attention(stream, rotary, attend_selected)
-            stream = select(stream) + self.attention_norm(attended)
-            y, routing = self._mlp(stream)
-            return stream + self.mlp_norm(y), routing
-        attended = self.attention(self.attention_norm(stream), rotary, attend_selected)
+            attention_out, mlp_out = self.attention_norm, self.mlp_norm
+        normed = before(self.attention_norm, stream)
+        attended = self._part(self.attention(normed, rotary, lambda *qkv: select(attend(*qkv))), attention_out)
         stream = select(stream)
         if self.config.parallel_residual:
-            y, routing = self._mlp(self.mlp_norm(stream))
-            return stream + attended + y, routing
+            y, routing = self._mlp(select(normed) if self.mlp_norm is None else self.mlp_norm(stream))
+            return stream + attended + self._part(y), routing
         stream = stream + attended
-        y, routing = self._mlp(self.mlp_norm(stream))
-        return stream + y, routing
+        y, routing = self._mlp(before(self.mlp_norm, stream))
+        return stream + self._part(y, mlp_out), routing
+
+    def _part(self, y: Stream, norm: Norm | None = None) -> Stream:
+        """What is added to the stream."""
+        y = y if norm is None else norm(y)
+        return y if self.config.residual_scale == 1 else y * self.config.residual_scale
 
     def _mlp(self, x: Stream) -> tuple[Stream, Routing | None]:
         return self.mlp(x) if isinstance(self.mlp, Experts) else (self.mlp(x), None)
@@ -179,6 +194,26 @@ class MambaBlock(nnx.Module):
         return select(stream) + mixed, None
 
 
+class Kind(NamedTuple):
+    """In what layers differ, as numbers, so that one program computes all; None: in nothing."""
+
+    window: np.ndarray | None
+    """int32 [layers]: tokens that a query sees."""
+    table: np.ndarray | None
+    """int32 [layers]: which of `Decoder._rotary`'s tables turns queries and keys."""
+    scale: np.ndarray | None
+    """float32 [layers]: a factor of the scores."""
+
+
+def layer_kinds(config: ModelConfig) -> Kind:
+    full, unrotated = (np.isin(np.arange(config.layers), of) for of in (config.full_layers, config.unrotated_layers))
+    window = np.where(full, np.iinfo(np.int32).max, config.window).astype(np.int32) if config.window else None
+    own = ~full if config.window_rope_theta else np.zeros_like(full)
+    table = np.where(unrotated, 2, own).astype(np.int32)
+    scale = 1 / np.arange(1, config.layers + 1, dtype=np.float32) if config.scale_by_layer else None
+    return Kind(window, table if table.any() else None, scale)
+
+
 class Decoder(nnx.Module):
     """Embedding, stacked blocks, final norm, and the head unless it is the embedding."""
 
@@ -187,11 +222,14 @@ class Decoder(nnx.Module):
         embed_key, layers_key, head_key = jax.random.split(key, 3)
         weights = Weights(config, embed_key)
         self.embed = weights.normal("vocab_size width")
+        self.position_embed = weights.normal("position_rows width") if config.positions == "learned" else None
+        self.embed_norm = Norm(weights) if config.embed_norm else None
         block = Block if config.mixer == "attention" else MambaBlock
         self.layers = jax.vmap(lambda k: block(config, k))(jax.random.split(layers_key, config.layers))
         self.norm = Norm(weights)
         if not config.tied_embeddings:
             self.head = Weights(config, head_key).normal("width vocab_size")
+        self.head_bias = weights.constant(0.0, "vocab_size") if config.head_bias else None
 
     def __call__(
         self,
@@ -203,25 +241,77 @@ class Decoder(nnx.Module):
         scan_layers: bool,
         flat_index: Int32[Array, "shards selected"] | None,
     ) -> tuple[jax.Array, Routing | None]:
-        rotary = rotary_factors(positions, self.config.rotary_dim, self.config.rope_theta, dtype)
-        with jax.named_scope("embed"):
-            stream = jax.reshard(self.embed[...].astype(dtype), jax.P(None, None)).at[tokens].get(out_sharding=STREAM)
+        config, kinds = self.config, layer_kinds(self.config)
+        rotary = self._rotary(positions, dtype)
+        alibi = config.positions == "alibi"
+        slopes = jax.reshard(jnp.asarray(alibi_slopes(config.heads)), jax.P("tensor")) if alibi else None
+        stream = self._embedded(tokens, positions, dtype)
 
-        def layer(stream: Stream, block: Block | MambaBlock) -> tuple[Stream, Routing | None]:
-            return block(checkpoint_name(stream, "layer_input"), rotary, attend)
+        def layer(stream: Stream, block: Any, kind: Kind, select: Select = all_tokens) -> tuple[Stream, Routing | None]:
+            here, attend_here = rotary, attend
+            if kind.table is not None:
+                here = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, kind.table, keepdims=False), rotary)
+            if not config.plain_scores:
+                scores = Scores(kind.window, slopes, config.attention_softcap)
+                attend_here = functools.partial(attend, scores=scores)
+            if kind.scale is not None:
+                inner, scale = attend_here, kind.scale.astype(dtype)
+                attend_here = lambda query, *others: inner(query * scale, *others)
+            return block(checkpoint_name(stream, "layer_input"), here, attend_here, select)
 
         routing = None
         if flat_index is None:
-            stream, routing = jax.lax.scan(rematerialized(layer, remat), stream, self.layers, unroll=not scan_layers)
+            every = rematerialized(lambda stream, block: layer(stream, *block), remat)
+            stream, routing = jax.lax.scan(every, stream, (self.layers, kinds), unroll=not scan_layers)
         else:
-            *_, last = range(self.config.layers)
-            stream = jax.lax.fori_loop(0, last, lambda i, x: layer(x, layer_of(self.layers, i))[0], stream)
-            select = functools.partial(take_tokens, flat_index)
-            stream, _ = layer_of(self.layers, last)(stream, rotary, attend, select)
-        return self.norm(stream), routing
+            *_, last = range(config.layers)
+            stacked = self.layers, jax.tree.map(jnp.asarray, kinds)
+            stream = jax.lax.fori_loop(0, last, lambda i, x: layer(x, *layer_of(stacked, i))[0], stream)
+            stream, _ = layer(stream, *layer_of(stacked, last), functools.partial(take_tokens, flat_index))
+        states = self.norm(stream)
+        if config.logit_scale != 1:
+            states = states * jnp.asarray(config.logit_scale, dtype)
+        return self._with_bias_features(states), routing
+
+    @scoped("embed")
+    def _embedded(self, tokens: jax.Array, positions: jax.Array, dtype: jnp.dtype) -> Stream:
+        config = self.config
+        row = lambda table, at: jax.reshard(table[...].astype(dtype), jax.P(None, None)).at[at].get(out_sharding=STREAM)
+        stream = row(self.embed, tokens)
+        if config.embed_scale != 1:
+            stream = stream * jnp.asarray(config.embed_scale, dtype)
+        if self.position_embed is not None:
+            stream = stream + row(self.position_embed, positions + config.position_offset)
+        return stream if self.embed_norm is None else self.embed_norm(stream)
+
+    def _rotary(self, positions: jax.Array, dtype: jnp.dtype) -> Rotary | None:
+        """The table of rotary factors; where layers differ, three of them: the model's, that of layers with a window,
+        and one that turns nothing."""
+        config = self.config
+        if config.positions != "rotary" or config.mixer != "attention":
+            return None
+        of = functools.partial(rotary_factors, positions, config.rotary_dim, dtype=dtype)
+        usual = of(config.rope_theta, scaling=config.rope_scaling, interleaved=config.rotary_interleaved)
+        if layer_kinds(config).table is None:
+            return usual
+        local = of(config.window_rope_theta or config.rope_theta, interleaved=config.rotary_interleaved)
+        still = jnp.ones_like(usual[0]), jnp.zeros_like(usual[1])
+        return jax.tree.map(lambda *tables: jnp.stack(tables), usual, local, still)
+
+    def _with_bias_features(self, states: jax.Array) -> jax.Array:
+        """The activations and, where the head has a bias, a 1 for it and zeros (see `head_weight`)."""
+        if not self.config.head_bias:
+            return states
+        ones = jnp.ones_like(states[..., : bias_rows()]) * np.eye(1, bias_rows(), dtype=np.float32)[0]
+        return jnp.concatenate([states, ones.astype(states.dtype)], axis=-1)
 
 
-def layer_of(stacked: nnx.Module, index: jax.typing.ArrayLike) -> Any:
+def bias_rows() -> int:
+    """Features that stand for a head's bias: so many that the mesh splits them like the others."""
+    return jax.sharding.get_abstract_mesh().shape["fsdp"]
+
+
+def layer_of(stacked: Any, index: jax.typing.ArrayLike) -> Any:
     """One of the layers that are stacked along the first axis of every parameter."""
     return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), stacked)
 
@@ -239,10 +329,13 @@ def rematerialized(layer: Callable, remat: Remat) -> Callable:
     policies = jax.checkpoint_policies
     if remat == "none":
         return layer
+    # cuDNN's results inside JAX's own derivative have no name.
+    of_cudnn = lambda primitive, *_, **__: primitive.name.startswith("dot_product_attention_fwd")
+    save = lambda *names: policies.save_from_both_policies(policies.save_only_these_names(*names), of_cudnn)
     policy = {
         "full": policies.nothing_saveable,
-        "context": policies.save_only_these_names("context"),
-        "qkv_context": policies.save_only_these_names("context", "qkv"),
+        "context": save("context"),
+        "qkv_context": save("context", "qkv"),
         "offload": policies.save_and_offload_only_these_names(
             names_which_can_be_saved=[],
             names_which_can_be_offloaded=["layer_input", "context", "qkv"],

@@ -1,31 +1,26 @@
-"""The parts of a decoder layer: norms, rotary positions, self-attention, the MLP, and how their weights are drawn.
-
-Every weight is cast and gathered where it is used (ZeRO-3); left to the compiler the gather is sometimes turned
-into a re-layout of the activations.
-"""
+"""The parts of a decoder layer: norms, self-attention, the MLP, and how their weights are drawn."""
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from fineline_jax.models.attention import Attend
-from fineline_jax.models.config import ModelConfig
+from fineline_jax.models.config import GATED, ModelConfig
 from fineline_jax.models.cpu_kernels import linear, linears, swiglu
-from fineline_jax.models.sharding import HEADS, HIDDEN, STREAM, spec, without_fsdp
+from fineline_jax.models.rotary import Rotary, rotate
+from fineline_jax.models.sharding import HEADS, HIDDEN, STREAM, spec
 
 Function = TypeVar("Function", bound=Callable)
 Stream = Float[Array, "batch length width"]
 Heads = Float[Array, "batch length heads head_dim"]
-Rotary = tuple[Float[Array, "batch length 1 rotary_dim"], Float[Array, "batch length 1 rotary_dim"]]
-"""cos and signed sin of the angles, see `rotary_factors`."""
 
 
 @dataclasses.dataclass
@@ -45,14 +40,8 @@ class Weights:
 
     def shape(self, axes: str) -> tuple[int, ...]:
         config = self.config
-        others = {"features": config.width, "x_proj_width": config.step_rank + 2 * config.state_size}
+        others = {"features": config.width, "x_proj_width": config.step_rank + 2 * config.state_size, "one": 1}
         return tuple(others[axis] if axis in others else getattr(config, axis) for axis in axes.split())
-
-
-def gathered(weight: nnx.Param, dtype: jnp.dtype) -> jax.Array:
-    """The weight in `dtype`, whole over fsdp. The cast comes first: the gather moves the smaller numbers."""
-    cast = weight[...].astype(dtype)
-    return jax.reshard(cast, without_fsdp(jax.typeof(cast).sharding.spec))
 
 
 def scoped(name: str) -> Callable[[Function], Function]:
@@ -70,18 +59,19 @@ def scoped(name: str) -> Callable[[Function], Function]:
 
 
 class Norm(nnx.Module):
-    """RMSNorm, or LayerNorm with a scale and a bias or with neither."""
+    """RMSNorm, or LayerNorm with a scale and a bias, a scale, or neither."""
 
     def __init__(self, weights: Weights):
         self.config = config = weights.config
-        self.scale = weights.constant(1.0, "features") if config.norm != "nonparametric" else None
+        self.scale = weights.constant(1.0 - config.norm_offset, "features") if config.norm != "nonparametric" else None
         self.bias = weights.constant(0.0, "features") if config.norm == "layer" else None
 
     @scoped("norm")
     def __call__(self, x: Stream) -> Stream:
+        eps, offset = self.config.norm_eps, self.config.norm_offset
         if self.config.norm == "rms":
-            return rms_norm(x, self.scale, self.config.norm_eps)
-        return layer_norm(x, self.scale, self.bias, self.config.norm_eps)
+            return rms_norm(x, self.scale, eps, offset=offset)
+        return layer_norm(x, self.scale, self.bias, eps, offset)
 
 
 class Attention(nnx.Module):
@@ -97,92 +87,103 @@ class Attention(nnx.Module):
         self.q_bias = bias("heads head_dim", config.has_qkv_bias)
         self.k_bias = bias("kv_heads head_dim", config.has_qkv_bias)
         self.v_bias = bias("kv_heads head_dim", config.has_qkv_bias)
-        self.o_bias = bias("features", config.attention_bias)
+        self.o_bias = bias("features", config.attention_bias or config.output_bias)
         of = lambda heads: "head_dim" if config.qk_norm_per_head else f"{heads} head_dim"
-        self.q_norm = weights.constant(1.0, of("heads")) if config.qk_norm else None
-        self.k_norm = weights.constant(1.0, of("kv_heads")) if config.qk_norm else None
+        self.q_norm = weights.constant(1.0 - config.norm_offset, of("heads")) if config.qk_norm else None
+        self.k_norm = weights.constant(1.0 - config.norm_offset, of("kv_heads")) if config.qk_norm else None
 
     @scoped("attention")
-    def __call__(self, x: Stream, rotary: Rotary, attend: Attend) -> Stream:
+    def __call__(self, x: Stream, rotary: Rotary | None, attend: Attend) -> Stream:
         """The output projection of `attend(queries, keys, values)`."""
-        weights = tuple(gathered(weight, x.dtype) for weight in (self.q, self.k, self.v))
-        query, key, value = linears("bsd,dhk->bshk", HEADS, x, weights)
-        query = checkpoint_name(rotate(self._finish(query, self.q_bias, self.q_norm), rotary), "qkv")
-        key = checkpoint_name(rotate(self._finish(key, self.k_bias, self.k_norm), rotary), "qkv")
+        query, key, value = linears("bsd,dhk->bshk", HEADS, x, (self.q[...], self.k[...], self.v[...]))
+        query = checkpoint_name(self._finish(query, self.q_bias, self.q_norm, rotary), "qkv")
+        key = checkpoint_name(self._finish(key, self.k_bias, self.k_norm, rotary), "qkv")
         value = checkpoint_name(self._finish(value, self.v_bias), "qkv")
-        context = checkpoint_name(attend(query, key, value), "context")
-        y = linear("bshk,hkd->bsd", STREAM, context, gathered(self.o, x.dtype))
+        if self.config.attention_scale:  # `attend` scales by 1 / sqrt(head_dim)
+            query = query * (self.config.attention_scale * self.config.head_dim**0.5)
+        y = linear("bshk,hkd->bsd", STREAM, attend(query, key, value), self.o[...])
         return add_bias(y, self.o_bias)
 
-    def _finish(self, y: Heads, bias: nnx.Param | None, norm: nnx.Param | None = None) -> Heads:
-        """Projected queries, keys or values with their bias, normalised and clipped."""
+    def _finish(
+        self, y: Heads, bias: nnx.Param | None, norm: nnx.Param | None = None, rotary: Rotary | None = None
+    ) -> Heads:
+        """Projected queries, keys or values with their bias, normalised, clipped and rotated."""
         config, y = self.config, add_bias(y, bias)
+        turn = lambda y: y if rotary is None else rotate(y, rotary, config.rotary_interleaved)
+        if config.qk_norm_after_rotary:
+            y = turn(y)
         if norm is not None:
-            y = rms_norm(y, norm, config.norm_eps, -1 if config.qk_norm_per_head else (-2, -1))
-        return jnp.clip(y, -config.clip_qkv, config.clip_qkv) if config.clip_qkv else y
+            axes = -1 if config.qk_norm_per_head else (-2, -1)
+            y = rms_norm(y, norm, config.norm_eps, axes, config.norm_offset)
+        y = jnp.clip(y, -config.clip_qkv, config.clip_qkv) if config.clip_qkv else y
+        return y if config.qk_norm_after_rotary else turn(y)
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": jax.nn.gelu,
+    "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+}
+"""Of the kinds of `ModelConfig.mlp` without a gate and without weights of their own."""
 
 
 class MLP(nnx.Module):
-    """SwiGLU, or two projections around an exact GELU. hidden: the field of the config that sizes the hidden layer."""
+    """A gated MLP, or two projections around a function. hidden: the field that sizes the hidden layer."""
 
     def __init__(self, weights: Weights, hidden: str = "mlp_width"):
         self.config = config = weights.config
-        gated = config.mlp == "swiglu"
+        gated = config.mlp in GATED
         self.gate = weights.normal(f"width {hidden}") if gated else None
         self.up = weights.normal(f"width {hidden}")
         self.down = weights.normal(f"{hidden} width")
         self.gate_bias = weights.constant(0.0, hidden) if gated and config.mlp_bias else None
         self.up_bias = weights.constant(0.0, hidden) if config.mlp_bias else None
         self.down_bias = weights.constant(0.0, "features") if config.mlp_bias else None
+        # xIELU's own numbers at its authors' start: softplus(alpha_p) = 0.8, softplus(alpha_n) = 0.8 - beta.
+        start = {"alpha_p": math.log(math.expm1(0.8)), "alpha_n": math.log(math.expm1(0.3)), "beta": 0.5, "eps": -1e-6}
+        axes = lambda name: "one" if name.startswith("alpha") else ""
+        made = lambda name: weights.constant(start[name], axes(name)) if config.mlp == "xielu" else None
+        self.alpha_p, self.alpha_n, self.beta, self.eps = map(made, start)
 
     @scoped("mlp")
     def __call__(self, x: Stream) -> Stream:
-        project = lambda weight, bias: add_bias(linear("bsd,df->bsf", HIDDEN, x, gathered(weight, x.dtype)), bias)
+        project = lambda weight, bias: add_bias(linear("bsd,df->bsf", HIDDEN, x, weight[...]), bias)
+        kind, up = self.config.mlp, project(self.up, self.up_bias)
         if self.gate is not None:
-            hidden = swiglu(project(self.gate, self.gate_bias), project(self.up, self.up_bias))
+            gate = project(self.gate, self.gate_bias)
+            hidden = swiglu(gate, up) if kind == "swiglu" else ACTIVATIONS[kind.replace("geglu", "gelu")](gate) * up
         else:
-            hidden = jax.nn.gelu(project(self.up, self.up_bias), approximate=False)
-        y = linear("bsf,fd->bsd", STREAM, hidden, gathered(self.down, x.dtype))
+            hidden = self._xielu(up) if kind == "xielu" else ACTIVATIONS[kind](up)
+        y = linear("bsf,fd->bsd", STREAM, hidden, self.down[...])
         return add_bias(y, self.down_bias)
+
+    def _xielu(self, x: jax.Array) -> jax.Array:
+        """x (alpha_p x + beta) above 0, else alpha_n (expm1(x) - x) + beta x (2411.13010); beta and eps are fixed."""
+        weight = lambda param: cast(nnx.Param, param)[...].astype(x.dtype)
+        beta, eps = (jax.lax.stop_gradient(weight(param)) for param in (self.beta, self.eps))
+        above, below = jax.nn.softplus(weight(self.alpha_p)), beta + jax.nn.softplus(weight(self.alpha_n))
+        return jnp.where(x > 0, above * x * x, below * (jnp.expm1(jnp.minimum(x, eps)) - x)) + beta * x
 
 
 def add_bias(y: jax.Array, bias: nnx.Param | None) -> jax.Array:
     return y if bias is None else y + bias[...].astype(y.dtype)
 
 
-def rms_norm(x: jax.Array, scale: Any, eps: float, axes: int | tuple[int, ...] = -1) -> jax.Array:
+def rms_norm(x: jax.Array, scale: Any, eps: float, axes: int | tuple[int, ...] = -1, offset: float = 0.0) -> jax.Array:
     """x / rms(x) over `axes` in float32, rounded to x's dtype, times the scale (1910.07467; order of casts as in
-    transformers)."""
+    transformers, which with an offset, added to the scale, rounds last)."""
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=axes, keepdims=True) + eps)
+    if offset:
+        return (y * (offset + scale[...].astype(jnp.float32))).astype(x.dtype)
     return y.astype(x.dtype) * scale[...].astype(x.dtype)
 
 
-def layer_norm(x: jax.Array, scale: Any, bias: Any, eps: float) -> jax.Array:
+def layer_norm(x: jax.Array, scale: Any, bias: Any, eps: float, offset: float = 0.0) -> jax.Array:
     """(x - mean) / standard deviation, times the scale, plus the bias, in float32 (1607.06450); either may be None."""
     y = x.astype(jnp.float32)
     y = y - jnp.mean(y, axis=-1, keepdims=True)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
-    y = y if scale is None else y * scale[...].astype(jnp.float32)
+    y = y if scale is None else y * (scale[...].astype(jnp.float32) + offset)
     return (y if bias is None else y + bias[...].astype(jnp.float32)).astype(x.dtype)
-
-
-def rotary_factors(positions: Int[Array, "batch length"], features: int, theta: float, dtype: jnp.dtype) -> Rotary:
-    """cos and signed sin of the rotary angles (2104.09864), computed in float32."""
-    frequencies = theta ** -(jnp.arange(0, features, 2, dtype=jnp.float32) / features)
-    angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
-    # As a product and not by concatenation, which XLA's CPU backend would compute again wherever the table is used.
-    half = np.eye(features // 2, dtype=np.float32)
-    spread = lambda table, first: jnp.einsum(
-        "bsuj,jk->bsuk", table, np.concatenate([first * half, half], axis=1), precision="highest"
-    ).astype(dtype)
-    return spread(jnp.cos(angles), 1), spread(jnp.sin(angles), -1)
-
-
-def rotate(x: Heads, rotary: Rotary) -> Heads:
-    """Rotary embedding of the first features, half-split layout: of n, feature j is paired with feature j + n / 2."""
-    cos, sin = rotary
-    turned, kept = jnp.split(x, [cos.shape[-1]], axis=-1)
-    pairs = turned.reshape(*turned.shape[:-1], 2, -1)
-    y = turned * cos + jnp.flip(pairs, axis=-2).reshape(turned.shape) * sin
-    return jnp.concatenate([y, kept], axis=-1) if kept.shape[-1] else y

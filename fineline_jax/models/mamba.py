@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from fineline_jax.models.cpu_kernels import linear
-from fineline_jax.models.layers import Stream, Weights, gathered, scoped
+from fineline_jax.models.layers import Stream, Weights, scoped
 from fineline_jax.models.sharding import HIDDEN, STREAM, spec
 
 CHUNK = 64
@@ -47,17 +47,17 @@ class Mamba(nnx.Module):
     def __call__(self, y: Stream, select: Callable[[jax.Array], jax.Array]) -> Stream:
         """select: takes the tokens whose output is wanted."""
         dtype = y.dtype
-        x = linear("bsd,df->bsf", HIDDEN, y, gathered(self.in_proj_x, dtype))
-        z = linear("bsd,df->bsf", HIDDEN, y, gathered(self.in_proj_z, dtype))
+        x = linear("bsd,df->bsf", HIDDEN, y, self.in_proj_x[...])
+        z = linear("bsd,df->bsf", HIDDEN, y, self.in_proj_z[...])
         x = jax.nn.silu(causal_convolution(x, self.conv1d[...].astype(dtype), self.conv1d_bias[...].astype(dtype)))
-        projected = linear("bsf,fr->bsr", STREAM, x, self.x_proj[...].astype(dtype))
+        projected = linear("bsf,fr->bsr", STREAM, x, self.x_proj[...])
         rank, states = self.config.step_rank, self.config.state_size
         dt, b, c = jnp.split(projected, [rank, rank + states], axis=-1)
-        dt = linear("bsr,rf->bsf", HIDDEN, dt, self.dt_proj[...].astype(dtype)) + self.dt_proj_bias[...].astype(dtype)
+        dt = linear("bsr,rf->bsf", HIDDEN, dt, self.dt_proj[...]) + self.dt_proj_bias[...].astype(dtype)
         a = -jnp.exp(self.A_log[...].astype(jnp.float32))
         scanned = selective_scan(x, jax.nn.softplus(dt), a, b, c)
         mixed = (scanned + x * self.D[...]).astype(dtype) * jax.nn.silu(z)
-        return linear("bsf,fd->bsd", STREAM, select(mixed), gathered(self.out_proj, dtype))
+        return linear("bsf,fd->bsd", STREAM, select(mixed), self.out_proj[...])
 
 
 def causal_convolution(

@@ -14,7 +14,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Int32
 
 from fineline_jax.mesh import BATCH
-from fineline_jax.models.layers import MLP, Stream, Weights, gathered, scoped
+from fineline_jax.models.cpu_kernels import gathered
+from fineline_jax.models.layers import MLP, Stream, Weights, scoped
 from fineline_jax.models.sharding import STREAM, TOKENS, spec
 
 BLOCK = 128
@@ -48,7 +49,7 @@ class Experts(nnx.Module):
     def __call__(self, x: Stream) -> tuple[Stream, Routing]:
         mixed, routing = mixture(
             x,
-            *(gathered(weight, x.dtype) for weight in (self.router, self.gate, self.up, self.down)),
+            *(gathered(weight[...], x.dtype) for weight in (self.router, self.gate, self.up, self.down)),
             per_token=self.config.experts_per_token,
             normalise=self.config.normalise_experts,
         )

@@ -17,6 +17,7 @@ import pytest
 
 from fineline_jax.models import attention, decoder
 from fineline_jax.models.config import ModelConfig
+from fineline_jax.scoring.engine.step import capped
 
 VOCABULARY = 48
 SHAPE: dict[str, Any] = {
@@ -155,30 +156,41 @@ EXAMPLES = {
 def make(name: str, folder: Path) -> Any:
     """Write the model `name` into `folder`; returns transformers' model with the same logits."""
     torch = pytest.importorskip("torch", reason="pip install -e '.[test]'")
-    import transformers
     from safetensors.torch import load_file, save_file
 
     example = EXAMPLES[name]
-    torch.manual_seed(0)
     shape = SHAPE | example.changes
     if example.kind == "Mamba":
         shape = {key: value for key, value in shape.items() if key not in ("intermediate_size", "num_attention_heads")}
-    config = getattr(transformers, f"{example.kind}Config")(**shape)
-    model = getattr(transformers, f"{example.kind}ForCausalLM")(config).eval()
-    with torch.no_grad():
-        for parameter_name, parameter in model.named_parameters():
-            if parameter.ndim == 1 and "dt_proj" not in parameter_name:
-                parameter.add_(0.3 * torch.randn_like(parameter))  # constants would hide a mistake
-            elif "gate.weight" in parameter_name:
-                parameter.normal_(std=1.0)  # decided routers: no ties that rounding could turn
-        if example.rename is _packed_with_norm_head:
+    model = make_kind(example.kind, shape, folder)
+    if example.rename is _packed_with_norm_head:
+        with torch.no_grad():
             model.lm_head.weight.copy_(torch.nn.functional.normalize(model.lm_head.weight))
-    model.save_pretrained(folder)
+        model.save_pretrained(folder)
     if example.rename is not None:
         tensors, raw = load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())
         tensors, raw = example.rename(tensors, raw)
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
         (folder / "config.json").write_text(json.dumps(raw))
+    return model
+
+
+def make_kind(kind: str, keys: dict[str, Any], folder: Path) -> Any:
+    """Write a random model of transformers' class into `folder`, its biases and norms no constants; returns it."""
+    torch = pytest.importorskip("torch", reason="pip install -e '.[test]'")
+    import transformers
+
+    torch.manual_seed(0)
+    config = getattr(transformers, "Gemma3TextConfig" if kind == "Gemma3" else f"{kind}Config")(**keys)
+    head = "LMHeadModel" if kind == "GPT2" else "ForCausalLM"
+    model = getattr(transformers, kind + head)(config).eval()
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if parameter.ndim == 1 and "dt_proj" not in parameter_name:
+                parameter.add_(0.3 * torch.randn_like(parameter))  # constants would hide a mistake
+            elif "gate.weight" in parameter_name or "router.layer" in parameter_name:
+                parameter.normal_(std=1.0)  # decided routers: no ties that rounding could turn
+    model.save_pretrained(folder)
     return model
 
 
@@ -196,7 +208,7 @@ def our_logits(config: ModelConfig, params: Any, tokens: np.ndarray, mesh: jax.s
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         states = decoder.hidden_states(config, params, tokens, positions, attention.causal("xla"))
         head = jax.reshard(decoder.head_weight(config, params), jax.P(None, None))
-        return jnp.einsum("bsd,dv->bsv", states, head)
+        return capped(jnp.einsum("bsd,dv->bsv", states, head), config.logit_softcap)
 
     with jax.set_mesh(mesh):
         return np.asarray(run(params, jax.device_put(tokens, jax.NamedSharding(mesh, jax.P()))))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-from fineline_jax.models import attention, layers
+from fineline_jax.models import attention, rotary
 from fineline_jax.models.tree_attention import blockwise, dispatch, gpu, tpu
 from fineline_jax.scoring.engine.trie import subtree_ends
 
@@ -125,7 +125,7 @@ def test_where_all_values_are_equal_no_query_has_a_gradient() -> None:
 
 def test_products_that_stand_for_sums_and_copies_are_of_whole_float32_numbers() -> None:
     """TPU and GPU would round their operands: the rotary angles' table, and the sum over features of a gradient."""
-    table = jax.make_jaxpr(lambda places: layers.rotary_factors(places, 6, 500.0, jnp.float32))(jnp.zeros((1, 3)))
+    table = jax.make_jaxpr(lambda places: rotary.rotary_factors(places, 6, 500.0, jnp.float32))(jnp.zeros((1, 3)))
     products = [line for line in str(table).splitlines() if "precision=" in line]
     assert len(products) == 2 and all("(Precision.HIGHEST, Precision.HIGHEST)" in line for line in products)
     arrays = drawn(1, 20, 2, 1, 16)

@@ -11,7 +11,7 @@ import scipy.special
 
 from fineline_jax.errors import UserError
 from fineline_jax.mesh import AXES, BATCH, abstract, batch_shards, make_mesh
-from fineline_jax.models import cpu_kernels, decoder, layers, mamba, moe
+from fineline_jax.models import cpu_kernels, decoder, layers, mamba, moe, rotary
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.models.sharding import check_fits
 from fineline_jax.recipe import MeshShape
@@ -73,16 +73,16 @@ def test_rotation_turns_pairs_of_features_as_complex_numbers() -> None:
     """Feature j of n with feature j + n / 2, by position * theta^(-2j / n); the features behind the n stay."""
     positions = np.array([[0, 1, 7, 2047], [5, 3, 0, 100]])
     x, features, theta = drawn(2, 4, 3, 10), 6, 500.0
-    rotary = layers.rotary_factors(jnp.asarray(positions), features, theta, jnp.float32)
+    factors = rotary.rotary_factors(jnp.asarray(positions), features, theta, jnp.float32)
     angles = positions[:, :, None, None] * theta ** (-2 * np.arange(3) / features)
     turned = (f64(x[..., :3]) + 1j * f64(x[..., 3:6])) * np.exp(1j * angles)
     expected = np.concatenate([turned.real, turned.imag, f64(x[..., 6:])], axis=-1)
-    np.testing.assert_allclose(layers.rotate(x, rotary), expected, atol=5e-4)  # angles of 2047 in float32
-    np.testing.assert_allclose(layers.rotate(x, rotary)[1], expected[1], atol=2e-5)
-    whole = layers.rotate(x[..., :6], rotary)
-    np.testing.assert_array_equal(whole, layers.rotate(x, rotary)[..., :6])
-    in_half = layers.rotary_factors(jnp.asarray(positions), features, theta, jnp.bfloat16)
-    for rough, fine in zip(in_half, rotary, strict=True):
+    np.testing.assert_allclose(rotary.rotate(x, factors), expected, atol=5e-4)  # angles of 2047 in float32
+    np.testing.assert_allclose(rotary.rotate(x, factors)[1], expected[1], atol=2e-5)
+    whole = rotary.rotate(x[..., :6], factors)
+    np.testing.assert_array_equal(whole, rotary.rotate(x, factors)[..., :6])
+    in_half = rotary.rotary_factors(jnp.asarray(positions), features, theta, jnp.bfloat16)
+    for rough, fine in zip(in_half, factors, strict=True):
         assert rough.dtype == jnp.bfloat16
         np.testing.assert_array_equal(rough, fine.astype(jnp.bfloat16))  # computed in float32, rounded once
 

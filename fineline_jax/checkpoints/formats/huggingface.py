@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fineline_jax.atomic_files import atomic_folder
 from fineline_jax.checkpoints.formats.host_copy import PIECE, copy, in_threads, new_array
-from fineline_jax.checkpoints.formats.lazy_tensor import BFLOAT16, StoredTensor
+from fineline_jax.checkpoints.formats.lazy_tensor import BFLOAT16, Tensor
 from fineline_jax.checkpoints.formats.safetensors_files import SAFETENSORS, write_safetensors
 from fineline_jax.checkpoints.formats.weight_files import Weights, open_weights
 from fineline_jax.errors import UserError, reading
@@ -85,7 +85,7 @@ def load_hf(
         family, config = _family_and_config(config or beside, weights.format.family)
     layout = _layout(weights, family)
     leaves: dict[str, Any] = flatten_dict(decoder.abstract_params(config, mesh, jnp.dtype(dtype or "float32")), sep=".")
-    lines = present(layout.weights, leaves)
+    lines = present(layout.lines(config), leaves)
     expected = _expected(weights, lines, leaves)
     weights = _by_expected_names(weights, layout, expected)
     _check_tensors(weights, layout, config, expected, leaves)
@@ -118,7 +118,7 @@ def export_hf(
         raise UserError(f"{out}: exists already; give a new folder")
     with atomic_folder(out, exclusive=True) as partial:
         leaves: dict[str, Any] = flatten_dict(params, sep=".")
-        _write_weights(layout, leaves, partial, np.dtype(dtype) if dtype else None, shard_bytes)
+        _write_weights(layout.lines(config), leaves, partial, np.dtype(dtype) if dtype else None, shard_bytes)
         written = np.dtype(dtype or leaves["embed"].dtype)
         special: dict[str, int | None] = {"bos_token_id": None, "eos_token_id": None}
         if tokenizer is not None:
@@ -177,7 +177,7 @@ def _by_expected_names(weights: Weights, family: Family, expected: AllTensors) -
         candidates = [name, inner, f"{base}.{inner}", *(heads if inner in HEADS else ())]
         return next(filter(known, candidates), name)
 
-    renamed: dict[str, StoredTensor] = {}
+    renamed: dict[str, Tensor] = {}
     for name, tensor in weights.tensors.items():
         if (meant := name_of(name)) in renamed:
             raise UserError(
@@ -187,13 +187,13 @@ def _by_expected_names(weights: Weights, family: Family, expected: AllTensors) -
     return dataclasses.replace(weights, tensors=renamed)
 
 
-def _stored_dtype(weight: Weight, shape: Sequence[int], tensors: Mapping[str, StoredTensor]) -> np.dtype:
+def _stored_dtype(weight: Weight, shape: Sequence[int], tensors: Mapping[str, Tensor]) -> np.dtype:
     """The dtype of a line's tensors if all have the same and it is bfloat16 or float16; else float32."""
     first, *others = {tensors[name].dtype for _, name in tensors_of(weight, shape)}
     return first if not others and first.name in ("bfloat16", "float16") else np.dtype(np.float32)
 
 
-def _load(weight: Weight, target: jax.ShapeDtypeStruct, tensors: Mapping[str, StoredTensor]) -> jax.Array:
+def _load(weight: Weight, target: jax.ShapeDtypeStruct, tensors: Mapping[str, Tensor]) -> jax.Array:
     """One parameter. A part of it is put together on the host, moved to its devices, and forgotten before the next."""
     devices_of: dict[Spans, list[Any]] = {}
     for device, index in target.sharding.addressable_devices_indices_map(target.shape).items():
@@ -209,7 +209,7 @@ def _load(weight: Weight, target: jax.ShapeDtypeStruct, tensors: Mapping[str, St
 
 
 def _fill(
-    part: np.ndarray, spans: Spans, weight: Weight, shape: tuple[int, ...], tensors: Mapping[str, StoredTensor]
+    part: np.ndarray, spans: Spans, weight: Weight, shape: tuple[int, ...], tensors: Mapping[str, Tensor]
 ) -> None:
     """Put parameter[spans] into `part`, piece by piece of every tensor."""
     axes, stacked = parse_axes(weight.axes), weight.stacked
@@ -217,7 +217,7 @@ def _fill(
 
     def fill(index: tuple[int, ...], piece: Spans) -> None:
         name = tensor_name(weight, [start + offset for (start, _), offset in zip(spans, index)])
-        target = part[index][tuple(slice(a - start, b - start) for (a, b), (start, _) in zip(piece, within))]
+        target = part[(*index, ...)][tuple(slice(a - start, b - start) for (a, b), (start, _) in zip(piece, within))]
         copy(target, read_part(tensors[name], axes, inner, [slice(*span) for span in piece]))
 
     pieces = itertools.product(np.ndindex(*part.shape[:stacked]), cut(axes, inner, within, PIECE))
@@ -256,9 +256,9 @@ def _check_tensors(
 
 
 def _write_weights(
-    family: Family, leaves: Mapping[str, jax.Array], folder: Path, dtype: np.dtype | None, shard_bytes: int
+    lines: Sequence[Weight], leaves: Mapping[str, jax.Array], folder: Path, dtype: np.dtype | None, shard_bytes: int
 ) -> None:
-    tensors = all_tensors(present(family.weights, leaves), _shapes(leaves))
+    tensors = all_tensors(present(lines, leaves), _shapes(leaves))
     files: list[list[tuple[str, np.dtype, tuple[int, ...]]]] = [[]]
     filled = total = 0
     for name, [(weight, _), *_] in tensors.items():

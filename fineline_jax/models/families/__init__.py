@@ -12,33 +12,54 @@ from collections.abc import Mapping
 
 from fineline_jax.errors import UserError
 from fineline_jax.models.config import ModelConfig
-from fineline_jax.models.families.baichuan import BAICHUAN, BAICHUAN2
 from fineline_jax.models.families.family import Family
-from fineline_jax.models.families.gpt_neox import GPT_NEOX
+from fineline_jax.models.families.gpt import (
+    BIOGPT,
+    BLOOM,
+    CODEGEN,
+    FALCON,
+    FALCON_NEW,
+    GPT2,
+    GPT_BIGCODE,
+    GPT_J,
+    GPT_NEO,
+    GPT_NEOX,
+    MPT,
+    OPT,
+    PHI,
+    STARCODER2,
+)
 from fineline_jax.models.families.hf_config import HfConfig
-from fineline_jax.models.families.llama import LLAMA, MISTRAL, QWEN2, QWEN3, YI
-from fineline_jax.models.families.mamba import MAMBA
-from fineline_jax.models.families.mixtures import MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE
-from fineline_jax.models.families.olmo import OLMO, OLMO2, OLMO_FIRST
-
-FAMILIES = (
+from fineline_jax.models.families.llama import (
+    APERTUS,
+    ARCEE,
+    BAICHUAN,
+    BAICHUAN2,
+    CWM,
+    JAIS2,
     LLAMA,
+    MINISTRAL,
     MISTRAL,
+    NEMOTRON,
+    PHI3,
     QWEN2,
     QWEN3,
-    GPT_NEOX,
-    OLMO,
-    OLMO2,
-    OLMOE,
-    MIXTRAL,
-    QWEN2_MOE,
-    QWEN3_MOE,
-    MAMBA,
-    BAICHUAN2,
-    BAICHUAN,
+    SEED_OSS,
+    SMOLLM3,
+    STABLELM,
     YI,
-    OLMO_FIRST,
 )
+from fineline_jax.models.families.mamba import MAMBA
+from fineline_jax.models.families.mixtures import FLEX_OLMO, GRANITE_MOE, MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE
+from fineline_jax.models.families.olmo import OLMO, OLMO2, OLMO3, OLMO_FIRST
+from fineline_jax.models.families.scaled import SCALED
+
+FAMILIES = (
+    LLAMA, MISTRAL, QWEN2, QWEN3, GPT_NEOX, OLMO, OLMO2, OLMO3, OLMOE, FLEX_OLMO, MIXTRAL, QWEN2_MOE, QWEN3_MOE,
+    GRANITE_MOE, MAMBA, GPT2, OPT, BLOOM, MPT, FALCON, FALCON_NEW, GPT_J, CODEGEN, GPT_NEO, GPT_BIGCODE, BIOGPT, PHI,
+    PHI3, STARCODER2, STABLELM, MINISTRAL, SMOLLM3, SEED_OSS, CWM, ARCEE, NEMOTRON, JAIS2, APERTUS, *SCALED,
+    BAICHUAN2, BAICHUAN, YI, OLMO_FIRST,
+)  # fmt: skip
 """In the order in which `of_config` tries them: those that transformers opens without foreign code first."""
 
 
@@ -55,7 +76,8 @@ def of_hf(raw: HfConfig) -> tuple[Family, ModelConfig]:
     for family in FAMILIES:
         without_head = [name.replace("ForCausalLM", "Model") for name in family.architectures]  # as AutoModel saves it
         if any(name in (*family.architectures, *without_head) for name in named):
-            return family, _model(family, raw)
+            chosen = [other for other in FAMILIES if other.architectures == family.architectures and other.means(raw)]
+            return (chosen or [family])[0], _model((chosen or [family])[0], raw)
     known = ", ".join(family.architectures[0] for family in FAMILIES)
     raise UserError(f"{raw.where}: architectures: {', '.join(named) or 'none'} is not known; known: {known}")
 

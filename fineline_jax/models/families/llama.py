@@ -1,12 +1,13 @@
-"""Llama and what is named like it: Amber, OpenLLaMA, the m-a-p reproductions, TinyLlama, DeepSeek LLM, Yi, Qwen."""
+"""Llama and what is named like it: Amber, OpenLLaMA, the m-a-p reproductions, TinyLlama, DeepSeek LLM, Yi, Qwen,
+Mistral, SmolLM3, Baichuan, and others."""
 
-import dataclasses
-import functools
+from collections.abc import Sequence
 from typing import Any
 
-from fineline_jax.models.config import ModelConfig
+from fineline_jax.errors import UserError
+from fineline_jax.models.config import RopeScaling
 from fineline_jax.models.families.family import Family
-from fineline_jax.models.families.hf_config import HfConfig
+from fineline_jax.models.families.hf_config import HfConfig, Rope, Windows
 from fineline_jax.models.families.name_map import Weight
 
 _LAYER = "model.layers.{layer}."
@@ -44,86 +45,49 @@ MLP = (
 ROTARY = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
 
 
-def from_hf(
-    raw: HfConfig,
-    *,
-    context: int = 2048,
-    kv_heads: int | None = None,
-    norm_eps: float = 1e-6,
-    rope_theta: float = 10_000.0,
-) -> ModelConfig:
-    """The model of a Llama-like config.json, as transformers 4 or 5 wrote it.
-
-    The others: what the family's own class takes where the file is silent (kv_heads None: as many as query heads).
-    """
-    raw.only("hidden_act", "silu", "swish")
-    raw.only("quantization_config")
-    for fraction in (raw.rope().get("partial_rotary_factor"), raw.raw.get("partial_rotary_factor")):
-        if fraction not in (None, 1, 1.0):
-            raw.refuse("partial_rotary_factor", fraction)
-    heads = raw.integer("num_attention_heads")
-    if kv_heads is None or "num_key_value_heads" in raw.raw:  # null means so in every family
-        kv_heads = heads
-    context = raw.integer("max_position_embeddings", "max_sequence_length", "model_max_length", default=context)
-    raw.no_window(context)
-    return ModelConfig(
-        vocab_size=raw.integer("vocab_size"),
-        width=raw.integer("hidden_size"),
-        layers=raw.integer("num_hidden_layers"),
-        heads=heads,
-        mlp_width=raw.integer("intermediate_size"),
-        kv_heads=raw.integer("num_key_value_heads", default=kv_heads),
-        head_dim=raw.integer("head_dim", default=0),
-        context=context,
-        rope_theta=raw.rope_theta(default=rope_theta),
-        norm_eps=raw.number("rms_norm_eps", default=norm_eps),
-        tied_embeddings=raw.flag("tie_word_embeddings", default=False),
-        attention_bias=raw.flag("attention_bias", default=False),
-        mlp_bias=raw.flag("mlp_bias", default=False),
-        init_std=raw.number("initializer_range", default=0.02),
-    )
+def with_biases(lines: Sequence[Weight]) -> tuple[Weight, ...]:
+    """Lines of weights with one axis, each followed by the line of its bias."""
+    bias = lambda line: Weight(line.hf.replace(".weight", ".bias"), line.ours + "_bias", line.axes)
+    return tuple(line for weight in lines for line in (weight, bias(weight)))
 
 
-def to_hf(config: ModelConfig) -> dict[str, Any]:
-    """config.json of a Llama-like model, readable by transformers 4 and 5."""
-    return {
-        "model_type": "llama",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.width,
-        "intermediate_size": config.mlp_width,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_dim,
-        "hidden_act": "silu",
-        "max_position_embeddings": config.context,
-        "initializer_range": config.init_std,
-        "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,  # transformers 4
-        "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},  # transformers 5
-        "tie_word_embeddings": config.tied_embeddings,
-        "attention_bias": config.attention_bias,
-        "mlp_bias": config.mlp_bias,
-        "use_cache": True,
-    }
-
-
+KEYS = {
+    "vocab_size": "vocab_size",
+    "width": "hidden_size",
+    "mlp_width": "intermediate_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "kv_heads": ("num_key_value_heads", None),
+    "head_dim": ("head_dim", 0),
+    "mlp": ("hidden_act", "silu"),
+    "context": ("max_position_embeddings", "max_sequence_length", "model_max_length", 2048),
+    "init_std": ("initializer_range", 0.02),
+    "norm_eps": ("rms_norm_eps", 1e-6),
+    "tied_embeddings": ("tie_word_embeddings", False),
+    "attention_bias": ("attention_bias", False),
+    "mlp_bias": ("mlp_bias", False),
+}
 LLAMA = Family(
     name="llama",
     architectures=("LlamaForCausalLM", "LLaMAForCausalLM"),
-    from_hf=from_hf,
-    to_hf=to_hf,
+    keys=KEYS,
     weights=OUTER + NORMS + ATTENTION + MLP,
     ignored=ROTARY,
 )
+LAYER_NORM = {"norm_eps": ("layer_norm_eps", 1e-5)}
+NO_BIASES = {"attention_bias": None, "mlp_bias": None}
 
-# The first uploads of Yi: Llama with other names for the norms, and another base of the rotary angles by default.
-YI = Family(
-    name="yi",
-    architectures=("YiForCausalLM",),
-    # The defaults of its configuration_yi.py.
-    from_hf=functools.partial(from_hf, context=4096, kv_heads=4, norm_eps=1e-5, rope_theta=5_000_000.0),
-    to_hf=lambda config: to_hf(config) | {"model_type": "Yi"},
+# The first uploads of Yi: Llama with other names for the norms, and other defaults (its configuration_yi.py).
+YI = LLAMA.like(
+    "yi",
+    "YiForCausalLM",
+    model_type="Yi",
+    keys={
+        "context": ("max_position_embeddings", 4096),
+        "kv_heads": ("num_key_value_heads", 4),
+        "norm_eps": ("rms_norm_eps", 1e-5),
+    },
+    rope=Rope(5_000_000.0),
     weights=(
         *OUTER,
         Weight(_LAYER + "ln1.weight", "layers.attention_norm", "width -> width"),
@@ -131,25 +95,22 @@ YI = Family(
         *ATTENTION,
         *MLP,
     ),
-    ignored=ROTARY,
 )
 
-MISTRAL = Family(
-    name="mistral",
-    architectures=("MistralForCausalLM",),
-    # Where the file is silent the window is 4096 (transformers' MistralConfig); null means none.
-    from_hf=lambda raw: from_hf(HfConfig(raw.where, {"sliding_window": 4096, **raw.raw}), context=131_072, kv_heads=8),
-    to_hf=lambda config: to_hf(config) | {"model_type": "mistral", "sliding_window": None},
-    weights=OUTER + NORMS + ATTENTION + MLP,
-    ignored=ROTARY,
+MISTRAL = LLAMA.like(
+    "mistral",
+    "MistralForCausalLM",
+    keys={"context": ("max_position_embeddings", 131_072), "kv_heads": ("num_key_value_heads", 8)},
+    windows=Windows(4096, by_layer=False),
 )
+MINISTRAL = MISTRAL.like("ministral", "MinistralForCausalLM", windows=Windows(4096))
 
-QWEN2 = Family(
-    name="qwen2",
-    architectures=("Qwen2ForCausalLM",),
-    from_hf=lambda raw: dataclasses.replace(from_hf(raw, context=32_768, kv_heads=32), qkv_bias=True),
-    to_hf=lambda config: to_hf(config) | {"model_type": "qwen2", "use_sliding_window": False},
-    weights=OUTER + NORMS + ATTENTION + MLP,
+QWEN2 = LLAMA.like(
+    "qwen2",
+    "Qwen2ForCausalLM",
+    keys={"context": ("max_position_embeddings", 32_768), "kv_heads": ("num_key_value_heads", 32)} | NO_BIASES,
+    fixed={"qkv_bias": True},
+    windows=Windows(4096, lambda layer, raw: layer < raw.integer("max_window_layers", default=28), in_use=False),
 )
 
 # RMSNorm of each head's queries and keys, with one scale for all heads.
@@ -157,18 +118,206 @@ HEAD_NORMS = (
     Weight(_ATTENTION + "q_norm.weight", "layers.q_norm", "dim -> dim"),
     Weight(_ATTENTION + "k_norm.weight", "layers.k_norm", "dim -> dim"),
 )
-
-
-def from_qwen3(raw: HfConfig, kv_heads: int = 32) -> ModelConfig:
-    model = from_hf(raw, context=32_768, kv_heads=kv_heads)
-    return dataclasses.replace(model, qk_norm=True, qk_norm_per_head=True)
-
-
-QWEN3 = Family(
-    name="qwen3",
-    architectures=("Qwen3ForCausalLM",),
+PER_HEAD = {"qk_norm": True, "qk_norm_per_head": True}
+QWEN3 = QWEN2.like(
+    "qwen3",
+    "Qwen3ForCausalLM",
     # 128 is what transformers takes where the file is silent; Qwen's files state it.
-    from_hf=lambda raw: dataclasses.replace(from_qwen3(raw), head_dim=raw.integer("head_dim", default=128)),
-    to_hf=lambda config: to_hf(config) | {"model_type": "qwen3", "use_sliding_window": False},
+    keys={"head_dim": ("head_dim", 128), "attention_bias": ("attention_bias", False)},
+    fixed={"qkv_bias": None} | PER_HEAD,
     weights=OUTER + NORMS + ATTENTION + HEAD_NORMS + MLP,
 )
+
+
+def _smollm3(raw: HfConfig, fields: dict[str, Any]) -> dict[str, Any]:
+    every = raw.integer("no_rope_layer_interval", default=4)
+    usual = [int((layer + 1) % every != 0) for layer in range(fields["layers"])]
+    turned = raw.items("no_rope_layers", int) or usual
+    return {"unrotated_layers": tuple(layer for layer in range(fields["layers"]) if not turned[layer])}
+
+
+SMOLLM3 = LLAMA.like(
+    "smollm3",
+    "SmolLM3ForCausalLM",
+    keys={
+        "context": ("max_position_embeddings", 32_768),
+        "kv_heads": ("num_key_value_heads", 4),
+        "tied_embeddings": ("tie_word_embeddings", True),
+    },
+    rope=Rope(2_000_000.0),
+    windows=Windows(None, lambda layer, raw: True, in_use=False),
+    read_more=_smollm3,
+    write_more=lambda config: {
+        "no_rope_layers": [int(layer not in config.unrotated_layers) for layer in range(config.layers)]
+    },
+)
+
+SEED_OSS = LLAMA.like(
+    "seed_oss",
+    "SeedOssForCausalLM",
+    keys={
+        "context": ("max_position_embeddings", 524_288),
+        "kv_heads": ("num_key_value_heads", 8),
+        "head_dim": ("head_dim", 128),
+        "attention_bias": None,
+        "qkv_bias": ("attention_bias", True),
+    },
+    only={"attention_out_bias": (False,)},
+)
+
+
+def _llama3_where_silent(factor: float) -> Any:
+    """`Family.read_more` of classes that scale as Llama 3 does where the file is silent."""
+    usual = RopeScaling("llama3", factor, 8192)
+    silent = lambda raw: raw.find("rope_parameters", "rope_scaling") is None
+    return lambda raw, fields: {"rope_scaling": usual} if silent(raw) else {}
+
+
+CWM = LLAMA.like(
+    "cwm",
+    "CwmForCausalLM",
+    keys={
+        "context": ("max_position_embeddings", 131_072),
+        "kv_heads": ("num_key_value_heads", 8),
+        "head_dim": ("head_dim", 128),
+        "norm_eps": ("rms_norm_eps", 1e-5),
+        "attention_bias": None,
+    },
+    rope=Rope(1_000_000.0),
+    windows=Windows(8192, lambda layer, raw: layer % 4 == 0),
+    read_more=_llama3_where_silent(16.0),
+)
+
+# Two projections around the square of ReLU.
+ARCEE = LLAMA.like(
+    "arcee",
+    "ArceeForCausalLM",
+    keys={
+        "mlp": ("hidden_act", "relu2"),
+        "context": ("max_position_embeddings", 4096),
+        "norm_eps": ("rms_norm_eps", 1e-5),
+    },
+    gated=False,
+)
+NORM_BIASES = (*OUTER, *with_biases((*NORMS, OUTER[1]))[1::2])
+NEMOTRON = ARCEE.like(
+    "nemotron",
+    "NemotronForCausalLM",
+    keys={"norm_eps": ("norm_eps", 1e-5), "init_std": ("initializer_range", 0.0134)},
+    fixed={"norm": "layer", "norm_offset": 1.0},
+    rope=Rope(fraction=0.5, fraction_keys=("partial_rotary_factor",)),
+    weights=(*NORM_BIASES, *NORMS, *ATTENTION, *MLP),
+)
+JAIS2 = ARCEE.like(
+    "jais2",
+    "Jais2ForCausalLM",
+    keys={
+        "context": ("max_position_embeddings", 8192),
+        "attention_bias": ("attention_bias", True),
+        "mlp_bias": ("mlp_bias", True),
+        **LAYER_NORM,
+    },
+    fixed={"norm": "layer"},
+    weights=NEMOTRON.weights,
+)
+STABLELM = LLAMA.like(
+    "stablelm",
+    "StableLmForCausalLM",
+    keys={
+        "context": ("max_position_embeddings", 4096),
+        "kv_heads": ("num_key_value_heads", 32),
+        "qkv_bias": ("use_qkv_bias", False),
+        "parallel_residual": ("use_parallel_residual", False),
+        "shared_norm": ("use_parallel_residual", False),
+        **LAYER_NORM,
+        **NO_BIASES,
+    },
+    fixed={"norm": "layer"},
+    only={"qk_layernorm": (False,)},
+    rope=Rope(fraction=0.25, fraction_keys=("partial_rotary_factor",)),
+    weights=NEMOTRON.weights,
+)
+
+# xIELU has four numbers of its own; two of them are constants, which the files hold as well.
+APERTUS = LLAMA.like(
+    "apertus",
+    "ApertusForCausalLM",
+    keys={
+        "mlp": ("hidden_act", "xielu"),
+        "context": ("max_position_embeddings", 65_536),
+        "norm_eps": ("rms_norm_eps", 1e-5),
+        "mlp_bias": None,
+    },
+    fixed=PER_HEAD,
+    gated=False,
+    rope=Rope(12_000_000.0),
+    read_more=_llama3_where_silent(8.0),
+    weights=(
+        *OUTER,
+        Weight(_LAYER + "attention_layernorm.weight", "layers.attention_norm", "width -> width"),
+        Weight(_LAYER + "feedforward_layernorm.weight", "layers.mlp_norm", "width -> width"),
+        *ATTENTION,
+        *HEAD_NORMS,
+        *MLP,
+        Weight(_MLP + "act_fn.alpha_p", "layers.alpha_p", "one -> one"),
+        Weight(_MLP + "act_fn.alpha_n", "layers.alpha_n", "one -> one"),
+        Weight(_MLP + "act_fn.beta", "layers.beta", " -> "),
+        Weight(_MLP + "act_fn.eps", "layers.eps", " -> "),
+    ),
+)
+
+# One tensor for queries, keys and values, and in Phi-3 and GLM for gate and up.
+FUSED_MLP = (
+    Weight(_MLP + "gate_up_proj.weight", "layers.gate", "(0/2 mlp) width -> width mlp"),
+    Weight(_MLP + "gate_up_proj.weight", "layers.up", "(1/2 mlp) width -> width mlp"),
+    *MLP[2:3],
+)
+_OUTPUT = ATTENTION[3]
+PHI3 = LLAMA.like(
+    "phi3",
+    "Phi3ForCausalLM",
+    keys={
+        "context": ("max_position_embeddings", 4096),
+        "norm_eps": ("rms_norm_eps", 1e-5),
+        "head_dim": None,
+        **NO_BIASES,
+    },
+    rope=Rope(fraction_keys=("partial_rotary_factor",)),
+    windows=Windows(None, by_layer=False),
+    weights=(
+        *OUTER,
+        *NORMS,
+        Weight(_ATTENTION + "qkv_proj.weight", "layers.q", "(heads@0-{h}/{hkk} dim) width -> width heads dim"),
+        Weight(_ATTENTION + "qkv_proj.weight", "layers.k", "(heads@{h}-{hk}/{hkk} dim) width -> width heads dim"),
+        Weight(_ATTENTION + "qkv_proj.weight", "layers.v", "(heads@{hk}-{hkk}/{hkk} dim) width -> width heads dim"),
+        _OUTPUT,
+        *FUSED_MLP,
+    ),
+)
+PACKED = (
+    Weight(_ATTENTION + "W_pack.weight", "layers.q", "(0/3 heads dim) width -> width heads dim"),
+    Weight(_ATTENTION + "W_pack.weight", "layers.k", "(1/3 heads dim) width -> width heads dim"),
+    Weight(_ATTENTION + "W_pack.weight", "layers.v", "(2/3 heads dim) width -> width heads dim"),
+)
+
+
+def _not_13b(raw: HfConfig, fields: dict[str, Any]) -> dict[str, Any]:
+    # The 13B models bear the same names, but have ALiBi instead of rotary positions, 40 heads and no such key.
+    if raw.find("max_position_embeddings") is None or raw.find("num_attention_heads") == 40:
+        raise UserError(
+            f"{raw.where}: num_attention_heads={raw.find('num_attention_heads')!r} without rotary"
+            " max_position_embeddings is Baichuan-13B, whose ALiBi positions are not computed; use a 7B model"
+        )
+    return {}
+
+
+BAICHUAN = LLAMA.like(
+    "baichuan",
+    "BaiChuanForCausalLM",
+    keys={"kv_heads": ("num_attention_heads", None)},
+    read_more=_not_13b,
+    write_more=lambda config: {"model_max_length": config.context},
+    weights=(*OUTER, *NORMS, *PACKED, _OUTPUT, *MLP),
+)
+# The rows of its head have length 1; its files hold them as trained (`decoder.head_weight` normalises).
+BAICHUAN2 = BAICHUAN.like("baichuan2", "BaichuanForCausalLM", model_type="baichuan", fixed={"head": "normalised"})

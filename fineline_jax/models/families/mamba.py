@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from fineline_jax.models.config import ModelConfig
 from fineline_jax.models.families.family import Family
 from fineline_jax.models.families.hf_config import HfConfig
 from fineline_jax.models.families.name_map import Weight
@@ -11,58 +10,38 @@ _LAYER = "backbone.layers.{layer}."
 _MIXER = _LAYER + "mixer."
 
 
-def from_hf(raw: HfConfig) -> ModelConfig:
-    raw.only("hidden_act", "silu", "swish")
-    raw.only("use_bias", False)
-    raw.only("use_conv_bias", True)
-    raw.only("quantization_config")
-    width = raw.integer("hidden_size")
-    rank = raw.find("time_step_rank")
-    return ModelConfig(
-        vocab_size=raw.integer("vocab_size"),
-        width=width,
-        layers=raw.integer("num_hidden_layers", "n_layer"),
-        heads=0,
-        mlp_width=raw.integer("intermediate_size", default=raw.integer("expand", default=2) * width),
-        context=raw.integer("max_position_embeddings", default=2048),  # the authors trained on 2048; the file is silent
-        norm_eps=raw.number("layer_norm_epsilon", default=1e-5),
-        tied_embeddings=raw.flag("tie_word_embeddings", default=True),
-        init_std=raw.number("initializer_range", default=0.1),
-        mixer="mamba",
-        state_size=raw.integer("state_size", default=16),
-        conv_width=raw.integer("conv_kernel", default=4),
-        step_rank=-(-width // 16) if rank in (None, "auto") else raw.integer("time_step_rank"),
-    )
-
-
-def to_hf(config: ModelConfig) -> dict[str, Any]:
+def _sizes(raw: HfConfig, fields: dict[str, Any]) -> dict[str, Any]:
+    width, rank = fields["width"], raw.find("time_step_rank")
     return {
-        "model_type": "mamba",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.width,
-        "num_hidden_layers": config.layers,
-        "intermediate_size": config.mlp_width,
-        "expand": config.mlp_width // config.width,
-        "state_size": config.state_size,
-        "conv_kernel": config.conv_width,
-        "time_step_rank": config.step_rank,
-        "hidden_act": "silu",
-        "use_bias": False,
-        "use_conv_bias": True,
-        "residual_in_fp32": True,
-        "max_position_embeddings": config.context,
-        "initializer_range": config.init_std,
-        "layer_norm_epsilon": config.norm_eps,
-        "tie_word_embeddings": config.tied_embeddings,
-        "use_cache": True,
+        "mlp_width": raw.integer("intermediate_size", default=raw.integer("expand", default=2) * width),
+        "step_rank": -(-width // 16) if rank in (None, "auto") else raw.integer("time_step_rank"),
     }
 
 
 MAMBA = Family(
     name="mamba",
     architectures=("MambaForCausalLM",),
-    from_hf=from_hf,
-    to_hf=to_hf,
+    keys={
+        "vocab_size": "vocab_size",
+        "width": "hidden_size",
+        "layers": ("num_hidden_layers", "n_layer", ...),
+        "context": ("max_position_embeddings", 2048),  # the authors trained on 2048; the file is silent
+        "norm_eps": ("layer_norm_epsilon", 1e-5),
+        "tied_embeddings": ("tie_word_embeddings", True),
+        "init_std": ("initializer_range", 0.1),
+        "state_size": ("state_size", 16),
+        "conv_width": ("conv_kernel", 4),
+    },
+    fixed={"mixer": "mamba", "heads": 0},
+    only={"hidden_act": ("silu", "swish"), "use_bias": (False,), "use_conv_bias": (True,)},
+    rope=None,
+    read_more=_sizes,
+    write_more=lambda config: {
+        "intermediate_size": config.mlp_width,
+        "expand": config.mlp_width // config.width,
+        "time_step_rank": config.step_rank,
+        "residual_in_fp32": True,
+    },
     weights=(
         Weight("backbone.embeddings.weight", "embed", "vocab width -> vocab width"),
         Weight(_LAYER + "norm.weight", "layers.mixer_norm", "width -> width"),

@@ -1,29 +1,14 @@
-"""Mixtures of experts named like Llama: OLMoE, Mixtral, Qwen2-MoE and Qwen3-MoE."""
+"""Mixtures of experts named like Llama: OLMoE, Mixtral, Qwen2-MoE, Qwen3-MoE, Granite-MoE."""
 
-import dataclasses
 from typing import Any
 
-from fineline_jax.models.config import ModelConfig
 from fineline_jax.models.families import llama
-from fineline_jax.models.families.family import Family
-from fineline_jax.models.families.hf_config import HfConfig
+from fineline_jax.models.families.hf_config import HfConfig, Rope, Windows
 from fineline_jax.models.families.name_map import Weight
-from fineline_jax.models.families.olmo import QK_NORMS
+from fineline_jax.models.families.olmo import OLMO2, QK_NORMS
+from fineline_jax.models.families.scaled import GRANITE
 
 _LAYER = "model.layers.{layer}."
-
-
-def _olmoe(raw: HfConfig) -> ModelConfig:
-    return dataclasses.replace(
-        llama.from_hf(raw, context=4096, norm_eps=1e-5),
-        qk_norm=True,
-        clip_qkv=raw.number("clip_qkv", default=0.0),
-        experts=raw.integer("num_experts", default=64),
-        experts_per_token=raw.integer("num_experts_per_tok", default=8),
-        normalise_experts=raw.flag("norm_topk_prob", default=False),
-    )
-
-
 _EXPERT = _LAYER + "mlp.experts.{expert}."
 _EXPERTS = (
     Weight(_LAYER + "mlp.gate.weight", "layers.router", "experts width -> width experts"),
@@ -31,52 +16,60 @@ _EXPERTS = (
     Weight(_EXPERT + "up_proj.weight", "layers.up", "mlp width -> width mlp"),
     Weight(_EXPERT + "down_proj.weight", "layers.down", "width mlp -> mlp width"),
 )
-OLMOE = Family(
-    name="olmoe",
-    architectures=("OlmoeForCausalLM",),
-    from_hf=_olmoe,
-    to_hf=lambda config: (
-        llama.to_hf(config)
-        | {
-            "model_type": "olmoe",
-            "clip_qkv": config.clip_qkv or None,
-            "num_experts": config.experts,
-            "num_experts_per_tok": config.experts_per_token,
-            "norm_topk_prob": config.normalise_experts,
-        }
-    ),
-    weights=(
-        *llama.OUTER,
-        *llama.NORMS,
-        *llama.ATTENTION,
-        *QK_NORMS,
-        *_EXPERTS,
-    ),
+
+
+_SILU = {"hidden_act": ("silu", "swish")}
+
+
+def _keys(experts: int, per_token: int) -> dict[str, Any]:
+    return {
+        "mlp": None,
+        "experts": ("num_experts", "num_local_experts", experts),
+        "experts_per_token": ("num_experts_per_tok", per_token),
+        "normalise_experts": ("norm_topk_prob", False),
+    }
+
+
+OLMOE = llama.LLAMA.like(
+    "olmoe",
+    "OlmoeForCausalLM",
+    keys={
+        "context": ("max_position_embeddings", 4096),
+        "norm_eps": ("rms_norm_eps", 1e-5),
+        "clip_qkv": ("clip_qkv", 0.0),
+        **_keys(64, 8),
+    },
+    fixed={"qk_norm": True},
+    only=_SILU,
+    write_more=lambda config: {"clip_qkv": config.clip_qkv or None},
+    weights=(*llama.OUTER, *llama.NORMS, *llama.ATTENTION, *QK_NORMS, *_EXPERTS),
+    ignored=(),
+)
+FLEX_OLMO = OLMO2.like(
+    "flex_olmo",
+    "FlexOlmoForCausalLM",
+    keys={"context": ("max_position_embeddings", 4096), "norm_eps": ("rms_norm_eps", 1e-6), **_keys(7, 5)},
+    only=_SILU,
+    rope=Rope(500_000.0),
+    weights=(*(line for line in OLMO2.weights if line not in llama.MLP), *_EXPERTS),
 )
 
-
-def _mixtral(raw: HfConfig) -> ModelConfig:
-    return dataclasses.replace(
-        llama.from_hf(raw, context=131_072, kv_heads=8, norm_eps=1e-5, rope_theta=1e6),
-        experts=raw.integer("num_local_experts", default=8),
-        experts_per_token=raw.integer("num_experts_per_tok", default=2),
-        normalise_experts=True,
-    )
-
-
 _SPARSE = _LAYER + "block_sparse_moe.experts.{expert}."
-MIXTRAL = Family(
-    name="mixtral",
-    architectures=("MixtralForCausalLM",),
-    from_hf=_mixtral,
-    to_hf=lambda config: (
-        llama.to_hf(config)
-        | {
-            "model_type": "mixtral",
-            "num_local_experts": config.experts,
-            "num_experts_per_tok": config.experts_per_token,
-        }
-    ),
+MIXTRAL = llama.LLAMA.like(
+    "mixtral",
+    "MixtralForCausalLM",
+    keys={
+        "context": ("max_position_embeddings", 131_072),
+        "kv_heads": ("num_key_value_heads", 8),
+        "norm_eps": ("rms_norm_eps", 1e-5),
+        "experts": ("num_local_experts", "num_experts", 8),
+        "experts_per_token": ("num_experts_per_tok", 2),
+        "mlp": None,
+    },
+    fixed={"normalise_experts": True},
+    only=_SILU,
+    rope=Rope(1_000_000.0),
+    windows=Windows(None, by_layer=False),
     weights=(
         *llama.OUTER,
         *llama.NORMS,
@@ -86,61 +79,58 @@ MIXTRAL = Family(
         Weight(_SPARSE + "w3.weight", "layers.up", "mlp width -> width mlp"),
         Weight(_SPARSE + "w2.weight", "layers.down", "width mlp -> mlp width"),
     ),
+    ignored=(),
+)
+_FUSED = _LAYER + "block_sparse_moe."
+GRANITE_MOE = GRANITE.like(
+    "granitemoe",
+    "GraniteMoeForCausalLM",
+    keys={
+        "experts": ("num_local_experts", 8),
+        "experts_per_token": ("num_experts_per_tok", 2),
+        "mlp_bias": None,
+        "mlp": None,
+    },
+    fixed={"normalise_experts": True},
+    only=_SILU,
+    weights=(
+        *llama.OUTER,
+        *llama.NORMS,
+        *llama.ATTENTION,
+        Weight(_FUSED + "router.layer.weight", "layers.router", "experts width -> width experts"),
+        Weight(_FUSED + "input_linear.weight", "layers.gate", "experts (0/2 mlp) width -> experts width mlp"),
+        Weight(_FUSED + "input_linear.weight", "layers.up", "experts (1/2 mlp) width -> experts width mlp"),
+        Weight(_FUSED + "output_linear.weight", "layers.down", "experts width mlp -> experts mlp width"),
+    ),
 )
 
 
-def _all_layers_have_experts(raw: HfConfig) -> None:
+def _all_layers_have_experts(raw: HfConfig, fields: dict[str, Any]) -> dict[str, Any]:
     """Raise UserError where some layers have one MLP and others experts: ours are stacked, all alike."""
-    dense = [layer for layer in raw.items("mlp_only_layers", int) if layer < raw.integer("num_hidden_layers")]
+    dense = [layer for layer in raw.items("mlp_only_layers", int) if layer < fields["layers"]]
     if dense:
         raw.refuse("mlp_only_layers", dense)
-    raw.only("decoder_sparse_step", 1)
-
-
-def _qwen(model: ModelConfig, raw: HfConfig, experts: int, per_token: int) -> ModelConfig:
-    _all_layers_have_experts(raw)
-    return dataclasses.replace(
-        model,
-        mlp_width=raw.integer("moe_intermediate_size"),
-        experts=raw.integer("num_experts", "num_local_experts", default=experts),
-        experts_per_token=raw.integer("num_experts_per_tok", default=per_token),
-        normalise_experts=raw.flag("norm_topk_prob", default=False),
-    )
-
-
-def _qwen2_moe(raw: HfConfig) -> ModelConfig:
-    model = _qwen(llama.from_hf(raw, context=32_768, kv_heads=16), raw, experts=60, per_token=4)
-    shared = raw.integer("shared_expert_intermediate_size")
-    if not shared:
-        raw.refuse("shared_expert_intermediate_size", shared)
-    return dataclasses.replace(model, qkv_bias=raw.flag("qkv_bias", default=True), shared_expert_width=shared)
-
-
-def _to_qwen(config: ModelConfig) -> dict[str, Any]:
-    return llama.to_hf(config) | {
-        "num_experts": config.experts,
-        "num_experts_per_tok": config.experts_per_token,
-        "moe_intermediate_size": config.mlp_width,
-        "norm_topk_prob": config.normalise_experts,
-        "decoder_sparse_step": 1,
-        "mlp_only_layers": [],
-        "use_sliding_window": False,
-    }
+    if fields.get("shared_expert_width") == 0:
+        raw.refuse("shared_expert_intermediate_size", 0)
+    return {}
 
 
 _SHARED = _LAYER + "mlp.shared_expert."
-QWEN2_MOE = Family(
-    name="qwen2_moe",
-    architectures=("Qwen2MoeForCausalLM",),
-    from_hf=_qwen2_moe,
-    to_hf=lambda config: (
-        _to_qwen(config)
-        | {
-            "model_type": "qwen2_moe",
-            "shared_expert_intermediate_size": config.shared_expert_width,
-            "qkv_bias": config.qkv_bias,
-        }
-    ),
+_QWEN = {"mlp_width": "moe_intermediate_size"}
+QWEN2_MOE = llama.QWEN2.like(
+    "qwen2_moe",
+    "Qwen2MoeForCausalLM",
+    keys=_QWEN
+    | _keys(60, 4)
+    | {
+        "kv_heads": ("num_key_value_heads", 16),
+        "qkv_bias": ("qkv_bias", True),
+        "shared_expert_width": "shared_expert_intermediate_size",
+    },
+    fixed={"qkv_bias": None},
+    only={"decoder_sparse_step": (1,), **_SILU},
+    read_more=_all_layers_have_experts,
+    write_more=lambda config: {"mlp_only_layers": []},
     weights=(
         *llama.OUTER,
         *llama.NORMS,
@@ -152,11 +142,13 @@ QWEN2_MOE = Family(
         Weight(_LAYER + "mlp.shared_expert_gate.weight", "layers.shared_router", "1:one width -> (1:one width)"),
     ),
 )
-
-QWEN3_MOE = Family(
-    name="qwen3_moe",
-    architectures=("Qwen3MoeForCausalLM",),
-    from_hf=lambda raw: _qwen(llama.from_qwen3(raw, kv_heads=4), raw, experts=128, per_token=8),
-    to_hf=lambda config: _to_qwen(config) | {"model_type": "qwen3_moe"},
+QWEN3_MOE = llama.QWEN3.like(
+    "qwen3_moe",
+    "Qwen3MoeForCausalLM",
+    keys=_QWEN | _keys(128, 8) | {"kv_heads": ("num_key_value_heads", 4), "head_dim": ("head_dim", 0)},
+    only={"decoder_sparse_step": (1,), **_SILU},
+    windows=Windows(4096, in_use=False, by_layer=False),
+    read_more=_all_layers_have_experts,
+    write_more=lambda config: {"mlp_only_layers": []},
     weights=(*llama.OUTER, *llama.NORMS, *llama.ATTENTION, *llama.HEAD_NORMS, *_EXPERTS),
 )

@@ -7,6 +7,7 @@ give, for a tensor name, something that has a shape and that a tuple of slices m
     width                  an axis
     (heads dim)            one axis of the file, the first named the slower one
     (0/3 heads dim)        the first third of that axis: the other two thirds are other lines' (fused projections)
+    (heads@8-10/12 dim)    heads 8 and 9 of the file's 12 (projections of unequal parts)
     (2:pair half)          `pair` has size 2, whatever the model's sizes (needed where a side is regrouped)
 """
 
@@ -46,11 +47,18 @@ class Tensor(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """One named axis; `size` where the line gives it; `part`: only this one of `size` equal parts is ours."""
+    """One named axis; `size` where the line gives it; `part`: only this one of `size` equal parts is ours; `of`: ours
+    are `size` of so many in the file, from `first` on."""
 
     name: str
     size: int | None = None
     part: int | None = None
+    first: int = 0
+    of: int | None = None
+
+    def in_file(self, sizes: Mapping[str, int]) -> int:
+        """Its size in the file."""
+        return self.of or sizes[self.name]
 
 
 Group = tuple[Axis, ...]
@@ -77,7 +85,7 @@ class Axes:
     def file_shape(self, shape: Sequence[int]) -> list[int]:
         """Shape of the whole tensor in the file, for our parameter of `shape` (without stacked axes)."""
         sizes = self.sizes(shape)
-        return [math.prod(sizes[axis.name] for axis in group) for group in self.file]
+        return [math.prod(axis.in_file(sizes) for axis in group) for group in self.file]
 
     @property
     def kept(self) -> list[str]:
@@ -96,12 +104,15 @@ def parse_axes(text: str) -> Axes:
     left, right = text.split(" -> ")
     side = lambda part: tuple(
         tuple(_axis(word) for word in (group or single).split())
-        for group, single in re.findall(r"\(([^)]*)\)|([\w:/]+)", part)
+        for group, single in re.findall(r"\(([^)]*)\)|([\w:/@-]+)", part)
     )
     return Axes(side(left), side(right))
 
 
 def _axis(word: str) -> Axis:
+    if "@" in word:
+        name, first, last, of = re.split("[@/-]", word)
+        return Axis(name, int(last) - int(first), first=int(first), of=int(of))
     if "/" in word:
         part, count = map(int, word.split("/"))
         return Axis(f"/{count}", count, part)
@@ -119,18 +130,19 @@ def read_part(tensor: Tensor, axes: Axes, shape: Sequence[int], index: Sequence[
     sizes, wanted = axes.sizes(shape), _wanted(axes, shape, index)
     ranges, split, rest = [], [], []
     for group in axes.file:
-        start, inner = 0, math.prod(sizes[axis.name] for axis in group)
+        start, inner = 0, math.prod(axis.in_file(sizes) for axis in group)
         narrow = True  # so far only one index of every slower axis is wanted
         stop = inner
         for axis in group:
             first, last = wanted[axis.name] if axis.part is None else (axis.part, axis.part + 1)
-            inner //= sizes[axis.name]
+            first, last = first + axis.first, last + axis.first
+            inner //= axis.in_file(sizes)
             if narrow:
                 start, stop = start + first * inner, start + last * inner
                 split.append(last - first)
                 rest.append(slice(None) if axis.part is None else 0)
             else:
-                split.append(sizes[axis.name])
+                split.append(axis.in_file(sizes))
                 rest.append(slice(first, last) if axis.part is None else axis.part)
             narrow = narrow and last - first == 1
         ranges.append(slice(start, stop))
@@ -139,7 +151,7 @@ def read_part(tensor: Tensor, axes: Axes, shape: Sequence[int], index: Sequence[
     lengths = iter(part.shape)
     part = part.reshape([math.prod(itertools.islice(lengths, len(group))) for group in axes.ours])
     whole = [len(group) > 1 for group in axes.ours]
-    return part[tuple(span if regrouped else slice(None) for span, regrouped in zip(index, whole))]
+    return part[(*(span if regrouped else slice(None) for span, regrouped in zip(index, whole)), ...)]
 
 
 def _wanted(axes: Axes, shape: Sequence[int], index: Sequence[slice]) -> dict[str, tuple[int, int]]:
@@ -177,8 +189,9 @@ def write_part(tensor: np.ndarray, axes: Axes, part: np.ndarray) -> None:
     flat = part.reshape([sizes[name] for name in axes.flat])
     flat = flat.transpose([axes.flat.index(name) for name in axes.kept])
     file_axes = [axis for group in axes.file for axis in group]
-    view = tensor.reshape([sizes[axis.name] for axis in file_axes])
-    view[tuple(slice(None) if axis.part is None else axis.part for axis in file_axes)] = flat
+    view = tensor.reshape([axis.in_file(sizes) for axis in file_axes])
+    ours = lambda axis: slice(axis.first, axis.first + sizes[axis.name]) if axis.part is None else axis.part
+    view[tuple(map(ours, file_axes))] = flat
 
 
 def present(weights: Sequence[Weight], leaves: Mapping[str, Any]) -> list[Weight]:

@@ -1,35 +1,23 @@
-"""OLMo in its two layouts (transformers' own, and the first releases'), and OLMo 2."""
+"""OLMo in its two layouts (transformers' own, and the first releases'), OLMo 2 and 3."""
 
-import dataclasses
 from typing import Any
 
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.models.families import llama
 from fineline_jax.models.families.family import Family
-from fineline_jax.models.families.hf_config import HfConfig
+from fineline_jax.models.families.hf_config import HfConfig, Rope, Windows
 from fineline_jax.models.families.name_map import Weight
 
-NORM_EPS = 1e-5
-"""OLMo's; no file states it (transformers OlmoLayerNorm, allenai/OLMo LayerNorm)."""
-
-
-def _from_hf(raw: HfConfig) -> ModelConfig:
-    clip = raw.number("clip_qkv", default=0.0)
-    return dataclasses.replace(llama.from_hf(raw), norm="nonparametric", norm_eps=NORM_EPS, clip_qkv=clip)
-
-
-def _to_hf(config: ModelConfig) -> dict[str, Any]:
-    fields = llama.to_hf(config) | {"model_type": "olmo", "clip_qkv": config.clip_qkv or None}
-    del fields["rms_norm_eps"]
-    return fields
-
-
-OLMO = Family(
-    name="olmo",
-    architectures=("OlmoForCausalLM",),
-    from_hf=_from_hf,
-    to_hf=_to_hf,
+# The norm's epsilon is 1e-5; no file states it (transformers OlmoLayerNorm, allenai/OLMo LayerNorm).
+_NORM = {"norm": "nonparametric", "norm_eps": 1e-5}
+OLMO = llama.LLAMA.like(
+    "olmo",
+    "OlmoForCausalLM",
+    keys={"norm_eps": None, "clip_qkv": ("clip_qkv", 0.0)},
+    fixed=_NORM,
     weights=llama.OUTER + llama.ATTENTION + llama.MLP,
+    ignored=(),
+    write_more=lambda config: {"clip_qkv": config.clip_qkv or None},
 )
 
 
@@ -38,12 +26,11 @@ QK_NORMS = (
     Weight(_LAYER + "self_attn.q_norm.weight", "layers.q_norm", "(heads dim) -> heads dim"),
     Weight(_LAYER + "self_attn.k_norm.weight", "layers.k_norm", "(heads dim) -> heads dim"),
 )
-
-OLMO2 = Family(
-    name="olmo2",
-    architectures=("Olmo2ForCausalLM",),
-    from_hf=lambda raw: dataclasses.replace(llama.from_hf(raw, norm_eps=1e-5), norm_after=True, qk_norm=True),
-    to_hf=lambda config: llama.to_hf(config) | {"model_type": "olmo2"},
+OLMO2 = llama.LLAMA.like(
+    "olmo2",
+    "Olmo2ForCausalLM",
+    keys={"norm_eps": ("rms_norm_eps", 1e-5)},
+    fixed={"norm_after": True, "qk_norm": True},
     weights=(
         *llama.OUTER,
         *llama.ATTENTION,
@@ -52,70 +39,68 @@ OLMO2 = Family(
         *llama.MLP,
         Weight(_LAYER + "post_feedforward_layernorm.weight", "layers.mlp_norm", "width -> width"),
     ),
+    ignored=(),
+)
+# Three layers with a window, whose angles are not scaled, then one without.
+OLMO3 = OLMO2.like(
+    "olmo3",
+    "Olmo3ForCausalLM",
+    rope=Rope(500_000.0, window_theta=500_000.0),
+    windows=Windows(4096, lambda layer, raw: (layer + 1) % 4 == 0),
 )
 
 
-def _from_first(raw: HfConfig) -> ModelConfig:
-    """The config of allenai/OLMo's own ModelConfig (olmo/config.py), which the first releases carry; its defaults."""
-    raw.only("activation_type", "swiglu")
-    raw.only("block_type", "sequential")
-    raw.only("layer_norm_type", "default", "low_precision")
+def _first(raw: HfConfig, fields: dict[str, Any]) -> dict[str, Any]:
+    """What allenai/OLMo's own ModelConfig (olmo/config.py) has beside; silence may mean what is not computed."""
     for key in ("layer_norm_with_affine", "include_bias"):
         raw.only(key, False, default=True)
-    off = ("attention_layer_norm", "norm_after", "alibi", "scale_logits")
-    for key in (*off, "multi_query_attention", "embedding_layer_norm"):
-        raw.only(key, False)
     raw.only("rope", True, default=False)
-    heads, width = raw.integer("n_heads"), raw.integer("d_model")
-    raw.only("n_kv_heads", heads)
+    raw.only("n_kv_heads", fields["heads"])
     # mlp_hidden_size counts gate and up together
-    both = raw.integer("mlp_hidden_size", default=width * raw.integer("mlp_ratio", default=4))
-    return ModelConfig(
-        vocab_size=raw.integer("embedding_size", "vocab_size"),
-        width=width,
-        layers=raw.integer("n_layers"),
-        heads=heads,
-        mlp_width=both // 2,
-        context=raw.integer("max_sequence_length", default=1024),
-        rope_theta=raw.number("rope_theta", default=10_000.0),
-        norm_eps=NORM_EPS,
-        tied_embeddings=raw.flag("weight_tying", default=True),
-        init_std=raw.number("init_std", default=0.02),
-        norm="nonparametric",
-        clip_qkv=raw.number("clip_qkv", default=0.0),
-    )
+    usual = fields["width"] * raw.integer("mlp_ratio", default=4)
+    return {"mlp_width": raw.integer("mlp_hidden_size", default=usual) // 2}
 
 
-def _to_first(config: ModelConfig) -> dict[str, Any]:
-    return {
-        "model_type": "hf_olmo",
-        "vocab_size": config.vocab_size,
-        "embedding_size": config.vocab_size,
-        "d_model": config.width,
-        "n_layers": config.layers,
-        "n_heads": config.heads,
-        "mlp_hidden_size": 2 * config.mlp_width,
-        "max_sequence_length": config.context,
-        "rope": True,
-        "rope_theta": config.rope_theta,
-        "alibi": False,
-        "activation_type": "swiglu",
-        "block_type": "sequential",
-        "layer_norm_type": "default",
-        "layer_norm_with_affine": False,
-        "include_bias": False,
-        "weight_tying": config.tied_embeddings,
-        "clip_qkv": config.clip_qkv or None,
-        "init_std": config.init_std,
-    }
+def _write_first(config: ModelConfig) -> dict[str, Any]:
+    off = {"layer_norm_with_affine": False, "include_bias": False, "alibi": False}
+    sizes = {"vocab_size": config.vocab_size, "mlp_hidden_size": 2 * config.mlp_width}
+    return off | sizes | {"rope": True, "clip_qkv": config.clip_qkv or None}
 
 
 _BLOCK = "model.transformer.blocks.{layer}."
 OLMO_FIRST = Family(
     name="olmo_first",
+    model_type="hf_olmo",
     architectures=("OLMoForCausalLM",),
-    from_hf=_from_first,
-    to_hf=_to_first,
+    keys={
+        "vocab_size": ("embedding_size", "vocab_size", ...),
+        "width": "d_model",
+        "layers": "n_layers",
+        "heads": "n_heads",
+        "context": ("max_sequence_length", 1024),
+        "tied_embeddings": ("weight_tying", True),
+        "init_std": ("init_std", 0.02),
+        "clip_qkv": ("clip_qkv", 0.0),
+    },
+    fixed=_NORM,
+    only={
+        "activation_type": ("swiglu",),
+        "block_type": ("sequential",),
+        "layer_norm_type": ("default", "low_precision"),
+        **dict.fromkeys(
+            (
+                "attention_layer_norm",
+                "norm_after",
+                "alibi",
+                "scale_logits",
+                "multi_query_attention",
+                "embedding_layer_norm",
+            ),
+            (False,),
+        ),
+    },
+    read_more=_first,
+    write_more=_write_first,
     weights=(
         Weight("model.transformer.wte.weight", "embed", "vocab width -> vocab width"),
         Weight(_BLOCK + "att_proj.weight", "layers.q", "(0/3 heads dim) width -> width heads dim"),

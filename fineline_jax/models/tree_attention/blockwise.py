@@ -4,6 +4,9 @@
 Queries [batch, length, heads, head_dim], keys and values [batch, length, kv_heads, head_dim], as in `attention`.
 Forward only.
 
+What a model does to scores by distance (`attention.Scores`) goes by `depth` [batch, length], the position of each token
+in its request: the keys that a query sees are the tokens before it in its request, each at its own depth.
+
 `reference` is the plain formula. `blockwise` never holds more than a block of scores and touches only blocks in which
 some query sees some key: its work grows with the visible blocks, not with the square of the row. `tpu` and `gpu` do the
 same as kernels (`tree_attention.tpu`, `tree_attention.gpu`).
@@ -13,18 +16,31 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int32
 
-from fineline_jax.models.attention import Keys, Queries
+from fineline_jax.models.attention import Keys, Queries, Scores
 
 QUERY_BLOCK = 64
 KEY_BLOCK = 64
 """Small blocks waste least on short subtrees; these were the fastest on a CPU over few-shot and zero-shot rows."""
 
 
-def reference(query: Queries, key: Keys, value: Keys, end: Int32[Array, "batch length"]) -> Queries:
+PLAIN = Scores()
+
+
+def reference(
+    query: Queries,
+    key: Keys,
+    value: Keys,
+    end: Int32[Array, "batch length"],
+    depth: Int32[Array, "batch length"] | None = None,
+    scores: Scores = PLAIN,
+) -> Queries:
     """All scores at once, softmax in float32."""
-    heads = query.shape[2]
+    change, heads = scores, query.shape[2]
     key, value = (jnp.repeat(x, heads // x.shape[2], axis=2) for x in (key, value))
     scores = jnp.einsum("bqhd,bkhd->bhqk", query * query.shape[3] ** -0.5, key, preferred_element_type=jnp.float32)
+    if depth is not None:
+        slopes = None if change.slopes is None else change.slopes[:, None, None]
+        scores = change.of(scores, (depth[:, :, None] - depth[:, None, :])[:, None], slopes)
     weights = jax.nn.softmax(jnp.where(visible(end)[:, None], scores, -jnp.inf), axis=-1)
     return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
 
@@ -39,7 +55,9 @@ def blockwise(
     key: Keys,
     value: Keys,
     end: Int32[Array, "batch length"],
+    depth: Int32[Array, "batch length"] | None = None,
     *,
+    scores: Scores = PLAIN,
     query_block: int = QUERY_BLOCK,
     key_block: int = KEY_BLOCK,
 ) -> Queries:
@@ -56,6 +74,10 @@ def blockwise(
     order, count = visible_blocks(end, query_block, key_block)
     order, count = order.reshape(-1, key_blocks), count.reshape(-1)
     ends = end.reshape(-1, key_block)
+    depths = None if depth is None else depth.reshape(-1)
+    change, slopes = scores, None
+    if scores.slopes is not None:
+        slopes = jnp.repeat(scores.slopes.reshape(kv_heads, group), query_block, axis=1)[..., None]
     queries, keys, values = (x.reshape(batch * length, *x.shape[2:]) for x in (query, key, value))
 
     def heads_first(x: jax.Array, block: jax.Array, size: int) -> jax.Array:
@@ -76,6 +98,10 @@ def blockwise(
             seen &= positions[:, None] < ends[at][None, :]
             k, v = heads_first(keys, at, key_block), heads_first(values, at, key_block)
             scores = jnp.einsum("hqd,hkd->hqk", q, k, preferred_element_type=jnp.float32)
+            if depths is not None:
+                take = lambda first, size: jax.lax.dynamic_slice_in_dim(depths, first, size)
+                own = jnp.tile(take(index * query_block, query_block), group)
+                scores = change.of(scores, own[:, None] - take(at * key_block, key_block)[None, :], slopes)
             scores = jnp.where(seen, scores, -jnp.inf)
             # Finite from the start: a query may see nothing of a block.
             new = jnp.maximum(largest, jnp.max(scores, axis=-1))

@@ -14,7 +14,16 @@ from jax.experimental.pallas import triton as plgpu
 
 from fineline_jax.models.tree_attention.blockwise import block_size, visible_blocks
 
-QUERY_BLOCK, KEY_BLOCK = 128, 64
+BLOCKS = {
+    ("bfloat16", 64): (128, 64),
+    ("bfloat16", 128): (128, 64),
+    ("bfloat16", 256): (128, 64),
+    ("float32", 64): (64, 32),
+    ("float32", 128): (64, 32),
+    ("float32", 256): (32, 32),
+}
+"""Queries and keys of a block, by dtype and features of a head, filled up to a power of two: the largest of which
+ptxas keeps all in registers on Hopper (sm_90a)."""
 MASKED = -1e30
 
 # JAX 0.12 warns where the kernel is lowered. Its successor, Mosaic GPU, needs Hopper; this one runs from Ampere on.
@@ -27,20 +36,22 @@ def kernel(
     value: jax.Array,
     end: jax.Array,
     *,
-    query_block: int = QUERY_BLOCK,
-    key_block: int = KEY_BLOCK,
+    query_block: int | None = None,
+    key_block: int | None = None,
     interpret: bool = False,
 ) -> jax.Array:
     """`blockwise.reference` on a GPU. The length must be a multiple of 16.
 
-    Blocks are halved until they divide the length. interpret: run the kernel's Python (tests).
+    query_block, key_block: default: from BLOCKS. Blocks are halved until they divide the length. interpret: run the
+    kernel's Python (tests).
     """
     batch, length, heads, head_dim = query.shape
     group = heads // key.shape[2]
-    query_block, key_block = block_size(length, query_block), block_size(length, key_block)
-    order, count = visible_blocks(end, query_block, key_block)
     # Triton's blocks are powers of two; zeros change no inner product.
     padded = max(16, 1 << (head_dim - 1).bit_length())
+    best = BLOCKS["float32" if query.dtype == jnp.float32 else "bfloat16", min(max(padded, 64), 256)]
+    query_block, key_block = block_size(length, query_block or best[0]), block_size(length, key_block or best[1])
+    order, count = visible_blocks(end, query_block, key_block)
     widen = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, padded - head_dim)))
     wide = padded >= 128
     context = pl.pallas_call(

@@ -30,7 +30,9 @@ def make_row_scorer(
     context: tokens a row may hold. batch_tokens: tokens per step over all devices, None: 4096 on CPU, else 32768 per
     device. Other arguments as of `scorer.make_scorer`.
     """
-    step = score_step(config, dtype, attention.pick(attend, jnp.dtype(dtype), mesh.devices.flat[0].platform))
+    platform = mesh.devices.flat[0].platform
+    kernel = attention.pick(attend, jnp.dtype(dtype), platform, plain_scores=config.plain_scores)
+    step = score_step(config, dtype, kernel)
     plan = plan_rows(requests, context, batch_tokens, mesh)
     row_request = np.concatenate([np.empty(0, np.int32), *(batch.requests for batch in plan)])
     rows_of_request = np.bincount(row_request, minlength=len(requests))

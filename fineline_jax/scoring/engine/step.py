@@ -49,7 +49,8 @@ def score_step(config: ModelConfig, dtype: str, attend: attention.Implementation
             rows, length = hidden.shape[:2]
             parents = (positions + length * jnp.arange(rows)[:, None]).reshape(-1)
             hidden = hidden.reshape(-1, hidden.shape[-1])[parents]
-            scores = log_probabilities(hidden, parents.size, jnp.arange(parents.size), targets.reshape(-1), head)
+            every = jnp.arange(parents.size)
+            scores = log_probabilities(hidden, parents.size, every, targets.reshape(-1), head, config.logit_softcap)
             return tuple(x.reshape(targets.shape) for x in scores)
 
         return _on_each_device(local, config, params, hidden, positions, targets)
@@ -71,7 +72,7 @@ def tree_step(config: ModelConfig, dtype: str, attend: dispatch.Implementation) 
         end: Int32[Array, "rows length"],
         parents: Int32[Array, "shards parents"],
     ) -> Float[Array, "shards parents width"]:
-        attention_over_rows = dispatch.over_rows(attend, end)
+        attention_over_rows = dispatch.over_rows(attend, end, depth)
         return decoder.hidden_states(
             config, params, tokens, depth, attention_over_rows, dtype=jnp.dtype(dtype), remat="none", flat_index=parents
         )
@@ -98,7 +99,8 @@ def vocabulary_step(config: ModelConfig) -> Callable:
         targets: Int32[Array, "shards targets"],
     ) -> tuple[Float32[Array, "shards targets"], Bool[Array, "shards targets"]]:
         def local(hidden, positions, used, parents, targets, head):
-            scores = log_probabilities(hidden[0][positions[0]], used[0, 0], parents[0], targets[0], head)
+            wanted = hidden[0][positions[0]]
+            scores = log_probabilities(wanted, used[0, 0], parents[0], targets[0], head, config.logit_softcap)
             return tuple(x[None] for x in scores)
 
         of_all_steps = jnp.concatenate(hidden, axis=1)
@@ -129,19 +131,20 @@ def log_probabilities(
     parents: Int32[Array, " targets"],
     targets: Int32[Array, " targets"],
     head: Float[Array, "width vocabulary"],
+    softcap: float = 0.0,
 ) -> tuple[Float32[Array, " targets"], Bool[Array, " targets"]]:
     """(logp, greedy) [targets] of a device's parents, inside `shard_map`; the vocabulary is split over `tensor`.
 
     hidden [parents, width], of which the first `used` count; parents, targets [targets]: the index of each target's
-    parent in `hidden` and its token, -1: nothing; head [width, the device's vocabulary]. Collectives are left to the
-    end: devices go round the loops different numbers of times.
+    parent in `hidden` and its token, -1: nothing; head [width, the device's vocabulary]; softcap: as of `capped`.
+    Collectives are left to the end: devices go round the loops different numbers of times.
     """
     first = jax.lax.axis_index("tensor") * head.shape[1]
     *many, few = block_sizes(len(hidden))
     hidden = jnp.pad(hidden, ((0, -len(hidden) % few), (0, 0)))
 
     def compute_logits(size: int, i: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        block = _normalisers(jax.lax.dynamic_slice_in_dim(hidden, i * size, size), head)
+        block = _normalisers(jax.lax.dynamic_slice_in_dim(hidden, i * size, size), head, softcap)
         return tuple(jax.lax.dynamic_update_slice(a, b, (i * size,)) for a, b in zip(state, block, strict=True))
 
     zeros = jnp.zeros(len(hidden), jnp.float32)
@@ -158,10 +161,15 @@ def log_probabilities(
     normaliser = over_all + jnp.log(jnp.maximum(total, jnp.finfo(jnp.float32).tiny))
 
     is_local = (targets >= first) & (targets < first + head.shape[1])
-    logit = _logits_of_targets(hidden, parents, jnp.where(is_local, targets - first, 0), head)
+    logit = capped(_logits_of_targets(hidden, parents, jnp.where(is_local, targets - first, 0), head), softcap)
     logit = jax.lax.psum(jnp.where(is_local, logit, 0.0), "tensor")
     nothing = targets < 0
     return jnp.where(nothing, 0.0, logit - normaliser[parents]), nothing | (best[parents] == targets)
+
+
+def capped(logits: jax.Array, softcap: float) -> jax.Array:
+    """softcap * tanh(logits / softcap); 0: the logits."""
+    return softcap * jnp.tanh(logits / softcap) if softcap else logits
 
 
 def block_sizes(parents: int) -> list[int]:
@@ -175,18 +183,25 @@ def block_sizes(parents: int) -> list[int]:
 
 
 def _normalisers(
-    hidden: Float[Array, "parents width"], head: Float[Array, "width vocabulary"]
+    hidden: Float[Array, "parents width"], head: Float[Array, "width vocabulary"], softcap: float
 ) -> tuple[Float32[Array, " parents"], Float32[Array, " parents"], Int32[Array, " parents"]]:
-    """Of logits = hidden [n, width] @ head [width, vocabulary]: the largest, the sum of exp(logits - largest), and the
-    index of the first largest, each [n]; a block of the vocabulary at a time."""
+    """Of the capped logits hidden [n, width] @ head [width, vocabulary]: the largest, the sum of exp(logits - largest),
+    and the index of the first largest, each [n]; a block of the vocabulary at a time."""
+    cpu, default = (functools.partial(_in_blocks, block, softcap) for block in (CPU_BLOCK, ACCELERATOR_BLOCK))
+    return jax.lax.platform_dependent(hidden, head, cpu=cpu, default=default)
+
+
+def _in_blocks(
+    block: int, softcap: float, hidden: jax.Array, head: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     vocabulary = head.shape[1]
-    block = min(CPU_BLOCK if jax.default_backend() == "cpu" else ACCELERATOR_BLOCK, vocabulary)
+    block = min(block, vocabulary)
 
     def add(i: jax.Array, state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         largest, total, best = state
         start = jnp.minimum(i * block, vocabulary - block)  # the last block overlaps the one before it
         columns = jax.lax.dynamic_slice_in_dim(head, start, block, axis=1)
-        logits = jnp.dot(hidden, columns, preferred_element_type=jnp.float32)
+        logits = capped(jnp.dot(hidden, columns, preferred_element_type=jnp.float32), softcap)
         index = jnp.arange(block, dtype=jnp.float32)  # XLA's CPU backend finds the largest of floats fast
         if vocabulary % block:
             logits = jnp.where(index >= i * block - start, logits, -jnp.inf)

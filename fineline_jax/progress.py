@@ -1,6 +1,7 @@
 """Progress of long work on standard error: a bar with rate and time left on a terminal, plain lines in a log."""
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -38,7 +39,7 @@ def bar(name: str, total: int, unit: str, done: int = 0, clock: Callable[[], flo
     made; what is done while it stands still does not count in them. Default: all the time that passes.
     """
     console, clock = rich.console.Console(stderr=True), clock or time.monotonic
-    if not console.is_terminal:
+    if not console.is_terminal or threading.current_thread() is not threading.main_thread():  # it has one display
         yield _plain(console, name, total, unit, done, clock)
         return
     columns = (

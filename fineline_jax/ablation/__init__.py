@@ -5,6 +5,6 @@ What a file of one's own needs is here; nothing heavy is imported.
 
 from fineline_jax.ablation.branches import batch_branches, cooldowns
 from fineline_jax.ablation.changes import changed
-from fineline_jax.ablation.sweep import Arm, Branches, Sweep, grid, ladder
+from fineline_jax.ablation.sweep import Arm, Branches, Sweep, crossed, grid, ladder
 
-__all__ = ["Arm", "Branches", "Sweep", "batch_branches", "changed", "cooldowns", "grid", "ladder"]
+__all__ = ["Arm", "Branches", "Sweep", "batch_branches", "changed", "cooldowns", "crossed", "grid", "ladder"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fineline_jax.ablation.compare import Logs, comparisons, loss_table, read_logs, write_comparisons
+from fineline_jax.ablation.compare import STATISTICS, Logs, comparisons, loss_table, read_logs, write_comparisons
 from fineline_jax.ablation.run import run_trials
 from fineline_jax.ablation.summary import write_summary
 from fineline_jax.ablation.sweep import Sweep
@@ -34,14 +34,16 @@ class SweepOutcome:
     """Name of the signal that stopped it, if one did."""
 
 
-def run_sweep(sweep: Sweep, out: Path, *, part: str | None, score: str | None, benchmarks: Path | None) -> SweepOutcome:
+def run_sweep(
+    sweep: Sweep, out: Path, *, part: str | None, score: str | None, benchmarks: Path | None, together: int = 1
+) -> SweepOutcome:
     """Train and score the runs of a part of `sweep` that have not ended, and write what all that have give together.
 
     The summary is written by every part; the page by the one that finds no run left.
     """
     trials = sweep.trials()
     mine = job_shard(part, os.environ).of(trials)
-    stopped = run_trials(sweep, mine, out, score=score, benchmarks=benchmarks)
+    stopped = run_trials(sweep, mine, out, score=score, benchmarks=benchmarks, together=together)
     with writing(out / "summary", "--out", wait=60):
         table = write_summary(sweep, out)
         left = len(trials) - len(table)
@@ -50,12 +52,13 @@ def run_sweep(sweep: Sweep, out: Path, *, part: str | None, score: str | None, b
         write_comparisons(found, out / "comparison")
         report = None
         if not left:
-            report = _write_page(sweep, logs, out)
+            report = _write_page(sweep, logs, found, out)
     return SweepOutcome(out, table, found, left, report, None if stopped is None else stopped.stopped_by)
 
 
-def _write_page(sweep: Sweep, logs: Logs, out: Path) -> Path | None:
-    """The page of `fineline analyze` of all runs: their validation losses as a table, and their scores."""
+def _write_page(sweep: Sweep, logs: Logs, found: dict[str, pd.DataFrame], out: Path) -> Path | None:
+    """The page of `fineline analyze` of all runs, their validation losses as a table and their scores, with what the
+    comparisons found before the rest."""
     losses, inputs = loss_table(logs), []
     if len(losses):
         inputs.append(out / "losses.csv")
@@ -66,4 +69,5 @@ def _write_page(sweep: Sweep, logs: Logs, out: Path) -> Path | None:
     if not inputs:
         return None
     runs = [out / "runs" / series for series in logs]
-    return analyze_scores(inputs, out / "report", runs=runs, title=f"Sweep {sweep.name}")
+    compared = [(statistic, found[name]) for name, statistic in STATISTICS.items() if name in found]
+    return analyze_scores(inputs, out / "report", runs=runs, title=f"Sweep {sweep.name}", compared=compared)

@@ -10,16 +10,22 @@ from fineline_jax.facts.score_table import COLUMNS
 from fineline_jax.recipe import Recipe
 from fineline_jax.text_table import text_table
 from fineline_jax.training.metrics import read_metrics
-from fineline_jax.trajectories.ablation.arms import with_runs
+from fineline_jax.trajectories.ablation.arms import end_values, late_checkpoints, with_runs
 from fineline_jax.trajectories.ablation.critical_batch import CRITICAL_BATCH
 from fineline_jax.trajectories.ablation.differences import ALL_TASKS, DIFFERENCES
 from fineline_jax.trajectories.ablation.final_map import FACET_COST, FINAL_MAP
 from fineline_jax.trajectories.ablation.instability import INSTABILITY
 from fineline_jax.trajectories.ablation.noise_scale import NOISE_SCALE
 from fineline_jax.trajectories.ablation.tokens_to import TOKENS_TO
+from fineline_jax.trajectories.ablation.transfer import TRANSFER
 from fineline_jax.trajectories.csv_cells import write_frame
 
 HELD = "validation_loss/"
+STATISTICS = {
+    one.name: one
+    for one in (DIFFERENCES, FINAL_MAP, FACET_COST, TOKENS_TO, CRITICAL_BATCH, TRANSFER, NOISE_SCALE, INSTABILITY)
+}
+"""In the order of the page."""
 
 
 Logs = dict[str, pd.DataFrame]
@@ -37,33 +43,64 @@ def comparisons(sweep: Sweep, runs: pd.DataFrame, logs: Logs, out: Path) -> dict
     Validation losses are rows of metric `loss` at kept checkpoints behind the first step; scores are each task's first
     metric. Runs that diverged count in the instability alone.
     """
-    facets = [
-        field for field in dict.fromkeys(f for arm in sweep.arms for f in arm.changes) if runs[field].nunique() > 1
-    ]
+    changed = dict.fromkeys(field for arm in sweep.arms for field in arm.changes if field not in COLUMNS)  # not tokens
+    facets = [field for field in changed if runs[field].nunique() > 1]
     who = runs[["series", "arm", "seed", *facets]]
-    table = loss_table(logs)
+    losses, documents = loss_table(logs), None
+    fine = set(runs["series"][runs["diverged"] == ""])
+    table = losses[losses["series"].isin(fine)]
     if (out / "scores").is_dir():
-        table = pd.concat([table, first_metrics(out / "scores")])
-    table = with_runs(table[table["series"].isin(runs["series"][runs["diverged"] == ""])], who)
+        scored = first_metrics(out / "scores")
+        scored = scored[scored["series"].isin(fine)]
+        table, documents = pd.concat([table, scored]), document_scores(out / "scores", scored)
+    table = with_runs(table, who)
     found = {}
+    trials = {trial.name: trial for trial in sweep.trials()}
     log = pd.concat([one.assign(series=series) for series, one in logs.items()])
     found[INSTABILITY.name] = INSTABILITY.compute(with_runs(log, who))
     if "micro_gradient_norm" in log:
-        recipes = {trial.name: trial.recipe for trial in sweep.trials()}
         steps = log[log["micro_gradient_norm"].notna()].groupby("series", sort=False)
-        batches = [with_batches(of_run, recipes[str(series)]) for series, of_run in steps]
+        batches = [with_batches(of_run, trials[str(series)].recipe) for series, of_run in steps]
         found[NOISE_SCALE.name] = NOISE_SCALE.compute(with_runs(pd.concat(batches), who))
+    choices = {arm.name: arm.choice for arm in sweep.arms}
+    sizes = table["series"].map({name: trial.recipe.model.parameters for name, trial in trials.items()})
     if table["arm"].nunique() > 1:
-        found[DIFFERENCES.name] = DIFFERENCES.compute(table)
+        of_sizes = [part for _, part in table.groupby(sizes, sort=False)] if all(choices.values()) else [table]
+        found[DIFFERENCES.name] = pd.concat([DIFFERENCES.compute(part, documents=documents) for part in of_sizes])
         found[TOKENS_TO.name] = TOKENS_TO.compute(table)
         if len(facets) == 2:
             found[FINAL_MAP.name] = FINAL_MAP.compute(table, *facets)
             found[FACET_COST.name] = pd.concat([FACET_COST.compute(table, *pair) for pair in (facets, facets[::-1])])
+        if len(of_sizes) > 1:
+            found[TRANSFER.name] = TRANSFER.compute(table.assign(size=sizes, arm=table["arm"].map(choices)))
     if sweep.branches is not None and facets == ["batch.sequences"]:
-        begun = {trial.name: trial.parent_tokens for trial in sweep.trials()}
+        begun = {name: trial.parent_tokens for name, trial in trials.items()}
         of_branches = table.assign(branch=table["series"].map(begun), batch=table["batch.sequences"])
         found[CRITICAL_BATCH.name] = CRITICAL_BATCH.compute(of_branches)
     return found
+
+
+def document_scores(scores: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """Columns series, metric, task, document, value: the score of each document at the end of each run.
+
+    table: of `first_metrics`. Its mean over documents is the run's end in `end_values`; a metric that is no mean over
+    documents (a ratio of sums, F1) is left out.
+    """
+    from fineline_jax.scoring import score_files
+    from fineline_jax.scoring.metrics import tidy
+    from fineline_jax.scoring.requests.pack import load
+
+    pack, key = load(scores / "pack"), ["series", "metric", "task"]
+    late = pd.concat([late_checkpoints(part) for _, part in table.groupby(key[1:], sort=False)])
+    rows = []
+    for (series, checkpoint), wanted in late.groupby(["series", "checkpoint"], sort=False):
+        score = score_files.read_for(score_files.path_of(scores, str(series), str(checkpoint)), pack)
+        each = tidy.of_documents(pack, score.loglikelihood, score.is_greedy)
+        rows.append(each.merge(wanted[key], on=["metric", "task"]))
+    ends = pd.concat(rows).rename(columns={"doc": "document"}).groupby([*key, "document"])["value"].mean().reset_index()
+    means = ends.groupby(key)["value"].mean().rename("mean").reset_index().merge(end_values(table), on=key)
+    other = means[(means["mean"] - means["value"]).abs() > 1e-9]
+    return ends[~ends["task"].isin(other["task"])]
 
 
 def loss_table(logs: Logs) -> pd.DataFrame:

@@ -71,11 +71,11 @@ def _seconds_per_step(recipe: Recipe) -> float:
 
     from fineline_jax.data.loader import global_array
     from fineline_jax.mesh import make_mesh
-    from fineline_jax.training.step import BATCH_SPEC, abstract_state, initial_state, make_train_step
+    from fineline_jax.training.step import BATCH_SPEC, abstract_state, initial_state, make_train_step, padded_rows
 
     mesh = make_mesh(recipe.mesh)
     abstract_state(recipe, mesh)  # refuses what does not fit these devices
-    shape = recipe.batch.sequences, recipe.data.sequence_length + 1
+    shape = padded_rows(recipe.batch.sequences, recipe, mesh), recipe.data.sequence_length + 1
     tokens = np.random.default_rng(0).integers(0, recipe.model.vocab_size, shape, np.int32)
     with jax.set_mesh(mesh):
         state = jax.jit(lambda: initial_state(recipe))()

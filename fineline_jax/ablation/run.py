@@ -5,30 +5,32 @@ OUT/runs/TRIAL/outcome.json    written last: how it ended; a trial with one is n
 OUT/scores/                    of --score: pack, and the scores of every kept checkpoint of every run
 """
 
-import contextlib
 import dataclasses
 import logging
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fineline_jax.ablation.sweep import Sweep, Trial
+from fineline_jax.ablation.together import run_together
 from fineline_jax.atomic_files import unsealed, write_sealed
 from fineline_jax.checkpoints.runs.retention import keep_only
 from fineline_jax.errors import UserError
 from fineline_jax.folder_lock import writing
+from fineline_jax.progress import Stopwatch
 from fineline_jax.recipe import differences, from_json
 from fineline_jax.scoring.requests.pack import Pack
 from fineline_jax.scoring.series.in_training import ScoreInTraining, check_pack, open_pack
 from fineline_jax.training.loop import UNTIL, Outcome, pretrain
 from fineline_jax.training.observers import AtKeptCheckpoints, Diverged, Observer
-from fineline_jax.training.programs import Programs
+from fineline_jax.training.programs import Programs, shape_of
 from fineline_jax.training.run_folder import MAY_DIFFER, Branch
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,43 +41,75 @@ class Ending:
     tokens: int
     seconds: float
     """Of this process, from opening the run to its end; a trial that was interrupted counts its last part."""
+    step_seconds: float
+    """Of those, the seconds of optimizer steps; the rest is start, compilation, validation, scoring and saving."""
     diverged: str = ""
     """Why it could not go on; "": it reached its end."""
 
 
 def run_trials(
-    sweep: Sweep, trials: Sequence[Trial], out: Path, *, score: str | None, benchmarks: Path | None
+    sweep: Sweep, trials: Sequence[Trial], out: Path, *, score: str | None, benchmarks: Path | None, together: int = 1
 ) -> Outcome | None:
     """Train those `trials` of `sweep` that have not ended yet; the outcome of one that a signal stopped, or None.
 
     score: suite or request pack, for every kept checkpoint of every run; it is prepared once. benchmarks: its
-    documents. Raises UserError for a run folder that holds another recipe.
+    documents. together: runs that one program trains at a time, where their shapes are the same (`together.py`).
+    Raises UserError for a run folder that holds another recipe.
     """
     left = [trial for trial in trials if ending(out / "runs" / trial.name, trial) is None]
     if not left:
         return None
-    programs, scorers = Programs(), _Scorers(out, left, score, benchmarks)
-    for number, trial in enumerate(left, start=1):
-        log.info("run %d of %d: %s", number, len(left), trial.name)
+    programs, scorers, number = Programs(), _Scorers(out, left, score, benchmarks), 0
+
+    def run_one(trial: Trial, programs: Programs, beside: int) -> Outcome | None:
         run = out / "runs" / trial.name
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(writing(run, "--out"))
+        with writing(run, "--out"):
             if ending(run, trial) is not None:  # another process was faster
-                continue
-            observers = [AtKeptCheckpoints(scorers.of(trial, run))] if score is not None else []
-            stopped = run_trial(trial, run, observers, programs, sweep.keep)
-        if stopped is not None:
-            return stopped
+                return None
+            return run_trial(trial, run, scorers.of(trial, run), programs, sweep.keep, beside)
+
+    for group in grouped(left, together):
+        for trial in group:
+            number += 1
+            log.info("run %d of %d: %s", number, len(left), trial.name)
+        outcomes = run_together(group, programs, run_one) if len(group) > 1 else [run_one(group[0], programs, 1)]
+        if stopped := [outcome for outcome in outcomes if outcome is not None]:
+            return stopped[0]
     return None
 
 
-def run_trial(trial: Trial, run: Path, observers: Sequence[Observer], programs: Programs, keep: Any) -> Outcome | None:
-    """Train one trial to its end and record that; its outcome, if a signal stopped it."""
-    start, diverged = time.perf_counter(), ""
+def grouped(trials: Sequence[Trial], together: int) -> list[list[Trial]]:
+    """The trials in groups of at most `together` that one program can train: of one shape, without a batch schedule."""
+    groups, newest = [], dict[Any, list[Trial]]()
+    for trial in trials:
+        key = shape_of(trial.recipe), trial.recipe.batch.schedule
+        if trial.recipe.batch.schedule or len(newest.get(key, ())) in (0, together):
+            newest[key] = []
+            groups.append(newest[key])
+        newest[key].append(trial)
+    return groups
+
+
+def run_trial(
+    trial: Trial, run: Path, observers: Sequence[Observer], programs: Programs, keep: Any, beside: int = 1
+) -> Outcome | None:
+    """Train one trial to its end and record that; its outcome, if a signal stopped it.
+
+    beside: runs that are trained at this time, this one among them; each counts its part of the seconds.
+    """
+    start, stopwatch, diverged = time.perf_counter(), Stopwatch(), ""
     try:
         until = trial.clock.tokens_at(trial.last_step)
         branch = None if trial.parent is None else Branch(*trial.parent, trial.optimizer_state)
-        outcome = pretrain(trial.recipe, run, branch=branch, until=until, observers=observers, programs=programs)
+        outcome = pretrain(
+            trial.recipe,
+            run,
+            branch=branch,
+            until=until,
+            observers=observers,
+            programs=programs,
+            stopwatch=stopwatch,
+        )
         step, tokens = outcome.step, outcome.tokens
         if outcome.stopped_by not in (None, UNTIL):
             return outcome
@@ -83,7 +117,8 @@ def run_trial(trial: Trial, run: Path, observers: Sequence[Observer], programs: 
         step, tokens, diverged = error.step, trial.clock.tokens_at(error.step), f"loss {error.loss}"
         log.warning("%s: diverged at step %d (%s)", trial.name, step, diverged)
     keep_only(run / "checkpoints", keep)
-    ended = Ending(step, tokens, round(time.perf_counter() - start, 3), diverged)
+    seconds, of_steps = (round(whole / beside, 3) for whole in (time.perf_counter() - start, stopwatch()))
+    ended = Ending(step, tokens, seconds, of_steps, diverged)
     write_sealed(run / "outcome.json", {"format": FORMAT, **dataclasses.asdict(ended)})
     return None
 
@@ -116,7 +151,8 @@ class _Scorers:
     """The pack of a sweep, prepared once, and a scorer for each model shape in it."""
 
     def __init__(self, out: Path, trials: Sequence[Trial], score: str | None, benchmarks: Path | None):
-        self.scores, self.made = out / "scores", dict[Any, ScoreInTraining]()
+        self.scores, self.made, self.score = out / "scores", dict[Any, ScoreInTraining](), score
+        self.one_at_a_time = threading.Lock()
         if score is None:
             return
         tokenizer = trials[0].recipe.data.sources[0].tokenizer
@@ -124,8 +160,18 @@ class _Scorers:
         for trial in trials:  # before the first step of the first run
             check_pack(self.pack, trial.recipe)
 
-    def of(self, trial: Trial, run: Path) -> ScoreInTraining:
+    def of(self, trial: Trial, run: Path) -> list[Observer]:
+        """The observer that scores a run; none without --score."""
+        if self.score is None:
+            return []
         model = trial.recipe.model
-        if model not in self.made:
-            self.made[model] = ScoreInTraining(run, model, self.pack, self.scores)
-        return self.made[model].of_run(run)
+        with self.one_at_a_time:
+            if model not in self.made:
+                self.made[model] = ScoreInTraining(run, model, self.pack, self.scores)
+            scored = self.made[model].of_run(run)
+
+        def alone(*arguments: Any) -> None:
+            with self.one_at_a_time:
+                scored(*arguments)
+
+        return [AtKeptCheckpoints(alone)]

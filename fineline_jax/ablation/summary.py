@@ -9,6 +9,7 @@ from fineline_jax.ablation.compare import first_metrics
 from fineline_jax.ablation.run import ending
 from fineline_jax.ablation.sweep import Sweep
 from fineline_jax.errors import UserError
+from fineline_jax.progress import duration
 from fineline_jax.recipe import fields
 from fineline_jax.text_table import counted, text_table
 from fineline_jax.training.metrics import read_metrics
@@ -21,8 +22,8 @@ LATE_SHARE = 0.1
 
 def runs_table(sweep: Sweep, out: Path) -> pd.DataFrame:
     """A row for each run that has ended: series, arm, seed, the fields that differ between arms, steps, tokens,
-    seconds, diverged, train_loss and every validation_loss/NAME at its end, in nats; of OUT/scores the first metric of
-    every task at its last checkpoint, as score/TASK.
+    seconds, step_seconds, diverged, train_loss and every validation_loss/NAME at its end, in nats; of OUT/scores the
+    first metric of every task at its last checkpoint, as score/TASK.
 
     A diverged run has the losses of its last finite line and checkpoint.
     """
@@ -64,6 +65,15 @@ def arms_text(table: pd.DataFrame) -> str:
         cells = [_mean_and_deviation(of_runs[fine.index]) for of_runs in values.values()]
         rows.append([str(arm), str(len(part)), str(len(part) - len(fine)), *cells])
     return text_table(rows, right=range(1, len(rows[0])))
+
+
+def time_text(table: pd.DataFrame) -> str:
+    """How long the runs took together, and how much of it their optimizer steps."""
+    seconds, share = table["seconds"].sum(), table["step_seconds"].sum() / table["seconds"].sum()
+    return (
+        f"{counted(len(table), 'run')} in {duration(seconds)}: {share:.0%} optimizer steps, {1 - share:.0%} start,"
+        " compilation, validation, scoring and saving"
+    )
 
 
 def _mean_and_deviation(values: pd.Series) -> str:

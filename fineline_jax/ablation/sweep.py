@@ -26,6 +26,8 @@ class Arm:
     """Dotted names of recipe fields and their values; none: the base itself."""
     step: int | None = None
     """With Sweep.branches: the only checkpoint that it begins at; None: each of them."""
+    choice: str = ""
+    """Of `crossed`: the arm without its size. The order of choices is compared between the sizes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,6 +245,14 @@ def ladder(base: Recipe, sizes: Mapping[str, Mapping[str, Any]], *, tokens_per_p
             more = {"tokens": tokens, "optimizer.schedule.warmup_tokens": warmup}
         arms.append(Arm(name, {**changes, **more}))
     return tuple(arms)
+
+
+def crossed(sizes: Iterable[Arm], choices: Iterable[Arm]) -> tuple[Arm, ...]:
+    """Every choice (of `grid`) at every size (of `ladder`); where both change a field, that of the choice counts."""
+    return tuple(
+        Arm(f"{size.name}_{choice.name}", {**size.changes, **choice.changes}, choice=choice.name)
+        for size, choice in itertools.product(sizes, choices)
+    )
 
 
 def _written(value: Any) -> str:

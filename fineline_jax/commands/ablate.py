@@ -17,6 +17,7 @@ def ablate(
     part: str | None = None,
     score: str | None = None,
     benchmarks: Path | None = None,
+    together: int = 1,
 ) -> None:
     """Train every run of a sweep, one after another, and compare them; runs that have ended are kept.
 
@@ -28,6 +29,7 @@ def ablate(
             from the job's variables, as in `fineline score`.
         score: Suite or request pack: score every kept checkpoint of every run in memory.
         benchmarks: For --score SUITE: folder of data sets in Hugging Face layout; default: the hub.
+        together: Train so many runs of one shape as one program, where they do not fill the device alone.
     """
     if plan:
         from fineline_jax.ablation.plan import measured, plan_text
@@ -38,12 +40,13 @@ def ablate(
         trials = job_shard(part, os.environ).of(planned.trials())
         print(plan_text(planned, trials, out or Path("ablations") / planned.name, measured(trials)))
         return
-    ended = interface.ablate(sweep, out, part=part, score=score, benchmarks=benchmarks)
+    ended = interface.ablate(sweep, out, part=part, score=score, benchmarks=benchmarks, together=together)
     from fineline_jax.ablation.compare import differences_text
-    from fineline_jax.ablation.summary import arms_text
+    from fineline_jax.ablation.summary import arms_text, time_text
 
     if len(ended.table):
         print(f"{arms_text(ended.table)}\n\n{differences_text(ended.comparisons)}".rstrip())
+        print(time_text(ended.table))
     if ended.stopped_by:
         print(f"stopped by {ended.stopped_by}, saved; run the same command again to go on")
     elif ended.left:

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from fineline_jax.data.loader import global_array, global_batch, open_sources
 from fineline_jax.data.prefetch import prefetch
 from fineline_jax.mesh import make_mesh
 from fineline_jax.multihost import broadcast_from_process_0, check_on_process_0, device_errors
+from fineline_jax.progress import Stopwatch
 from fineline_jax.recipe import Recipe
 from fineline_jax.training import run_folder
 from fineline_jax.training.metrics import MetricsLog
@@ -29,7 +31,7 @@ from fineline_jax.training.optimizer import make_optimizer
 from fineline_jax.training.programs import Programs
 from fineline_jax.training.run_folder import Branch
 from fineline_jax.training.schedule import rates
-from fineline_jax.training.step import BATCH_SPEC, State, abstract_state, initial_state, make_train_step
+from fineline_jax.training.step import BATCH_SPEC, State, abstract_state, initial_state, make_train_step, padded_rows
 from fineline_jax.training.stop import stop_requests
 
 logger = logging.getLogger(__name__)
@@ -63,6 +65,7 @@ def pretrain(
     skip_windows: tuple[int, int] | None = None,
     observers: Sequence[Observer] = (),
     programs: Programs | None = None,
+    stopwatch: Stopwatch | None = None,
 ) -> Outcome:
     """Train `recipe` into the folder `run`, or go on where it was interrupted.
 
@@ -75,10 +78,12 @@ def pretrain(
     observers: called after the run's own (metrics, profiler, validation, progress) at each of their hooks; closed
     with the run.
     programs: compiled by the runs before, for those of them that this one can share.
+    stopwatch: runs while optimizer steps do; it stands while one is compiled and at saves.
 
     Raises UserError for a recipe that does not fit the data, the devices or the folder, a loss that is not finite,
     and a checkpoint that cannot be written.
     """
+    began = time.perf_counter()
     mesh, programs = make_mesh(recipe.mesh), programs or Programs()
     target = abstract_state(recipe, mesh)
     sources = tuple(data_set.data_hash for data_set in open_sources(recipe.data, recipe.model.vocab_size))
@@ -91,7 +96,7 @@ def pretrain(
         if recorded is not None and recorded.segments[-1].parent is not None and branch is None:
             parent = recorded.segments[-1].parent
             branch = Branch(Path(parent.run), parent.step, parent.optimizer_state)
-        with CheckpointStore(run / "checkpoints", (), 0) as store:
+        with CheckpointStore(run / "checkpoints", ()) as store:
             newest = store.latest_intact()
         if newest is not None:
             # Weights that were imported without a recipe have no optimizer state.
@@ -120,7 +125,8 @@ def pretrain(
             state = initial(global_array((), replicated, lambda _: np.uint32(recipe.seed)))
         elif newest is None and branch is not None:
             state = _state_at(branch.folder, recipe, target, fresh=branch.optimizer_state == "fresh")
-        session = _Session(run, recipe, sources, mesh, programs, history, requested, tuple(observers))
+        clock = stopwatch or Stopwatch()
+        session = _Session(run, recipe, sources, mesh, programs, history, requested, tuple(observers), clock, began)
         number = history.at(start)
         state, step, stopped_by = session.train(number, state, start, newest, until, first=True)
         while stopped_by is None and history.at(step) > number:
@@ -142,6 +148,9 @@ class _Session:
     history: History
     requested: Callable[[int], str | None]
     observers: tuple[Observer, ...]
+    stopwatch: Stopwatch
+    began: float
+    """When the call began, by time.perf_counter."""
 
     def train(
         self, number: int, state: State, start: int, saved: int | None, until: int | None, first: bool
@@ -172,16 +181,26 @@ class _Session:
 
         with contextlib.ExitStack() as stack:
             store = stack.enter_context(
-                CheckpointStore(run / "checkpoints", kept_steps, recipe.latest_steps(), record=record)
+                CheckpointStore(
+                    run / "checkpoints",
+                    kept_steps,
+                    is_rolling=clock.is_rolling,
+                    weights_only=(clock.weights_only_steps(), recipe.checkpoints.keep),
+                    record=record,
+                )
             )
             make = functools.partial(make_train_step, recipe, mesh)
             train_step = self.programs("step", recipe, mesh, lambda: jax.jit(make(), donate_argnums=0))
             log = MetricsLog(run, recipe, saved)
             metrics_observer = stack.enter_context(contextlib.closing(StepMetrics(clock, mesh, log, start)))
+            if first:
+                metrics_observer.count("start", metrics_observer.last_time - self.began)
             observers = (
                 stack.enter_context(contextlib.closing(Profiler(recipe, run))),
                 metrics_observer,
-                stack.enter_context(contextlib.closing(ProgressBar(clock, start, end, metrics_observer))),
+                stack.enter_context(
+                    contextlib.closing(ProgressBar(clock, start, end, metrics_observer, self.stopwatch))
+                ),
                 Validation(clock, mesh, log, self.programs),
                 Epochs(batches, recipe.data),
                 *self.observers,
@@ -190,8 +209,9 @@ class _Session:
             def load(step: int) -> list[jax.Array]:
                 """The arguments of a step besides the state."""
                 scalars = rates(recipe, clock.tokens_at(step))
+                rows = padded_rows(batches.sequences(step), recipe, mesh)
                 return [
-                    global_batch(batches, step, sharding),
+                    global_batch(batches, step, sharding, rows),
                     *(global_array((), replicated, lambda _, value=value: value) for value in scalars),
                 ]
 
@@ -203,24 +223,32 @@ class _Session:
                     observer.after_save(step, state["params"], step in kept_steps, store.wait)
 
             def save(step: int, state: State, *, force: bool = False) -> None:
-                due = force or store.is_due(step)
-                for observer in observers if due else ():
-                    observer.before_save(step, state["params"], step in kept_steps)
-                store.maybe_save(step, state, force=force)
-                if due:
-                    announce_saved(step, state)
+                if force or store.is_due(step):
+                    metrics_observer.flush()
+                    with metrics_observer.spending("evaluation"):
+                        for observer in observers:
+                            observer.before_save(step, state["params"], step in kept_steps)
+                    with metrics_observer.spending("checkpoint"):
+                        store.maybe_save(step, state, force=force)
+                    with metrics_observer.spending("evaluation"):
+                        announce_saved(step, state)
 
             if saved is None and (start in kept_steps or segment.why == "branch"):
-                save(start, state, force=True)
+                save(start, state, force=start not in kept_steps)
             elif saved is not None and first:
                 announce_saved(start, state)
             step, stopped_by = start, self.requested(start)
+            compiled: set[int] = set()
             while stopped_by is None and step < end:
                 loaded = next(loaded_steps)
                 for observer in observers:
                     observer.before_step(step)
+                called = time.perf_counter()
                 with jax.profiler.StepTraceAnnotation("train", step_num=step):
                     state, metrics = train_step(state, *loaded.value)
+                if (sequences := clock.sequences_at(step)) not in compiled:
+                    compiled.add(sequences)
+                    metrics_observer.count("compile", time.perf_counter() - called)
                 step += 1
                 for observer in observers:
                     observer.after_step(step, metrics, loaded.wait_seconds)

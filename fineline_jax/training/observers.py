@@ -4,10 +4,14 @@ Every process calls every hook, in the same order: hooks may compute on the mesh
 """
 
 import contextlib
+import faulthandler
 import logging
 import math
+import os
+import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -91,6 +95,8 @@ class StepMetrics(Observer):
         self.mfu_per_rate = flops / (peak * mesh.size) if peak else None
         self.last_time, self.last_step = time.perf_counter(), start
         self.wait_seconds = 0.0
+        self.spent: dict[str, float] = {}
+        """Seconds since the last line by what took them, of SPENT."""
 
     def after_step(self, step: int, metrics: Metrics, wait_seconds: float) -> None:
         self.flush()
@@ -121,10 +127,21 @@ class StepMetrics(Observer):
         rate = (tokens - self.clock.tokens_at(step - steps)) / steps / max(seconds, 1e-9)
         record = {"step": step, "tokens": tokens, **values}
         record |= {"tokens_per_second": rate, "step_seconds": seconds, "data_wait_seconds": self.wait_seconds / steps}
+        record |= {"unix_time": time.time(), "interval_seconds": now - self.last_time, **self.spent}
         if self.mfu_per_rate is not None:
             record["mfu"] = rate * self.mfu_per_rate
         self.log.write(record)
-        self.last_time, self.last_step, self.wait_seconds = now, step, 0.0
+        self.last_time, self.last_step, self.wait_seconds, self.spent = now, step, 0.0, {}
+
+    @contextlib.contextmanager
+    def spending(self, kind: str) -> Iterator[None]:
+        """Count the seconds inside as `kind`_seconds of the next line."""
+        began = time.perf_counter()
+        yield
+        self.count(kind, time.perf_counter() - began)
+
+    def count(self, kind: str, seconds: float) -> None:
+        self.spent[f"{kind}_seconds"] = self.spent.get(f"{kind}_seconds", 0.0) + seconds
 
     def close(self) -> None:
         self.log.close()
@@ -195,9 +212,9 @@ class ProgressBar(Observer):
     next step, which is when validation, scoring and other observers work.
     """
 
-    def __init__(self, clock: Clock, start: int, end: int, metrics: StepMetrics):
-        self.clock, self.metrics = clock, metrics
-        self.stack, self.stopwatch, self.sequences = contextlib.ExitStack(), progress.Stopwatch(), 0
+    def __init__(self, clock: Clock, start: int, end: int, metrics: StepMetrics, stopwatch: progress.Stopwatch):
+        self.clock, self.metrics, self.stopwatch = clock, metrics, stopwatch
+        self.stack, self.sequences = contextlib.ExitStack(), 0
         done, total = clock.tokens_at(start), clock.tokens_at(end)
         bar = progress.bar(clock.recipe.name, total, "tokens", done, self.stopwatch)
         self.advance = self.stack.enter_context(bar)
@@ -215,7 +232,37 @@ class ProgressBar(Observer):
         self.stopwatch.stop()
 
     def close(self) -> None:
+        self.stopwatch.stop()
         self.stack.close()
+
+
+class Watchdog(Observer):
+    """Ends a process in which nothing has happened for `seconds`, one compilation or save included: the stacks of its
+    threads and one line on standard error, exit status 2."""
+
+    def __init__(self, seconds: float):
+        self.seconds, self.closed = seconds, threading.Event()
+        self.alive()
+        self.thread = threading.Thread(target=self.watch, daemon=True, name="watchdog")
+        self.thread.start()
+
+    def alive(self, *_: object) -> None:
+        self.deadline = time.monotonic() + self.seconds
+        faulthandler.dump_traceback_later(self.seconds, file=sys.__stderr__)  # by a thread that needs no lock of Python
+
+    before_step = after_step = before_save = after_save = alive
+
+    def watch(self) -> None:
+        while not self.closed.wait(min(1.0, self.seconds / 10)):
+            if time.monotonic() > self.deadline + self.seconds / 10:
+                line = f"fineline: nothing has happened for {self.seconds:g} s (--stuck-after); start all again"
+                print(line, file=sys.__stderr__, flush=True)
+                os._exit(2)
+
+    def close(self) -> None:
+        self.closed.set()
+        self.thread.join()
+        faulthandler.cancel_dump_traceback_later()
 
 
 class Epochs(Observer):

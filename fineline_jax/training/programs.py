@@ -1,6 +1,7 @@
 """The compiled programs of training, shared by runs that differ only in what is an argument of them."""
 
 import dataclasses
+import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -19,12 +20,14 @@ class Programs:
 
     def __init__(self) -> None:
         self._made: dict[Any, Any] = {}
+        self._lock = threading.Lock()
 
     def __call__(self, name: str, recipe: Recipe, mesh: jax.sharding.Mesh, make: Callable[[], Program]) -> Program:
         key = name, shape_of(recipe), mesh
-        if key not in self._made:
-            self._made[key] = make()
-        return self._made[key]
+        with self._lock:
+            if key not in self._made:
+                self._made[key] = make()
+            return self._made[key]
 
 
 def shape_of(recipe: Recipe) -> Recipe:

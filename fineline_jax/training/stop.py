@@ -6,11 +6,15 @@ import errno
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
+
+_in_main_thread: list[Callable[[int], str | None]] = []
+"""What the contexts of `stop_requests` there give; those of other threads give the innermost one of it."""
 
 
 @contextlib.contextmanager
@@ -21,6 +25,9 @@ def stop_requests() -> Iterator[Callable[[int], str | None]]:
     preemption service, which makes all of them stop at the same step whichever got the signal; Ctrl-C is handed on to
     it as a SIGTERM. SIGHUP, and output that nobody reads any more, are passed over meanwhile.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda step: _in_main_thread[-1](step)  # which alone is told of signals
+        return
     received: list[str] = []
     several = jax.process_count() > 1
 
@@ -41,9 +48,11 @@ def stop_requests() -> Iterator[Callable[[int], str | None]]:
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     streams = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = map(_Unbroken, streams)
+    _in_main_thread.append(requested)
     try:
         yield requested
     finally:
+        _in_main_thread.pop()
         sys.stdout, sys.stderr = streams
         for number, handler in before.items():
             signal.signal(number, handler)

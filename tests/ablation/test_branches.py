@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 import pandas as pd
 import pytest
-from sweep_examples import small_recipe, write_corpus
+from sweep_examples import played, small_recipe, write_corpus
 
 from fineline_jax import interface
 from fineline_jax.ablation import Sweep, ablate, batch_branches, changed, cooldowns, grid
@@ -79,23 +79,6 @@ def test_cooldowns_take_every_kept_checkpoint_and_let_the_rate_fall_to_zero(pare
     rates = [line["learning_rate"] for line in trained(tmp_path / "runs" / trial.name)]
     begin = trained(parent)[4]["learning_rate"]
     assert rates == pytest.approx([begin * left for left in (1, 0.75, 0.5, 0.25)], rel=1e-6)
-
-
-def played(sweep: Sweep, out: Path, losses: dict[str, float]) -> pd.DataFrame:
-    """The table of a sweep whose runs were never trained: their metrics are written here."""
-    rows = []
-    for trial in sweep.trials():
-        run, loss = out / "runs" / trial.name, losses[trial.name]
-        run.mkdir(parents=True)
-        lines = [f'{{"step": {s}, "tokens": {32 * s}, "loss": {loss + 8 - s}, "gradient_norm": 1.0}}' for s in (4, 8)]
-        held = f'{{"step": 8, "tokens": 256, "validation_loss/held_out": {loss}}}'
-        half = f'{{"step": 4, "tokens": 128, "validation_loss/held_out": {loss + 1}}}'
-        (run / "metrics.jsonl").write_text("\n".join([lines[0], half, lines[1], held]) + "\n")
-        rows.append({"series": trial.name, "arm": trial.arm, "seed": trial.seed, "diverged": ""})
-        rows[-1] |= {
-            field: value for arm in sweep.arms if arm.name == trial.arm for field, value in arm.changes.items()
-        }
-    return pd.DataFrame(rows)
 
 
 def test_arms_are_compared_by_the_means_of_their_validation_losses_over_seeds(recipe, tmp_path):

@@ -21,7 +21,7 @@ from fineline_jax import interface
 from fineline_jax.ablation import Arm, Sweep, ablate, changed, grid
 from fineline_jax.ablation import run as sweep_run
 from fineline_jax.ablation.plan import cost, plan_text
-from fineline_jax.ablation.summary import arms_text
+from fineline_jax.ablation.summary import arms_text, time_text
 from fineline_jax.checkpoints.runs.digest_record import damage, read_record
 from fineline_jax.checkpoints.runs.retention import keep_only
 from fineline_jax.checkpoints.runs.store import load_items
@@ -34,6 +34,7 @@ from fineline_jax.training.programs import shape_of
 from fineline_jax.training.step import abstract_state, initial_state
 
 ARMS = grid({"batch.sequences": (4, 8), "optimizer.schedule.peak": (1e-2, 3e-2)})
+TIMES = ["seconds", "step_seconds"]
 ENDS = ("steps", "tokens", "diverged", "train_loss", "validation_loss/held_out")
 
 
@@ -125,6 +126,7 @@ def test_the_table_has_a_row_per_run_with_what_is_in_its_metrics(sweep, finished
     assert list(table["series"]) == [trial.name for trial in sweep.trials()]
     assert list(table["seed"]) == [0] * 4 + [1] * 4
     assert list(table["batch.sequences"]) == [4, 4, 8, 8] * 2
+    assert (table["step_seconds"] > 0).all() and (table["step_seconds"] < table["seconds"]).all()
     for row in table.to_dict("records"):
         lines = read_metrics(finished[0].out / "runs" / row["series"])
         losses = [line["loss"] for line in lines if "loss" in line]
@@ -136,6 +138,13 @@ def test_the_table_has_a_row_per_run_with_what_is_in_its_metrics(sweep, finished
         assert written["train_loss"].tolist() == pytest.approx(table["train_loss"].tolist(), rel=1e-12)
     first = table[table["arm"] == ARMS[0].name]["train_loss"]
     assert f"{first.mean():.4f} ± {first.std(ddof=1):.4f}" in arms_text(table).splitlines()[1]
+
+
+def test_the_time_of_a_sweep_is_that_of_its_steps_and_the_rest():
+    table = pd.DataFrame({"seconds": [100.0, 25.0], "step_seconds": [85.0, 15.0]})
+    assert time_text(table) == (
+        "2 runs in 2m05s: 80% optimizer steps, 20% start, compilation, validation, scoring and saving"
+    )
 
 
 def test_the_plan_has_the_numbers_of_the_runs_before_they_are_run(sweep, finished, tmp_path):
@@ -209,7 +218,7 @@ def test_a_sweep_killed_and_started_again_ends_as_one_that_was_not(base, finishe
     again = interface.ablate(sweep, tmp_path / "killed")
     assert (tmp_path / "killed" / "summary.csv").is_file()
     whole = finished[0]
-    pd.testing.assert_frame_equal(again.table.drop(columns="seconds"), whole.table[:2].drop(columns="seconds"))
+    pd.testing.assert_frame_equal(*(table.drop(columns=TIMES) for table in (again.table, whole.table[:2])))
     for trial in sweep.trials():
         assert lines_of(again.out / "runs" / trial.name) == lines_of(whole.out / "runs" / trial.name)
 

@@ -4,8 +4,10 @@ import functools
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from data_examples import amber
 
+from fineline_jax.ablation import Sweep
 from fineline_jax.data.corpora import prepare_amber
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.recipe import (
@@ -50,3 +52,20 @@ def small_recipe(corpus: Path) -> Recipe:
         compute=Compute(dtype="float32", remat="none", scan_layers=False),
         logging=Logging(tensorboard=False, validation=(Validation(windows=4),)),
     )
+
+
+def played(sweep: Sweep, out: Path, losses: dict[str, float]) -> pd.DataFrame:
+    """The table of a sweep whose runs were never trained: their metrics are written here."""
+    rows = []
+    for trial in sweep.trials():
+        run, loss = out / "runs" / trial.name, losses[trial.name]
+        run.mkdir(parents=True)
+        lines = [f'{{"step": {s}, "tokens": {32 * s}, "loss": {loss + 8 - s}, "gradient_norm": 1.0}}' for s in (4, 8)]
+        held = f'{{"step": 8, "tokens": 256, "validation_loss/held_out": {loss}}}'
+        half = f'{{"step": 4, "tokens": 128, "validation_loss/held_out": {loss + 1}}}'
+        (run / "metrics.jsonl").write_text("\n".join([lines[0], half, lines[1], held]) + "\n")
+        rows.append({"series": trial.name, "arm": trial.arm, "seed": trial.seed, "diverged": ""})
+        rows[-1] |= {
+            field: value for arm in sweep.arms if arm.name == trial.arm for field, value in arm.changes.items()
+        }
+    return pd.DataFrame(rows)

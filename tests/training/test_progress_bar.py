@@ -21,7 +21,8 @@ def test_compilation_and_what_is_done_at_checkpoints_are_not_in_the_time_left(mo
         optimizer=Optimizer(Schedule()),
         tokens=1_000_000,
     )
-    bar = ProgressBar(Clock(recipe), 0, 1000, types.SimpleNamespace(note=""))  # pyright: ignore[reportArgumentType]
+    work = progress.Stopwatch()
+    bar = ProgressBar(Clock(recipe), 0, 1000, types.SimpleNamespace(note=""), work)  # pyright: ignore[reportArgumentType]
     for step in range(60):
         bar.before_step(step)
         now[0] += 300.0 if step == 0 else 1.0  # compilation; then a step takes a second
@@ -30,6 +31,7 @@ def test_compilation_and_what_is_done_at_checkpoints_are_not_in_the_time_left(mo
             bar.before_save(step + 1, {}, True)
             now[0] += 7200.0  # validation, scoring
     bar.close()
+    assert work() == 59.0
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "mine: 1k of 1M tokens, 0/s"  # nothing is known yet
     assert len(lines) > 3

@@ -12,8 +12,8 @@ import pandas as pd
 from scipy import stats
 
 from fineline_jax.errors import UserError
+from fineline_jax.trajectories.statistics.inference import LEVEL
 
-LEVEL = 0.05
 POWER = 0.8
 LATE_SHARE = 0.25
 """The end of a run: its checkpoints in this last share of the tokens that all runs have …"""
@@ -54,22 +54,25 @@ def end_values(table: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for (metric, task), part in arms_of(table).groupby(["metric", "task"], sort=False, observed=True):
-        ends = part.groupby("series", observed=True)["tokens"].max()
-        ends = ends[ends >= SHORTEST * ends.max()]
-        horizon = ends.min()
-        late = part[part["series"].isin(ends.index)]
-        late = late[late["tokens"].between((1 - LATE_SHARE) * horizon, SLACK * horizon)]
-        late = late.drop_duplicates(["series", "tokens"], keep="last").sort_values("tokens")
-        curves = late.groupby("series", sort=False, observed=True)
-        averaged = min(LATE_MOST, int(curves.size().min())) if len(late) else 0
-        for series, curve in curves:
+        for series, curve in late_checkpoints(part).groupby("series", sort=False, observed=True):
             last = curve.iloc[-1]
             row = {name: last[name] for name in ("arm", "seed", "stderr", "tokens") if name in last}
-            value = curve["value"].iloc[-averaged:].mean()
-            row |= {"series": series, "metric": metric, "task": task, "value": value, "averaged": averaged}
-            rows.append(row)
+            row |= {"series": series, "metric": metric, "task": task}
+            rows.append(row | {"value": curve["value"].mean(), "averaged": len(curve)})
     names = ["series", "arm", "seed", "metric", "task", "value", "stderr", "tokens", "averaged"]
     return pd.DataFrame(rows, columns=names)
+
+
+def late_checkpoints(part: pd.DataFrame) -> pd.DataFrame:
+    """Of the rows of one metric and task those that are the end of each run, ascending in tokens."""
+    ends = part.groupby("series", observed=True)["tokens"].max()
+    ends = ends[ends >= SHORTEST * ends.max()]
+    horizon = ends.min()
+    late = part[part["series"].isin(ends.index)]
+    late = late[late["tokens"].between((1 - LATE_SHARE) * horizon, SLACK * horizon)]
+    late = late.drop_duplicates(["series", "tokens"], keep="last").sort_values("tokens")
+    curves = late.groupby("series", sort=False, observed=True)
+    return curves.tail(min(LATE_MOST, int(curves.size().min()))) if len(late) else late
 
 
 def stopped_early(table: pd.DataFrame) -> list[str]:
@@ -116,28 +119,3 @@ def _seeds_and_quantiles() -> tuple[np.ndarray, np.ndarray]:
     seeds = np.concatenate([np.arange(2, 1000), np.arange(1000, 10_001, 100)])
     freedom = 2 * seeds - 2
     return seeds, np.asarray(stats.t.ppf(1 - LEVEL / 2, freedom) + stats.t.ppf(POWER, freedom))
-
-
-def holm(p: np.ndarray) -> np.ndarray:
-    """p values adjusted for all of them by Holm 1979: at most the level of false verdicts among them; NaN stays."""
-    known = np.flatnonzero(np.isfinite(p))
-    order = known[np.argsort(p[known], kind="stable")]
-    adjusted = np.full(len(p), np.nan)
-    factors = np.arange(len(order), 0, -1)
-    adjusted[order] = np.minimum(np.maximum.accumulate(factors * p[order]), 1.0)
-    return adjusted
-
-
-def false_discovery(p: np.ndarray) -> np.ndarray:
-    """p values adjusted by Benjamini and Hochberg 1995: the share of false ones among those called; NaN stays."""
-    adjusted = np.full(len(p), np.nan)
-    known = np.isfinite(p)
-    if known.any():
-        adjusted[known] = stats.false_discovery_control(p[known])
-    return adjusted
-
-
-def interval(mean: float, stderr: float, freedom: float) -> tuple[float, float]:
-    """95 % interval with Student's t; NaN without degrees of freedom."""
-    half = float(stats.t.ppf(1 - LEVEL / 2, freedom)) * stderr if freedom > 0 else math.nan
-    return mean - half, mean + half

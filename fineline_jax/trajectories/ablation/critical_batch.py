@@ -14,9 +14,10 @@ from scipy import stats
 
 from fineline_jax.errors import UserError
 from fineline_jax.facts.metrics import metric_of
-from fineline_jax.trajectories.ablation.arms import LEVEL, arms_of, end_values, run_variance
+from fineline_jax.trajectories.ablation.arms import arms_of, end_values, run_variance
 from fineline_jax.trajectories.curves.isotonic import crossing
 from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic
+from fineline_jax.trajectories.statistics.inference import LEVEL
 
 TOLERANCE = 0.01
 
@@ -33,6 +34,8 @@ def critical_batch(table: pd.DataFrame, *, tolerance: float = TOLERANCE, base: f
             raise UserError(f"column {name!r}: the table of branches lacks it; group the runs by it")
     rows = []
     for branch, of_branch in arms_of(table).groupby("branch", observed=True):
+        of_branch = of_branch.assign(tokens=of_branch["tokens"] - of_branch["branch"])  # the end is that of the branch
+        of_branch = of_branch[of_branch["tokens"] > 0]
         batches = of_branch[["series", "batch"]].drop_duplicates("series")
         ends = end_values(of_branch).drop(columns="batch", errors="ignore").merge(batches, on="series")
         for (metric, task), part in ends.groupby(["metric", "task"], sort=False, observed=True):
@@ -97,8 +100,7 @@ CRITICAL_BATCH = Statistic(
     critical_batch,
     (
         Column("branch", "tokens", "where the branches begin"),
-        Column("metric", "", "the metric"),
-        Column("task", "", "the task or validation set"),
+        *Column.texts(metric="the metric", task="the task or validation set"),
         Column("tolerance", "score", "excess that is still allowed"),
         Column("base", "batch", "the batch that others are held against, in the unit of the table"),
         Column("batches", "1", "different batch sizes"),

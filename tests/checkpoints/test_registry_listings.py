@@ -44,7 +44,7 @@ def test_every_listed_checkpoint_has_its_place_on_one_axis_of_tokens(served, eve
     made, _, last = LISTINGS[name]
     served.repositories = {repository(every[name]): {one: {} for one in listed(every[name])}}
     found = open_series(name, downloads=tmp_path).checkpoints
-    assert [one.name for one in found] == made()
+    assert [one.name for one in found] == list(made())
     tokens = [one.tokens for one in found if one.tokens is not None]
     assert len(tokens) == len(found) and tokens == sorted(set(tokens))
     steps = [one.step for one in found if one.step is not None]

@@ -1,7 +1,7 @@
 """Names that the hub lists for released series, in order of training: recorded where a list is published, else made by
 the rule that their authors give, with what lies beside them in the same repository."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 
 def billions(tokens: float) -> str:
@@ -37,7 +37,7 @@ step34000-tokens143B step35000-tokens147B step36000-tokens151B step37000-tokens1
 APERTUS = [*range(50_000, 2_600_001, 50_000)]
 """Every 50,000 steps; the names count 4.2M tokens per step and 8.4M from step 1,678,000 on."""
 
-LISTINGS: dict[str, tuple[Callable[[], list[str]], str, int | None]] = {
+LISTINGS: dict[str, tuple[Callable[[], Sequence[str]], str, int | None]] = {
     # series: (its names, others beside them, tokens of the last one as published, to the digits of its name)
     "amber": (lambda: [*(f"ckpt_{i:03d}" for i in range(359)), "main"], "", 1_258_448_486_400),
     "pythia-70m": (lambda: [f"step{i}" for i in (0, *(2**i for i in range(10)), *range(1000, 143_001, 1000))], "main",

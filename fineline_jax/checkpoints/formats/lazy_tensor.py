@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import mmap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import ml_dtypes
@@ -65,6 +65,58 @@ class StoredTensor:
             joined[at : at + size] = np.frombuffer(source, np.uint8, size, skipped)
             at += size
         return joined, 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ComputedTensor:
+    """A tensor that is worked out from stored ones whenever a part of it is read: joined, merged, dequantized."""
+
+    name: str
+    file: Path
+    """The first that it comes from, for messages."""
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    read: Callable[[tuple[slice, ...]], np.ndarray]
+    """A part: one slice with a start and a stop per axis."""
+
+    def __getitem__(self, index: Sequence[slice]) -> np.ndarray:
+        return self.read(tuple(slice(*part.indices(size)[:2]) for part, size in zip(index, self.shape, strict=True)))
+
+    def whole(self) -> np.ndarray:
+        """All of it."""
+        return self[tuple(slice(None) for _ in self.shape)]
+
+
+Tensor = StoredTensor | ComputedTensor
+
+
+def joined(name: str, shape: tuple[int, ...], pieces: Sequence[tuple[Sequence[int], Tensor]]) -> ComputedTensor:
+    """A tensor of boxes: (first index along each axis, the box); they cover `shape` once."""
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        part = np.empty([span.stop - span.start for span in index], pieces[0][1].dtype)
+        for starts, box in pieces:
+            spans = [
+                (max(span.start, start), min(span.stop, start + size))
+                for span, start, size in zip(index, starts, box.shape, strict=True)
+            ]
+            if all(first < last for first, last in spans):
+                into = tuple(slice(a - span.start, b - span.start) for (a, b), span in zip(spans, index))
+                part[into] = box[[slice(a - start, b - start) for (a, b), start in zip(spans, starts)]]
+        return part
+
+    return ComputedTensor(name, pieces[0][1].file, pieces[0][1].dtype, shape, read)
+
+
+def permuted(tensor: Tensor, order: np.ndarray) -> ComputedTensor:
+    """The tensor with its rows in another order: row i of it is row order[i] of `tensor`."""
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        if (rows := order[index[0]]).size == 0:
+            return tensor[(slice(0, 0), *index[1:])]
+        return tensor[(slice(int(rows.min()), int(rows.max()) + 1), *index[1:])][rows - rows.min()]
+
+    return ComputedTensor(tensor.name, tensor.file, tensor.dtype, tensor.shape, read)
 
 
 def row_major(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:

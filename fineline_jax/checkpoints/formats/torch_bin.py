@@ -4,11 +4,13 @@ Nothing is unpacked and nothing in the file is executed (torch_pickle.py): the d
 pickle is read, and the tensors stay in the file. Layout: torch/serialization.py; zip: PKWARE APPNOTE 4.3.
 """
 
+import mmap
 import os
 import struct
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -46,22 +48,7 @@ def read_torch_bin(path: Path) -> dict[str, StoredTensor]:
 
     Raises UserError naming the file, and the tensor or the name in the pickle that is to blame.
     """
-    entries = _entries(path)
-    pickles = [name for name in entries if name.rpartition("/")[2] == "data.pkl" and name.count("/") == 1]
-    if len(pickles) != 1:
-        raise _refused(path, f"it holds {len(pickles)} data.pkl instead of one")
-    prefix = pickles[0].removesuffix("data.pkl")
-    if prefix + "constants.pkl" in entries:
-        raise UserError(f"{path}: a TorchScript program, not a checkpoint of weights; use the model's weight files")
-    order = entries.get(prefix + "byteorder")
-    if order is not None and _read(path, order, 16) != b"little":
-        raise UserError(f"{path}: written by a big-endian machine, which is not read; {CONVERT}")
-    try:
-        state = read_pickle(_read(path, entries[pickles[0]], LARGEST))
-    except Refused as refused:
-        raise UserError(
-            f"{path}: holds {refused}; only tensors and containers are read, nothing is executed: use another file"
-        ) from refused
+    state, entries, prefix = _opened(path)
     if not isinstance(state, dict):
         raise UserError(f"{path}: holds a {type(state).__name__} instead of tensors by name; save the state dict alone")
     tensors = {}
@@ -74,6 +61,34 @@ def read_torch_bin(path: Path) -> dict[str, StoredTensor]:
         tensors[name] = _stored(path, name, view, entries, prefix)
     _check_crc32(path, entries)
     return tensors
+
+
+def tensor_at(path: Path, name: str, begin: int, length: int) -> StoredTensor:
+    """The one tensor that torch.save has put into `length` bytes of the file. Raises UserError naming both."""
+    view, entries, prefix = _opened(path, begin, length)
+    if not isinstance(view, View):
+        raise _refused(path, f"at byte {begin} is no tensor {name}")
+    return _stored(path, name, view, entries, prefix)
+
+
+def _opened(path: Path, begin: int = 0, length: int | None = None) -> tuple[Any, dict[str, tuple[int, int, int]], str]:
+    """The value in a file, or a part of it, that torch.save wrote; its entries, and what their names begin with."""
+    entries = _entries(path, begin, length)
+    pickles = [name for name in entries if name.rpartition("/")[2] == "data.pkl" and name.count("/") == 1]
+    if len(pickles) != 1:
+        raise _refused(path, f"it holds {len(pickles)} data.pkl instead of one")
+    prefix = pickles[0].removesuffix("data.pkl")
+    if prefix + "constants.pkl" in entries:
+        raise UserError(f"{path}: a TorchScript program, not a checkpoint of weights; use the model's weight files")
+    order = entries.get(prefix + "byteorder")
+    if order is not None and _read(path, order, 16) != b"little":
+        raise UserError(f"{path}: written by a big-endian machine, which is not read; {CONVERT}")
+    try:
+        return read_pickle(_read(path, entries[pickles[0]], LARGEST)), entries, prefix
+    except Refused as refused:
+        raise UserError(
+            f"{path}: holds {refused}; only tensors and containers are read, nothing is executed: use another file"
+        ) from refused
 
 
 TORCH_BIN = WeightFormat(
@@ -120,18 +135,22 @@ def _stored(path: Path, name: str, view: View, entries: dict[str, tuple[int, int
     return StoredTensor(name, path, dtype, view.shape, begin + view.offset * dtype.itemsize, strides)
 
 
-def _entries(path: Path) -> dict[str, tuple[int, int, int]]:
-    """(first byte, bytes, CRC-32) of the data of every entry of the zip, all of it inside the file and uncompressed."""
+def _entries(path: Path, begin: int = 0, length: int | None = None) -> dict[str, tuple[int, int, int]]:
+    """(first byte, bytes, CRC-32) of the data of every entry of the zip, all of it inside the file and uncompressed.
+
+    begin, length: of the zip in the file."""
+    base = begin - begin % mmap.ALLOCATIONGRANULARITY
     try:
         with path.open("rb") as file:
+            file.seek(begin)
             start = file.read(len(_LEGACY))
             if not start.startswith(b"PK\x03\x04"):
                 if start == _LEGACY:
                     raise UserError(f"{path}: written by torch before 1.6 (not a zip), which is not read; {CONVERT}")
                 raise _refused(path, "it is no zip")
-            size = os.fstat(file.fileno()).st_size
-            with zipfile.ZipFile(file) as archive:
-                infos = archive.infolist()
+            size = os.fstat(file.fileno()).st_size if length is None else begin + length
+            with mmap.mmap(file.fileno(), size - base, access=mmap.ACCESS_READ, offset=base) as window:
+                infos = zipfile.ZipFile(window).infolist()
             entries: dict[str, tuple[int, int, int]] = {}
             for info in infos:
                 label = info.orig_filename[:120]
@@ -141,15 +160,15 @@ def _entries(path: Path) -> dict[str, tuple[int, int, int]]:
                     raise _refused(path, f"entry {label!r} is encrypted")
                 if info.filename in entries:
                     raise _refused(path, f"entry {label!r} is there twice")
-                file.seek(info.header_offset)
+                file.seek(base + info.header_offset)
                 header = file.read(_LOCAL_HEADER.size)
                 if len(header) < _LOCAL_HEADER.size or not header.startswith(b"PK\x03\x04"):
                     raise _refused(path, f"entry {label!r} does not begin where the directory says")
                 name_length, extra_length = _LOCAL_HEADER.unpack(header)[-2:]
-                begin = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length
-                if begin + info.file_size > size:
-                    raise _refused(path, f"entry {label!r} ends at byte {begin + info.file_size}, the file has {size}")
-                entries[info.filename] = begin, info.file_size, info.CRC
+                first = base + info.header_offset + _LOCAL_HEADER.size + name_length + extra_length
+                if first + info.file_size > size:
+                    raise _refused(path, f"entry {label!r} ends at byte {first + info.file_size}, the file has {size}")
+                entries[info.filename] = first, info.file_size, info.CRC
             return entries
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; fetch it") from error

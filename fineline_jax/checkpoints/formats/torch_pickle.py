@@ -7,8 +7,9 @@ torch/_tensor.py `__reduce_ex__`, torch/_utils.py `_rebuild_*`.
 """
 
 import dataclasses
-import struct
-from collections.abc import Callable
+import io
+import pickletools
+from collections.abc import Callable, Collection
 from typing import Any
 
 LARGEST = 1 << 22
@@ -56,21 +57,36 @@ KINDS = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", 
 STORAGES = frozenset(f"torch.{kind}Storage" for kind in KINDS) | {"torch.storage.UntypedStorage"}
 
 
-def read_pickle(data: bytes) -> Any:
-    """The value of the pickle: dict, list, tuple, str, int, float, bool, None, `View`.
+@dataclasses.dataclass(eq=False)
+class Record:
+    """An object of a class that the reader of the pickle has named: its fields, and nothing that it could do."""
+
+    kind: str
+    """The module-level name of the class."""
+    state: Any = None
+    """What the pickle sets as the fields: a dict, where the class does not say otherwise."""
+
+
+def read_pickle(data: bytes, records: Collection[str] = ()) -> Any:
+    """The value of the pickle: dict, list, tuple, str, int, float, bool, None, `View`, `Record` of the classes named.
 
     Raises Refused for anything else, at the first opcode or name that is not known. Attributes set on a container
     (`_metadata` of a state dict) are dropped.
     """
     if len(data) > LARGEST:
         raise Refused(f"a pickle of {len(data)} bytes, above the limit of {LARGEST}")
-    machine = _Machine(data)
+    machine, program = _Machine(frozenset(records)), io.BytesIO(data)
     try:
-        return machine.run()
-    except (IndexError, struct.error) as error:
-        raise Refused(f"a pickle that breaks off near byte {machine.at}") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise Refused(f"a pickle that makes no sense at byte {machine.at}") from error
+        while (code := program.read(1)) != b".":
+            opcode = pickletools.code2op.get(code.decode("latin-1"))
+            if opcode is None or opcode.name not in _OPERATIONS:
+                raise Refused(f"the pickle opcode {opcode.name if opcode else hex(code[0])}")
+            _OPERATIONS[opcode.name](machine, opcode.arg.reader(program) if opcode.arg else None)
+        if len(machine.stack) != 1:
+            raise Refused(f"a pickle that ends with {len(machine.stack)} values")
+        return machine.stack[0]
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        raise Refused(f"a pickle that breaks off or makes no sense near byte {program.tell()}") from error
 
 
 class _Mark:
@@ -81,48 +97,18 @@ class _Dict(dict):
     """A dict made by the pickle: keys are checked, so that hashing one takes no time to speak of."""
 
     def put(self, key: Any, value: Any) -> None:
-        if type(key) not in (str, int):
+        if type(key) not in (str, int, Record):
             raise Refused(f"a dict with a key that is a {type(key).__name__}")
         self[key] = value
 
 
 class _Machine:
-    """Stack, memo and position. Every opcode takes bytes, and adds one value at most, so all is bounded by the size."""
+    """Stack and memo. Every opcode takes bytes, and adds one value at most, so all is bounded by the size."""
 
-    def __init__(self, data: bytes):
-        self.data, self.at = data, 0
+    def __init__(self, records: frozenset[str]):
+        self.records = records
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
-
-    def run(self) -> Any:
-        while True:
-            code = self.take(1)[0]
-            if code == _STOP:
-                if len(self.stack) != 1:
-                    raise Refused(f"a pickle that ends with {len(self.stack)} values")
-                return self.stack[0]
-            operation = _OPERATIONS.get(code)
-            if operation is None:
-                raise Refused(f"the pickle opcode {OPCODE_NAMES.get(code, hex(code))}")
-            operation(self)
-
-    def take(self, count: int) -> bytes:
-        """The next bytes of the program."""
-        chunk = self.data[self.at : self.at + count]
-        if len(chunk) < count:
-            raise IndexError
-        self.at += count
-        return chunk
-
-    def number(self, form: str) -> Any:
-        return struct.unpack(form, self.take(struct.calcsize(form)))[0]
-
-    def line(self) -> str:
-        end = self.data.index(b"\n", self.at, self.at + 256)
-        return self.take(end + 1 - self.at)[:-1].decode("ascii")
-
-    def text(self, form: str) -> None:
-        self.push(self.take(self.number(form)).decode("utf-8", "surrogatepass"))
 
     def push(self, value: Any) -> None:
         self.stack.append(value)
@@ -156,15 +142,13 @@ class _Machine:
         for key, value in zip(values[::2], values[1::2]):
             self.stack[-1].put(key, value)
 
-    def long(self) -> None:
-        count = self.number("B")
-        if count > 8:
-            raise Refused(f"an integer of {count} bytes")
-        self.push(int.from_bytes(self.take(count), "little", signed=True))
+    def long(self, value: int) -> None:
+        if value.bit_length() > 63:
+            raise Refused(f"an integer of {value.bit_length() // 8 + 1} bytes")
+        self.push(value)
 
-    def global_name(self, module: str, name: str) -> None:
-        text = f"{module}.{name}"
-        if text not in STORAGES and text not in DTYPES and text not in _CALLS:
+    def global_name(self, text: str) -> None:
+        if text not in STORAGES and text not in DTYPES and text not in _CALLS and text not in self.records:
             raise Refused(f"the name {text[:120]!r}, which is neither a tensor nor a container")
         self.push(Name(text))
 
@@ -172,7 +156,7 @@ class _Machine:
         name, module = self.pop(), self.pop()
         if not (isinstance(name, str) and isinstance(module, str)):
             raise ValueError
-        self.global_name(module, name)
+        self.global_name(f"{module}.{name}")
 
     def persistent(self) -> None:
         """A reference to what lies beside the pickle: ("storage", class, key, device, elements)."""
@@ -184,14 +168,24 @@ class _Machine:
 
     def reduce(self) -> None:
         arguments, function = self.pop(), self.pop()
-        if not isinstance(function, Name) or function.text not in _CALLS or type(arguments) is not tuple:
-            raise Refused(f"a call of {function.text if isinstance(function, Name) else type(function).__name__}")
-        self.push(_CALLS[function.text](arguments))
+        name = function.text if isinstance(function, Name) else type(function).__name__
+        if type(arguments) is not tuple or name not in (*_CALLS, *self.records):
+            raise Refused(f"a call of {name}")
+        self.push(_CALLS[name](arguments) if name in _CALLS else Record(name, arguments))
+
+    def new_object(self) -> None:
+        """A `Record`, whose fields follow; never a call."""
+        arguments, kind = self.pop(), self.pop()
+        if not isinstance(kind, Name) or kind.text not in self.records or arguments != ():
+            raise Refused("the pickle opcode NEWOBJ")
+        self.push(Record(kind.text))
 
     def build(self) -> None:
-        self.pop()
-        if not isinstance(self.stack[-1], _Dict):
-            raise Refused(f"attributes of a {type(self.stack[-1]).__name__}")
+        state, built = self.pop(), self.stack[-1]
+        if isinstance(built, Record):
+            built.state = state
+        elif not isinstance(built, _Dict):
+            raise Refused(f"attributes of a {type(built).__name__}")
 
     def discard(self) -> None:
         self.stack.pop()
@@ -241,84 +235,39 @@ _CALLS: dict[str, Callable[[tuple], Any]] = {
     "torch._utils._rebuild_parameter": _parameter,
 }
 
-_STOP = ord(".")
-_OPERATIONS: dict[int, Callable[[_Machine], None]] = {
-    0x80: lambda m: _protocol(m.number("B")),
-    0x95: lambda m: _ignore(m.take(8)),  # FRAME: a hint for reading ahead
-    ord("("): lambda m: m.push(_Mark()),
-    ord("N"): lambda m: m.push(None),
-    0x88: lambda m: m.push(True),
-    0x89: lambda m: m.push(False),
-    ord("J"): lambda m: m.push(m.number("<i")),
-    ord("K"): lambda m: m.push(m.number("B")),
-    ord("M"): lambda m: m.push(m.number("<H")),
-    0x8A: _Machine.long,
-    ord("G"): lambda m: m.push(m.number(">d")),
-    ord("X"): lambda m: m.text("<I"),
-    0x8C: lambda m: m.text("B"),
-    0x8D: lambda m: m.text("<Q"),
-    ord(")"): lambda m: m.push(()),
-    0x85: lambda m: m.tuple_of(1),
-    0x86: lambda m: m.tuple_of(2),
-    0x87: lambda m: m.tuple_of(3),
-    ord("t"): lambda m: m.push(tuple(m.items())),
-    ord("]"): lambda m: m.push([]),
-    ord("a"): lambda m: m.append([m.pop()]),
-    ord("e"): lambda m: m.append(m.items()),
-    ord("}"): lambda m: m.push(_Dict()),
-    ord("s"): lambda m: m.set_items([m.pop(), m.pop()][::-1]),
-    ord("u"): lambda m: m.set_items(m.items()),
-    ord("q"): lambda m: m.memo.__setitem__(m.number("B"), m.stack[-1]),
-    ord("r"): lambda m: m.memo.__setitem__(m.number("<I"), m.stack[-1]),
-    0x94: lambda m: m.memo.__setitem__(len(m.memo), m.stack[-1]),
-    ord("h"): lambda m: m.push(m.memo[m.number("B")]),
-    ord("j"): lambda m: m.push(m.memo[m.number("<I")]),
-    ord("0"): _Machine.discard,
-    ord("2"): lambda m: m.push(m.stack[-1]),
-    ord("c"): lambda m: m.global_name(m.line(), m.line()),
-    0x93: _Machine.stack_global,
-    ord("Q"): _Machine.persistent,
-    ord("R"): _Machine.reduce,
-    ord("b"): _Machine.build,
+_OPERATIONS: dict[str, Callable[[_Machine, Any], None]] = {
+    "PROTO": lambda m, version: _protocol(version),
+    "FRAME": lambda m, size: None,  # a hint for reading ahead
+    "MARK": lambda m, _: m.push(_Mark()),
+    "NONE": lambda m, _: m.push(None),
+    "NEWTRUE": lambda m, _: m.push(True),
+    "NEWFALSE": lambda m, _: m.push(False),
+    **dict.fromkeys(("BININT", "BININT1", "BININT2", "BINFLOAT"), _Machine.push),
+    "LONG1": _Machine.long,
+    **dict.fromkeys(("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"), _Machine.push),
+    "EMPTY_TUPLE": lambda m, _: m.push(()),
+    "TUPLE1": lambda m, _: m.tuple_of(1),
+    "TUPLE2": lambda m, _: m.tuple_of(2),
+    "TUPLE3": lambda m, _: m.tuple_of(3),
+    "TUPLE": lambda m, _: m.push(tuple(m.items())),
+    "EMPTY_LIST": lambda m, _: m.push([]),
+    "APPEND": lambda m, _: m.append([m.pop()]),
+    "APPENDS": lambda m, _: m.append(m.items()),
+    "EMPTY_DICT": lambda m, _: m.push(_Dict()),
+    "SETITEM": lambda m, _: m.set_items([m.pop(), m.pop()][::-1]),
+    "SETITEMS": lambda m, _: m.set_items(m.items()),
+    **dict.fromkeys(("BINPUT", "LONG_BINPUT"), lambda m, place: m.memo.__setitem__(place, m.stack[-1])),
+    "MEMOIZE": lambda m, _: m.memo.__setitem__(len(m.memo), m.stack[-1]),
+    **dict.fromkeys(("BINGET", "LONG_BINGET"), lambda m, place: m.push(m.memo[place])),
+    "POP": lambda m, _: m.discard(),
+    "DUP": lambda m, _: m.push(m.stack[-1]),
+    "GLOBAL": lambda m, text: m.global_name(text.replace(" ", ".")),
+    "STACK_GLOBAL": lambda m, _: m.stack_global(),
+    "BINPERSID": lambda m, _: m.persistent(),
+    "REDUCE": lambda m, _: m.reduce(),
+    "NEWOBJ": lambda m, _: m.new_object(),
+    "BUILD": lambda m, _: m.build(),
 }
-
-OPCODE_NAMES = {
-    ord("I"): "INT",
-    ord("L"): "LONG",
-    ord("F"): "FLOAT",
-    ord("S"): "STRING",
-    ord("V"): "UNICODE",
-    ord("p"): "PUT",
-    ord("g"): "GET",
-    ord("P"): "PERSID",
-    ord("i"): "INST",
-    ord("o"): "OBJ",
-    ord("d"): "DICT",
-    ord("l"): "LIST",
-    ord("1"): "POP_MARK",
-    ord("T"): "BINSTRING",
-    ord("U"): "SHORT_BINSTRING",
-    ord("B"): "BINBYTES",
-    ord("C"): "SHORT_BINBYTES",
-    0x81: "NEWOBJ",
-    0x82: "EXT1",
-    0x83: "EXT2",
-    0x84: "EXT4",
-    0x8B: "LONG4",
-    0x8E: "BINBYTES8",
-    0x8F: "EMPTY_SET",
-    0x90: "ADDITEMS",
-    0x91: "FROZENSET",
-    0x92: "NEWOBJ_EX",
-    0x96: "BYTEARRAY8",
-    0x97: "NEXT_BUFFER",
-    0x98: "READONLY_BUFFER",
-}
-"""Of the opcodes that `torch.save` does not write for tensors."""
-
-
-def _ignore(value: bytes) -> None:
-    pass
 
 
 def _protocol(version: int) -> None:

@@ -6,13 +6,15 @@ from collections.abc import Collection
 from pathlib import Path
 
 from fineline_jax.checkpoints.formats.easylm import EASYLM
-from fineline_jax.checkpoints.formats.lazy_tensor import StoredTensor
+from fineline_jax.checkpoints.formats.lazy_tensor import Tensor
 from fineline_jax.checkpoints.formats.safetensors_files import SAFETENSORS, unambiguous_json
 from fineline_jax.checkpoints.formats.torch_bin import TORCH_BIN
+from fineline_jax.checkpoints.formats.trainers.gguf import GGUF
+from fineline_jax.checkpoints.formats.trainers.torch_distributed import DCP
 from fineline_jax.checkpoints.formats.weight_format import WeightFormat
 from fineline_jax.errors import UserError, reading, refuse_lfs_pointer
 
-FORMATS = (SAFETENSORS, TORCH_BIN, EASYLM)
+FORMATS = (SAFETENSORS, TORCH_BIN, DCP, GGUF, EASYLM)
 """In the order in which they are preferred. A file of unknown suffix is read as the last."""
 FIXED_NAMES = tuple(name for one in FORMATS if one.single for name in (one.single, one.index))
 """Names that a folder of weights is recognised by, and that can be asked for where nothing is listed."""
@@ -26,7 +28,7 @@ class Weights:
     location: Path
     """The folder, or the one file."""
     format: WeightFormat
-    tensors: dict[str, StoredTensor]
+    tensors: dict[str, Tensor]
 
 
 def preferred_names(names: Collection[str]) -> set[str]:
@@ -60,7 +62,7 @@ def open_weights(folder: Path) -> Weights:
     if located is None:
         raise UserError(f"{folder}: holds no weights; looked for {KNOWN}")
     files, weight_format, index = located
-    tensors: dict[str, StoredTensor] = {}
+    tensors: dict[str, Tensor] = {}
     for file in files:
         refuse_lfs_pointer(file)
         for name, tensor in weight_format.read(file).items():

@@ -2,10 +2,10 @@
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from fineline_jax.checkpoints.formats.lazy_tensor import StoredTensor
+from fineline_jax.checkpoints.formats.lazy_tensor import Tensor
 from fineline_jax.models.families.family import Family
 
 
@@ -17,7 +17,7 @@ class WeightFormat:
     """For messages that list what was looked for."""
     pattern: str
     """Regular expression of the names of weight files."""
-    read: Callable[[Path], dict[str, StoredTensor]]
+    read: Callable[[Path], Mapping[str, Tensor]]
     """The tensors of one file by name, without their data. Raises UserError naming the file."""
     single: str = ""
     """The name of the file that holds all weights; "": it may have any name that fits the pattern."""

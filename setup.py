@@ -9,7 +9,7 @@ setup(
     packages=[*find_packages(include=["fineline_jax", "fineline_jax.*"]), "fineline_jax.configs"],
     package_dir={"fineline_jax": "fineline_jax", "fineline_jax.configs": "configs"},
     package_data={
-        "fineline_jax": ["world/tasks/*.yaml", "trajectories/report/page/*", "py.typed"],
+        "fineline_jax": ["world/tasks/*.yaml", "trajectories/report/page/*", "plan/hopper.txtpb", "py.typed"],
         "fineline_jax.configs": ["suites/*.yaml", "series/*.yaml", "sweeps/*.py", "reproduce/*.py"],
     },
 )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from tyro.extras import SubcommandApp
 
 from fineline_jax import __version__
-from fineline_jax.commands import ablate, data, pretrain, publish, results, score, tasks, weights
+from fineline_jax.commands import ablate, data, plan, pretrain, publish, results, score, tasks, weights
 from fineline_jax.commands.usage import check_options, deferred, parsed
 from fineline_jax.cpu_backend import prepare_cpu
 from fineline_jax.errors import UserError
@@ -36,11 +36,13 @@ def command_line() -> SubcommandApp:
     add(prepare, "text", data.prepare_text)
     add(prepare, "amber", data.prepare_amber)
     add(prepare, "world", data.prepare_world)
+    add(app, "plan", plan.plan_for_help)
     add(app, "pretrain", pretrain.pretrain_for_help)
     app.command(tasks_app, name="tasks", help="Prepare benchmark tasks for scoring.")
     add(tasks_app, "prepare", tasks.prepare_tasks)
     add(tasks_app, "plan", tasks.plan_tasks)
     add(app, "score", score.score)
+    add(app, "show", results.show)
     add(app, "analyze", results.analyze)
     add(app, "ablate", ablate.ablate)
     add(app, "series", weights.list_series)
@@ -72,8 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if arguments[:1] == ["lm-eval"]:
             return score.lm_eval(arguments[1:])
         check_options(arguments)
-        if arguments[:1] == ["pretrain"]:
-            return pretrain.pretrain(arguments[1:])
+        if arguments[:1] in (["pretrain"], ["plan"]):
+            return {"pretrain": pretrain.pretrain, "plan": plan.plan}[arguments[0]](arguments[1:])
         app = command_line()
         options = {"prog": "fineline", "description": DESCRIPTION, "args": arguments, "sort_subcommands": False}
         command = parsed(" ".join(["fineline", *arguments]), lambda: app.cli(**options))

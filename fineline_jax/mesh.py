@@ -4,10 +4,12 @@
 where it is used), `tensor` shards heads, hidden features and the vocabulary.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
+from jax.experimental import mesh_utils
 
 from fineline_jax.errors import UserError
 
@@ -32,7 +34,8 @@ def make_mesh(shape: Shape | None = None, devices: Sequence[Any] | None = None) 
     shape fsdp takes all.
 
     Without an accelerator, where devices are only the cores of one machine, a mesh of a half or a quarter of them takes
-    the first ones. Raises UserError if the axes do not multiply to the number of devices.
+    the first ones. Several slices of TPUs, between which the network is slow, hold replicas. Raises UserError if the
+    axes do not multiply to the number of devices.
     """
     count = len(devices) if devices is not None else jax.device_count()
     given = (shape.replica, shape.fsdp, shape.tensor) if shape else (1, -1, 1)
@@ -47,7 +50,14 @@ def make_mesh(shape: Shape | None = None, devices: Sequence[Any] | None = None) 
     if asked != count:
         axes = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, given))
         raise UserError(f"{axes} does not divide the {count} device(s); the axes must multiply to that number")
+    slices = len({getattr(device, "slice_index", 0) for device in devices or jax.devices() if device.platform == "tpu"})
+    if slices > 1 and sizes[0] % slices:
+        raise UserError(f"mesh.replica={sizes[0]} must be a multiple of the {slices} slices; set mesh.replica={slices}")
     try:
+        if slices > 1:
+            inside, between = (sizes[0] // slices, *sizes[1:]), (slices, 1, 1)
+            placed = mesh_utils.create_hybrid_device_mesh(inside, between, devices)
+            return jax.sharding.Mesh(placed, AXES, axis_types=(jax.sharding.AxisType.Explicit,) * len(AXES))
         return jax.make_mesh(tuple(sizes), AXES, devices=devices)
     except NotImplementedError as error:  # a slice of TPUs whose shape these axes do not fit
         axes = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, sizes))
@@ -58,6 +68,12 @@ def make_mesh(shape: Shape | None = None, devices: Sequence[Any] | None = None) 
 def batch_shards(mesh: jax.sharding.Mesh) -> int:
     """Number of shards the rows of a batch are split into."""
     return mesh.shape["replica"] * mesh.shape["fsdp"]
+
+
+def device_bytes(tree: Any) -> int:
+    """Bytes that one device holds of the arrays in `tree`, or of their shapes with shardings."""
+    shard = lambda leaf: math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    return sum(map(shard, jax.tree.leaves(tree)))
 
 
 def abstract(function: Callable[[], Any], mesh: jax.sharding.Mesh) -> Any:

@@ -5,6 +5,7 @@ JAX is imported only by `load`.
 
 import hashlib
 import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,19 @@ def load(
     config = from_json(_run_folder(checkpoint) / "recipe.json").model
     check_intact(checkpoint.location, "params")
     return config, load_items(checkpoint.location, {"params": abstract_params(config, mesh, dtype)})["params"]
+
+
+def config_of(checkpoint: Checkpoint) -> ModelConfig:
+    """The model, without its weights; of a remote checkpoint config.json alone is fetched. Raises UserError."""
+    if checkpoint.kind == "orbax":
+        return from_json(_run_folder(checkpoint) / "recipe.json").model
+    from fineline_jax.checkpoints.formats.huggingface import config_from_hf
+
+    if checkpoint.remote is None:
+        return config_from_hf(checkpoint.location)
+    with tempfile.TemporaryDirectory() as folder:
+        cache.fetch_config(checkpoint.remote, Path(folder))
+        return config_from_hf(Path(folder))
 
 
 def fetch(checkpoint: Checkpoint) -> None:

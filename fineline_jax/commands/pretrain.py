@@ -1,5 +1,6 @@
 """Training: the demo, and `fineline pretrain RECIPE`, whose options are the fields of the recipe named first."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -7,7 +8,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from fineline_jax import interface
-from fineline_jax.commands.processes import join_processes
+from fineline_jax.commands.processes import Processes, joined
 from fineline_jax.commands.usage import deferred, parsed
 from fineline_jax.errors import UserError
 from fineline_jax.folder_lock import writing
@@ -42,20 +43,11 @@ def pretrain_for_help(recipe: Annotated[Positional[str], arg(metavar="RECIPE")])
 
 def pretrain(arguments: list[str]) -> int:
     """`fineline pretrain RECIPE`: the recipe named first gives the defaults of all options."""
-    from fineline_jax.catalogue import config_names, load_recipe, run_folder
+    from fineline_jax.catalogue import load_recipe, run_folder
+    from fineline_jax.checkpoints.remote.staging import fetch_recipe
 
-    name = arguments[0] if arguments and not arguments[0].startswith("-") else None
-    if name is None:
-        if {"-h", "--help"} & set(arguments):
-            known = ", ".join(config_names("{}.py"))
-            summary = (pretrain_for_help.__doc__ or "").splitlines()[0]
-            print(f"usage: fineline pretrain RECIPE [options]\n\n{summary}\n")
-            print(f"RECIPE is one of: {known}; or a Python or JSON file, or the folder of a run.\n")
-            print("Options, with the values of llama_60m:\n")
-            name, arguments = "llama_60m", ["llama_60m", "--help"]
-        else:
-            raise UserError("pretrain: name a recipe first, as in `fineline pretrain llama_60m`")
-    default = load_recipe(name)
+    name, *arguments = recipe_first("pretrain", pretrain_for_help, arguments)
+    default = load_recipe(fetch_recipe(name))
 
     def options(
         run: Path | None = None,
@@ -65,36 +57,60 @@ def pretrain(arguments: list[str]) -> int:
         until: int | None = None,
         skip_windows: Annotated[str | None, arg(metavar="A:B")] = None,
         distributed: bool = False,
+        stopped_status: int = 0,
         score: str | None = None,
         benchmarks: Path | None = None,
+        processes: Annotated[Processes, arg(name="")] = Processes(),
         recipe: Annotated[Recipe, arg(name="")] = default,
     ) -> int:
         """Train the recipe, or go on with it if the run folder holds its checkpoints.
 
         Args:
-            run: Folder of the run; default: RECIPE where that is one, else runs/NAME.
+            run: Folder of the run, or gs://… or s3://…; default: RECIPE where that is one, else runs/NAME.
             accept_changes: Go on from the newest checkpoint although the recipe or the data differ from what the run
                 folder records; its history gets a further segment.
             branch: Begin a new run at this checkpoint of another; its tokens and windows count on.
             optimizer_state: Of the checkpoint that --from names: its own, or a fresh one.
             until: Trained tokens at which the run ends for now; its checkpoint is kept.
             skip_windows: Leave out windows A to B - 1, numbered as the run reads them; recorded in its history.
-            distributed: One of several processes (TPU pod, SLURM, MPI): call jax.distributed.initialize first.
+            distributed: One of several processes of a job that its launcher started (TPU pod, SLURM, MPI, a shell).
+            stopped_status: Exit status after SIGTERM or Ctrl-C, the state saved; 143 lets schedulers start it again.
             score: Suite or request pack: score each kept checkpoint in memory, into RUN/scores.
             benchmarks: For --score SUITE: folder of data sets in Hugging Face layout; default: the hub.
             recipe: Fields of the recipe.
         """
-        if distributed:
-            join_processes()
         folder = run or (None if branch else run_folder(name) or Path("runs") / recipe.name)
-        return _train(
-            recipe, folder, accept_changes=accept_changes, branch=branch, optimizer_state=optimizer_state, until=until,
-            skip_windows=_range(skip_windows), score=score, benchmarks=benchmarks,
-        )  # fmt: skip
+        with joined(distributed, processes):
+            stopped = _train(
+                recipe, folder, accept_changes=accept_changes, branch=branch, optimizer_state=optimizer_state,
+                until=until, skip_windows=_range(skip_windows), score=score, benchmarks=benchmarks,
+                stuck_after=processes.stuck_after,
+            )  # fmt: skip
+            return stopped_status if stopped else 0
 
-    program, given = f"fineline pretrain {name}", [*arguments[1:], *following_options(default.model, arguments)]
-    command = parsed(program, lambda: tyro.cli(deferred(options), prog=program, args=given))
-    return command()
+    return call_with_recipe(f"fineline pretrain {name}", options, default.model, arguments)
+
+
+def recipe_first(command: str, described: Callable, arguments: list[str]) -> list[str]:
+    """The arguments, of which the first names a recipe; for `--help` alone an introduction, and those of an example."""
+    from fineline_jax.catalogue import config_names
+
+    if arguments and not arguments[0].startswith("-"):
+        return arguments
+    if not {"-h", "--help"} & set(arguments):
+        raise UserError(f"{command}: name a recipe first, as in `fineline {command} llama_60m`")
+    known = ", ".join(config_names("{}.py"))
+    summary = (described.__doc__ or "").splitlines()[0]
+    print(f"usage: fineline {command} RECIPE [options]\n\n{summary}\n")
+    print(f"RECIPE is one of: {known}; or a Python or JSON file, or the folder of a run.\n")
+    print("Options, with the values of llama_60m:\n")
+    return ["llama_60m", "--help"]
+
+
+def call_with_recipe(program: str, command: Callable[..., int], model: ModelConfig, arguments: list[str]) -> int:
+    """`command` with the options in `arguments`, of which one is a recipe with that model."""
+    given = [*arguments, *following_options(model, arguments)]
+    return parsed(program, lambda: tyro.cli(deferred(command), prog=program, args=given))()
 
 
 def following_options(model: ModelConfig, arguments: list[str]) -> list[str]:
@@ -113,12 +129,15 @@ def _range(text: str | None) -> tuple[int, int] | None:
     return int(first), int(stop)
 
 
-def _train(recipe: Recipe, run: Path | None, **options: Any) -> int:
+def _train(recipe: Recipe, run: Path | None, **options: Any) -> bool:
+    """Whether it was stopped by a signal."""
     outcome = interface.pretrain(recipe, run, **options)
     import jax
 
     from fineline_jax.checkpoints.runs.store import steps
     from fineline_jax.progress import short
+    from fineline_jax.training.metrics import read_metrics
+    from fineline_jax.trajectories.runs.goodput import goodput_line
 
     if jax.process_index() == 0:
         where = f"step {outcome.step} ({short(outcome.tokens)} tokens)"
@@ -126,5 +145,8 @@ def _train(recipe: Recipe, run: Path | None, **options: Any) -> int:
             again = "the command without it" if outcome.stopped_by == "--until" else "the same command again"
             print(f"stopped by {outcome.stopped_by} at {where}, saved; run {again} to go on")
         else:
-            print(f"{outcome.run}: complete at {where}, {len(steps(outcome.run / 'checkpoints'))} checkpoints kept")
-    return 0
+            kept = len(steps(outcome.run / "checkpoints"))
+            print(f"{run or outcome.run}: complete at {where}, {kept} checkpoints kept")
+        if line := goodput_line(read_metrics(outcome.run)):
+            print(line)
+    return outcome.stopped_by not in (None, "--until")

@@ -15,6 +15,8 @@ import jax
 import numpy as np
 
 from fineline_jax import recipe
+from fineline_jax.atomic_files import check_local
+from fineline_jax.checkpoints.remote.staging import fetch_data
 from fineline_jax.data.order import Chunks, Mixed, Order, Position, Seeds
 from fineline_jax.data.storage import DataSet, open_data_set
 from fineline_jax.errors import UserError
@@ -153,21 +155,25 @@ def open_batches(
     return Batches(tuple(pieces), data.sequence_length + 1, vocab_size, splits, epoch_of)
 
 
-def global_batch(batches: Batches, step: int, sharding: jax.sharding.Sharding) -> jax.Array:
-    """The whole batch of `step` as one array over the mesh, int32 [sequences, window_tokens].
+def global_batch(batches: Batches, step: int, sharding: jax.sharding.Sharding, rows: int | None = None) -> jax.Array:
+    """The whole batch of `step` as one array over the mesh, int32 [rows, window_tokens]; behind its windows, where
+    there are fewer than rows (default: none), -1.
 
     Every process calls it; each reads only the rows that its own devices hold, once.
     """
     read: dict[tuple[int, int, int], np.ndarray] = {}
     sequences = batches.sequences(step)
+    total = rows or sequences
 
     def shard(index: tuple[slice, ...]) -> np.ndarray:
-        rows = index[0].indices(sequences)
-        if rows not in read:
-            read[rows] = batches.rows(step, range(*rows))
-        return read[rows][:, index[1]]
+        held = index[0].indices(total)
+        if held not in read:
+            stored = range(*held)[: max(0, sequences - held[0])]
+            filler = len(range(*held)) - len(stored)
+            read[held] = np.pad(batches.rows(step, stored), ((0, filler), (0, 0)), constant_values=-1)
+        return read[held][:, index[1]]
 
-    return global_array((sequences, batches.window_tokens), sharding, shard)
+    return global_array((total, batches.window_tokens), sharding, shard)
 
 
 def global_array(
@@ -198,7 +204,8 @@ def open_fitting(path: Path, option: str, data: recipe.Data, vocab_size: int) ->
 
     Raises UserError where it is missing or another.
     """
-    data_set = open_data_set(path.expanduser(), option)
+    check_local(path, option, or_bucket=True)
+    data_set = open_data_set(fetch_data(path), option)
     stored = data_set.metadata["sequence_length"]
     if stored != data.sequence_length:
         raise UserError(

@@ -48,7 +48,7 @@ SPLASH_MULTIPLE = 128
 class Scores(NamedTuple):
     """What a layer does to its scores beside hiding what comes later."""
 
-    window: Int32[Array, ""] | None = None
+    window: jax.typing.ArrayLike | None = None
     """Tokens that a query sees, itself the last of them."""
     slopes: Float[Array, " heads"] | None = None
     """A score falls by this for every token between query and key (ALiBi)."""

@@ -267,7 +267,8 @@ class Decoder(nnx.Module):
             *_, last = range(config.layers)
             stacked = self.layers, jax.tree.map(jnp.asarray, kinds)
             stream = jax.lax.fori_loop(0, last, lambda i, x: layer(x, *layer_of(stacked, i))[0], stream)
-            stream, _ = layer(stream, *layer_of(stacked, last), functools.partial(take_tokens, flat_index))
+            block, kind = layer_of(stacked, last)
+            stream, _ = layer(stream, block, kind, functools.partial(take_tokens, flat_index))
         states = self.norm(stream)
         if config.logit_scale != 1:
             states = states * jnp.asarray(config.logit_scale, dtype)

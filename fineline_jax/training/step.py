@@ -21,7 +21,7 @@ State = dict[str, Any]
 """{"params": float32 parameters, "opt_state": of `make_optimizer`}; the step is kept by the caller."""
 Metrics = dict[str, Scalar]
 Windows = Int32[Array, "sequences length+1"]
-"""Inputs are the first, targets the last `length` tokens."""
+"""Inputs are the first, targets the last `length` tokens; a row of -1 fills up the batch and is trained on nowhere."""
 
 BATCH_SPEC = P(BATCH, None)
 """How windows lie on the mesh: rows over (replica, fsdp)."""
@@ -40,14 +40,24 @@ def abstract_state(recipe: Recipe, mesh: jax.sharding.Mesh) -> State:
     """
     check_fits(recipe.model, mesh)
     attention_of(recipe, mesh)
-    shards = batch_shards(mesh)
-    for rows in (sequences // recipe.batch.accumulation for sequences in recipe.batch.sizes):
-        if rows % shards:
+    shards, loss = batch_shards(mesh), recipe.loss
+    for sequences in recipe.batch.sizes:
+        rows, filled = sequences // recipe.batch.accumulation, padded_rows(sequences, recipe, mesh)
+        exact = not (loss.load_balance or loss.router_z_loss or recipe.compute.micro_gradient_norm)
+        if filled != sequences and not (exact and rows >= shards):
             raise UserError(
                 f"batch.sequences / batch.accumulation = {rows} is not a multiple of mesh.replica * mesh.fsdp = "
-                f"{shards}; choose another mesh or batch"
+                f"{shards}, and cannot be filled up where it is less, nor with losses of routers or"
+                " compute.micro_gradient_norm; choose another mesh or batch"
             )
     return abstract(lambda: initial_state(recipe), mesh)
+
+
+def padded_rows(sequences: int, recipe: Recipe, mesh: jax.sharding.Mesh) -> int:
+    """Rows of the array that holds a batch of so many windows: as many on every device in every micro-batch. Those
+    behind the batch weigh nothing, so that loss and gradient are exact."""
+    multiple = recipe.batch.accumulation * batch_shards(mesh)
+    return -(-sequences // multiple) * multiple
 
 
 def make_train_step(
@@ -134,7 +144,7 @@ def make_loss_sums(
     def sums(
         params: dict, windows: Windows, weights: Float32[Array, "sequences length"]
     ) -> tuple[Scalar, Scalar, Scalar]:
-        inputs, targets = windows[:, :-1], windows[:, 1:]
+        inputs, targets = jnp.maximum(windows[:, :-1], 0), windows[:, 1:]
         documents = None if end is None else attention.document_numbers(inputs, end)
         positions = jnp.broadcast_to(jnp.arange(inputs.shape[1]), inputs.shape, out_sharding=BATCH_SPEC)
         hidden, routing = decoder.hidden_states_and_routing(
@@ -167,9 +177,10 @@ def router_losses(loss: Loss, routing: moe.Routing | None, tokens: int) -> Scala
 def target_weights(recipe: Recipe, windows: Windows) -> Float32[Array, "sequences length"]:
     """1.0 where the target is trained on, else 0.0."""
     targets = windows[:, 1:]
-    if recipe.loss.ignore_token is None:
-        return jnp.ones_like(targets, dtype=jnp.float32)
-    return (targets != recipe.loss.ignore_token).astype(jnp.float32)
+    trained = targets >= 0
+    if recipe.loss.ignore_token is not None:
+        trained &= targets != recipe.loss.ignore_token
+    return trained.astype(jnp.float32)
 
 
 def micro_batches(windows: Windows, count: int) -> Int32[Array, "count sequences/count length+1"]:
@@ -182,4 +193,7 @@ def attention_of(recipe: Recipe, mesh: jax.sharding.Mesh) -> attention.Implement
     """The attention implementation that the recipe gets on these devices."""
     compute, platform = recipe.compute, mesh.devices.flat[0].platform
     within_documents = recipe.data.mask_documents_at is not None
-    return attention.pick(compute.attention, jnp.dtype(compute.dtype), platform, within_documents)
+    dtype, plain = jnp.dtype(compute.dtype), recipe.model.plain_scores
+    if recipe.model.logit_softcap:
+        raise UserError("model.logit_softcap has no loss here, only scores; train with model.logit_softcap=0")
+    return attention.pick(compute.attention, dtype, platform, within_documents, plain)

@@ -253,6 +253,10 @@ def test_the_global_batch_reads_each_row_once(tmp_path: Path, spec: tuple, monke
     made = global_batch(batches, 2, jax.NamedSharding(mesh, jax.P(*spec)))
     np.testing.assert_array_equal(np.asarray(made), expected)
     assert sorted(read) == list(range(8))
+    read.clear()
+    filled = np.asarray(global_batch(batches, 2, jax.NamedSharding(mesh, jax.P(*spec)), rows=16))
+    np.testing.assert_array_equal(filled, np.pad(expected, ((0, 8), (0, 0)), constant_values=-1))
+    assert sorted(read) == list(range(8))
 
 
 def test_prefetch_keeps_the_order_and_works_ahead_by_depth() -> None:

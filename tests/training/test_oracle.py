@@ -15,7 +15,7 @@ from fineline_jax.models.config import ModelConfig
 from fineline_jax.recipe import Batch, Compute, Data, Loss, MeshShape, Optimizer, Recipe, Schedule, Source
 from fineline_jax.training import step as training_step
 from fineline_jax.training.schedule import rates
-from fineline_jax.training.step import BATCH_SPEC, abstract_state, make_train_step, make_validation_step
+from fineline_jax.training.step import BATCH_SPEC, abstract_state, make_train_step, make_validation_step, padded_rows
 
 BOS = 1
 SEQUENCES, LENGTH = 16, 11
@@ -89,7 +89,8 @@ def state_of(recipe: Recipe, mesh: jax.sharding.Mesh) -> dict:
 def compiled(recipe: Recipe, axes: tuple[int, int, int]):
     mesh = mesh_of(*axes)
     with jax.set_mesh(mesh):
-        windows = jax.ShapeDtypeStruct((SEQUENCES, LENGTH + 1), np.int32, sharding=jax.NamedSharding(mesh, BATCH_SPEC))
+        shape = padded_rows(SEQUENCES, recipe, mesh), LENGTH + 1
+        windows = jax.ShapeDtypeStruct(shape, np.int32, sharding=jax.NamedSharding(mesh, BATCH_SPEC))
         arguments = abstract_state(recipe, mesh), windows, np.float32(0), np.float32(0)
         return jax.jit(make_train_step(recipe, mesh)).lower(*arguments).compile()
 
@@ -105,7 +106,9 @@ def trained(recipe: Recipe, axes: tuple[int, int, int], steps: int):
         state, step = state_of(recipe, mesh), compiled(recipe, axes)
         for index in range(steps):
             scalars = rates(recipe, index * recipe.tokens_per_step)
-            state, metrics = step(state, placed(windows_of(index), mesh), *scalars)
+            filler = padded_rows(SEQUENCES, recipe, mesh) - SEQUENCES
+            windows = np.pad(windows_of(index), ((0, filler), (0, 0)), constant_values=-1)
+            state, metrics = step(state, placed(windows, mesh), *scalars)
             assert {(value.dtype, value.shape) for value in metrics.values()} == {(np.dtype(np.float32), ())}
             yield {name: float(value) for name, value in metrics.items()}, jax.tree.map(np.asarray, state["params"])
 
@@ -144,6 +147,8 @@ def test_steps_of_plain_gradient_descent_are_those_of_torch(tmp_path, monkeypatc
         (with_(accumulation=4), (2, 2, 2)),
         (with_(decay="matrices"), (1, 4, 2)),
         (with_(accumulation=4, decay="matrices"), (1, 2, 4)),
+        (with_(), (3, 2, 1)),  # 16 windows in 18 rows
+        (with_(accumulation=2), (3, 2, 1)),  # in 24
     ],
     ids=[
         "one-device",
@@ -152,6 +157,8 @@ def test_steps_of_plain_gradient_descent_are_those_of_torch(tmp_path, monkeypatc
         "every-axis-in-four",
         "two-axes",
         "tensor-of-four-in-four",
+        "filled-up",
+        "filled-up-in-two-parts",
     ],
 )
 def test_steps_are_those_of_torch_on_any_mesh_and_in_any_number_of_micro_batches(recipe, axes, expected, capfd):

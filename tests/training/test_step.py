@@ -29,6 +29,7 @@ from fineline_jax.training.step import (
     initial_state,
     make_loss_sums,
     micro_batches,
+    padded_rows,
     target_weights,
 )
 
@@ -402,8 +403,8 @@ def test_the_first_state_is_drawn_from_the_seed_in_float32_and_has_the_shapes_an
 )
 def test_targets_with_the_ignored_id_have_no_weight(ignored, expected):
     recipe = dataclasses.replace(RECIPE, loss=Loss(ignore_token=ignored))
-    weights = target_weights(recipe, jnp.array([[0, 0, 1, 0], [1, 1, 2, 1]]))
-    assert (weights.dtype, weights.tolist()) == (np.float32, expected)
+    weights = target_weights(recipe, jnp.array([[0, 0, 1, 0], [1, 1, 2, 1], [-1, -1, -1, -1]]))
+    assert (weights.dtype, weights.tolist()) == (np.float32, [*expected, [0, 0, 0]])
 
 
 def test_every_device_cuts_its_own_rows_into_consecutive_micro_batches():
@@ -454,20 +455,31 @@ def test_remat_unrolling_dtype_and_chunk_reach_the_program():
 
 
 @pytest.mark.parametrize(
-    ("batch", "axes", "rows"),
+    ("batch", "axes", "rows", "compute"),
     [
-        (Batch(6), (1, 4, 1), 6),
-        (Batch(12, accumulation=2), (2, 2, 2), 6),
-        (Batch(8, accumulation=2), (1, 8, 1), 4),
-        (Batch(16, 2, ((1, 12),)), (2, 2, 2), 6),
+        (Batch(3), (1, 4, 1), 3, Compute()),
+        (Batch(8, accumulation=2), (1, 8, 1), 4, Compute()),
+        (Batch(16, 2, ((1, 6),)), (2, 2, 2), 3, Compute()),
+        (Batch(12, accumulation=2), (2, 2, 2), 6, Compute(micro_gradient_norm=True)),
     ],
 )
-def test_a_batch_that_does_not_split_is_refused_by_name(batch, axes, rows):
+def test_a_batch_that_can_neither_be_split_nor_filled_up_is_refused_by_name(batch, axes, rows, compute):
+    recipe = dataclasses.replace(RECIPE, compute=compute)
     with pytest.raises(
-        UserError, match=rf"batch\.sequences / batch\.accumulation = {rows} is not a multiple.* = [48];"
+        UserError, match=rf"batch\.sequences / batch\.accumulation = {rows} is not a multiple.* = [48], and"
     ):
-        abstract_state(dataclasses.replace(RECIPE, batch=batch), mesh_of(*axes))
-    abstract_state(dataclasses.replace(RECIPE, batch=Batch(16, accumulation=2)), mesh_of(*axes))
+        abstract_state(dataclasses.replace(recipe, batch=batch), mesh_of(*axes))
+    abstract_state(dataclasses.replace(recipe, batch=Batch(16, accumulation=2)), mesh_of(*axes))
+
+
+@pytest.mark.parametrize(
+    ("batch", "axes", "rows"),
+    [(Batch(8), (2, 2, 2), 8), (Batch(6), (1, 4, 1), 8), (Batch(12, accumulation=2), (2, 2, 2), 16)],
+)
+def test_a_batch_is_filled_up_to_as_many_rows_on_every_device_in_every_micro_batch(batch, axes, rows):
+    recipe = dataclasses.replace(RECIPE, batch=batch)
+    abstract_state(recipe, mesh_of(*axes))
+    assert padded_rows(batch.sequences, recipe, mesh_of(*axes)) == rows
 
 
 def test_a_model_or_a_kernel_that_the_devices_cannot_run_is_refused():

@@ -47,10 +47,20 @@ def fetch(remote: Remote) -> Path:
     Several processes may do so at once: one fetches, the others wait. Raises FetchError naming the file.
     """
     folder = remote.folder
-    with _locked(folder):
+    with locked(folder):
         files = _wanted(remote)
         _fetch_into(folder, files, remote.url)
     return folder
+
+
+def fetch_config(remote: Remote, folder: Path) -> None:
+    """Fetch the checkpoint's config.json alone into `folder`. Raises FetchError."""
+    [config] = [file for file in _wanted(remote) if file.name == "config.json"]
+    here = remote.folder / config.name
+    if here.is_file():
+        shutil.copy(here, folder)
+    else:
+        download(config, folder / config.name)
 
 
 def discard(remote: Remote) -> None:
@@ -88,7 +98,7 @@ def tokenizer(remote: Remote) -> Path | None:
             return None
     name = hashlib.sha256(json.dumps([(file.name, file.fingerprint) for file in files]).encode()).hexdigest()[:16]
     folder = remote.downloads / "tokenizers" / name
-    with _locked(folder):
+    with locked(folder):
         _fetch_into(folder, files, remote.tokenizer or remote.url)
     return folder
 
@@ -177,8 +187,8 @@ def _lock_of(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Only one process at a time; released by the system if it dies."""
+def locked(folder: Path) -> Iterator[None]:
+    """Only one process of this machine at a time fetches into `folder`; released by the system if it dies."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _lock_of(folder).open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -133,9 +133,10 @@ class Family:
             if not value > 0:
                 raise UserError(f"{raw.where}: {key.key}={value!r} is not above 0; fetch the file again")
             return key.field_of(value)
-        names, default = ((key,), ...) if isinstance(key, str) else (key[:-1], key[-1])
+        *names, default = (key, ...) if isinstance(key, str) else key
         if field == "mlp":
-            value, known = raw.find(*names) or default, GATES if self.gated else ACTIVATIONS
+            value: Any = raw.find(*names) or default
+            known = GATES if self.gated else ACTIVATIONS
             if value not in list(known):
                 raw.refuse(names[0], value)
             return known[value]
@@ -144,8 +145,7 @@ class Family:
                 return None
             if field.endswith("softcap") and names[0] in raw.raw:
                 return 0.0
-        kind = KINDS[field]
-        read = raw.flag if kind is bool else raw.number if kind is float else raw.integer
+        read: Any = {bool: raw.flag, float: raw.number}.get(KINDS[field], raw.integer)
         return read(*names, default=None if default is ... else default)
 
     def to_hf(self, config: ModelConfig) -> dict[str, Any]:
@@ -153,7 +153,7 @@ class Family:
         if `from_hf` gives it back."""
         written: dict[str, Any] = {"model_type": self.model_type or self.name}
         for field, key in self.keys.items():
-            value = getattr(config, field)
+            value: Any = getattr(config, field)
             if field == "mlp":
                 known = GATES if self.gated else ACTIVATIONS
                 value = next((name for name, kind in known.items() if kind == value), None)

@@ -12,6 +12,8 @@ some query sees some key: its work grows with the visible blocks, not with the s
 same as kernels (`tree_attention.tpu`, `tree_attention.gpu`).
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int32
@@ -32,10 +34,10 @@ def reference(
     value: Keys,
     end: Int32[Array, "batch length"],
     depth: Int32[Array, "batch length"] | None = None,
-    scores: Scores = PLAIN,
+    change: Scores = PLAIN,
 ) -> Queries:
     """All scores at once, softmax in float32."""
-    change, heads = scores, query.shape[2]
+    heads = query.shape[2]
     key, value = (jnp.repeat(x, heads // x.shape[2], axis=2) for x in (key, value))
     scores = jnp.einsum("bqhd,bkhd->bhqk", query * query.shape[3] ** -0.5, key, preferred_element_type=jnp.float32)
     if depth is not None:
@@ -57,7 +59,7 @@ def blockwise(
     end: Int32[Array, "batch length"],
     depth: Int32[Array, "batch length"] | None = None,
     *,
-    scores: Scores = PLAIN,
+    change: Scores = PLAIN,
     query_block: int = QUERY_BLOCK,
     key_block: int = KEY_BLOCK,
 ) -> Queries:
@@ -75,9 +77,9 @@ def blockwise(
     order, count = order.reshape(-1, key_blocks), count.reshape(-1)
     ends = end.reshape(-1, key_block)
     depths = None if depth is None else depth.reshape(-1)
-    change, slopes = scores, None
-    if scores.slopes is not None:
-        slopes = jnp.repeat(scores.slopes.reshape(kv_heads, group), query_block, axis=1)[..., None]
+    slopes = None
+    if change.slopes is not None:
+        slopes = jnp.repeat(change.slopes.reshape(kv_heads, group), query_block, axis=1)[..., None]
     queries, keys, values = (x.reshape(batch * length, *x.shape[2:]) for x in (query, key, value))
 
     def heads_first(x: jax.Array, block: jax.Array, size: int) -> jax.Array:
@@ -99,9 +101,9 @@ def blockwise(
             k, v = heads_first(keys, at, key_block), heads_first(values, at, key_block)
             scores = jnp.einsum("hqd,hkd->hqk", q, k, preferred_element_type=jnp.float32)
             if depths is not None:
-                take = lambda first, size: jax.lax.dynamic_slice_in_dim(depths, first, size)
+                take = functools.partial(jax.lax.dynamic_slice_in_dim, depths)
                 own = jnp.tile(take(index * query_block, query_block), group)
-                scores = change.of(scores, own[:, None] - take(at * key_block, key_block)[None, :], slopes)
+                scores = change.of(scores, own[:, None] - take(at * key_block, key_block)[None], slopes)
             scores = jnp.where(seen, scores, -jnp.inf)
             # Finite from the start: a query may see nothing of a block.
             new = jnp.maximum(largest, jnp.max(scores, axis=-1))

@@ -35,7 +35,10 @@ def over_rows(
         if scores is None:
             return on_devices(_function(implementation), in_specs=specs)(query, key, value, end)
         assert depth is not None, "a model that changes scores by distance needs the depths"
-        changed = lambda *arrays: blockwise(*arrays[:5], scores=Scores(*arrays[5:], scores.softcap))
+
+        def changed(query, key, value, end, depth, window, slopes):
+            return blockwise(query, key, value, end, depth, change=Scores(window, slopes, scores.softcap))
+
         mapped = on_devices(changed, in_specs=(*specs, TOKENS, jax.P(), jax.P("tensor")))
         return mapped(query, key, value, end, depth, scores.window, scores.slopes)
 

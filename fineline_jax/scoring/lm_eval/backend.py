@@ -81,7 +81,8 @@ class FinelineLM(TemplateLM):
         bos: Bos = "auto" if add_bos_token is None else "always" if add_bos_token else "never"
         self.encoder = Encoder(open_tokenizer(folder, bos), bos)
         self.tokenizer = self.encoder.tokenizer
-        self.mesh = scoring_mesh(MeshShape(replica, fsdp, tensor), [Series(checkpoint.series, (checkpoint,))])
+        series = Series(checkpoint.series, (checkpoint,))
+        self.mesh = scoring_mesh(MeshShape(replica, fsdp, tensor), [series], dtype)
         fetch(checkpoint)
         self.config, self.params = load(checkpoint, self.mesh, dtype)
         self.checkpoint, self.dtype, self.batch_tokens = checkpoint, dtype, batch_tokens

@@ -7,6 +7,7 @@ of the files: the disk is read once.
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -19,12 +20,8 @@ from fineline_jax.checkpoints.series import Checkpoint
 from fineline_jax.errors import UserError
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.multihost import all_true, broadcast_from_process_0
-from fineline_jax.scoring.series.auto_mesh import memory_of_device
+from fineline_jax.scoring.series.auto_mesh import SHARE_OF_DEVICE, memory_of_device
 from fineline_jax.tokenizers.open import UnreadableTokenizer
-
-SHARE_OF_DEVICE = 0.6
-"""Two sets of parameters may take this share of a device's memory; the rest is for activations."""
-
 
 DAMAGE = (UserError, OSError, ValueError, jax.errors.JaxRuntimeError)
 """What readers, and JAX on the way to the devices, raise for files that are damaged. Anything else is a mistake in the
@@ -42,6 +39,8 @@ class Opened:
     """`load.stat_signature`"""
     model: tuple[ModelConfig, dict[str, Any]] | None
     """Config and parameters; None: not wanted, which the hash decided."""
+    times: tuple[float, ...] = ()
+    """When it was begun, when its files were here and hashed, when its arrays were on the devices: Unix seconds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,12 +125,14 @@ def _hash(
         check(checkpoint)
     except (FetchError, UnreadableTokenizer) as error:  # a wrong tokenizer ends it, one that is not to be had does not
         return Failed(checkpoint, _reason(error))
+    begun = time.time()
     try:
         stat_signature = checkpoint_load.stat_signature(checkpoint)
         weights_hash = checkpoint_load.weights_hash(checkpoint)
     except DAMAGE as error:
         return Failed(checkpoint, _reason(error))
-    return Opened(checkpoint, weights_hash, stat_signature, _UNREAD if wanted(checkpoint, weights_hash) else None)
+    model = _UNREAD if wanted(checkpoint, weights_hash) else None
+    return Opened(checkpoint, weights_hash, stat_signature, model, (begun, time.time()))
 
 
 def _load(opened: Opened | Failed, mesh: jax.sharding.Mesh, dtype: str) -> Opened | Failed:
@@ -147,7 +148,7 @@ def _load(opened: Opened | Failed, mesh: jax.sharding.Mesh, dtype: str) -> Opene
         return Failed(opened.checkpoint, _reason(error))
     except DAMAGE as error:
         return Failed(opened.checkpoint, _reason(error))
-    return dataclasses.replace(opened, model=model)
+    return dataclasses.replace(opened, model=model, times=(*opened.times, time.time()))
 
 
 def _fetch(checkpoint: Checkpoint) -> None:

@@ -1,60 +1,90 @@
 """Where the weights lie while a series is scored."""
 
-import dataclasses
+import json
 import os
 import types
+from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
 
 from fineline_jax.checkpoints.series import Checkpoint, Series
+from fineline_jax.errors import UserError
+from fineline_jax.models.config import ModelConfig
 from fineline_jax.recipe import MeshShape
 from fineline_jax.scoring.series import auto_mesh
+
+MODEL = ModelConfig(vocab_size=10, width=4, layers=1, heads=1, mlp_width=4)
+"""204 weights: 2 * 10 * 4 of the tables, 4 * 4 * 4 of attention, 3 * 4 * 4 of the MLP, and three norms of 4."""
+
+
+def series_of(folder: Path, layers: int = 1, **changes: Any) -> Series:
+    folder.mkdir(exist_ok=True)
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 10, "hidden_size": 4,
+        "num_hidden_layers": layers, "num_attention_heads": 1, "intermediate_size": 4, "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    return Series("s", (Checkpoint("s", "a", None, None, folder, "hf", **changes),))
 
 
 @pytest.fixture
 def series(tmp_path) -> Series:
-    (tmp_path / "model.safetensors").write_bytes(b"x" * 1000)
-    return Series("s", (Checkpoint("s", "a", None, None, tmp_path, "hf"),))
+    return series_of(tmp_path / "small")
 
 
-@pytest.mark.parametrize(("memory", "shape"), [(8000, (8, 1, 1)), (7999, (1, 8, 1))])
-def test_every_device_has_a_copy_if_that_fits_easily(series, monkeypatch, memory, shape):
+def test_the_weights_are_counted_from_the_config(series, tmp_path):
+    assert auto_mesh.parameters(series) == MODEL.parameters == 204
+    run = Series("r", (Checkpoint("r", "1", 1, None, tmp_path / "run/checkpoints/1", "orbax"),))
+    assert auto_mesh.parameters(run) == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("memory", "dtype", "shape"),
+    [
+        (2 * 4 * 204 / 0.6 + 1, "float32", (8, 1, 1)),
+        (2 * 4 * 204 / 0.6 - 1, "float32", (1, 8, 1)),
+        (2 * 2 * 204 / 0.6 + 1, "bfloat16", (8, 1, 1)),
+        (2 * 2 * 204 / 0.6 - 1, "bfloat16", (1, 8, 1)),
+        (0.0, "float32", (1, 8, 1)),
+    ],
+)
+def test_every_device_has_a_copy_if_it_has_room_for_two_in_the_dtype_asked_for(
+    series, monkeypatch, memory, dtype, shape
+):
     monkeypatch.setattr(auto_mesh, "memory_of_device", lambda: memory)
-    assert tuple(auto_mesh.scoring_mesh(MeshShape(), [series]).shape.values()) == shape
+    assert tuple(auto_mesh.scoring_mesh(MeshShape(), [series], dtype).shape.values()) == shape
+
+
+def test_weights_that_cannot_fit_are_refused_with_what_would():
+    """67 billion weights: 4 * 67e9 / 4 / 2**30 = 62.4 GiB on each of four, half of it in bfloat16."""
+    with pytest.raises(UserError, match=r"float32 need 62.4 GiB of each of 4 .* 30.8 GiB; --dtype bfloat16 needs 31.2"):
+        auto_mesh.placement(67e9, "float32", 4, 30.75 * 2**30)
+    with pytest.raises(UserError, match=r"bfloat16 need 31.2 GiB [^;]*; take more devices"):
+        auto_mesh.placement(67e9, "bfloat16", 4, 30.75 * 2**30)
+    assert auto_mesh.placement(67e9, "bfloat16", 4, 32 * 2**30) == MeshShape()
 
 
 def test_the_mesh_asked_for_is_taken(series):
-    assert auto_mesh.scoring_mesh(MeshShape(2, 2, 2), [series]).shape["tensor"] == 2
+    assert auto_mesh.scoring_mesh(MeshShape(2, 2, 2), [series], "float32").shape["tensor"] == 2
 
 
-def test_weights_of_unknown_size_are_sharded(series):
-    there = dataclasses.replace(series.checkpoints[0], remote=types.SimpleNamespace())
-    assert auto_mesh.scoring_mesh(MeshShape(), [Series("s", (there,))]).shape["fsdp"] == 8
+def test_weights_of_unknown_size_are_sharded(tmp_path):
+    assert auto_mesh.scoring_mesh(MeshShape(), [Series("s", (absent(tmp_path),))], "float32").shape["fsdp"] == 8
+
+
+def absent(folder: Path) -> Checkpoint:
+    return Checkpoint("s", "a", None, None, folder / "absent", "hf")
 
 
 def test_the_largest_of_several_series_decides(series, tmp_path, monkeypatch):
-    monkeypatch.setattr(auto_mesh, "memory_of_device", lambda: 8000)
-    (tmp_path / "large").mkdir()
-    (tmp_path / "large/model.safetensors").write_bytes(b"x" * 1001)
-    large = Series("l", (Checkpoint("l", "a", None, None, tmp_path / "large", "hf"), *series.checkpoints))
+    monkeypatch.setattr(auto_mesh, "memory_of_device", lambda: 2 * 4 * 204 / 0.6 + 1)
+    large = series_of(tmp_path / "large", layers=2)
     for opened in ([series, large], [large, series]):
-        assert auto_mesh.scoring_mesh(MeshShape(), opened).shape["fsdp"] == 8
-    assert auto_mesh.scoring_mesh(MeshShape(), [series, series]).shape["replica"] == 8
-
-
-def test_weights_are_all_files_of_the_first_checkpoint(tmp_path):
-    names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
-    for size, name in enumerate(names, start=2):
-        (tmp_path / name).write_bytes(b"x" * size)
-    (tmp_path / "model.safetensors.index.json").write_text(
-        f'{{"weight_map": {{"a": "{names[0]}", "b": "{names[1]}"}}}}'
-    )
-    index = (tmp_path / "model.safetensors.index.json").stat().st_size
-    here = Checkpoint("s", "a", None, None, tmp_path, "hf")
-    assert auto_mesh.weight_bytes(Series("s", (here,))) in (5, 5 + index)
-    absent = dataclasses.replace(here, location=tmp_path / "absent")
-    assert auto_mesh.weight_bytes(Series("s", (absent, here))) == float("inf")
+        assert auto_mesh.scoring_mesh(MeshShape(), opened, "float32").shape["fsdp"] == 8
+    assert auto_mesh.scoring_mesh(MeshShape(), [series, series], "float32").shape["replica"] == 8
 
 
 def test_a_cpus_memory_is_shared_by_its_devices_and_another_device_says_its_own(monkeypatch):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from fineline_jax import interface
-from fineline_jax.commands.processes import join_processes
+from fineline_jax.commands.processes import Processes, joined
 from fineline_jax.errors import UserError
 from fineline_jax.recipe import MeshShape
 from fineline_jax.scoring.options import PackOptions, ScoreOptions
@@ -112,6 +112,7 @@ def score(
     how: Annotated[ScoreOptions, arg(name="")] = ScoreOptions(),
     mesh: MeshShape = MeshShape(),
     watch: Annotated[Watch, arg(name="")] = Watch(),
+    processes: Annotated[Processes, arg(name="")] = Processes(),
 ) -> None:
     """Score every checkpoint of one or more series; what is already scored is kept.
 
@@ -120,30 +121,31 @@ def score(
     Args:
         series: Run folders, checkpoint folders, Hugging Face folders; names of `fineline series`; org/name@revision;
             addresses (hf://, s3://, gs://, http://). @GLOB at the end chooses by name: amber@ckpt_3*.
-        out: Folder of the scores, one Parquet file per checkpoint.
+        out: Folder of the scores, one Parquet file per checkpoint; or gs://… or s3://….
         mesh: Devices per axis; default: a whole copy of the weights on each if that fits easily, else shards.
     """
     if not series:
         raise UserError("score: name at least one series, as in `fineline score runs/mine --suite core --out scores`")
     requests.check()
     watch.check(series, selection)
-    if how.distributed:
-        join_processes()
-    from fineline_jax.scoring.series.auto_mesh import scoring_mesh
-    from fineline_jax.scoring.series.score_series import SeriesScorer
-    from fineline_jax.scoring.series.watch import wait_for_first, watch_run
+    with joined(how.distributed, processes):
+        from fineline_jax.scoring.series.auto_mesh import scoring_mesh
+        from fineline_jax.scoring.series.score_series import SeriesScorer
+        from fineline_jax.scoring.series.watch import wait_for_first, watch_run
 
-    how.check()
-    if watch.watch:
-        wait_for_first(Path(series[0]), watch.watch_timeout)
-    opened = [selection.open(name) for name in series]
-    score_all = SeriesScorer(requests.open(opened), out, scoring_mesh(mesh, opened), how)
-    count = watch_run(Path(series[0]), score_all, watch.watch_timeout) if watch.watch else len(score_all(opened))
-    # Without steps or tokens there are metrics and no curve; tokens of a step are given to `analyze`. Imported weights
-    # of which nothing is known have step 0.
-    known = any(one.tokens is not None or one.step for each in opened for one in each.checkpoints)
-    then = "analyze" if known else "export-scores"
-    print(f"{out}: {counted(count, 'checkpoint')} scored; see `fineline {then} {out}`")
+        how.check()
+        if watch.watch:
+            wait_for_first(Path(series[0]), watch.watch_timeout)
+        opened = [selection.open(name) for name in series]
+        with interface.scores_at(out) as folder:
+            score_all = SeriesScorer(requests.open(opened), folder, scoring_mesh(mesh, opened, how.dtype), how)
+            until = watch.watch_timeout
+            count = watch_run(Path(series[0]), score_all, until) if watch.watch else len(score_all(opened))
+        # Without steps or tokens there are metrics and no curve; tokens of a step are given to `analyze`. Imported
+        # weights of which nothing is known have step 0.
+        known = any(one.tokens is not None or one.step for each in opened for one in each.checkpoints)
+        then = "analyze" if known else "export-scores"
+        print(f"{out}: {counted(count, 'checkpoint')} scored; see `fineline {then} {out}`")
 
 
 def lm_eval_for_help() -> None:

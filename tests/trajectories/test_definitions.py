@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from one_curve import summarise_curve
 from scipy import stats
 from scipy.optimize import isotonic_regression
 
@@ -13,7 +14,7 @@ from fineline_jax.trajectories.curves.curve import Curve, Findings, examine
 from fineline_jax.trajectories.curves.isotonic import crossing, fit
 from fineline_jax.trajectories.curves.smooth import checkpoint_noise, end_level
 from fineline_jax.trajectories.statistics.domains import domain_curves
-from fineline_jax.trajectories.statistics.dynamics import summarise, summarise_curve
+from fineline_jax.trajectories.statistics.dynamics import summarise
 from fineline_jax.trajectories.table import normalise
 
 NAN = math.nan

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from one_curve import summarise_curve
 from scipy.optimize import isotonic_regression
 from trajectories_simulated import WORLD, simulated_table
 
@@ -17,7 +18,7 @@ from fineline_jax.trajectories.curves.curve import Curve, examine
 from fineline_jax.trajectories.curves.isotonic import crossing
 from fineline_jax.trajectories.curves.smooth import checkpoint_noise
 from fineline_jax.trajectories.statistics.domains import domain_curves
-from fineline_jax.trajectories.statistics.dynamics import summarise, summarise_curve
+from fineline_jax.trajectories.statistics.dynamics import summarise
 from fineline_jax.trajectories.table import normalise, read_table
 
 TOKENS = np.geomspace(1e6, 1e10, 81)

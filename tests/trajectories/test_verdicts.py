@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from one_curve import summarise_curve
 
 from fineline_jax.errors import UserError
 from fineline_jax.trajectories.readers.options import ReadOptions
-from fineline_jax.trajectories.statistics.dynamics import false_discoveries, summarise, summarise_curve
+from fineline_jax.trajectories.statistics.dynamics import summarise
+from fineline_jax.trajectories.statistics.inference import false_discovery
 from fineline_jax.trajectories.table import join, normalise, read_table
 
 NAN = float("nan")
@@ -187,10 +189,10 @@ def test_false_discoveries_are_those_of_benjamini_and_hochberg() -> None:
         ]
     )
     family = np.zeros(15, int)
-    assert (false_discoveries(p, family) <= 0.05).sum() == 4
+    assert (false_discovery(p, family) <= 0.05).sum() == 4
     # of two families each is adjusted alone, and what is not tested counts in none
     both = np.concatenate([p, [NAN], np.full(15, 0.5)])[::-1]
-    adjusted = false_discoveries(both, np.repeat([0, 1, 1], [15, 1, 15]))
+    adjusted = false_discovery(both, np.repeat([0, 1, 1], [15, 1, 15]))
     assert (adjusted <= 0.05).sum() == 4 and np.isnan(adjusted[15])
 
 

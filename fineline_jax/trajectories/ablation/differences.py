@@ -19,18 +19,10 @@ from scipy import stats
 
 from fineline_jax.errors import UserError
 from fineline_jax.facts.metrics import metric_of
-from fineline_jax.trajectories.ablation.arms import (
-    LEVEL,
-    arms_of,
-    end_values,
-    false_discovery,
-    holm,
-    interval,
-    run_variance,
-    seeds_to_resolve,
-)
+from fineline_jax.trajectories.ablation.arms import arms_of, end_values, run_variance, seeds_to_resolve
 from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic
 from fineline_jax.trajectories.statistics.comparison import BETTER, DECLINED, UNRESOLVED, WORSE
+from fineline_jax.trajectories.statistics.inference import LEVEL, false_discovery, holm, student
 
 RESOLUTION = 0.01
 UNEQUAL_LEVEL = 0.01
@@ -124,9 +116,7 @@ def arm_difference(
     if total == 0:
         return row | {"reason": "no run differs from another"}
     freedom = total**2 / (of_runs**2 / freedom + asked[0] ** 2 / asked[1])
-    t = mean / math.sqrt(total)
-    low, high = interval(mean, math.sqrt(total), freedom)
-    row |= {"freedom": freedom, "low": low, "high": high, "p": float(2 * stats.t.sf(abs(t), freedom))}
+    row |= {"freedom": freedom} | student(mean, math.sqrt(total), freedom)
     return row | {"seeds_needed": seeds_to_resolve(resolution, variance, asked[0])}
 
 
@@ -182,26 +172,17 @@ DIFFERENCES = Statistic(
     "Which arm is better at the end?",
     differences,
     (
-        Column("arm", "", "the arm"),
-        Column("reference", "", "the arm it is compared with"),
-        Column("metric", "", "the metric"),
+        *Column.texts(arm="the arm", reference="the arm it is compared with", metric="the metric"),
         Column("task", "", "the task or validation set; all tasks: the mean of every run over them"),
         Column("runs", "1", "runs (seeds) of the arm that reached the end"),
         Column("reference_runs", "1", "runs of the reference that reached the end"),
-        Column(
-            "difference",
-            "score",
-            "of the means at the end, positive in favour of the arm",
-            "where an arm has no run that reached the end",
-            interval=("low", "high"),
-        ),
+        Column("difference", "score", "of the ends, above 0 for the arm", "with no run that ended", ("low", "high")),
         Column("stderr", "score", "standard error from runs and, where known, documents", "with one run per arm"),
         Column("stderr_runs", "score", "the part from runs (seeds)", "as stderr"),
         Column("stderr_documents", "score", "the part from the documents asked", "without scores of documents"),
         Column("freedom", "1", "degrees of freedom (Satterthwaite)", "as stderr"),
         Column("design", "", "blocks: seeds are blocks; runs: independent runs; two arms: spreads differ", "as stderr"),
-        Column("low", "score", "lower end of the 95 % interval", "as stderr"),
-        Column("high", "score", "upper end of the 95 % interval", "as stderr"),
+        *Column.ends("score", "as stderr"),
         Column("p", "1", "two-sided, Student's t", "as stderr"),
         Column("p_holm", "1", "p controlled over all comparisons of the metric (Holm)", "as stderr"),
         Column("q", "1", "p as false discovery rate over them (Benjamini-Hochberg)", "as stderr"),

@@ -3,13 +3,13 @@
 import math
 
 import pandas as pd
-from scipy import stats
 
 from fineline_jax.errors import UserError
 from fineline_jax.facts.metrics import metric_of
-from fineline_jax.trajectories.ablation.arms import LEVEL, arms_of, end_values, holm, interval, run_variance
+from fineline_jax.trajectories.ablation.arms import arms_of, end_values, run_variance
 from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic
 from fineline_jax.trajectories.statistics.comparison import BETTER, DECLINED, UNRESOLVED, WORSE
+from fineline_jax.trajectories.statistics.inference import LEVEL, holm, interval, student
 
 
 def final_map(table: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
@@ -64,9 +64,8 @@ def facet_cost(table: pd.DataFrame, facet: str, *others: str) -> pd.DataFrame:
                     family.append(row | {"verdict": DECLINED, "reason": why})
                     continue
                 error = math.sqrt(variance * weight)
-                low, high = interval(gap, error, freedom)
-                p = float(2 * stats.t.sf(abs(gap) / error, freedom)) if error else math.nan
-                family.append(row | {"gain": gap, "stderr": error, "low": low, "high": high, "p": p, "reason": ""})
+                tested = student(gap, error, freedom) if error else {"p": math.nan, "low": gap, "high": gap}
+                family.append(row | {"gain": gap, "stderr": error, "reason": ""} | tested)
         adjusted = holm(pd.Series([row.get("p", math.nan) for row in family], dtype=float).to_numpy())
         for row, p in zip(family, adjusted, strict=True):
             called = BETTER if row.get("gain", 0) > 0 else WORSE
@@ -86,7 +85,7 @@ def _with_facets(table: pd.DataFrame, *facets: str) -> pd.DataFrame:
     return end_values(arms).merge(of_series, on="series")
 
 
-_END = (Column("metric", "", "the metric"), Column("task", "", "the task or validation set"))
+_END = Column.texts(metric="the metric", task="the task or validation set")
 
 FINAL_MAP = Statistic(
     "final_map",
@@ -94,15 +93,11 @@ FINAL_MAP = Statistic(
     final_map,
     (
         *_END,
-        Column("x", "", "the first facet"),
-        Column("x_value", "", "its value"),
-        Column("y", "", "the second facet"),
-        Column("y_value", "", "its value"),
+        *Column.texts(x="the first facet", x_value="its value", y="the second facet", y_value="its value"),
         Column("runs", "1", "runs (seeds) in the cell"),
         Column("value", "score", "mean at the end of training", interval=("low", "high")),
         Column("stderr", "score", "between seeds, pooled over cells", "with one seed per cell"),
-        Column("low", "score", "lower end of the 95 % interval", "as stderr"),
-        Column("high", "score", "upper end of the 95 % interval", "as stderr"),
+        *Column.ends("score", "as stderr"),
         Column("behind", "score", "how far the mean is behind that of the best cell"),
     ),
     "one-way analysis of variance: Fisher 1925",
@@ -118,17 +113,12 @@ FACET_COST = Statistic(
     facet_cost,
     (
         *_END,
-        Column("facet", "", "the facet, such as warmup"),
-        Column("level", "", "its level"),
-        Column("reference", "", "the lowest level, which it is compared with"),
+        *Column.texts(facet="the facet, such as warmup", level="its level", reference="the lowest level"),
         Column("at", "", "the other facets at which; all: the mean over those that have both levels"),
         Column("runs", "1", "runs of both levels"),
-        Column(
-            "gain", "score", "difference at the end, positive in favour of the level", "where declined", ("low", "high")
-        ),
+        Column("gain", "score", "at the end, above 0 in favour of the level", "where declined", ("low", "high")),
         Column("stderr", "score", "between seeds, pooled over all arms", "where declined"),
-        Column("low", "score", "lower end of the 95 % interval", "where declined"),
-        Column("high", "score", "upper end of the 95 % interval", "where declined"),
+        *Column.ends("score", "where declined"),
         Column("p", "1", "two-sided, Student's t", "where declined"),
         Column("p_holm", "1", "p controlled over all rows of the metric and task (Holm)", "where declined"),
         Column("verdict", "", "better, worse (p_holm at most 5 %), no difference resolved, declined"),

@@ -82,9 +82,7 @@ INSTABILITY = Statistic(
     "How calm was the training?",
     instability,
     (
-        Column("arm", "", "the arm"),
-        Column("series", "", "the run"),
-        Column("seed", "", "its seed"),
+        *Column.texts(arm="the arm", series="the run", seed="its seed"),
         Column("steps", "1", "logged steps"),
         Column("spikes", "1", "losses more than 7 SD above the mean of the 1000 logged before", "with few steps"),
         Column("spike_share", "1", "their share of all logged steps", "as spikes"),

@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from fineline_jax.trajectories.ablation.arms import LEVEL, arms_of
+from fineline_jax.trajectories.ablation.arms import arms_of
 from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic
+from fineline_jax.trajectories.statistics.inference import LEVEL
 
 BLOCKS = 20
 """Blocks of consecutive steps: steps of one block may depend on each other, blocks are taken as independent."""
@@ -81,8 +82,7 @@ NOISE_SCALE = Statistic(
     "How large is the gradient-noise scale?",
     noise_scale,
     (
-        Column("arm", "", "the arm"),
-        Column("series", "", "the run"),
+        *Column.texts(arm="the arm", series="the run"),
         Column("from_tokens", "tokens", "first step of the part"),
         Column("to_tokens", "tokens", "its last step"),
         Column("sequences", "1", "sequences of a step"),
@@ -90,9 +90,7 @@ NOISE_SCALE = Statistic(
         Column("steps", "1", "logged steps in the part"),
         Column("noise", "1", "trace of the covariance of one sequence's gradient", "with few steps"),
         Column("signal", "1", "squared norm of the true gradient", "with few steps"),
-        Column("scale", "sequences", "their quotient", "where the gradient is not told from noise", ("low", "high")),
-        Column("low", "sequences", "lower end of the 95 % interval", "as scale"),
-        Column("high", "sequences", "upper end of the 95 % interval", "as scale"),
+        *Column.estimate("scale", "sequences", "their quotient", "where the gradient is not told from noise"),
         Column("scale_tokens", "tokens", "the scale in tokens", "as scale"),
         Column("reason", "", "why there is no scale", "where there is one"),
     ),

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from fineline_jax.facts.metrics import metric_of
-from fineline_jax.trajectories.ablation.arms import arms_of, end_values, interval, run_variance
+from fineline_jax.trajectories.ablation.arms import arms_of, end_values, run_variance
 from fineline_jax.trajectories.curves.isotonic import crossing
 from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic
+from fineline_jax.trajectories.statistics.inference import interval, student
 
 
 def tokens_to(
@@ -55,10 +55,9 @@ def tokens_to(
             row |= {"reason": "one run had reached it at its first checkpoint" if of_arm["censored"].any() else ""}
             if arm != reference and np.isfinite(base).all() and len(base):
                 gap, error = mean - float(base.mean()), math.sqrt(variance * (1 / len(log2) + 1 / len(base)))
-                ends_of_gap = interval(gap, error, freedom)
-                row |= {"log2_ratio": gap, "ratio_low": ends_of_gap[0], "ratio_high": ends_of_gap[1]}
+                row["log2_ratio"], (row["ratio_low"], row["ratio_high"]) = gap, interval(gap, error, freedom)
                 if freedom and error:
-                    row |= {"p": float(2 * stats.t.sf(abs(gap) / error, freedom))}
+                    row["p"] = student(gap, error, freedom)["p"]
             rows.append(row)
     return TOKENS_TO.frame(rows)
 
@@ -86,25 +85,18 @@ TOKENS_TO = Statistic(
     "How many tokens does an arm take to reach the same value?",
     tokens_to,
     (
-        Column("arm", "", "the arm"),
-        Column("reference", "", "the arm it is compared with"),
-        Column("metric", "", "the metric"),
-        Column("task", "", "the task or validation set"),
+        *Column.texts(arm="the arm", reference="the arm it is compared with"),
+        *Column.texts(metric="the metric", task="the task or validation set"),
         Column("target", "score", "the value to reach: the end of the worst run, or as given"),
         Column("runs", "1", "runs (seeds) of the arm"),
         Column("reached", "1", "of them, those that reached it"),
         Column("tokens", "tokens", "geometric mean over the runs", "where a run did not", interval=("low", "high")),
-        Column("low", "tokens", "lower end of the 95 % interval between seeds", "with one seed per arm"),
-        Column("high", "tokens", "upper end of the 95 % interval between seeds", "as low"),
+        *Column.ends("tokens", "with one seed per arm", "between seeds"),
         Column(
-            "log2_ratio",
-            "doublings",
-            "log2 of its tokens over the reference's: 1 is twice as many",
-            "of the reference, or where a run of either did not reach it",
-            interval=("ratio_low", "ratio_high"),
+            "log2_ratio", "doublings", "log2 of its tokens over the reference's: 1 is twice as many",
+            "of the reference, or where a run of either did not reach it", ("ratio_low", "ratio_high"),
         ),
-        Column("ratio_low", "doublings", "lower end of its 95 % interval", "with one seed per arm"),
-        Column("ratio_high", "doublings", "upper end of its 95 % interval", "as ratio_low"),
+        *Column.ends("doublings", "with one seed per arm", prefix="ratio_"),
         Column("p", "1", "two-sided, Student's t", "as ratio_low"),
         Column("reason", "", "what is missing", "where nothing is"),
     ),
@@ -114,4 +106,4 @@ TOKENS_TO = Statistic(
     caveat="Under a decaying learning rate a run reaches its last values late for the sake of its schedule.",
     chart=Chart("log2_ratio", panel="metric", reference=0.0),
     count="reached",
-)
+)  # fmt: skip

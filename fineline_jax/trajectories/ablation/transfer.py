@@ -11,6 +11,7 @@ from fineline_jax.errors import UserError
 from fineline_jax.facts.metrics import metric_of
 from fineline_jax.trajectories.ablation.arms import arms_of, end_values
 from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic
+from fineline_jax.trajectories.statistics.inference import fisher_z, kendall_interval
 
 FEWEST_ARMS = 4
 DRAWS = 1000
@@ -51,13 +52,10 @@ def agreement(small: np.ndarray, large: np.ndarray, seed: int = 0) -> dict:
     count = len(small)
     rho = float(stats.spearmanr(small, large).statistic)
     tau = float(stats.kendalltau(small, large).statistic)
-    rho_error = math.sqrt((1 + rho**2 / 2) / (count - 3))
-    tau_error = math.sqrt(0.437 / (count - 4)) if count > 4 else math.inf
     row = dict(zip(("accuracy", "accuracy_low", "accuracy_high"), decision_interval(small, large, seed), strict=True))
-    for name, value, error in (("spearman", rho, rho_error), ("kendall", tau, tau_error)):
-        with np.errstate(divide="ignore"):
-            ends = np.tanh(np.arctanh(value) + 1.96 * error * np.array([-1, 1]))
-        row |= {name: value, f"{name}_low": float(ends[0]), f"{name}_high": float(ends[1])}
+    of_rho = fisher_z(rho, math.sqrt((1 + rho**2 / 2) / (count - 3)))
+    for name, value, (low, high) in (("spearman", rho, of_rho), ("kendall", tau, kendall_interval(tau, count))):
+        row |= {name: value, f"{name}_low": low, f"{name}_high": high}
     return row
 
 
@@ -85,26 +83,15 @@ TRANSFER = Statistic(
     "Does the order of arms at a small size hold at a larger one?",
     transfer,
     (
-        Column("metric", "", "the metric"),
-        Column("task", "", "the task or validation set"),
+        *Column.texts(metric="the metric", task="the task or validation set"),
         Column("small", "1", "the small size"),
         Column("large", "1", "the large size"),
         Column("arms", "1", "arms with runs at both"),
-        Column(
-            "accuracy",
-            "1",
-            "decision accuracy: share of pairs of arms in the same order",
-            "with few arms",
-            interval=("accuracy_low", "accuracy_high"),
-        ),
-        Column("accuracy_low", "1", "lower end of the 95 % interval (bootstrap of arms)", "with few arms"),
-        Column("accuracy_high", "1", "upper end", "with few arms"),
-        Column("spearman", "1", "rank correlation", "with few arms", interval=("spearman_low", "spearman_high")),
-        Column("spearman_low", "1", "lower end of the 95 % interval (Fisher's z, Bonett and Wright)", "with few arms"),
-        Column("spearman_high", "1", "upper end", "with few arms"),
-        Column("kendall", "1", "Kendall's tau-b", "with few arms", interval=("kendall_low", "kendall_high")),
-        Column("kendall_low", "1", "lower end of the 95 % interval (Fisher's z, Fieller et al.)", "with few arms"),
-        Column("kendall_high", "1", "upper end", "with few arms"),
+        *(column for name, meaning, of in (
+            ("accuracy", "decision accuracy: share of pairs of arms in the same order", "bootstrap of arms"),
+            ("spearman", "rank correlation", "Fisher's z, Bonett and Wright"),
+            ("kendall", "Kendall's tau-b", "Fisher's z, Fieller et al."),
+        ) for column in Column.estimate(name, "1", meaning, "with few arms", of, prefix=f"{name}_")),
         Column("seed_kendall", "1", "mean tau of two seeds at the large size: the ceiling", "with one seed"),
         Column("reason", "", "why there is no value", "where there is one"),
     ),
@@ -113,4 +100,4 @@ TRANSFER = Statistic(
     caveat="Where arms differ by less than seeds do, no order holds; the tau between two seeds shows how far.",
     chart=Chart("accuracy", panel="task", reference=0.5),
     count="arms",
-)
+)  # fmt: skip

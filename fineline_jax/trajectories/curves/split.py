@@ -7,6 +7,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from fineline_jax.trajectories.curves.smooth import checkpoint_noise
+
+CURVE = ("series", "metric", "task")
+
 
 class Points(NamedTuple):
     """One curve, ascending in tokens; of several checkpoints at one token count the last."""
@@ -19,6 +23,11 @@ class Points(NamedTuple):
     """That of its last checkpoint; NaN where it has none."""
     row: int
     """Position of its last checkpoint in the table."""
+
+    def errors(self) -> np.ndarray:
+        """stderr, and where it is not given the scatter from checkpoint to checkpoint."""
+        known = np.isfinite(self.stderr)
+        return self.stderr if known.all() else np.where(known, self.stderr, checkpoint_noise(self.value, self.tokens))
 
 
 def split(table: pd.DataFrame, by: Sequence[str]) -> Iterator[tuple[tuple[str, ...], Points]]:

@@ -6,23 +6,24 @@ beside that of two seeds of one arm, which no pair of arms can be expected to ex
 
 import itertools
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
 from fineline_jax.facts.metrics import metric_of
-from fineline_jax.trajectories.ablation.arms import arms_of, false_discovery
+from fineline_jax.trajectories.ablation.arms import arms_of
 from fineline_jax.trajectories.curves import isotonic
-from fineline_jax.trajectories.curves.smooth import checkpoint_noise, end_level, mean_of_three
-from fineline_jax.trajectories.curves.split import Points, split
-from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic, shots_of
+from fineline_jax.trajectories.curves.smooth import end_level, mean_of_three
+from fineline_jax.trajectories.curves.split import CURVE, Points, split
+from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic, groups, shots_of
+from fineline_jax.trajectories.statistics.inference import LEVEL, false_discovery, kendall_interval
 
 FEWEST_TASKS = 5
 RISE_Z = 3.0
 """A task counts where the end of the worst run is above the baseline by so many standard errors."""
 SHARE = 0.5
-LEVEL = 0.05
 DRAWS = 200
 CLEAR = 1.0
 """A dip of means of three that is less deep than a standard error of one checkpoint gets p = 1 without draws."""
@@ -35,28 +36,27 @@ def order_agreement(table: pd.DataFrame) -> pd.DataFrame:
     See `ORDER_AGREEMENT`.
     """
     rows = []
-    table = arms_of(table)
-    shots_named = table["series"].map({name: shots_of(str(name)) for name in table["series"].unique()})
-    for (metric, shots), part in table.groupby(["metric", shots_named], sort=False, observed=True):
-        times = fixed_score_times(part, metric_of(str(metric)).better)
+    shots = {name: shots_of(str(name)) for name in table["series"].unique()}
+    for key, part in groups(arms_of(table).assign(shots=table["series"].map(shots)), "metric", "shots"):
+        times = fixed_score_times(part, metric_of(str(key["metric"])).better)
         runs_of = part.groupby("arm", sort=False, observed=True)["series"].unique()
         arms = {str(arm): [str(run) for run in runs] for arm, runs in runs_of.items()}
-        within = [
-            stats.kendalltau(times[a], times[b]).statistic
-            for runs in arms.values()
-            for a, b in itertools.combinations(runs, 2)
-        ]
+        within = [tau for runs in arms.values() for tau in _taus(times, itertools.combinations(runs, 2))]
         for one, other in itertools.combinations(arms, 2):
-            row = {"metric": metric, "shots": shots, "arm": one, "other": other, "tasks": len(times)}
+            row = key | {"arm": one, "other": other, "tasks": len(times)}
             if len(times) < FEWEST_TASKS:
                 rows.append(row | {"reason": f"fewer than {FEWEST_TASKS} tasks that rose in every run"})
                 continue
-            pairs = [stats.kendalltau(times[a], times[b]).statistic for a in arms[one] for b in arms[other]]
+            pairs = _taus(times, itertools.product(arms[one], arms[other]))
             tau = float(np.mean(pairs))
             low, high = kendall_interval(tau, len(times))
             row |= {"run_pairs": len(pairs), "kendall": tau, "low": low, "high": high, "seed_pairs": len(within)}
             rows.append(row | {"seed_kendall": float(np.mean(within)) if within else math.nan, "reason": ""})
     return ORDER_AGREEMENT.frame(rows)
+
+
+def _taus(times: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> list[float]:
+    return [stats.kendalltau(times[one], times[other]).statistic for one, other in pairs]
 
 
 def fixed_score_times(part: pd.DataFrame, better: int) -> pd.DataFrame:
@@ -68,10 +68,7 @@ def fixed_score_times(part: pd.DataFrame, better: int) -> pd.DataFrame:
         tasks.setdefault(task, {})[name] = curve
     for task, curves in tasks.items():
         ends = {name: float(end_level(better * curve.value, curve.tokens)) for name, curve in curves.items()}
-        errors = [
-            curve.stderr[-1] if np.isfinite(curve.stderr[-1]) else checkpoint_noise(curve.value, curve.tokens)
-            for curve in curves.values()
-        ]
+        errors = [curve.errors()[-1] for curve in curves.values()]
         chance = next(iter(curves.values())).chance
         firsts = [better * curve.value[0] for curve in curves.values()]
         baseline = better * chance if math.isfinite(chance) else float(np.mean(firsts))
@@ -86,42 +83,30 @@ def fixed_score_times(part: pd.DataFrame, better: int) -> pd.DataFrame:
     return pd.DataFrame(times).T.dropna()
 
 
-def kendall_interval(tau: float, count: int) -> tuple[float, float]:
-    """95 % interval of Kendall's tau of `count` pairs of values: Fisher's z with variance .437 / (n - 4)."""
-    error = math.sqrt(0.437 / (count - 4)) if count > 4 else math.inf
-    with np.errstate(divide="ignore"):
-        low, high = np.tanh(np.arctanh(tau) + 1.96 * error * np.array([-1.0, 1.0]))
-    return float(low), float(high)
-
-
 def dips(table: pd.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> pd.DataFrame:
     """Curves that fall and rise again by more than their errors explain. See `DIPS`."""
-    rows = []
-    for key, curve in split(table, ("series", "metric", "task")):
+    rows, normals = [], dict[int, np.ndarray]()
+    for key, curve in split(table, CURVE):
         better, tokens = metric_of(key[1]).better, curve.tokens
-        values, error = better * curve.value, curve.stderr
-        if not np.isfinite(error).all():
-            error = np.where(np.isfinite(error), error, checkpoint_noise(values, tokens))
+        values, error = better * curve.value, curve.errors()
         if len(values) < 5 or not np.isfinite(error).all() or not error.all():
             continue
         depth, at = dip(values)
-        row = dict(zip(("series", "metric", "task"), key, strict=True)) | {"checkpoints": len(values)}
+        row = dict(zip(CURVE, key, strict=True)) | {"checkpoints": len(values)}
         row |= {"depth": float(depth), "tokens": tokens[int(at)], "value": float(better * values[int(at)])}
         if depth < CLEAR * float(np.median(error)):
             rows.append(row | {"p": 1.0})
             continue
-        noise = np.random.default_rng(seed).standard_normal((draws, len(values))) * error
-        null, _ = dip(isotonic.fit(values, 1 / error**2) + noise)
+        if len(values) not in normals:
+            normals[len(values)] = np.random.default_rng(seed).standard_normal((draws, len(values)))
+        null, _ = dip((isotonic.fit(values, 1 / error**2) + normals[len(values)] * error).astype(np.float32))
         # of maxima, so by moments a Gumbel distribution, whose tail reaches further than the draws
         scale = max(float(null.std(ddof=1)) * math.sqrt(6) / math.pi, 1e-300)
         rows.append(row | {"p": float(stats.gumbel_r.sf(depth, float(null.mean()) - np.euler_gamma * scale, scale))})
     rates = false_discovery(np.array([row["p"] for row in rows], float))
-    return DIPS.frame(
-        [
-            row | {"q": rate, "verdict": "falls and rises again" if rate <= LEVEL else "no dip resolved"}
-            for row, rate in zip(rows, rates, strict=True)
-        ]
-    )
+    for row, rate in zip(rows, rates, strict=True):
+        row |= {"q": rate, "verdict": "falls and rises again" if rate <= LEVEL else "no dip resolved"}
+    return DIPS.frame(rows)
 
 
 def dip(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -139,15 +124,12 @@ ORDER_AGREEMENT = Statistic(
     "Do runs learn tasks in the same order?",
     order_agreement,
     (
-        Column("metric", "", "the metric"),
+        *Column.texts(metric="the metric"),
         Column("shots", "", "shots that the names of the series state", "where they state none"),
-        Column("arm", "", "the arm"),
-        Column("other", "", "another"),
+        *Column.texts(arm="the arm", other="another"),
         Column("tasks", "1", "tasks that rose clearly in every run"),
         Column("run_pairs", "1", "pairs of runs, one of each arm", "with few tasks"),
-        Column("kendall", "1", "mean Kendall's tau of the order of tasks", "with few tasks", interval=("low", "high")),
-        Column("low", "1", "lower end of the 95 % interval (over tasks)", "with few tasks"),
-        Column("high", "1", "upper end", "with few tasks"),
+        *Column.estimate("kendall", "1", "mean Kendall's tau of the order of tasks", "with few tasks", "over tasks"),
         Column("seed_pairs", "1", "pairs of seeds of one arm, of all arms", "with few tasks"),
         Column("seed_kendall", "1", "mean tau of two seeds of one arm: the ceiling", "with one seed per arm"),
         Column("reason", "", "why there is no value", "where there is one"),
@@ -165,16 +147,14 @@ DIPS = Statistic(
     "Which curves fall before they rise again?",
     dips,
     (
-        Column("series", "", "the series"),
-        Column("metric", "", "the metric"),
-        Column("task", "", "the task"),
+        *Column.texts(series="the series", metric="the metric", task="the task"),
         Column("checkpoints", "1", "checkpoints of the curve"),
         Column("depth", "score", "of the deepest dip below what came before and after it, of means of three"),
         Column("tokens", "tokens", "where the dip is deepest"),
         Column("value", "score", "the score there"),
         Column("p", "1", "chance that a curve without a dip (the isotonic fit with this noise) dips as deep"),
         Column("q", "1", "p as false discovery rate over all curves (Benjamini-Hochberg)"),
-        Column("verdict", "", "falls and rises again (q at most 5 %), no dip resolved"),
+        *Column.texts(verdict="falls and rises again (q at most 5 %), no dip resolved"),
     ),
     "parametric bootstrap under monotonicity, Gumbel's tail by moments; Benjamini and Hochberg 1995",
     definition="How far a mean of three checkpoints lies below the highest before and the highest after it, against "

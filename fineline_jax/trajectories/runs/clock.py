@@ -7,8 +7,8 @@ import pandas as pd
 
 from fineline_jax.facts.metrics import metric_of
 from fineline_jax.trajectories.curves import isotonic
-from fineline_jax.trajectories.curves.smooth import checkpoint_noise, end_level
-from fineline_jax.trajectories.curves.split import split
+from fineline_jax.trajectories.curves.smooth import end_level
+from fineline_jax.trajectories.curves.split import CURVE, split
 
 DRAWS = 400
 RISE_Z = 2.326
@@ -37,21 +37,23 @@ def clocks(
     found: dict[tuple[str, str], list[Clock]] = {}
     trained = table[table["tokens"] > 0]
     domains = trained["domain"].to_numpy()
-    for number, ((series, metric, task), curve) in enumerate(split(trained, ("series", "metric", "task"))):
+    rng, normals = np.random.default_rng(seed), dict[int, np.ndarray]()
+    for (series, metric, task), curve in split(trained, CURVE):
         clocks_here = found.setdefault((series, metric), [])
         if len(curve.tokens) < 3:
             continue
         better, tokens = metric_of(metric).better, curve.tokens
-        values, error = better * curve.value, curve.stderr
-        if not np.isfinite(error).all():
-            error = np.where(np.isfinite(error), error, checkpoint_noise(values, tokens))
+        values, error = better * curve.value, curve.errors()
         baseline = better * curve.chance if np.isfinite(curve.chance) else values[0]
         level = float(end_level(values, tokens))
         if not np.isfinite(error).all() or level - baseline <= RISE_Z * error[-1]:
             continue
-        weights = np.ones(len(values))
-        noise = np.random.default_rng([seed, number]).standard_normal((draws, len(values))) * error
-        drawn = np.vstack([values, isotonic.fit(values, weights) + noise])
+        weights, count = np.ones(len(values)), len(values)
+        if count not in normals:
+            normals[count] = rng.standard_normal((draws, count))
+        # the same draws in another order for each curve: those of two curves have nothing to do with each other
+        noise = normals[count][rng.permutation(draws)] * error
+        drawn = np.vstack([values, isotonic.fit(values, weights) + noise]).astype(np.float32)
         targets = baseline + share * (end_level(drawn, tokens) - baseline)
         at = np.log2(isotonic.crossing(drawn, weights, tokens, targets[:, None])[:, 0])
         at = np.where(np.isnan(at), np.log2(tokens[-1]), at)

@@ -114,6 +114,23 @@ def pick(
     return np.array(chosen, int), np.array(errors)
 
 
+def _tasks(answers: pd.DataFrame, count: int, error: float) -> Iterator[tuple]:
+    """(task, keys of the checkpoints, documents asked at every one, answers [checkpoints, documents], fitted).
+
+    fitted: (items, their `abilities`, what `pick` chose), one model of all series; None where there are too few.
+    """
+    key = ["series", "checkpoint", "tokens"]
+    for task, part in answers.groupby("task", sort=False, observed=True):
+        wide = part.pivot(index=key, columns="document", values="value").dropna(axis="columns")
+        wide = wide.sort_index(level=["series", "tokens"])
+        matrix, fitted = wide.to_numpy(float), None
+        if matrix.shape[0] >= FEWEST_CHECKPOINTS and matrix.shape[1] >= FEWEST_DOCUMENTS:
+            items = fit(matrix)
+            ability = abilities(items, matrix)
+            fitted = items, ability, pick(items, ability[0], count=count, error=error)
+        yield str(task), [dict(zip(key, one, strict=True)) for one in wide.index], list(wide.columns), matrix, fitted
+
+
 def item_response(answers: pd.DataFrame, *, count: int = PICKED, error: float = 0.0) -> pd.DataFrame:
     """The ability of each (task, series, checkpoint), from all documents and from the picked ones. See `ABILITY`.
 
@@ -121,57 +138,38 @@ def item_response(answers: pd.DataFrame, *, count: int = PICKED, error: float = 
     checkpoint. count, error: of `pick`. One model per task, of all series together.
     """
     rows = []
-    for task, key, matrix, _ in _matrices(answers):
-        known = {"task": task, "documents": matrix.shape[1]}
-        if matrix.shape[0] < FEWEST_CHECKPOINTS or matrix.shape[1] < FEWEST_DOCUMENTS:
+    for task, keys, documents, matrix, fitted in _tasks(answers, count, error):
+        known = {"task": task, "documents": len(documents)}
+        if fitted is None:
             why = f"fewer than {FEWEST_CHECKPOINTS} checkpoints or {FEWEST_DOCUMENTS} documents"
-            rows += [known | one | {"reason": why} for one in key]
+            rows += [known | key | {"reason": why} for key in keys]
             continue
-        items = fit(matrix)
-        mean, sd = abilities(items, matrix)
-        chosen, _ = pick(items, mean, count=count, error=error)
-        of_chosen, sd_chosen = abilities(items.only(chosen), matrix[:, chosen])
-        expected = items.right(of_chosen).mean(axis=0)
-        for number, one in enumerate(key):
-            row = known | one | {"score": matrix[number].mean(), "ability": mean[number], "picked": len(chosen)}
-            row |= {"low": mean[number] - 1.96 * sd[number], "high": mean[number] + 1.96 * sd[number]}
-            row |= {"picked_ability": of_chosen[number], "picked_score": expected[number]}
-            half = 1.96 * sd_chosen[number]
-            row |= {"picked_low": of_chosen[number] - half, "picked_high": of_chosen[number] + half}
-            rows.append(row | {"reason": ""})
+        items, ability, (chosen, _) = fitted
+        of_chosen = abilities(items.only(chosen), matrix[:, chosen])
+        expected = items.right(of_chosen[0]).mean(axis=0)
+        for number, key in enumerate(keys):
+            row = known | key | {"score": matrix[number].mean(), "picked": len(chosen)}
+            for prefix, (mean, sd) in (("", ability), ("picked_", of_chosen)):
+                low, high = mean[number] - 1.96 * sd[number], mean[number] + 1.96 * sd[number]
+                row |= {f"{prefix}ability": mean[number], f"{prefix}low": low, f"{prefix}high": high}
+            rows.append(row | {"picked_score": expected[number], "reason": ""})
     return ABILITY.frame(rows)
 
 
 def informative_documents(answers: pd.DataFrame, *, count: int = PICKED, error: float = 0.0) -> pd.DataFrame:
     """What each document says about ability, and which are picked. See `DOCUMENTS`; arguments as `item_response`."""
     rows = []
-    for task, _, matrix, documents in _matrices(answers):
-        if matrix.shape[0] < FEWEST_CHECKPOINTS or matrix.shape[1] < FEWEST_DOCUMENTS:
+    for task, _, documents, matrix, fitted in _tasks(answers, count, error):
+        if fitted is None:
             continue
-        items = fit(matrix)
-        mean, _ = abilities(items, matrix)
-        chosen, errors = pick(items, mean, count=count, error=error)
-        place = dict(zip(chosen.tolist(), range(1, len(chosen) + 1), strict=True))
-        information = items.information(mean).mean(axis=1)
-        for number, document in enumerate(documents):
-            row = {"task": task, "document": str(document), "slope": items.slope[number]}
-            row |= {"difficulty": -items.intercept[number] / items.slope[number], "information": information[number]}
-            row |= {"right": matrix[:, number].mean()}
-            if number in place:
-                row |= {"place": place[number], "error": errors[place[number] - 1]}
-            rows.append(row)
+        items, (ability, _), (chosen, errors) = fitted
+        frame = pd.DataFrame({"task": task, "document": [str(document) for document in documents]})
+        frame = frame.assign(right=matrix.mean(axis=0), slope=items.slope, difficulty=-items.intercept / items.slope)
+        frame["information"] = items.information(ability).mean(axis=1)
+        frame.loc[chosen, "place"] = np.arange(1, len(chosen) + 1)
+        frame.loc[chosen, "error"] = errors
+        rows += frame.to_dict("records")
     return DOCUMENTS.frame(rows)
-
-
-def _matrices(answers: pd.DataFrame) -> Iterator[tuple[str, list[dict], np.ndarray, list]]:
-    """(task, keys of the checkpoints, answers [checkpoints, documents], documents) of each task; only documents that
-    were asked at every checkpoint."""
-    names = ["series", "checkpoint", "tokens"]
-    for task, part in answers.groupby("task", sort=False, observed=True):
-        wide = part.pivot(index=names, columns="document", values="value").dropna(axis="columns")
-        wide = wide.sort_index(level=["series", "tokens"])
-        keys = [dict(zip(names, key, strict=True)) for key in wide.index]
-        yield str(task), keys, wide.to_numpy(float), list(wide.columns)
 
 
 ABILITY = Statistic(
@@ -179,19 +177,15 @@ ABILITY = Statistic(
     "How able is each checkpoint, and do few documents say the same?",
     item_response,
     (
-        Column("task", "", "the task"),
-        Column("series", "", "the series"),
-        Column("checkpoint", "", "the checkpoint"),
+        *Column.texts(task="the task", series="the series", checkpoint="the checkpoint"),
         Column("tokens", "tokens", "its training tokens"),
         Column("documents", "1", "documents asked at every checkpoint"),
         Column("score", "1", "share of right answers", "with few checkpoints or documents"),
-        Column("ability", "logits", "posterior mean; 0 and 1 are the prior's", "as score", interval=("low", "high")),
-        Column("low", "logits", "lower end of the 95 % interval, documents taken as known", "as score"),
-        Column("high", "logits", "upper end", "as score"),
+        *Column.estimate(
+            "ability", "logits", "posterior mean; the prior's is 0, its SD 1", "as score", "documents as known"
+        ),
         Column("picked", "1", "documents picked", "as score"),
-        Column("picked_ability", "logits", "from them alone", "as score", interval=("picked_low", "picked_high")),
-        Column("picked_low", "logits", "lower end of the 95 % interval", "as score"),
-        Column("picked_high", "logits", "upper end", "as score"),
+        *Column.estimate("picked_ability", "logits", "from them alone", "as score", prefix="picked_"),
         Column("picked_score", "1", "share of right answers to all documents that this ability predicts", "as score"),
         Column("reason", "", "why there is no value", "where there is one"),
     ),
@@ -208,8 +202,7 @@ DOCUMENTS = Statistic(
     "Which documents tell checkpoints apart?",
     informative_documents,
     (
-        Column("task", "", "the task"),
-        Column("document", "", "the document"),
+        *Column.texts(task="the task", document="the document"),
         Column("right", "1", "share of checkpoints that answer it rightly"),
         Column("slope", "1/logit", "how sharply it tells abilities apart; below 0: better ones answer it worse"),
         Column("difficulty", "logits", "ability at which half of the answers are right"),

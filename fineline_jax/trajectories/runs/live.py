@@ -5,14 +5,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from fineline_jax.errors import UserError
 from fineline_jax.facts.metrics import metric_of
-from fineline_jax.trajectories.ablation.arms import LEVEL, holm
 from fineline_jax.trajectories.curves import isotonic
 from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic
 from fineline_jax.trajectories.statistics.comparison import one_sample
+from fineline_jax.trajectories.statistics.inference import LEVEL, holm, student
 
 AHEAD, BEHIND, AS_REFERENCE, DECLINED = "ahead", "behind", "no difference resolved", "declined"
 ALL_TASKS = "all tasks"
@@ -24,12 +23,12 @@ def live_state(table: pd.DataFrame, *, run: str | None = None, references: Seque
     run: None: the last series of the table; references: none given: all others. Raises UserError for a series that is
     not in the table, or where there is no reference.
     """
-    names = [str(name) for name in table["series"].unique()]
-    run = names[-1] if run is None else run
-    references = list(references) or [name for name in names if name != run]
+    series = [str(name) for name in table["series"].unique()]
+    run = series[-1] if run is None else run
+    references = list(references) or [name for name in series if name != run]
     for name in (run, *references):
-        if name not in names:
-            raise UserError(f"series {name!r}: not in the table; it is one of {', '.join(names)}")
+        if name not in series:
+            raise UserError(f"series {name!r}: not in the table; it is one of {', '.join(series)}")
     if not references:
         raise UserError(f"series {run!r}: there is no other series to compare it with")
     rows = []
@@ -62,25 +61,23 @@ def _against(live: pd.DataFrame, others: list[pd.DataFrame], better: int) -> dic
     row |= {"references": len(reaching)}
     if not reaching:
         return row | {"reason": "no reference was scored on both sides of these tokens"}
-    at = np.log1p(tokens)
-    levels = np.array([np.interp(at, np.log1p(one["tokens"].to_numpy(float)), one["value"]) for one in reaching])
-    errors = [np.interp(at, np.log1p(one["tokens"].to_numpy(float)), one["stderr"]) for one in reaching]
-    own = float(live["stderr"].iloc[-1])
+    levels, errors = (
+        np.array([np.interp(np.log1p(tokens), np.log1p(one["tokens"].to_numpy(float)), one[name]) for one in reaching])
+        for name in ("value", "stderr")
+    )
     difference = better * (value - float(levels.mean()))
     row |= {"reference": float(levels.mean()), "difference": difference}
     if len(levels) > 1:  # a new run of the references' kind has their spread, which holds the questions' error too
         error = float(levels.std(ddof=1)) * math.sqrt(1 + 1 / len(levels))
         freedom = len(levels) - 1.0
     else:
-        error, freedom = math.hypot(own, float(errors[0])), math.inf
+        error, freedom = math.hypot(float(live["stderr"].iloc[-1]), float(errors[0])), math.inf
     ahead = [_doublings(live, one, better) for one in reaching]
     row["doublings_ahead"] = float(np.nanmean(ahead)) if np.isfinite(ahead).any() else math.nan
     if not error > 0:
         return row | {"reason": "there is no error to compare the difference with"}
-    half = float(stats.t.ppf(1 - LEVEL / 2, freedom)) * error
-    row |= {"stderr": error, "low": difference - half, "high": difference + half}
     note = "one reference: the error is of the questions alone" if len(levels) == 1 else ""
-    return row | {"p": float(2 * stats.t.sf(abs(difference) / error, freedom)), "reason": note}
+    return row | {"stderr": error, "reason": note} | student(difference, error, freedom)
 
 
 def _doublings(live: pd.DataFrame, reference: pd.DataFrame, better: int) -> float:
@@ -97,32 +94,19 @@ LIVE_STATE = Statistic(
     "Is the run ahead of or behind its references?",
     live_state,
     (
-        Column("run", "", "the run"),
-        Column("metric", "", "the metric"),
-        Column("task", "", "the task; all tasks: the mean over them, with tasks as replicates"),
+        *Column.texts(run="the run", metric="the metric"),
+        *Column.texts(task="the task; all tasks: the mean over them, with tasks as replicates"),
         Column("tokens", "tokens", "of its newest checkpoint", "of all tasks"),
         Column("value", "score", "its score there", "of all tasks"),
         Column("references", "1", "reference series that were scored on both sides of these tokens", "of all tasks"),
         Column("reference", "score", "their mean there, interpolated in log tokens", "without a reference"),
-        Column(
-            "difference",
-            "score",
-            "of the run to it, positive where it is ahead",
-            "without a reference",
-            interval=("low", "high"),
-        ),
+        Column("difference", "score", "of the run to it, above 0: ahead", "without a reference", ("low", "high")),
         Column("stderr", "score", "of the spread of references, of one reference that of the questions", "without"),
-        Column("low", "score", "lower end of the 95 % interval", "without an error"),
-        Column("high", "score", "upper end", "without an error"),
+        *Column.ends("score", "without an error"),
         Column("p", "1", "two-sided, Student's t", "without an error"),
         Column("p_holm", "1", "p controlled over the tasks of the metric (Holm)", "of all tasks"),
-        Column(
-            "doublings_ahead",
-            "doublings",
-            "log2 of the tokens at which references have the score, over the run's",
-            "where none has it",
-        ),
-        Column("verdict", "", "ahead, behind, no difference resolved, declined"),
+        Column("doublings_ahead", "doublings", "log2 of the references' tokens at the score over the run's", "never"),
+        *Column.texts(verdict="ahead, behind, no difference resolved, declined"),
         Column("reason", "", "what is missing", "where nothing is"),
     ),
     "prediction interval: Student 1908; tasks as replicates: Miller 2024, arXiv 2411.00640",

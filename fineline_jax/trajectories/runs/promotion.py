@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from fineline_jax.trajectories.ablation.arms import LEVEL, holm
 from fineline_jax.trajectories.runs.clock import Clock, clocks
 from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic, shots_of
+from fineline_jax.trajectories.statistics.inference import LEVEL, holm
 
 EARLIER, LATER, UNRESOLVED = "earlier", "later", "no order resolved"
 
@@ -82,9 +82,8 @@ def concordance(table: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
         if min(matrix.shape) < 2 or len(matrix) < 3:
             rows.append(row | {"reason": "it takes two series and three tasks that were learned in all of them"})
             continue
-        rows.append(
-            row | dict(zip(("w", "chi2", "p"), kendall_w(matrix.to_numpy(float)), strict=True)) | {"reason": ""}
-        )
+        row["w"], row["chi2"], row["p"] = kendall_w(matrix.to_numpy(float))
+        rows.append(row | {"reason": ""})
     return CONCORDANCE.frame(rows)
 
 
@@ -100,7 +99,7 @@ def kendall_w(times: np.ndarray) -> tuple[float, float, float]:
     return w, chi2, float(stats.chi2.sf(chi2, tasks - 1))
 
 
-_KEY = (Column("series", "", "the series"), Column("metric", "", "the metric"))
+_KEY = Column.texts(series="the series", metric="the metric")
 
 TASK_ORDER = Statistic(
     "task_order",
@@ -108,12 +107,9 @@ TASK_ORDER = Statistic(
     task_order,
     (
         *_KEY,
-        Column("task", "", "the task"),
-        Column("domain", "", "its domain"),
+        *Column.texts(task="the task", domain="its domain"),
         Column("place", "1", "its place in the order, 1 is first"),
-        Column("tokens", "tokens", "at half of its rise", interval=("low", "high")),
-        Column("low", "tokens", "lower end of the 95 % interval"),
-        Column("high", "tokens", "upper end of the 95 % interval"),
+        *Column.estimate("tokens", "tokens", "at half of its rise"),
         Column("first_place", "1", "lower end of the 95 % interval of its place"),
         Column("last_place", "1", "upper end"),
         Column("tasks", "1", "tasks of the series that rose"),
@@ -132,13 +128,12 @@ PRECEDENCE = Statistic(
     precedence,
     (
         *_KEY,
-        Column("domain", "", "the domain"),
-        Column("other", "", "another"),
+        *Column.texts(domain="the domain", other="another"),
         Column("tasks", "1", "tasks of the domain that rose"),
         Column("other_tasks", "1", "tasks of the other"),
-        Column("doublings", "doublings", "mean log2 tokens of the one minus the other's", interval=("low", "high")),
-        Column("low", "doublings", "lower end of the 95 % interval, of these tasks"),
-        Column("high", "doublings", "upper end"),
+        *Column.estimate(
+            "doublings", "doublings", "mean log2 tokens of the one minus the other's", of="of these tasks"
+        ),
         Column("p", "1", "two-sided, of these tasks: bootstrap of the curves' errors"),
         Column("p_tasks", "1", "two-sided, of tasks like these: Welch's t over tasks", "with one task in a domain"),
         Column("p_holm", "1", "p controlled over the pairs of the series and metric (Holm)"),

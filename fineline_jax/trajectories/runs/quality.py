@@ -10,7 +10,7 @@ from scipy import stats
 from fineline_jax.facts.metrics import metric_of
 from fineline_jax.trajectories.ablation.transfer import decision_interval
 from fineline_jax.trajectories.curves.smooth import checkpoint_noise
-from fineline_jax.trajectories.curves.split import Points, split
+from fineline_jax.trajectories.curves.split import CURVE, Points, split
 from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic, shots_of
 
 PHASES = 4
@@ -26,7 +26,7 @@ WATCH_SNR = 3.0
 def phase_quality(table: pd.DataFrame) -> pd.DataFrame:
     """Signal and noise of each (series, metric, task, phase). See `PHASE_QUALITY`."""
     rows = []
-    for key, curve in split(table[table["tokens"] > 0], ("series", "metric", "task")):
+    for key, curve in split(table[table["tokens"] > 0], CURVE):
         tokens, values = curve.tokens, curve.value
         meant = metric_of(str(key[1]))
         if meant.log and (values > 0).all():
@@ -36,7 +36,7 @@ def phase_quality(table: pd.DataFrame) -> pd.DataFrame:
         edges = np.geomspace(max(tokens[0], tokens[-1] / SPAN), tokens[-1], PHASES + 1)
         for phase in range(PHASES):
             inside = (tokens >= edges[phase] * (1 - 1e-9)) & (tokens <= edges[phase + 1] * (1 + 1e-9))
-            row = dict(zip(("series", "metric", "task"), key, strict=True)) | {"phase": str(phase + 1)}
+            row = dict(zip(CURVE, key, strict=True)) | {"phase": str(phase + 1)}
             row |= {"from_tokens": edges[phase], "to_tokens": edges[phase + 1], "checkpoints": int(inside.sum())}
             if inside.sum() < FEWEST:
                 rows.append(row | {"reason": f"fewer than {FEWEST} checkpoints in the phase"})
@@ -90,7 +90,7 @@ def early_decisions(table: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
                 rows.append(now | {"reason": "before the first checkpoint of a run"})
                 continue
             early, end = values[:, index], values[:, -1]
-            now |= dict(zip(("accuracy", "low", "high"), decision_interval(early, end, seed), strict=True))
+            now["accuracy"], now["low"], now["high"] = decision_interval(early, end, seed)
             rows.append(now | {"reason": ""})
     return EARLY_DECISIONS.frame(rows)
 
@@ -100,23 +100,15 @@ PHASE_QUALITY = Statistic(
     "Which metric to watch in which phase?",
     phase_quality,
     (
-        Column("series", "", "the series"),
-        Column("metric", "", "the metric"),
-        Column("task", "", "the task"),
+        *Column.texts(series="the series", metric="the metric", task="the task"),
         Column("phase", "", "1 to 4: quarters of the training in log tokens"),
         Column("from_tokens", "tokens", "where the phase begins"),
         Column("to_tokens", "tokens", "where it ends"),
         Column("checkpoints", "1", "checkpoints in it"),
-        Column(
-            "signal", "score", "mean of its last third minus that of its first, positive for the better", "with few"
-        ),
+        Column("signal", "score", "its last third's mean minus its first's, above 0 for the better", "with few"),
         Column("noise", "score", "scatter from checkpoint to checkpoint without the trend", "with few"),
-        Column("snr", "1", "their quotient", "without noise", interval=("low", "high")),
-        Column("low", "1", "lower end of the 95 % interval", "without noise"),
-        Column("high", "1", "upper end", "without noise"),
-        Column(
-            "verdict", "", "watch: at least 3, its lower end at least 1; too noisy: below 1; unclear", "without snr"
-        ),
+        *Column.estimate("snr", "1", "their quotient", "without noise"),
+        Column("verdict", "", "watch: snr at least 3, low at least 1; too noisy: below 1; unclear", "without snr"),
         Column("reason", "", "why there is no value", "where there is one"),
     ),
     "Signal and Noise, arXiv 2508.13144; scatter: Gasser, Sroka and Jennen-Steinmetz 1986",
@@ -131,15 +123,14 @@ EARLY_DECISIONS = Statistic(
     "How early does a metric tell which of two runs will be better?",
     early_decisions,
     (
-        Column("metric", "", "the metric"),
-        Column("task", "", "the task"),
+        *Column.texts(metric="the metric", task="the task"),
         Column("shots", "", "shots that the names of the runs state", "where they state none"),
         Column("fraction", "", "of the tokens that all runs have"),
         Column("runs", "1", "runs, of which each pair is a decision"),
         Column("tokens", "tokens", "where runs are compared", "with few runs"),
-        Column("accuracy", "1", "share of pairs in the order of the end", "with few runs", interval=("low", "high")),
-        Column("low", "1", "lower end of the 95 % interval (bootstrap of runs)", "with few runs"),
-        Column("high", "1", "upper end", "with few runs"),
+        *Column.estimate(
+            "accuracy", "1", "share of pairs in the order of the end", "with few runs", "bootstrap of runs"
+        ),
         Column("reason", "", "why there is no value", "where there is one"),
     ),
     "DataDecide, arXiv 2504.11393",

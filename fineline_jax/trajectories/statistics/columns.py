@@ -1,7 +1,8 @@
 """A statistic as a value: what it computes, what its columns mean, how it is drawn."""
 
+import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import pandas as pd
@@ -21,6 +22,26 @@ class Column:
     """Columns with the ends of its 95 % interval."""
     format: str = ""
     """Format specification of Python; "": by the unit."""
+
+    @classmethod
+    def texts(cls, **meanings: str) -> "tuple[Column, ...]":
+        """Columns without a unit, name="meaning", such as those that name a row."""
+        return tuple(cls(name, "", meaning) for name, meaning in meanings.items())
+
+    @classmethod
+    def ends(cls, unit: str, empty: str = "", of: str = "", *, prefix: str = "") -> "tuple[Column, ...]":
+        """The columns PREFIXlow and PREFIXhigh of a 95 % interval; of: what it holds, such as "over tasks"."""
+        held = f" ({of})" if of else ""
+        which = (("low", "lower"), ("high", "upper"))
+        return tuple(cls(prefix + name, unit, f"{end} end of the 95 % interval{held}", empty) for name, end in which)
+
+    @classmethod
+    def estimate(
+        cls, name: str, unit: str, meaning: str, empty: str = "", of: str = "", *, prefix: str = ""
+    ) -> "tuple[Column, ...]":
+        """A column and the `ends` of its interval, which are empty where it is."""
+        interval = f"{prefix}low", f"{prefix}high"
+        return cls(name, unit, meaning, empty, interval), *cls.ends(unit, empty, of, prefix=prefix)
 
     def text(self, value: object) -> str:
         """The value for people; "–" where there is none."""
@@ -67,28 +88,30 @@ class Statistic:
     @property
     def keys(self) -> list[str]:
         """The columns that name a row: those without a unit before the first with one."""
-        names = []
-        for column in self.columns:
-            if column.unit or column.name in ("verdict", "reason"):
-                break
-            names.append(column.name)
-        return names
+        keys = itertools.takewhile(lambda one: not one.unit and one.name not in ("verdict", "reason"), self.columns)
+        return [column.name for column in keys]
 
     @property
     def ends(self) -> set[str]:
         """The columns that are ends of intervals of others."""
         return {name for column in self.columns for name in column.interval or ()}
 
-    def frame(self, rows: list[dict]) -> pd.DataFrame:
+    def frame(self, rows: Iterable[dict]) -> pd.DataFrame:
         """The rows in the order of the columns, also where there are none; a row with another key is our mistake.
 
         Columns of text are empty where a row does not have them, columns of numbers NaN.
         """
-        names = [column.name for column in self.columns]
-        for row in rows:
-            assert row.keys() <= set(names), sorted(row.keys() - set(names))
+        made, known = list(rows), [column.name for column in self.columns]
+        for row in made:
+            assert row.keys() <= set(known), sorted(row.keys() - set(known))
         texts = {column.name: "" for column in self.columns if not column.unit}
-        return pd.DataFrame([texts | row for row in rows], columns=names)
+        return pd.DataFrame([texts | row for row in made], columns=known)
+
+
+def groups(table: pd.DataFrame, *by: str) -> Iterator[tuple[dict, pd.DataFrame]]:
+    """({column: value}, rows) of all values that the columns have together, in the order of first appearance."""
+    for key, part in table.groupby(list(by), sort=False, observed=True):
+        yield dict(zip(by, key, strict=True)), part
 
 
 def wide(table: pd.DataFrame, by: str) -> pd.DataFrame:

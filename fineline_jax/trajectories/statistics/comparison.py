@@ -10,12 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from fineline_jax.facts.metrics import metric_of
-from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic, shots_of
+from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic, groups, shots_of
+from fineline_jax.trajectories.statistics.inference import LEVEL, student
 
-LEVEL = 0.05
 EDGE = 3
 """Checkpoints of the window "first"; "last" has five, as published work averages them."""
 LATE = 5
@@ -30,14 +29,14 @@ def compare(table: pd.DataFrame, run: str, reference: str, *, tasks: Sequence[st
     positive difference is always in favour of `run`.
     """
     rows = []
-    for metric, pairs in paired(table, run, reference).groupby("metric", sort=False, observed=True):
+    for metric, pairs in groups(paired(table, run, reference), "metric"):
         if tasks is not None:
             pairs = pairs[pairs["task"].isin(tasks)]
         grid = np.sort(pairs["tokens"].unique())
         windows = {"first": grid[:EDGE], "all": grid, "last": grid[-LATE:]}
         for window, at in windows.items():
             inside = pairs[pairs["tokens"].isin(at)]
-            row = {"run": run, "reference": reference, "metric": metric, "window": window, "checkpoints": len(at)}
+            row = {"run": run, "reference": reference, "window": window, "checkpoints": len(at)} | metric
             rows.append(row | one_sample(inside.groupby("task", observed=True)["difference"].mean().to_numpy()))
     return COMPARISON.frame(rows)
 
@@ -81,9 +80,7 @@ def one_sample(of_tasks: np.ndarray) -> dict:
     if stderr == 0:
         same = "the runs are equal on every task" if mean == 0 else "every task differs by the same"
         return row | {"verdict": DECLINED, "reason": same}
-    t = mean / stderr
-    half = float(stats.t.ppf(1 - LEVEL / 2, count - 1)) * stderr
-    row |= {"t": t, "p": float(2 * stats.t.sf(abs(t), count - 1)), "low": mean - half, "high": mean + half}
+    row |= {"t": mean / stderr} | student(mean, stderr, count - 1)
     verdict = UNRESOLVED if row["p"] > LEVEL else BETTER if mean > 0 else WORSE
     return row | {"verdict": verdict, "reason": ""}
 
@@ -93,33 +90,22 @@ COMPARISON = Statistic(
     "Is one run better than another at equal tokens?",
     against_first,
     (
-        Column("run", "", "the run"),
-        Column("reference", "", "what it is compared with"),
-        Column("metric", "", "the metric"),
+        *Column.texts(run="the run", reference="what it is compared with", metric="the metric"),
         Column("window", "", "first: the first three shared checkpoints; all; last: the last five"),
         Column("checkpoints", "1", "shared checkpoints in the window"),
         Column("tasks", "1", "tasks that both were scored on: the replicates"),
-        Column(
-            "difference",
-            "score",
-            "mean over tasks, positive in favour of the run",
-            "with fewer than two tasks",
-            interval=("low", "high"),
-        ),
+        Column("difference", "score", "mean over tasks, above 0 for the run", "with one task", ("low", "high")),
         Column("stderr", "score", "its standard error over tasks", "as difference"),
         Column("t", "1", "difference / stderr", "where the tasks do not vary"),
         Column("p", "1", "two-sided, Student's t with tasks - 1 degrees of freedom", "as t"),
-        Column("low", "score", "lower end of the 95 % interval", "as t"),
-        Column("high", "score", "upper end of the 95 % interval", "as t"),
-        Column("verdict", "", "better, worse, no difference resolved, declined"),
+        *Column.ends("score", "as t"),
+        *Column.texts(verdict="better, worse, no difference resolved, declined"),
         Column("reason", "", "why it is declined", "where it is not"),
     ),
     "Student 1908; tasks as replicates: Miller 2024, arXiv 2411.00640",
-    definition="Difference of a run from the first one with as many shots, averaged over a window of "
-    "checkpoints that both "
-    "have, then over tasks; its standard error is over tasks.",
-    caveat="Two seeds of one recipe also differ. Many pairs are tested at 5 % each: of twenty equal pairs "
-    "one is called.",
+    definition="Difference of a run from the first one with as many shots, averaged over a window of checkpoints that "
+    "both have, then over tasks; its standard error is over tasks.",
+    caveat="Two seeds of one recipe also differ. Many pairs are tested at 5 %: of twenty equal pairs one is called.",
     chart=Chart("difference", panel="metric", reference=0.0),
     count="tasks",
 )

@@ -10,6 +10,7 @@ Losses are fitted by Huber's loss (delta 1e-3) of the residual of logarithms, fr
 gradient; the second step by least squares over the checkpoints of all runs behind their first tenth.
 """
 
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ class Sigmoid:
     base: float
 
     def __call__(self, loss: np.ndarray) -> np.ndarray:
-        return _sigmoid(loss, self.height, self.slope, self.middle, self.base)
+        return self.height / (1 + np.exp(-np.clip(self.slope * (loss - self.middle), -500, 500))) + self.base
 
 
 def fit_power_law(x: np.ndarray, y: np.ndarray, *, with_floor: bool = True) -> PowerLaw:
@@ -74,11 +75,9 @@ def fit_power_law(x: np.ndarray, y: np.ndarray, *, with_floor: bool = True) -> P
         parts = np.exp(np.clip(scales - exponents * log_x, -300.0, 300.0))  # [n, terms]; a line search looks far away
         value = parts.sum(axis=1) + floor
         residual = np.log(value) - log_y
-        small = np.abs(residual) <= DELTA
-        loss = np.where(small, 0.5 * residual**2, DELTA * (np.abs(residual) - 0.5 * DELTA))
-        slope = np.where(small, residual, DELTA * np.sign(residual)) / value
+        slope = np.clip(residual, -DELTA, DELTA) / value
         gradient = [*(slope @ parts), *(slope @ (-log_x * parts)), slope.sum() if with_floor else 0.0]
-        return SCALE * float(loss.mean()), SCALE * np.asarray(gradient) / len(y)
+        return SCALE * float(_huber(residual).mean()), SCALE * np.asarray(gradient) / len(y)
 
     bounds = [(None, None)] * terms + [(0.0, 5.0)] * terms + [(0.0, float(y.min()) if with_floor else 0.0)]
     shares, slopes = np.log(y.mean()) + np.log([0.02, 0.1, 0.3, 0.9]), (0.05, 0.15, 0.3, 0.6)
@@ -86,14 +85,12 @@ def fit_power_law(x: np.ndarray, y: np.ndarray, *, with_floor: bool = True) -> P
     grid = [
         np.array([a] * terms + [b] * terms + [c * y.min()]) for a, b, c in itertools.product(shares, slopes, floors)
     ]
-    best = None
-    for start in sorted(grid, key=lambda start: objective(start)[0])[:STARTS]:
-        end = optimize.minimize(
-            objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 1000, "ftol": 1e-12}
-        )
-        if best is None or end.fun < best.fun:
-            best = end
-    assert best is not None
+    to_end = functools.partial(
+        optimize.minimize, objective, jac=True, method="L-BFGS-B", bounds=bounds,
+        options={"maxiter": 1000, "ftol": 1e-12},
+    )  # fmt: skip
+    starts = sorted(grid, key=lambda start: objective(start)[0])[:STARTS]
+    best = min(map(to_end, starts), key=lambda end: end.fun)
     scales, exponents = best.x[:terms], best.x[terms : 2 * terms]
     in_units = scales + exponents * np.log(middle)
     return PowerLaw(tuple(in_units.tolist()), tuple(exponents.tolist()), float(best.x[2 * terms]), best.fun / SCALE)
@@ -110,9 +107,11 @@ def _line_of_logarithms(log_x: np.ndarray, log_y: np.ndarray) -> PowerLaw:
         weights = np.minimum(1.0, DELTA / np.maximum(np.abs(residual), 1e-12))
         if abs(slope - before) <= 1e-12 * abs(slope):
             break
-    distance = np.abs(residual)
-    loss = np.where(distance <= DELTA, 0.5 * residual**2, DELTA * (distance - 0.5 * DELTA))
-    return PowerLaw((centre_y - slope * centre_x,), (-slope,), 0.0, float(loss.mean()))
+    return PowerLaw((centre_y - slope * centre_x,), (-slope,), 0.0, float(_huber(residual).mean()))
+
+
+def _huber(residual: np.ndarray) -> np.ndarray:
+    return np.where(np.abs(residual) <= DELTA, 0.5 * residual**2, DELTA * (np.abs(residual) - 0.5 * DELTA))
 
 
 def fit_sigmoid(loss: np.ndarray, score: np.ndarray) -> Sigmoid:
@@ -121,25 +120,24 @@ def fit_sigmoid(loss: np.ndarray, score: np.ndarray) -> Sigmoid:
     Raises ValueError where none can be fitted.
     """
     x, y = np.append(loss, 0.0), np.append(score, max(score.max(), 1.0))
-    best = None
+    found = []
     for middle, slope in itertools.product((np.median(loss), loss.min()), (1.0, 3.0, 10.0)):
         start = [score.min() - 1.0, slope, middle, 1.0]
         try:
-            found, _ = optimize.curve_fit(
-                _sigmoid, x, y, start, bounds=([-1.0, 0.0, -np.inf, 0.0], [0.0, np.inf, np.inf, 1.0]), maxfev=20_000
+            of, _ = optimize.curve_fit(
+                lambda x, *of: Sigmoid(*of)(x),
+                x,
+                y,
+                start,
+                bounds=([-1.0, 0.0, -np.inf, 0.0], [0.0, np.inf, np.inf, 1.0]),
+                maxfev=20_000,
             )
         except RuntimeError:
             continue
-        error = float(((_sigmoid(x, *found) - y) ** 2).mean())
-        if best is None or error < best[0]:
-            best = error, found
-    if best is None:
+        found.append(Sigmoid(*(float(value) for value in of)))
+    if not found:
         raise ValueError("no sigmoid fits the scores")
-    return Sigmoid(*(float(value) for value in best[1]))
-
-
-def _sigmoid(loss: np.ndarray, height: float, slope: float, middle: float, base: float) -> np.ndarray:
-    return height / (1 + np.exp(-np.clip(slope * (loss - middle), -500, 500))) + base
+    return min(found, key=lambda sigmoid: float(((sigmoid(x) - y) ** 2).mean()))
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,14 @@ import functools
 import itertools
 import math
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
 
-from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic, wide
+from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic, groups, wide
+from fineline_jax.trajectories.statistics.inference import LEVEL
 
-LEVEL = 0.05
 DRAWS = 4999
 """Random exchanges where there are more different ones than that."""
 FEWEST_DIFFERENCES = 8
@@ -30,23 +31,20 @@ YES, NO, DECLINED = "yes", "no", "declined"
 
 def verdicts(table: pd.DataFrame, *, level: float = LEVEL, seed: int = 0) -> pd.DataFrame:
     """Of each (series, metric): do differences correlate more inside domains than across? See `VERDICTS`."""
-    rows = []
-    for (series, metric), part in table.groupby(["series", "metric"], sort=False, observed=True):
-        row = {"series": series, "metric": metric}
-        rows.append(row | _verdict(*_matrix(part), level=level, seed=seed))
-    return VERDICTS.frame(rows)
+    curves = groups(table, "series", "metric")
+    return VERDICTS.frame(key | _verdict(*_matrix(part), level=level, seed=seed) for key, part in curves)
 
 
 def effects(table: pd.DataFrame) -> pd.DataFrame:
     """Of each (series, metric, task): errors of predictions of its second half. See `EFFECTS`."""
     rows = []
-    for (series, metric), part in table.groupby(["series", "metric"], sort=False, observed=True):
+    for key, part in groups(table, "series", "metric"):
         tokens, tasks, domains, values = _matrix(part)
         if len(tokens) < 4 or len(tasks) < 2:
             continue
         errors = holdout_errors(values, domains, tokens)
         for index, task in enumerate(tasks):
-            row = {"series": series, "metric": metric, "task": task, "domain": domains[index]}
+            row = key | {"task": task, "domain": domains[index]}
             rows.append(row | {name: float(error[index]) for name, error in errors.items()})
     return EFFECTS.frame(rows)
 
@@ -89,38 +87,29 @@ def exchanges(domains: np.ndarray, seed: int = 0, draws: int = DRAWS) -> tuple[n
     same = math.prod(math.factorial(count) for count in Counter(sizes.tolist()).values())
     count = math.factorial(len(labels)) // math.prod(math.factorial(int(size)) for size in sizes) // same
     if count <= draws:
-        others = _divisions(len(labels), sorted(sizes.tolist(), reverse=True))
-        rows = [row for row in others if _canonical(row) != _canonical(labels)]
-        return np.stack([labels, *rows]), 1 / count
+        members = [tuple(np.flatnonzero(labels == label).tolist()) for label in range(len(sizes))]
+        others = _divisions(tuple(range(len(labels))), sizes.tolist())
+        divisions = [members, *(one for one in others if set(one) != set(members))]
+        return np.array([_labels(one) for one in divisions]), 1 / count
     rng = np.random.default_rng(seed)
     return np.stack([labels, *(rng.permutation(labels) for _ in range(draws))]), 1 / count
 
 
-def _divisions(tasks: int, sizes: list[int]) -> list[np.ndarray]:
-    """Every division of range(tasks) into groups of these sizes (descending), once, as labels."""
-    found: list[np.ndarray] = []
-
-    def fill(labels: np.ndarray, group: int, least: int) -> None:
-        if group == len(sizes):
-            found.append(labels.copy())
-            return
-        free = np.flatnonzero(labels < 0)
-        for chosen in itertools.combinations(free.tolist(), sizes[group]):
-            # Groups of one size in the order of their first members.
-            if group and sizes[group] == sizes[group - 1] and chosen[0] < least:
-                continue
-            labels[list(chosen)] = group
-            fill(labels, group + 1, chosen[0])
-            labels[list(chosen)] = -1
-
-    fill(np.full(tasks, -1), 0, 0)
-    return found
+def _divisions(tasks: tuple[int, ...], sizes: list[int]) -> Iterator[list[tuple[int, ...]]]:
+    """Every division of the tasks into groups of these sizes, once."""
+    if not tasks:
+        yield []
+    for size in set(sizes):
+        for others in itertools.combinations(tasks[1:], size - 1):  # the group of the first task
+            group, rest = (tasks[0], *others), sizes.copy()
+            rest.remove(size)
+            for groups_left in _divisions(tuple(task for task in tasks if task not in group), rest):
+                yield [group, *groups_left]
 
 
-def _canonical(labels: np.ndarray) -> list[int]:
-    """Labels renumbered by first appearance, so that equal divisions are equal lists."""
-    order = list(dict.fromkeys(labels.tolist()))
-    return [order.index(label) for label in labels.tolist()]
+def _labels(division: list[tuple[int, ...]]) -> list[int]:
+    """The number of each task's group."""
+    return [number for _, number in sorted((task, number) for number, group in enumerate(division) for task in group)]
 
 
 def exchange_test(correlations: np.ndarray, domains: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
@@ -132,7 +121,7 @@ def exchange_test(correlations: np.ndarray, domains: np.ndarray, seed: int = 0) 
     total = np.zeros(len(labels))  # over ordered pairs of one domain: members @ apart @ members
     for domain in range(len(sizes)):
         members = (labels == domain).astype(float)
-        total += ((members @ apart) * members).sum(axis=1)
+        total += np.einsum("ij,ij->i", members @ apart, members)
     gaps = total / inside - (apart.sum() - total) / (pairs - inside)
     return float(gaps[0]), float((gaps >= gaps[0] - 1e-12).mean()), smallest
 
@@ -187,7 +176,7 @@ def _matrix(part: pd.DataFrame) -> tuple[np.ndarray, list[str], np.ndarray, np.n
     return curves.index.to_numpy(float), tasks, domain[tasks].to_numpy(str), curves.to_numpy(float)
 
 
-_KEY = (Column("series", "", "the series"), Column("metric", "", "the metric"))
+_KEY = Column.texts(series="the series", metric="the metric")
 
 VERDICTS = Statistic(
     "task_prediction",
@@ -200,12 +189,7 @@ VERDICTS = Statistic(
         Column("domains", "1", "domains of those tasks"),
         Column("inside", "1", "mean correlation of first differences inside domains", "with fewer than 9 checkpoints"),
         Column("inside_without_jumps", "1", "the same without the two largest jumps of all curves", "as inside"),
-        Column(
-            "gap",
-            "1",
-            "mean correlation of first differences inside domains minus that across",
-            "where the verdict is declined for want of checkpoints or domains",
-        ),
+        Column("gap", "1", "inside minus the same across domains", "with too few checkpoints or domains"),
         Column("gap_of_levels", "1", "the same of the scores themselves: large for any curves that grow", "as gap"),
         Column("p", "1", "share of exchanges of the domain labels with at least this gap", "as gap"),
         Column("smallest_p", "1", "the least p that these numbers of tasks allow", "as gap"),
@@ -213,12 +197,10 @@ VERDICTS = Statistic(
         Column("reason", "", "why it is declined", "where it is not"),
     ),
     "exchange of labels: Good 2005, Permutation, Parametric and Bootstrap Tests of Hypotheses, ch. 3",
-    definition="Mean correlation of first differences between checkpoints of two tasks of one domain, "
-    "minus that of two "
-    "tasks of different domains; p is the share of exchanges of the domain labels with at least this gap.",
-    caveat="Scores that grow correlate whatever their domains are, so the gap of levels is no evidence. A "
-    "yes says that "
-    "tasks of a domain move together from checkpoint to checkpoint, not that one causes the other.",
+    definition="Mean correlation of first differences between checkpoints of two tasks of one domain, minus that of "
+    "two tasks of different domains; p is the share of exchanges of the domain labels with at least this gap.",
+    caveat="Scores that grow correlate whatever their domains are, so the gap of levels is no evidence. A yes says "
+    "that tasks of a domain move together from checkpoint to checkpoint, not that one causes the other.",
     chart=Chart("gap", panel="metric", reference=0.0),
     count="tasks",
 )
@@ -229,17 +211,15 @@ EFFECTS = Statistic(
     effects,
     (
         *_KEY,
-        Column("task", "", "the task whose second half is predicted"),
-        Column("domain", "", "its domain"),
+        *Column.texts(task="the task whose second half is predicted", domain="its domain"),
         Column("in_domain", "score", "mean absolute error with the other tasks of its domain", "where it has none"),
         Column("out_of_domain", "score", "with the tasks of all other domains", "where there are none"),
         Column("log_tokens", "score", "with the trend in log tokens of its first half"),
         Column("last", "score", "with the last value of its first half"),
     ),
     "arXiv 2404.01204, Task Dynamic Prediction; the definition is ours",
-    definition="Mean absolute error on the second half of a curve, predicted from its first half by a "
-    "line on the mean of "
-    "the other tasks of its domain, on that of other domains, on log tokens, or by its last value.",
+    definition="Mean absolute error on the second half of a curve, predicted from its first half by a line on the mean "
+    "of the other tasks of its domain, on that of other domains, on log tokens, or by its last value.",
     caveat="An error without an interval: the verdict is in the section on tasks that move together.",
     chart=Chart("in_domain", panel="metric"),
 )

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from fineline_jax.facts.metrics import metric_of
+from fineline_jax.trajectories.curves.split import Points, split
 from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic, shots_of, size_of
+from fineline_jax.trajectories.statistics.inference import interval
 from fineline_jax.trajectories.statistics.laws import FORMS, Run, predict
 
 TOLERANCE = 0.02
@@ -60,8 +61,7 @@ def forecast(runs: Sequence[Run], held: Sequence[Run], forms: Sequence[str] = FO
     if len(left_out) == len(sizes):
         count = len(sizes)
         stderr = float(np.sqrt((count - 1) / count * ((np.array(left_out) - np.mean(left_out)) ** 2).sum()))
-        half = float(stats.t.ppf(0.975, count - 1)) * stderr
-        row |= {"low": predicted - half, "high": predicted + half}
+        row["low"], row["high"] = interval(predicted, stderr, count - 1)
     return row | {"verdict": KEPT, "reason": ""}
 
 
@@ -79,8 +79,8 @@ def scaling(table: pd.DataFrame) -> pd.DataFrame:
     Sizes are those that the names of the series state, operations are 6 x parameters x tokens. Only the direct form is
     tried, which takes a twentieth of a second; `forecast` tries all, through a loss, in several seconds per task.
     """
-    names = table["series"].unique()
-    sizes, shots = {name: size_of(str(name)) for name in names}, {name: shots_of(str(name)) for name in names}
+    series = table["series"].unique()
+    sizes, shots = {name: size_of(str(name)) for name in series}, {name: shots_of(str(name)) for name in series}
     table = table.assign(size=table["series"].map(sizes), shots=table["series"].map(shots))
     share = {metric: metric_of(str(metric)).chance == "task" for metric in table["metric"].unique()}
     several = table["shots"].nunique() > 1
@@ -88,33 +88,34 @@ def scaling(table: pd.DataFrame) -> pd.DataFrame:
     if len({size for size in sizes.values() if np.isfinite(size)}) < FEWEST_SIZES:
         return SCALING.frame(rows)
     wanted = table[table["metric"].map(share).astype(bool) & table["size"].notna() & (table["tokens"] > 0)]
-    for (metric, task, shot), part in wanted.groupby(["metric", "task", "shots"], sort=False, observed=True):
-        runs = [_run(curve) for _, curve in part.groupby("series", sort=False, observed=True)]
+    curves: dict[tuple[str, ...], dict[str, Points]] = {}
+    for (metric, task, shot, name), curve in split(wanted, ("metric", "task", "shots", "series")):
+        curves.setdefault((metric, task, shot), {})[name] = curve
+    for (metric, task, shot), of_series in curves.items():
+        runs = [_run(curve, sizes[name]) for name, curve in of_series.items()]
+        row: dict = {"metric": metric, "task": task}
         largest = max(run.parameters for run in runs)
         small, held = [r for r in runs if r.parameters < largest], [r for r in runs if r.parameters == largest]
-        row = {"metric": metric, "task": task, "shots": shot if several else "", "runs": len(small)}
-        row |= {"sizes": len({run.parameters for run in small}), "held_out": largest}
-        rows.append(row | _decide(part[part["size"] < largest], small, held))
+        row |= {"shots": shot if several else "", "runs": len(small), "held_out": largest}
+        row |= {"sizes": len({run.parameters for run in small})}
+        rows.append(row | _decide([c for name, c in of_series.items() if sizes[name] < largest], small, held))
     return SCALING.frame(rows)
 
 
-def _decide(part: pd.DataFrame, small: list[Run], held: list[Run]) -> dict:
+def _decide(curves: list[Points], small: list[Run], held: list[Run]) -> dict:
     if not small:
         return {"verdict": DECLINED, "reason": f"fewer than {FEWEST_SIZES} sizes"}
     ends = np.array([run.end[4] for run in small])
-    chance, error = part["chance"].max(), part["stderr"].max()
-    if not (ends > 0).all() or ends.max() <= np.nan_to_num(chance) + CLEAR * np.nan_to_num(error):
+    chance = np.nan_to_num([curve.chance for curve in curves]).max()
+    error = np.nan_to_num(np.concatenate([curve.stderr for curve in curves])).max()
+    if not (ends > 0).all() or ends.max() <= chance + CLEAR * error:
         return {"verdict": DECLINED, "reason": "the smaller runs are at chance"}
     return forecast(small, held, ("direct",))
 
 
-def _run(curve: pd.DataFrame) -> Run:
-    curve = curve.sort_values("tokens").drop_duplicates("tokens", keep="last")
-    tokens, size = curve["tokens"].to_numpy(float), float(curve["size"].iloc[0])
-    averaged = max(1, min(5, len(tokens) // 4))
-    return Run(
-        f"{size:g}", size, 6 * size, tokens, np.full(len(tokens), np.nan), curve["value"].to_numpy(float), averaged
-    )
+def _run(curve: Points, size: float) -> Run:
+    averaged = max(1, min(5, len(curve.tokens) // 4))
+    return Run(f"{size:g}", size, 6 * size, curve.tokens, np.full(len(curve.tokens), np.nan), curve.value, averaged)
 
 
 SCALING = Statistic(
@@ -122,19 +123,15 @@ SCALING = Statistic(
     "Do the smaller runs predict the largest one's scores?",
     scaling,
     (
-        Column("metric", "", "the metric"),
-        Column("task", "", "the task"),
+        *Column.texts(metric="the metric", task="the task"),
         Column("shots", "", "of the series compared", "where all series have as many"),
         Column("runs", "1", "smaller runs"),
         Column("sizes", "1", "their sizes"),
         Column("held_out", "parameters", "size of the model that is predicted"),
         Column("form", "", "the form that a back-test on the next smaller size chose", "where declined"),
         Column("backtest", "score", "its error there", "where declined"),
-        Column(
-            "predicted", "score", "score predicted for the held-out size", "where declined", interval=("low", "high")
-        ),
-        Column("low", "score", "lower end of the 95 % interval, a jackknife over sizes", "unless kept"),
-        Column("high", "score", "upper end of the 95 % interval", "unless kept"),
+        Column("predicted", "score", "score predicted for that size", "where declined", ("low", "high")),
+        *Column.ends("score", "unless kept", "a jackknife over sizes"),
         Column("measured", "score", "what it scored, mean of the last checkpoints", "where declined"),
         Column("error", "score", "distance of prediction and score", "where declined"),
         Column("best_small", "score", "best score of the smaller runs", "where declined"),
@@ -145,9 +142,8 @@ SCALING = Statistic(
     "OLMo ladder, arXiv 2412.04403 (two steps); arXiv 2512.08894 (direct)",
     definition="A power law of −log score in operations, fitted on all sizes but the largest, predicts that one; it is "
     "refused where it missed the next smaller size, predicted from those below, by more than 2 points.",
-    caveat="A small error is worth nothing where the best small run is as near. Operations are 6 times "
-    "the parameters that "
-    "the name states times tokens.",
+    caveat="A small error is worth nothing where the best small run is as near. Operations are 6 times the parameters "
+    "that the name states times tokens.",
     chart=Chart("predicted", panel="metric"),
     count="runs",
 )

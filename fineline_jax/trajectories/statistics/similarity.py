@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic, shots_of, wide
+from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic, groups, shots_of, wide
 
 FEWEST = 5
 
@@ -22,17 +22,18 @@ def similarity(table: pd.DataFrame, series: list[str] | None = None) -> pd.DataF
     shots = {name: shots_of(str(name)) for name in chosen["series"].unique()}
     chosen = chosen.assign(shots=chosen["series"].map(shots))
     rows = []
-    for (metric, task, _), part in chosen.groupby(["metric", "task", "shots"], sort=False, observed=True):
+    for row, part in groups(chosen, "metric", "task", "shots"):
         curves = wide(part, by="series")
-        of = "" if len(set(shots.values())) == 1 else part["shots"].iloc[0]
-        row = {"metric": metric, "task": task, "shots": of, "series": curves.shape[1], "checkpoints": len(curves)}
+        row |= {"series": curves.shape[1], "checkpoints": len(curves)}
+        if len(set(shots.values())) == 1:
+            row["shots"] = ""
         if curves.shape[1] < 2 or len(curves) < FEWEST:
             rows.append(row | {"reason": f"fewer than two series, or than {FEWEST} checkpoints that all have"})
             continue
         values = curves.to_numpy(float)
-        levels, changes = pair_correlations(values), pair_correlations(np.diff(values, axis=0))
-        row |= {"levels": float(np.nanmean(levels)) if np.isfinite(levels).any() else np.nan}
-        row |= {"differences": float(np.nanmean(changes)) if np.isfinite(changes).any() else np.nan}
+        for name, compared in (("levels", values), ("differences", np.diff(values, axis=0))):
+            pairs = pair_correlations(compared)
+            row[name] = float(np.nanmean(pairs)) if np.isfinite(pairs).any() else np.nan
         constant = int((np.ptp(values, axis=0) == 0).sum())
         rows.append(row | {"reason": f"{constant} curves do not change and are left out" if constant else ""})
     return SIMILARITY.frame(rows)
@@ -52,8 +53,7 @@ SIMILARITY = Statistic(
     "Are a task's dynamics the same at every size?",
     similarity,
     (
-        Column("metric", "", "the metric"),
-        Column("task", "", "the task"),
+        *Column.texts(metric="the metric", task="the task"),
         Column("shots", "", "of the series compared", "where all series have as many"),
         Column("series", "1", "series compared"),
         Column("checkpoints", "1", "tokens at which every series was scored"),
@@ -62,12 +62,10 @@ SIMILARITY = Statistic(
         Column("reason", "", "what was left out, or why there is no value", "where all counts"),
     ),
     "Spearman 1904; arXiv 2404.01204, dynamics across sizes; definition: shared tokens, mean over pairs",
-    definition="Rank correlation of the same task in two series at the tokens where all were scored, as "
-    "often shot; mean "
-    "over pairs of series.",
-    caveat="Levels rise together in any two runs that learn; the correlation of differences says whether "
-    "they also move "
-    "together from checkpoint to checkpoint.",
+    definition="Rank correlation of the same task in two series at the tokens where all were scored, as often shot; "
+    "mean over pairs of series.",
+    caveat="Levels rise together in any two runs that learn; the correlation of differences says whether they also "
+    "move together from checkpoint to checkpoint.",
     chart=Chart("levels", panel="metric"),
     count="checkpoints",
 )

@@ -11,13 +11,12 @@ from fineline_jax.errors import UserError
 from fineline_jax.trajectories.ablation.arms import (
     arms_of,
     end_values,
-    false_discovery,
-    holm,
     run_variance,
     seeds_to_resolve,
     stopped_early,
     with_runs,
 )
+from fineline_jax.trajectories.statistics.inference import false_discovery, holm
 
 
 def curve(series: str, tokens, values, **more) -> pd.DataFrame:

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from fineline_jax.trajectories.runs.agreement import dip, dips, fixed_score_times, kendall_interval, order_agreement
+from fineline_jax.trajectories.runs.agreement import dip, dips, fixed_score_times, order_agreement
+from fineline_jax.trajectories.statistics.inference import kendall_interval
 
 TOKENS = 2.0 ** np.arange(1, 21)
 

@@ -1,11 +1,13 @@
 """How many checkpoints of a published series have to be scored until the others can be read off the line between.
 
-    python benchmarks/coarse_to_fine.py SHARED_DATA
+    python benchmarks/coarse_to_fine.py SHARED_DATA [SCORES …]
 
 Replays `scoring.series.order` on OLMo-2 7B (186 checkpoints, 40 columns) and on Pythia (27 checkpoints, 8 tasks, all
-models), as if each value were scored when it is asked for.
+models), as if each value were scored when it is asked for; and on folders of scores, with the errors of their documents
+paired, as `fineline score --until resolved` has them, and as if they were independent.
 """
 
+import dataclasses
 import math
 import sys
 from pathlib import Path
@@ -14,7 +16,11 @@ import numpy as np
 import pandas as pd
 
 from fineline_jax.checkpoints.series import Checkpoint
+from fineline_jax.scoring import score_files
+from fineline_jax.scoring.estimates import Value
+from fineline_jax.scoring.requests import pack
 from fineline_jax.scoring.series import order
+from fineline_jax.scoring.series.choice import first_metrics
 from fineline_jax.text_table import text_table
 
 DOCUMENTS = {
@@ -36,12 +42,40 @@ def replay(tokens: np.ndarray, values: np.ndarray, errors: np.ndarray) -> tuple[
     tokens: [checkpoints]; values, errors: [checkpoints, tasks].
     """
     series = [Checkpoint("s", str(seen), None, int(seen), Path(), "hf") for seen in tokens]
-    positions = order.axis(series)
-    tasks = [{str(task): pair for task, pair in enumerate(zip(*row, strict=True))} for row in zip(values, errors)]
+    tasks = [
+        {str(task): Value(*pair, 0) for task, pair in enumerate(zip(*row, strict=True))} for row in zip(values, errors)
+    ]
+    return replayed(order.axis(series), tasks, values, errors)
+
+
+def replayed(
+    positions: np.ndarray, tasks: list[order.TaskValues], values: np.ndarray, errors: np.ndarray
+) -> tuple[float, float]:
     scored = order.replay(positions, tasks.__getitem__)
-    others = sorted(set(range(len(series))) - set(scored))
+    others = sorted(set(range(len(tasks))) - set(scored))
     line = np.array([np.interp(positions[others], positions[scored], column[scored]) for column in values.T]).T
-    return len(scored) / len(series), float((np.abs(line - values[others]) > 2 * errors[others]).mean())
+    return len(scored) / len(tasks), float((np.abs(line - values[others]) > 2 * errors[others]).mean())
+
+
+def own(folder: Path, paired: bool) -> tuple[float, float, int]:
+    """Means over the series of a folder of scores, and how many checkpoints they have."""
+    made, series = pack.load(folder / "pack"), dict[str, list[score_files.Scores]]()
+    for file in score_files.usable_files(folder)[0]:
+        one = score_files.read_for(file, made)
+        series.setdefault(one.header.series, []).append(one)
+    results = []
+    for scores in series.values():
+        scores.sort(key=lambda one: one.header.tokens or 0)
+        heads = [one.header for one in scores]
+        positions = order.axis([Checkpoint("s", h.checkpoint, h.step, h.tokens, Path(), "hf") for h in heads])
+        tasks = [first_metrics(made, one) for one in scores]
+        names = sorted(set.intersection(*map(set, tasks)))
+        values, errors = (np.array([[getattr(one[n], k) for n in names] for one in tasks]) for k in ("value", "stderr"))
+        if not paired:
+            tasks = [{n: dataclasses.replace(v, deviations=None) for n, v in one.items()} for one in tasks]
+        results.append(replayed(positions, tasks, values, errors))
+    scored, off = np.mean(results, axis=0)
+    return float(scored), float(off), sum(map(len, series.values()))
 
 
 def olmo2(data: Path) -> tuple[float, float]:
@@ -77,7 +111,13 @@ def main() -> None:
     rows = [["series", "scored", "others beyond two standard errors"], ["OLMo-2 7B", f"{scored:.1%}", f"{off:.1%}"]]
     scored, off, models = pythia(data)
     assert not math.isnan(scored)
-    print(text_table([*rows, [f"Pythia, mean of {models}", f"{scored:.1%}", f"{off:.1%}"]]))
+    rows.append([f"Pythia, mean of {models}", f"{scored:.1%}", f"{off:.1%}"])
+    for folder in map(Path, sys.argv[2:]):
+        for paired in (True, False):
+            scored, off, count = own(folder, paired)
+            name = f"{folder} ({count} checkpoints, {'paired' if paired else 'independent'})"
+            rows.append([name, f"{scored:.1%}", f"{off:.1%}"])
+    print(text_table(rows))
 
 
 if __name__ == "__main__":

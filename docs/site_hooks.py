@@ -38,7 +38,7 @@ ROOT_PAGES = {
 }
 COMMANDS = (
     "demo", "data prepare text", "data prepare amber", "data prepare world", "pretrain", "tasks prepare", "tasks plan",
-    "score", "analyze", "ablate", "series", "export", "import", "export-scores", "traces", "lm-eval",
+    "score", "show", "analyze", "ablate", "series", "export", "import", "export-scores", "traces", "lm-eval",
 )  # fmt: skip
 HELP_WIDTH = "88"  # columns
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)(#[^)\s]*)?\)")

@@ -27,6 +27,7 @@ def analyze_scores(
     runs: Sequence[Path] = (),
     title: str,
     compared: "Results" = (),
+    arms: "pandas.DataFrame | None" = None,
     reading: ReadOptions = ReadOptions(),
     figure_style: str = "screen",
     group: str | None = None,
@@ -35,8 +36,8 @@ def analyze_scores(
 ) -> Path:
     """Write the report of score folders, result trees of other tools and tables; returns report.html.
 
-    runs: run folders whose loss is drawn beside. compared: statistics of a sweep's arms, which come first. reading:
-    what the inputs do not say themselves. figure_style: see `report.style.figure_style`. group: facets of the runs'
+    runs: run folders whose loss is drawn beside. compared: statistics of a sweep's arms, which come first; arms: its
+    columns series, arm, seed. reading: what the inputs do not say themselves. figure_style: see `report.style.figure_style`. group: facets of the runs'
     recipes, as `runs.facets.parse_group` reads them; runs alike in all but the seed are replicates. pick: documents
     that item response picks per task, 0: none. events: name -> tokens, of all series, beside those of the runs.
     A scored checkpoint whose tokens stay unknown is no point of a curve: it is left out, with a warning.
@@ -46,6 +47,7 @@ def analyze_scores(
 
     from fineline_jax.scoring import score_files
     from fineline_jax.scoring.requests import pack as packs
+    from fineline_jax.trajectories.ablation.arms import with_runs
     from fineline_jax.trajectories.report.html_page import write_report
     from fineline_jax.trajectories.report.style import figure_style as style_of
     from fineline_jax.trajectories.runs.events import EVENT_CHANGES
@@ -85,6 +87,7 @@ def analyze_scores(
     names = _series_names(runs)
     losses = _losses(runs, names) if runs else None
     table, of_arms = _with_recipes(join(parts, reading), dict(zip(names, runs)), group)
+    table = table if arms is None else with_runs(table, arms)
     more = _item_response(answers, pick) if pick else []
     if left_out:
         more.append((NOT_SCORED, NOT_SCORED.compute(left_out)))

@@ -16,6 +16,9 @@ class Value:
     """NaN if there is none."""
     n: int
     """Documents."""
+    deviations: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
+    """float [documents]: what each contributes to `value` beyond it, whose mean is 0, of a ratio of sums by
+    linearisation; None: not asked for, or not known."""
 
 
 Metrics = dict[str, Value]
@@ -33,6 +36,15 @@ def mean_and_stderr(items: Iterable[float]) -> Value:
         return Value(float(mean), math.nan, 1)
     deviation = math.sqrt(sum([(x - mean) ** 2 for x in numbers]) / (n - 1))
     return Value(float(mean), deviation / math.sqrt(n), n)
+
+
+def change(before: Value, after: Value) -> Value:
+    """after - before, with the standard error of the documents' differences where both have the same documents: what
+    makes a question easy or hard is the same at both. Else as of independent values."""
+    a, b = before.deviations, after.deviations
+    if a is None or b is None or len(a) != len(b) or len(a) < 2:
+        return Value(after.value - before.value, math.hypot(before.stderr, after.stderr), min(before.n, after.n))
+    return Value(after.value - before.value, float((b - a).std(ddof=1)) / math.sqrt(len(a)), after.n)
 
 
 def ratio_and_stderr(values: np.ndarray, weights: np.ndarray) -> Value:

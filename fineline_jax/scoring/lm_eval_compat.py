@@ -108,12 +108,16 @@ def generation_prefix(task: Any, doc: Mapping[str, Any]) -> str | None:
     return task._resolve_field(doc, task.config.gen_prefix) if LATER else task.doc_to_prefix(doc)
 
 
-def request_arguments(task: Any, doc: Mapping[str, Any], doc_id: int, context: Any) -> list[tuple[Any, ...]]:
-    """(context, continuation), or (text,) of a whole text, of each request of a document."""
+def request_arguments(
+    task: Any, doc: Mapping[str, Any], doc_id: int, context: Any, *, chat: bool = False
+) -> list[tuple[Any, ...]]:
+    """(context, continuation), or (text,) of a whole text, of each request of a document; chat: the context ends with
+    the head of a turn."""
+    options = {"apply_chat_template": True} if chat else {}
     if not LATER:
-        built = task.construct_requests(doc=doc, ctx=context, metadata=(task.config.task, doc_id, 1))
+        built = task.construct_requests(doc=doc, ctx=context, metadata=(task.config.task, doc_id, 1), **options)
     else:
-        built = task.construct_requests(doc=doc, ctx=context, doc_id=doc_id) or []
+        built = task.construct_requests(doc=doc, ctx=context, doc_id=doc_id, **options) or []
     instances = built if isinstance(built, list) else [built]
     if LATER and task.OUTPUT_TYPE == "loglikelihood_rolling":  # an empty context and the text
         return [one.args[1:] for one in instances]

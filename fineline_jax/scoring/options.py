@@ -13,6 +13,7 @@ from fineline_jax.tokenizers.open import Bos
 
 Dtype = Literal["float32", "bfloat16"]
 Until = Literal["all", "resolved"]
+Turns = Literal["single-turn", "multi-turn"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,23 +26,46 @@ class PackOptions:
         bos: BOS before each context: as the tokenizer does by default (auto), always, or never; default: auto, and in
             `fineline score` what is registered for a series.
         max_context: Longest row in tokens, instead of the model's context (lm-eval's max_length).
-        limit: Only the first documents of each task.
+        limit: Only the first documents of each task; below 1, this share of them.
         mode: How requests are encoded and compared, instead of the suite's own mode; see docs/suites.md.
+        include_path: Folder of task files of your own (lm-eval's YAML), which a suite then names; !function in one runs
+            the Python file beside it.
+        shots: Solved examples in the prompt of every task, except those whose definition fixes them to none.
+        fewshot_seed: Of the draws of solved examples; default: lm-eval's, 1234.
+        pick: Table of columns task and document (.csv, .parquet), such as the picked ones of item response: only these
+            documents; tasks that it does not name are asked whole.
+        chat_template: Word prompts by the tokenizer's chat template: solved examples in one turn, or in turns of their
+            own.
+        system_instruction: Put before each prompt.
     """
 
     benchmarks: Path | None = None
     tfds: Path | None = None
     bos: Bos | None = None
     max_context: int | None = None
-    limit: int | None = None
+    limit: int | float | None = None
     mode: ModeName | None = None
+    include_path: Path | None = None
+    shots: int | None = None
+    fewshot_seed: int | None = None
+    pick: Path | None = None
+    chat_template: Turns | None = None
+    system_instruction: str | None = None
 
     def check(self) -> None:
         """Raise UserError for a value that is not one of its option, or two options that exclude each other."""
         if self.bos is not None and self.bos not in get_args(Bos):
             raise UserError(f"--bos {self.bos!r} must be auto, always or never")
         check_at_least_1(self.max_context, "--max-context")
-        check_at_least_1(self.limit, "--limit")
+        if not isinstance(self.limit, float) or not 0 < self.limit < 1:
+            whole = isinstance(self.limit, float) and self.limit.is_integer()
+            check_at_least_1(int(self.limit) if whole else self.limit, "--limit", ", or a share below 1")  # pyright: ignore
+        for name in ("shots", "fewshot_seed"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+                raise UserError(f"--{name.replace('_', '-')} {value} must be a whole number from 0 on")
+        if self.chat_template is not None and self.chat_template not in get_args(Turns):
+            raise UserError(f"--chat-template {self.chat_template} must be {' or '.join(get_args(Turns))}")
         if self.mode is not None:
             check_mode(self.mode, "--mode")
         if self.benchmarks is not None and self.tfds is not None:

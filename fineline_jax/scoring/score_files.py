@@ -1,6 +1,6 @@
 """The store of scores: the pack that was scored, and one Parquet file per checkpoint.
 
-    SCORES/pack/                          the request pack
+    SCORES/pack/                          the request pack; earlier.parquet: where it asks what packs before it did
     SCORES/<series>/<checkpoint>.parquet  request, loglikelihood (float64), is_greedy
     SCORES/log.jsonl                      what each checkpoint took, for people
 
@@ -9,6 +9,7 @@ A file is there complete or not at all.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -24,13 +25,16 @@ import pyarrow.parquet as pq
 from fineline_jax.atomic_files import atomic_file, atomic_folder, sealed, unsealed
 from fineline_jax.checkpoints.load import weights_hash
 from fineline_jax.checkpoints.series import Series
-from fineline_jax.errors import UserError
+from fineline_jax.errors import UserError, reading
 from fineline_jax.folder_lock import writing
+from fineline_jax.scoring.job_shard import WHOLE, JobShard
 from fineline_jax.scoring.requests import pack as packs
 from fineline_jax.scoring.requests.pack import Pack
 
 FORMAT = 3
 _KEY = b"fineline"
+_EARLIER_FILE = "earlier.parquet"
+_EARLIER = pa.schema([("pack", pa.string()), ("rows", pa.list_(pa.int32()))])
 _SCHEMA = pa.schema([("request", pa.int32()), ("loglikelihood", pa.float64()), ("is_greedy", pa.bool_())])
 
 
@@ -105,6 +109,26 @@ def write(folder: Path, scores: Scores) -> Path:
 
 def _digest(columns: Sequence[np.ndarray]) -> str:
     return hashlib.sha256(b"".join(column.tobytes() for column in columns)).hexdigest()
+
+
+def order_file(folder: Path, series: str, part: JobShard = WHOLE) -> Path:
+    """What a command keeps of the checkpoints of a series, or of its part of them, that have no scores."""
+    name = "order.json" if part == WHOLE else f"order-{part.index + 1}-of-{part.count}.json"
+    return path_of(folder, series, "").parent / name
+
+
+def unscored(folder: Path, series: str) -> list[dict[str, Any]]:
+    """The checkpoints of a series that are known and have no scores: checkpoint, step, tokens (None: not known), why.
+
+    Of a command that was killed, `why` is that they are not scored yet. Raises UserError for a file that is damaged.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for file in sorted(path_of(folder, series, "").parent.glob("order*.json")):
+        try:
+            found |= {row["checkpoint"]: row for row in json.loads(file.read_bytes())["not_scored"]}
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise UserError(f"{file}: damaged; remove it and run `fineline score` again") from None
+    return [row for name, row in found.items() if not path_of(folder, series, name).is_file()]
 
 
 def note(folder: Path, line: dict[str, Any]) -> None:
@@ -187,7 +211,7 @@ def usable_files(folder: Path) -> tuple[list[Path], list[str]]:
 
 
 def check_pack(folder: Path, pack: Pack) -> None:
-    """Raise UserError if `folder` holds scores of another pack, or none can be written there.
+    """Raise UserError if `folder` holds scores of requests that `pack` does not ask, or none can be written there.
 
     Writes nothing where there are no scores yet.
     """
@@ -197,13 +221,17 @@ def check_pack(folder: Path, pack: Pack) -> None:
             f"{folder}: no scores can be written there ({existing} is no writable folder); give another --out"
         )
     if (folder / "pack").exists():
-        keep_pack(folder, pack)
+        kept = packs.load(folder / "pack")
+        if kept.hash == pack.hash or not score_files(folder):
+            keep_pack(folder, pack)
+        else:
+            earlier_rows(folder, pack)
 
 
 def keep_pack(folder: Path, pack: Pack) -> None:
-    """Put the pack beside its scores, instead of one without any. Raises UserError if there are scores of another.
+    """Put the pack beside its scores, instead of one without any, or of one all of whose requests it asks too.
 
-    Several machines may do so at the same time: the first one's stays.
+    Several machines may do so at the same time: the first one's stays. Raises UserError if there are scores of others.
     """
     target = folder / "pack"
     if not target.exists():
@@ -215,20 +243,60 @@ def keep_pack(folder: Path, pack: Pack) -> None:
             if not target.exists():
                 raise
     kept = packs.load(target)
-    if kept.hash != pack.hash and not score_files(folder):  # of a run that ended before its first checkpoint
-        _replace_pack(pack, target)
+    if kept.manifest == pack.manifest:
         return
-    if kept.hash != pack.hash:
+    # Without scores it is of a run that ended before its first checkpoint; other domains or chance levels may stand
+    # beside the same requests.
+    rows = earlier_rows(folder, pack) if score_files(folder) else {}
+    with writing(target, "--out", wait=600), atomic_folder(target, replace=True) as partial:
+        packs.write_files(pack, partial)
+        if rows:
+            columns = {"pack": list(rows), "rows": list(rows.values())}
+            pq.write_table(pa.table(columns, schema=_EARLIER), partial / _EARLIER_FILE, compression="zstd")
+
+
+def earlier_rows(folder: Path, pack: Pack) -> dict[str, np.ndarray]:
+    """Hash of each pack that scores in `folder` may be of -> int [its requests]: where `pack`, which asks all of them
+    and is beside the scores or to be, asks each; without that of `pack` itself. Raises UserError as `keep_pack`."""
+    stat = (folder / "pack" / "manifest.json").stat()
+    return _earlier_rows(folder, (stat.st_ino, stat.st_mtime_ns), pack)
+
+
+@functools.lru_cache(maxsize=4)
+def _earlier_rows(folder: Path, stat: tuple[int, int], pack: Pack) -> dict[str, np.ndarray]:
+    """`earlier_rows`, of one state of the pack beside the scores."""
+    kept = packs.load(folder / "pack")
+    found, file = {}, folder / "pack" / _EARLIER_FILE
+    if file.is_file():
+        with reading(file, "remove the file and score again", "damaged"):
+            table = pq.read_table(file, schema=_EARLIER)
+            found = dict(zip(table["pack"].to_pylist(), (np.array(rows) for rows in table["rows"].to_pylist())))
+    if kept.hash == pack.hash:
+        return found
+    rows = kept.rows_in(pack)
+    if rows is None:
+        tasks = ",".join(task["task"] for task in kept.tasks)
         raise UserError(
-            f"{folder} holds scores of another request pack ({kept.manifest['suite']}); choose another --out"
+            f"{folder} holds scores of another request pack ({kept.manifest['suite']}); choose another --out, or ask"
+            f" what it holds as well, in the same way ({tasks[:200]})"
         )
-    if kept.manifest != pack.manifest:  # other domains or chance levels for the same requests
-        _replace_pack(pack, target)
+    return {name: rows[old] for name, old in found.items()} | {kept.hash: rows}
 
 
-def _replace_pack(pack: Pack, target: Path) -> None:
-    with writing(target, "--out", wait=600):  # of another machine that does the same
-        packs.save(pack, target)
+def read_for(path: Path, pack: Pack) -> Scores:
+    """The scores in a file in the order of the pack beside them; NaN where an earlier pack had no such request.
+
+    Raises UserError if they are of another pack.
+    """
+    scores = read(path)
+    if scores.header.key.pack_hash == pack.hash:
+        return scores
+    rows = earlier_rows(path.parent.parent, pack).get(scores.header.key.pack_hash)
+    if rows is None:
+        raise UserError(f"{path}: made with another request pack than the one beside it; score this checkpoint again")
+    loglikelihood, is_greedy = np.full(pack.requests.num_rows, np.nan), np.zeros(pack.requests.num_rows, bool)
+    loglikelihood[rows], is_greedy[rows] = scores.loglikelihood, scores.is_greedy
+    return Scores(scores.header, loglikelihood, is_greedy)
 
 
 def check_unique_names(series: Sequence[Series]) -> None:

@@ -37,7 +37,7 @@ from fineline_jax.scoring.modes import lm_eval as mode_of_lm_eval
 from fineline_jax.scoring.requests import pack as packs
 from fineline_jax.scoring.requests.pack import Pack
 from fineline_jax.scoring.requests.suite import Suite, TaskSpec
-from fineline_jax.scoring.requests.tasks import FEWSHOT_SEED, Group, Task, load_tasks
+from fineline_jax.scoring.requests.tasks import Group, Task, load_tasks, own_file
 from fineline_jax.scoring.score_files import Scores
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,9 @@ def definitions(pack: Pack) -> tuple[list[Task], list[Group]]:
         if not any(set(group["tasks"]) < other for other in nested):
             specs.append(TaskSpec(group["group"], shots=shots[group["tasks"][0]]))
     specs += [TaskSpec(name, shots=count) for name, count in shots.items() if name not in members]
-    tasks, groups = load_tasks(Suite(pack.manifest["suite"], tuple(specs)))
+    own = [own_file(row["config_sha256"]) for row in pack.tasks]
+    include = dict.fromkeys(file.parent for file in own if file is not None)
+    tasks, groups = load_tasks(Suite(pack.manifest["suite"], tuple(specs), include_path=tuple(include)))
     order = {name: position for position, name in enumerate(shots)}
     if {task.name for task in tasks} != set(order):
         raise UserError(
@@ -238,7 +240,7 @@ def _config(pack: Pack, stored: Scores) -> dict[str, Any]:
         "random_seed": DEFAULT_RANDOM_SEED,
         "numpy_seed": DEFAULT_OTHER_SEED,
         "torch_seed": DEFAULT_OTHER_SEED,
-        "fewshot_seed": FEWSHOT_SEED,
+        "fewshot_seed": pack.manifest["fewshot_seed"],
     }
 
 

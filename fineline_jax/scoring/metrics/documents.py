@@ -5,6 +5,7 @@ texts and gold solutions are the same in every mode.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ class Table:
 
     task: dict[str, Any]
     mode: Mode
+    requests: slice
     first: np.ndarray
     """int [documents]: the first request of each"""
     counts: np.ndarray
@@ -30,8 +32,9 @@ class Table:
     content: list[str]
 
 
+@functools.lru_cache(maxsize=2)
 def tables(pack: Pack) -> list[Table]:
-    """One per task, in the order of the pack."""
+    """One per task, in the order of the pack; made once per pack."""
     made = []
     start, mode = 0, find_mode(pack.manifest["mode"])
     for task in pack.tasks:
@@ -40,7 +43,8 @@ def tables(pack: Pack) -> list[Table]:
         content = part["content"].to_pylist() if task["own_metrics"] else []
         first, counts = part["first_request"].to_numpy(), part["requests"].to_numpy()
         words, size = part["words"].to_numpy(), part["bytes"].to_numpy()
-        made.append(Table(task, mode, first, counts, _blocks(part, first), words, size, content))
+        requests = slice(first[0], first[-1] + counts[-1]) if len(first) else slice(0)
+        made.append(Table(task, mode, requests, first, counts, _blocks(part, first), words, size, content))
     return made
 
 

@@ -16,8 +16,8 @@ Results = list[list[tuple[float, bool]]]
 """(log-likelihood, greedy) of each request of each document"""
 
 
-def aggregated(task: str, documents: list[dict[str, Any]], results: Results) -> Metrics:
-    """Metric -> value.
+def aggregated(task: dict[str, Any], documents: list[dict[str, Any]], results: Results) -> Metrics:
+    """Metric -> value. task: its entry in the pack.
 
     Standard errors where lm-eval has them: of means, accuracy over all parts of a question, perplexity.
     Raises UserError if the installed lm-eval has no such task.
@@ -27,7 +27,7 @@ def aggregated(task: str, documents: list[dict[str, Any]], results: Results) -> 
     return {metric: _aggregate(aggregation_of(config, metric), values) for metric, values in items.items()}
 
 
-def per_document(task: str, documents: list[dict[str, Any]], results: Results) -> dict[str, list[Any]]:
+def per_document(task: dict[str, Any], documents: list[dict[str, Any]], results: Results) -> dict[str, list[Any]]:
     """Metric -> what the task's `process_results` gives for each document that has it."""
     config = _config(task)
     items: dict[str, list[Any]] = {}
@@ -37,12 +37,12 @@ def per_document(task: str, documents: list[dict[str, Any]], results: Results) -
     return items
 
 
-def bootstrapped(task: str, metric: str) -> bool:
+def bootstrapped(task: dict[str, Any], metric: str) -> bool:
     """Whether lm-eval bootstraps the standard error of f1 or mcc of a task: not of a task's own kind of f1."""
     return aggregation_kind(aggregation_of(_config(task), metric)) in ("f1", "mcc")
 
 
-def of_predictions(task: str, metric: str, pairs: list[tuple[int, int]]) -> Value:
+def of_predictions(task: dict[str, Any], metric: str, pairs: list[tuple[int, int]]) -> Value:
     """f1 or mcc by the task's own aggregation of (right choice, chosen one).
 
     Where lm-eval has no standard error it is the jackknife's; documents with the same pair are left out in the same
@@ -60,7 +60,7 @@ def of_predictions(task: str, metric: str, pairs: list[tuple[int, int]]) -> Valu
             rest.remove(pair)
             without[pair] = float(aggregation(rest))
     except ValueError as error:  # scikit-learn's: f1 of two classes for more
-        raise UserError(f"task {task!r}: lm-eval's {metric} fails on its documents: {error}") from None
+        raise UserError(f"task {task['task']!r}: lm-eval's {metric} fails on its documents: {error}") from None
     if not without:
         return Value(value, math.nan, n)
     centre = sum(count * without[pair] for pair, count in counts.items()) / n
@@ -68,11 +68,12 @@ def of_predictions(task: str, metric: str, pairs: list[tuple[int, int]]) -> Valu
     return Value(value, math.sqrt((n - 1) / n * spread), n)
 
 
-def _config(task: str) -> dict[str, Any]:
-    path = definition_file(task)
-    if path is None:
+def _config(task: dict[str, Any]) -> dict[str, Any]:
+    path = definition_file(task["task"], task["config_sha256"])
+    if path is None or not path.is_file():
         raise UserError(
-            f"task {task!r} computes its own metrics, and this lm-eval has no such task; install the pack's version"
+            f"task {task['task']!r} computes its own metrics, and this lm-eval has no such task; install the pack's"
+            " version, or prepare the suite on this machine with the --include-path of the task's file"
         )
     return load_yaml(path)
 

@@ -1,9 +1,10 @@
-"""Bootstrap over documents: the same documents at all checkpoints and in all runs.
+"""What each document contributes to a metric, and a bootstrap over documents, the same at all checkpoints of all runs.
 
 A draw takes each document a random number of times, so that errors which checkpoints share, because they were asked the
 same questions, stay shared. Draws depend on the task's name and number of documents alone.
 """
 
+import dataclasses
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fineline_jax.scoring.estimates import Metrics
 from fineline_jax.scoring.metrics import documents
 from fineline_jax.scoring.metrics.documents import Table
 from fineline_jax.scoring.requests.pack import Pack
@@ -43,6 +45,37 @@ def deviations(pack: Pack, scores: Sequence[Scores], draws: int = DRAWS) -> pd.D
         for (i, task, metric), one in found.items()
     ]
     return pd.DataFrame(rows, columns=["series", "checkpoint", "task", "metric", "resampled"])
+
+
+def with_deviations(pack: Pack, scores: Scores, values: dict[str, Metrics]) -> dict[str, Metrics]:
+    """`values` of `tidy.of_tasks` of these scores, with the deviations of the documents where `deviations` has draws.
+
+    Those of a group are its tasks' one after another, weighted as the group weighs them.
+    """
+    found: dict[tuple[str, str], np.ndarray] = {}
+    for table in documents.tables(pack):
+        if table.task["own_metrics"] or len(table.first) < 2:
+            continue
+        for metric, (above, below) in _columns(table, [scores]).items():
+            if total := below.sum():
+                rate = above.sum() / total
+                slope = np.exp(rate) if metric.endswith("perplexity") else 1.0
+                found[table.task["task"], metric] = slope * (above - rate * below)[:, 0] * len(above) / total
+    for group in pack.manifest["groups"]:
+        for metric in {metric for task, metric in found if task in group["tasks"]}:
+            parts = [found.get((task, metric)) for task in group["tasks"]]
+            if all(part is not None for part in parts):
+                weights = _weights(group, metric, pack)
+                count = sum(map(len, parts))  # pyright: ignore
+                scaled = [w * count / len(part) * part for w, part in zip(weights, parts, strict=True)]  # pyright: ignore
+                found[group["group"], metric] = np.concatenate(scaled)
+    return {
+        task: {
+            metric: dataclasses.replace(value, deviations=found.get((task, metric)))
+            for metric, value in metrics.items()
+        }
+        for task, metrics in values.items()
+    }
 
 
 def drawn_documents(task: str, count: int, draws: int) -> np.ndarray:
@@ -86,13 +119,19 @@ def _deviations(metric: str, values: np.ndarray, sizes: np.ndarray, weights: np.
 
 def _of_group(group: dict[str, Any], found: dict[_Key, np.ndarray], pack: Pack, checkpoints: int) -> dict[_Key, Any]:
     """Weighted as the group weighs its tasks; nothing of a metric that not all tasks have draws of."""
-    size = {task["task"]: task["documents"] for task in pack.tasks}
     made = {}
     for metric in {key[2] for key in found if key[1] in group["tasks"]}:
-        by_size = group["weight_by_size"].get(metric, group["weight_others_by_size"])
-        weights = np.array([size[task] if by_size else 1.0 for task in group["tasks"]])
+        weights = _weights(group, metric, pack)
         for i in range(checkpoints):
             parts = [found.get((i, task, metric)) for task in group["tasks"]]
             if all(part is not None for part in parts):
-                made[i, group["group"], metric] = weights @ np.stack(parts) / weights.sum()  # pyright: ignore
+                made[i, group["group"], metric] = weights @ np.stack(parts)  # pyright: ignore
     return made
+
+
+def _weights(group: dict[str, Any], metric: str, pack: Pack) -> np.ndarray:
+    """[tasks of the group], their sum is 1."""
+    by_size = group["weight_by_size"].get(metric, group["weight_others_by_size"])
+    size = {task["task"]: task["documents"] for task in pack.tasks}
+    weights = np.array([size[task] if by_size else 1.0 for task in group["tasks"]])
+    return weights / weights.sum()

@@ -45,11 +45,16 @@ def tidy(folder: Path) -> pd.DataFrame:
     pack = packs.load(folder / "pack")
     tables = documents.tables(pack)
     headers, values, resampled = [], [], []
+    fewer = []
     for path in files:
-        result = _read(path, pack)
+        result = score_files.read_for(path, pack)
         headers.append(result.header)
+        if result.header.key.pack_hash != pack.hash:
+            fewer.append(f"{result.header.series}/{result.header.checkpoint}")
         values.append(_values(pack, tables, result.loglikelihood, result.is_greedy))
         resampled.append(_resampled(tables, result.loglikelihood))
+    if fewer:
+        log.warning("%s: asked fewer questions than the others; score them again: %s", folder, ", ".join(fewer))
     _bootstrap(values, resampled)
     rows = [row for header, one in zip(headers, values, strict=True) for row in _rows(pack, header, one)]
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
@@ -94,13 +99,6 @@ def of_documents(pack: Pack, loglikelihood: np.ndarray, is_greedy: np.ndarray) -
     return pd.concat(frames, ignore_index=True)
 
 
-def _read(path: Path, pack: Pack) -> score_files.Scores:
-    result = score_files.read(path)
-    if result.header.key.pack_hash != pack.hash:
-        raise UserError(f"{path}: made with another request pack than the one beside it; score this checkpoint again")
-    return result
-
-
 def _rows(pack: Pack, header: score_files.Header, values: dict[str, Metrics]) -> list[tuple]:
     start = (header.series, header.checkpoint, header.step, header.tokens)
     entries = {row["task"]: row for row in pack.tasks} | {row["group"]: row for row in pack.manifest["groups"]}
@@ -124,11 +122,14 @@ def _values(pack: Pack, tables: list[Table], loglikelihood: np.ndarray, is_greed
     }  # fmt: skip
     values: dict[str, Metrics] = {}
     for table in tables:
+        if np.isnan(loglikelihood[table.requests]).any():
+            continue  # asked by a later pack than that of these scores
         compute = _own if table.task["own_metrics"] else kinds[table.task["output_type"]]
         values[table.task["task"]] = compute(table, loglikelihood, is_greedy)
     listed = {task["task"]: task["lm_eval_metrics"] for task in pack.tasks}
     for group in pack.manifest["groups"]:
-        values[group["group"]] = _group(group, values, listed)
+        if all(task in values for task in group["tasks"]):
+            values[group["group"]] = _group(group, values, listed)
     return values
 
 
@@ -144,7 +145,7 @@ def _resampled(tables: list[Table], loglikelihood: np.ndarray) -> dict[tuple[str
         for metric in _pooled(table):
             from fineline_jax.scoring.metrics.process_results import bootstrapped
 
-            if bootstrapped(task, metric):
+            if bootstrapped(table.task, metric):
                 samples[task, metric] = np.array(documents.predictions(table, loglikelihood))
     return samples
 
@@ -177,7 +178,7 @@ def _multiple_choice(table: Table, loglikelihood: np.ndarray, is_greedy: np.ndar
         from fineline_jax.scoring.metrics.process_results import of_predictions
 
         pairs = documents.predictions(table, loglikelihood)
-        metrics |= {metric: of_predictions(table.task["task"], metric, pairs) for metric in pooled}
+        metrics |= {metric: of_predictions(table.task, metric, pairs) for metric in pooled}
     return metrics
 
 
@@ -205,13 +206,13 @@ def _own(table: Table, loglikelihood: np.ndarray, is_greedy: np.ndarray) -> Metr
     """The task's own code. lm-eval is imported here, since only such tasks need it."""
     from fineline_jax.scoring.metrics.process_results import aggregated
 
-    return aggregated(table.task["task"], *_own_arguments(table, loglikelihood, is_greedy))
+    return aggregated(table.task, *_own_arguments(table, loglikelihood, is_greedy))
 
 
 def _own_columns(table: Table, loglikelihood: np.ndarray, is_greedy: np.ndarray) -> documents.Columns:
     from fineline_jax.scoring.metrics.process_results import per_document
 
-    values = per_document(table.task["task"], *_own_arguments(table, loglikelihood, is_greedy))
+    values = per_document(table.task, *_own_arguments(table, loglikelihood, is_greedy))
     return {
         metric: np.array(items, float)
         for metric, items in values.items()

@@ -1,13 +1,17 @@
 """Building a request pack: lm-eval's requests, tokenised, as tables."""
 
 import contextlib
+import dataclasses
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import lm_eval
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 
 from fineline_jax.errors import UserError
@@ -20,6 +24,7 @@ from fineline_jax.scoring.requests.pack import FORMAT, SCHEMAS, Pack, content_ha
 from fineline_jax.scoring.requests.suite import open_suite
 from fineline_jax.scoring.requests.tasks import (
     FEWSHOT_SEED,
+    Chat,
     Document,
     Group,
     LoadDataset,
@@ -28,6 +33,7 @@ from fineline_jax.scoring.requests.tasks import (
     documents,
     load_tasks,
     local_folder,
+    remember_file,
     shots,
     without_bars,
 )
@@ -52,19 +58,32 @@ def build(suite: str | Path, tokenizer: Path, options: PackOptions = PackOptions
     options.check()
     bos = options.bos or "auto"
     opened = open_suite(suite)
+    if options.include_path is not None:
+        opened = dataclasses.replace(opened, include_path=(*opened.include_path, options.include_path))
     mode = find_mode(opened.mode if options.mode is None else options.mode, "--mode")
     encoder = Encoder(open_tokenizer(tokenizer, bos), bos)
-    source = _source(options)
+    source, picked, chat = _source(options), _picked(options.pick), _chat(options, encoder.tokenizer, tokenizer)
+    seed = FEWSHOT_SEED if options.fewshot_seed is None else options.fewshot_seed
     columns = {name: {field: [] for field in schema.names} for name, schema in SCHEMAS.items()}
     contexts: dict[tuple[str, int], int] = {}
     with without_bars() if source else contextlib.nullcontext():  # downloads show their own
-        tasks, groups = load_tasks(opened, source)
+        tasks, groups = load_tasks(opened, source, options.shots, seed)
         for task in tasks:
             kind, brings = task.definition.OUTPUT_TYPE, _own_metrics(task.definition)
             check_task(mode, task.name, kind, brings)
             if task.spec.metric is not None and task.spec.task == task.name:  # the tasks of a group may differ
                 check_metric(mode, task.name, kind, task.spec.metric, task.definition.aggregation(), brings)
-        rows = [_add_task(task, mode, encoder, columns, contexts, options.limit) for task in tasks]
+        if unknown := picked.keys() - {task.name for task in tasks}:
+            raise UserError(
+                f"--pick {options.pick}: task {min(unknown)!r} is not in suite {opened.name!r}; leave it out"
+            )
+        rows = []
+        for task in tasks:
+            docs = list(documents(task, options.limit, picked.get(task.name), chat))
+            if not docs:
+                raise UserError(f"task {task.name!r}: no documents are left; correct --pick, or give more documents")
+            rows.append(_add_task(task, mode, encoder, columns, contexts, docs))
+            remember_file(task)
     tables = {name: _table(name, columns[name]) for name in SCHEMAS}
     default = identity(open_tokenizer(tokenizer))
     manifest: dict[str, Any] = {
@@ -83,7 +102,7 @@ def build(suite: str | Path, tokenizer: Path, options: PackOptions = PackOptions
         "prefix_token": encoder.prefix,
         "max_context": largest_context(mode, options.max_context),
         "limit": options.limit,
-        "fewshot_seed": FEWSHOT_SEED,
+        "fewshot_seed": seed,
         "lm_eval": lm_eval.__version__,
         "counts": {name: table.num_rows for name, table in tables.items()},
     }
@@ -106,17 +125,51 @@ def _source(options: PackOptions) -> LoadDataset | None:
     return None
 
 
+def _picked(file: Path | None) -> dict[str, set[int]]:
+    """Task -> numbers of its documents that are asked. Raises UserError if `file` is no such table."""
+    if file is None:
+        return {}
+    try:
+        table = pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_csv(file)
+        if "place" in table:  # of `informative_documents`: empty where a document is not picked
+            table = table[table["place"].notna()]
+        table = table.assign(document=table["document"].astype(int))
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"--pick {file}: no table of the columns task and document ({reason})") from None
+    return {str(task): set(part["document"]) for task, part in table.groupby("task")}
+
+
+def _chat(options: PackOptions, tokenizer: Any, folder: Path) -> Chat:
+    """Raises UserError if the tokenizer has no chat template and one is asked for."""
+    if options.chat_template is None:
+        return Chat(system_instruction=options.system_instruction)
+    if not tokenizer.chat_template:
+        raise UserError(f"--chat-template: the tokenizer {folder} has none; leave it out, or give another --tokenizer")
+
+    def template(messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        apply = functools.partial(
+            tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )  # fmt: skip
+        try:
+            return apply(messages)
+        except jinja2.TemplateError:  # as lm-eval: some templates know no system role
+            return apply([message for message in messages if message["role"] != "system"])
+
+    return Chat(template, options.chat_template == "multi-turn", options.system_instruction)
+
+
 def _add_task(
     task: Task,
     mode: Mode,
     encoder: Encoder,
     columns: dict[str, dict[str, list]],
     contexts: dict[tuple[str, int], int],
-    limit: int | None,
+    docs: list[Document],
 ) -> dict[str, Any]:
     """Append the task's rows; returns its entry in the manifest."""
     rolling = task.definition.OUTPUT_TYPE == "loglikelihood_rolling"
-    docs = list(documents(task, limit))
     requests = [request for doc in docs for request in doc.requests]
     try:
         encoded = _rolling(encoder, requests) if rolling else mode.encode(encoder, requests)
@@ -124,14 +177,14 @@ def _add_task(
         raise UserError(f"task {task.name!r}: {error}") from None
     first = len(columns["requests"]["request"])
     position = 0
-    for number, doc in enumerate(docs):
+    for doc in docs:
         count = len(doc.requests)
         continuations = [encoded[position + i][1] for i in range(count)]
-        _append(columns["documents"], _document_row(task.name, mode, number, first + position, doc, continuations))
+        _append(columns["documents"], _document_row(task.name, mode, first + position, doc, continuations))
         for choice, (context, text) in enumerate(doc.requests):
             tokens = encoded[position + choice]
             row = -1 if rolling else _context_row(columns["contexts"], contexts, context, tokens[0])
-            request = (first + position + choice, task.name, number, choice, row, text, tokens[1])
+            request = (first + position + choice, task.name, doc.number, choice, row, text, tokens[1])
             _append(columns["requests"], dict(zip(SCHEMAS["requests"].names, request, strict=True)))
         position += count
     return _task_row(task, mode, docs)
@@ -151,15 +204,13 @@ def _rolling(encoder: Encoder, pairs: Sequence[tuple[str, str]]) -> list[tuple[T
     return [(empty, tokens) for tokens in encoder.texts([text for _, text in pairs])]
 
 
-def _document_row(
-    task: str, mode: Mode, number: int, first: int, doc: Document, continuations: list[Tokens]
-) -> dict[str, Any]:
+def _document_row(task: str, mode: Mode, first: int, doc: Document, continuations: list[Tokens]) -> dict[str, Any]:
     requests = doc.requests[: len(doc.choices)]
     choices = tuple(text for _, text in requests) if mode.delimiter_counts else doc.choices
     content = json.dumps(doc.doc, default=handle_non_serializable, ensure_ascii=False)
     return {
         "task": task,
-        "doc": number,
+        "doc": doc.number,
         "first_request": first,
         "requests": len(doc.requests),
         "gold": list(doc.gold),

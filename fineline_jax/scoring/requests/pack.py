@@ -112,9 +112,9 @@ class RequestTokens:
         return max((int(part.max()) for part in tokens if len(part)), default=0)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Pack:
-    """A pack in memory."""
+    """A pack in memory; two are the same if their hashes are."""
 
     manifest: dict[str, Any]
     contexts: pa.Table
@@ -150,6 +150,30 @@ class Pack:
         """The task of each request; its indices are those of `request_tokens`."""
         tasks = self.requests["task"].combine_chunks()
         return tasks if isinstance(tasks, pa.DictionaryArray) else tasks.dictionary_encode()
+
+    @functools.cached_property
+    def request_keys(self) -> list[bytes]:
+        """Per request a digest of its task, document and choice, and of what is read and scored: the same in every pack
+        that asks it, and in a pack no other's."""
+        heads = [hashlib.blake2b(self.context_tokens[row].tobytes()).digest() for row in range(len(self.contexts))]
+        heads.append(b"")  # row -1: texts that are scored as a whole
+        names = [name.encode() for name in self.request_tasks.dictionary.to_pylist()]
+        places = np.stack([self.requests["doc"].to_numpy(), self.requests["choice"].to_numpy()], axis=1)
+        keys = []
+        for row, (task, context) in enumerate(zip(self.request_tokens.task, self.request_context, strict=True)):
+            asked = (names[task], heads[context], places[row].tobytes(), self.continuation_tokens[row].tobytes())
+            keys.append(hashlib.blake2b(b"\0".join(asked), digest_size=16).digest())
+        return keys
+
+    def rows_in(self, other: "Pack") -> np.ndarray | None:
+        """int [requests]: where `other` asks each request of this pack in the same way; None: not all of them."""
+        kept = ("mode", "max_context", "prefix_token", "bos")
+        same = all(self.manifest[name] == other.manifest[name] for name in kept)
+        if not same or self.manifest["tokenizer"]["tokenizer_hash"] != other.manifest["tokenizer"]["tokenizer_hash"]:
+            return None
+        place = {key: row for row, key in enumerate(other.request_keys)}
+        rows = [place.get(key, -1) for key in self.request_keys]
+        return None if -1 in rows else np.array(rows, np.int32)
 
     @functools.cached_property
     def request_tokens(self) -> RequestTokens:

@@ -15,6 +15,9 @@ from fineline_jax.facts.tasks import chance_of, task_of
 from fineline_jax.scoring.modes.names import DEFAULT_MODE, check_mode
 
 _PATTERN = "suites/{}.yaml"
+_YAML = (".yaml", ".yml")
+LANGUAGE_MODELLING = "language modelling"
+"""Domain of texts that are scored as a whole."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +30,7 @@ class TaskSpec:
     __pydantic_config__ = pydantic.ConfigDict(extra="forbid")
 
     task: pydantic.StrictStr
-    """Name in lm-eval or of one of this package's own tasks."""
+    """Name in lm-eval or of one of this package's own tasks; in a suite also a task file or a folder of texts."""
     domain: pydantic.StrictStr = ""
     """The ability this task counts towards."""
     shots: Annotated[int, pydantic.Field(strict=True, ge=0)] | None = None
@@ -54,6 +57,10 @@ class Suite:
     tasks: tuple[TaskSpec, ...]
     mode: str = DEFAULT_MODE
     """How its requests are encoded and compared (`modes.names`)."""
+    include_path: tuple[Path, ...] = ()
+    """Folders of task files of one's own; their names come before lm-eval's."""
+    texts: tuple[Path, ...] = ()
+    """Folders of texts by domain; each is a group of tasks that is called as the folder (`requests.texts`)."""
 
     def __post_init__(self) -> None:
         check_mode(self.mode, f"suite {self.name!r}")
@@ -67,13 +74,15 @@ class Suite:
 
 
 def open_suite(text: str | Path) -> Suite:
-    """The suite in a YAML file, of that name (the shipped ones, then ./configs/suites), or of those task names.
+    """The suite in a YAML file, of that name (the shipped ones, then ./configs/suites), or of those tasks.
 
-    Task names are separated by commas and may carry their shots: `piqa,arc_challenge@25`. What a task's
-    entry says is taken from the first shipped suite that lists it. Raises UserError for a file that does not parse.
+    Tasks are separated by commas and may carry their shots: `piqa,arc_challenge@25`. A task is a name, a task file of
+    lm-eval (`my_task.yaml`), whose folder is included, or a folder of texts by domain, with a slash (`corpora/`). What
+    a task's entry says is taken from the first shipped suite that lists it. Raises UserError for a file that does not
+    parse.
     """
     text = str(text)
-    if text.endswith((".yaml", ".yml")):
+    if text.endswith(_YAML) and ("," not in text or Path(text).is_file()) and not _defined_in(Path(text)):
         return read_suite(Path(text))
     if text in config_names(_PATTERN):
         return read_suite(find_config(text, _PATTERN, "suite"))
@@ -86,7 +95,46 @@ def open_suite(text: str | Path) -> Suite:
     for suite in shipped_suites():
         if suite.mode == DEFAULT_MODE:  # the metrics of other modes have other names
             known = {spec.task: spec for spec in suite.tasks} | known
-    return Suite(text if len(names) == 1 else "custom", tuple(_from_name(name, known) for name in names))
+    found = Suite("custom", tuple(_from_name(name, known) for name in names))
+    found = _with_places(found, Path())
+    one = found.tasks[0].task + text[text.find("@") :] * ("@" in text)
+    return dataclasses.replace(found, name=one if len(names) == 1 else "custom")
+
+
+def _with_places(suite: Suite, base: Path) -> Suite:
+    """The suite with its task files and folders of texts, relative to `base`, as names and where to find them."""
+    specs, include, texts = [], list(suite.include_path), []
+    for spec in suite.tasks:
+        path = base / spec.task
+        if spec.task.endswith(_YAML):
+            if not (name := _defined_in(path)):
+                raise UserError(f"{path}: defines no task of lm-eval; give a file with the key `task` or `group`")
+            include.append(path.parent)
+            spec = dataclasses.replace(TaskSpec(name), **_given(spec))
+        elif "/" in spec.task:
+            texts.append(path)
+            spec = dataclasses.replace(TaskSpec(path.resolve().name, LANGUAGE_MODELLING), **_given(spec))
+        specs.append(spec)
+    return dataclasses.replace(
+        suite, tasks=tuple(specs), include_path=tuple(dict.fromkeys(include)), texts=tuple(texts)
+    )
+
+
+def _given(spec: TaskSpec) -> dict[str, Any]:
+    """What an entry says of its task beside the name."""
+    plain = TaskSpec("")
+    return {key: value for key, value in vars(spec).items() if key != "task" and value != getattr(plain, key)}
+
+
+def _defined_in(path: Path) -> str:
+    """The task or group that a task file of lm-eval defines; "" where it is none, such as a suite. Nothing is run."""
+    try:
+        root = yaml.compose(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return ""
+    keys = {key.value: value.value for key, value in root.value} if isinstance(root, yaml.MappingNode) else {}
+    name = "" if "tasks" in keys else keys.get("group", keys.get("task", ""))
+    return name if isinstance(name, str) else ""
 
 
 def read_suite(path: Path) -> Suite:
@@ -103,8 +151,10 @@ def read_suite(path: Path) -> Suite:
         file = _SuiteFile.model_validate(value)
     except pydantic.ValidationError as error:
         raise UserError(f"{path}: {_reason(value, error.errors()[0])}") from None
+    include = () if file.include_path is None else (path.parent / file.include_path,)
     try:
-        return Suite(path.stem if file.name is None else file.name, file.tasks, file.mode)
+        suite = Suite(path.stem if file.name is None else file.name, file.tasks, file.mode, include)
+        return _with_places(suite, path.parent)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
@@ -133,6 +183,7 @@ class _SuiteFile(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid")
     name: Annotated[str, pydantic.BeforeValidator(str)] | None = None
     mode: Annotated[str, pydantic.BeforeValidator(str)] = DEFAULT_MODE
+    include_path: Annotated[str, pydantic.BeforeValidator(str)] | None = None
     tasks: tuple[Annotated[TaskSpec, pydantic.BeforeValidator(_entry)], ...]
 
 

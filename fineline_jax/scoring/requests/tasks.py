@@ -10,8 +10,9 @@ import difflib
 import functools
 import hashlib
 import json
+import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from fineline_jax.scoring import lm_eval_compat
 from fineline_jax.scoring.lm_eval_compat import Entry, Kind, TaskIndex, TaskManager
 from fineline_jax.scoring.requests import gold_solutions
 from fineline_jax.scoring.requests.suite import Suite, TaskSpec
+from fineline_jax.scoring.requests.texts import text_entries
 from fineline_jax.world.catalogue import TASKS_FOLDER
 
 FEWSHOT_SEED = 1234
@@ -44,6 +46,8 @@ class Task:
     """Of the suite's entry it came from, which may be a group."""
     definition: Any
     """lm-eval's task object."""
+    own_file: Path | None = None
+    """That defines it, where it is neither lm-eval's nor this package's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,17 +80,39 @@ class Document:
     """Weight of word_perplexity, 0 unless loglikelihood_rolling."""
     bytes: int
     """Weight of byte_perplexity, 0 unless loglikelihood_rolling."""
+    number: int = 0
+    """Of the document in its task."""
 
 
-def load_tasks(suite: Suite, source: LoadDataset | None = None) -> tuple[list[Task], list[Group]]:
+@dataclasses.dataclass(frozen=True)
+class Chat:
+    """How prompts are worded for a chat model, as lm-eval does it."""
+
+    template: Callable[..., str] | None = None
+    """Messages, as {role, content}, -> text; None: prompts are plain text."""
+    multiturn: bool = False
+    """Solved examples are turns of their own."""
+    system_instruction: str | None = None
+
+
+def load_tasks(
+    suite: Suite, source: LoadDataset | None = None, shots: int | None = None, seed: int = FEWSHOT_SEED
+) -> tuple[list[Task], list[Group]]:
     """The leaf tasks of `suite` in order, and the groups among its entries.
 
-    `source` replaces `datasets.load_dataset` (see `local_folder`); None: the hub. Raises UserError for an unknown
-    task, fixed shots, or missing documents.
+    `source` replaces `datasets.load_dataset` (see `local_folder`); None: the hub. shots: of all tasks, except those
+    that are fixed to none; None: those of the suite. seed: of the draws of solved examples. Raises UserError for an
+    unknown task, fixed shots, or missing documents.
     """
-    manager = TaskManager(include_defaults=False, include_path=str(TASKS_FOLDER))
+    for folder in suite.include_path:
+        if not folder.is_dir():
+            raise UserError(f"--include-path {folder}: no such folder; give one of lm-eval's task files")
+    with lm_eval_compat.without_warnings():
+        manager = TaskManager(include_defaults=False, include_path=[str(TASKS_FOLDER), *map(str, suite.include_path)])
     index = lm_eval_compat.task_index(manager)
-    if any(spec.task not in index for spec in suite.tasks):
+    for folder in suite.texts:
+        index.update(text_entries(folder))
+    if suite.include_path or any(spec.task not in index for spec in suite.tasks):
         own = dict(index)
         index.update(_lm_eval_index())
         index.update(own)
@@ -97,55 +123,92 @@ def load_tasks(suite: Suite, source: LoadDataset | None = None) -> tuple[list[Ta
             close = difflib.get_close_matches(spec.task, index, n=3)
             hint = f"; did you mean {', '.join(close)}?" if close else "; see `fineline lm-eval ls tasks`"
             raise UserError(f"suite {suite.name!r}: no task or group is called {spec.task!r}{hint}")
-        loaded = _load_one(manager, spec, source)
+        loaded = _load_one(manager, spec, source, shots, seed)
         for name, definition in loaded["tasks"].items():
             if name in tasks:
                 raise UserError(
                     f"suite {suite.name!r}: task {name!r} is in {tasks[name].spec.task!r} and {spec.task!r}"
                 )
-            tasks[name] = Task(name, spec, definition)
+            file = index[name].yaml_path if name in index else None
+            own_file = file if file and any(file.is_relative_to(folder) for folder in suite.include_path) else None
+            tasks[name] = Task(name, spec, definition, own_file)
         for name, group in loaded.get("groups", {}).items():
             groups[name] = _group(name, group, spec)
     return list(tasks.values()), list(groups.values())
 
 
-def definition_file(task: str) -> Path | None:
-    """The YAML file that defines a leaf task; None if there is none."""
+def definition_file(name: str, config_sha256: str = "") -> Path | None:
+    """The YAML file that defines a leaf task, with this hash in a pack; None if there is none."""
+    if (file := own_file(config_sha256)) is not None:
+        return file
     own = TaskIndex.build([TASKS_FOLDER])
-    entry = own.get(task) or _lm_eval_index().get(task)
+    entry = own.get(name) or _lm_eval_index().get(name)
     return entry.yaml_path if entry else None
 
 
-def documents(task: Task, limit: int | None = None) -> Iterator[Document]:
-    """The documents of `task` in order, at most `limit`; the same loop as lm-eval's `Task.build_all_requests` at
-    world size 1. Drawing few-shot examples has state: load the tasks anew for a second pass."""
+def own_file(config_sha256: str) -> Path | None:
+    """The file of a task of one's own, if this user has built a pack with it on this machine.
+
+    A pack does not name it: a task file is a program, and the pack may be a stranger's.
+    """
+    if not re.fullmatch("[0-9a-f]{64}", config_sha256):
+        return None
+    try:
+        return Path(_memory(config_sha256).read_text(encoding="utf-8"))
+    except OSError:
+        return None
+
+
+def remember_file(task: Task) -> None:
+    """Note where a task of one's own is defined, for its metrics and for `fineline export-scores`."""
+    if task.own_file is not None:
+        with contextlib.suppress(OSError):  # a read-only home: they say what is missing
+            file = _memory(config_hash(task))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(file, str(task.own_file.absolute()))
+
+
+def _memory(config_sha256: str) -> Path:
+    return default_downloads() / "own_tasks" / config_sha256
+
+
+def documents(
+    task: Task, limit: float | None = None, picked: Collection[int] | None = None, chat: Chat = Chat()
+) -> Iterator[Document]:
+    """The documents of `task` in order, at most `limit` (below 1: that share); the same loop as lm-eval's
+    `Task.build_all_requests` at world size 1. picked: numbers of those that are kept, with the prompts that all would
+    have. Drawing few-shot examples has state: load the tasks anew for a second pass."""
     _remember_shots(task.definition)
     _check_pool(task)
+    if limit is not None:  # as lm-eval's `get_sample_size`
+        limit = math.ceil(len(task.definition.eval_docs) * limit) if limit < 1 else int(limit)
     for doc_id, doc in task.definition.doc_iterator(rank=0, limit=limit, world_size=1):
         with _task_errors(task.name, task.definition.config, f"document {doc_id} of"):
-            document = _document(task, doc_id, doc)
-        yield document
+            document = _document(task, doc_id, doc, chat)
+        if picked is None or doc_id in picked:
+            yield dataclasses.replace(document, number=doc_id)
 
 
-def _document(task: Task, doc_id: int, doc: dict[str, Any]) -> Document:
+def _document(task: Task, doc_id: int, doc: dict[str, Any], chat: Chat) -> Document:
     definition = task.definition
     output_type = definition.OUTPUT_TYPE
     prefix = lm_eval_compat.generation_prefix(definition, doc)
     context = definition.fewshot_context(
         doc,
         num_fewshot=definition.config.num_fewshot or 0,
-        system_instruction=None,
-        apply_chat_template=False,
-        fewshot_as_multiturn=False,
-        chat_template=None,
+        system_instruction=chat.system_instruction,
+        apply_chat_template=chat.template is not None,
+        fewshot_as_multiturn=chat.multiturn,
+        chat_template=chat.template,
         gen_prefix=prefix,
     )
     target = str(definition.doc_to_target(doc))
     if output_type == "generate_until":
         solutions = gold_solutions.continuations(task.name, definition, doc, prefix)
-        requests = tuple((context, text) for text, _ in solutions)
+        after_turn = chat.template is not None and not prefix  # no delimiter, as between a turn and a choice
+        requests = tuple((context, solution if after_turn else text) for text, solution in solutions)
         return Document(doc, requests, (0,), tuple(solution for _, solution in solutions), target, 0, 0)
-    arguments = lm_eval_compat.request_arguments(definition, doc, doc_id, context)
+    arguments = lm_eval_compat.request_arguments(definition, doc, doc_id, context, chat=chat.template is not None)
     if any(len(one) != (1 if output_type == "loglikelihood_rolling" else 2) for one in arguments):
         raise UserError(f"task {task.name!r} asks about images or sound, which a language model cannot score; drop it")
     requests = tuple(("", one[0]) if len(one) == 1 else (one[0], str(one[1])) for one in arguments)
@@ -230,18 +293,18 @@ def _read_split(file: str) -> datasets.Dataset:
     return datasets.Dataset(pyarrow.parquet.read_table(file), fingerprint=hashlib.sha256(file.encode()).hexdigest())
 
 
-def _load_one(manager: TaskManager, spec: TaskSpec, source: LoadDataset | None) -> Any:
+def _load_one(manager: TaskManager, spec: TaskSpec, source: LoadDataset | None, shots: int | None, seed: int) -> Any:
     """As `lm_eval.simple_evaluate` loads: construct, then set shots and seed."""
     with lm_eval_compat.without_warnings(), gold_solutions.without_checkers(), _task_errors(spec.task):
         loaded = lm_eval_compat.load(manager, spec.task, source)
     for name, definition in loaded["tasks"].items():
         if definition.OUTPUT_TYPE not in SCOREABLE:
             raise UserError(f"task {name!r} is of output_type {definition.OUTPUT_TYPE}, which is not scored; drop it")
-        fixed = definition.get_config("num_fewshot")
-        if fixed == 0 and spec.shots:
+        fixed, wanted = definition.get_config("num_fewshot"), spec.shots if shots is None else shots
+        if fixed == 0 and wanted and shots is None:
             raise UserError(f"task {name!r} is fixed to 0 shots by its definition; set shots: 0 for it")
-        definition.set_config(key="num_fewshot", value=spec.shots if spec.shots is not None else fixed or 0)
-        definition.set_fewshot_seed(seed=FEWSHOT_SEED)
+        definition.set_config(key="num_fewshot", value=fixed or 0 if wanted is None or fixed == 0 else wanted)
+        definition.set_fewshot_seed(seed=seed)
     return loaded
 
 
@@ -260,6 +323,8 @@ def _task_errors(task: str, config: Any = None, subject: str = "its") -> Iterato
         remedy = "give documents with the columns of the hub's copy, by --benchmarks or a connection to the hub"
         if isinstance(error, ImportError):
             remedy = "install what it needs, or drop the task"
+        if type(error) is FileNotFoundError:  # the hub's are of a kind of their own
+            remedy = "correct its data_files, which are read from the working directory"
         raise UserError(
             f"task {task!r}: lm-eval cannot use {subject} data set{data_set} ({reason}); {remedy}"
         ) from error

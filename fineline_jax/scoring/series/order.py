@@ -11,6 +11,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import numpy as np
 
 from fineline_jax.checkpoints.series import Checkpoint
+from fineline_jax.scoring import estimates
+from fineline_jax.scoring.estimates import Value
 
 START = 5
 """Checkpoints that are scored before any gap is judged."""
@@ -20,8 +22,8 @@ MEAN_SQUARED_CHANGE = 2.0
 """A gap is divided as long as the tasks' differences between its ends, each divided by its standard error, have at
 least this mean square; 1 is what errors alone give. Chosen on OLMo-2 7B and Pythia: benchmarks/coarse_to_fine.py."""
 
-TaskValues = Mapping[str, tuple[float, float]]
-"""Task -> (value, standard error) of one checkpoint."""
+TaskValues = Mapping[str, Value]
+"""Task -> the metric that it reports first, of one checkpoint."""
 
 
 def axis(checkpoints: Sequence[Checkpoint]) -> np.ndarray:
@@ -63,13 +65,17 @@ def _middle(positions: np.ndarray, a: int, b: int, among: Sequence[int]) -> int:
 
 
 def change(before: TaskValues, after: TaskValues) -> float:
-    """Mean over tasks of (difference / its standard error)^2; infinite where no task has a standard error."""
+    """Mean over tasks of (difference / its standard error)^2; infinite where no task has a standard error.
+
+    The errors are those of the documents' differences where they are known (`estimates.change`).
+    """
     squares = []
     for task in before.keys() & after.keys():
-        (a, a_error), (b, b_error) = before[task], after[task]
-        variance = a_error**2 + b_error**2
-        if math.isfinite(a - b) and variance > 0:
-            squares.append((a - b) ** 2 / variance)
+        changed = estimates.change(before[task], after[task])
+        if math.isfinite(changed.value) and changed.stderr > 0:
+            squares.append((changed.value / changed.stderr) ** 2)
+        elif changed.value == 0 and after[task].deviations is not None:  # every document answered alike
+            squares.append(0.0)
     return math.fsum(squares) / len(squares) if squares else math.inf
 
 

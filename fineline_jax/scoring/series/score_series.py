@@ -20,6 +20,7 @@ from fineline_jax.models.config import ModelConfig
 from fineline_jax.multihost import broadcast_from_process_0, check_on_process_0, device_errors, writing_as_one
 from fineline_jax.scoring import score_files
 from fineline_jax.scoring.engine.dispatch import Scorer
+from fineline_jax.scoring.engine.plan_table import chosen_requests
 from fineline_jax.scoring.engine.rows import truncated
 from fineline_jax.scoring.engine.scorer import ENGINE_VERSION, make_scorer, pick_engine
 from fineline_jax.scoring.options import ScoreOptions
@@ -79,20 +80,33 @@ class SeriesScorer:
         return files
 
     @functools.cached_property
-    def scorer_of(self) -> Callable[[ModelConfig], Scorer]:
-        """The scorer for models of a config. The last one is kept, so a series of one config makes it once."""
-        return functools.lru_cache(maxsize=1)(self._make_scorer)
+    def scorer_of(self) -> Callable[..., Scorer]:
+        """The scorer for models of a config, of the requests that an earlier pack of this hash had not ("": of all).
 
-    def _make_scorer(self, config: ModelConfig) -> Scorer:
+        The last two are kept, so a series of one config makes each once."""
+        return functools.lru_cache(maxsize=2)(self._make_scorer)
+
+    def _make_scorer(self, config: ModelConfig, earlier: str = "") -> Scorer:
         options, context = self.options, model_context(self.pack, config)
         return make_scorer(
-            self.pack.request_tokens,
+            chosen_requests(self.pack.request_tokens, self.new_rows(earlier)) if earlier else self.pack.request_tokens,
             config,
             self.mesh,
             options.dtype,
             context=context,
             batch_tokens=options.batch_tokens,
         )
+
+    @functools.cached_property
+    def new_rows(self) -> Callable[[str], np.ndarray]:
+        """int [requests]: those that the earlier pack of this hash had not."""
+
+        def rows(earlier: str) -> np.ndarray:
+            known = score_files.earlier_rows(self.out, self.pack)[earlier].tolist() if _is_first() else None
+            known = broadcast_from_process_0(known)
+            return np.setdiff1d(np.arange(len(self.pack.request_tokens)), known)
+
+        return functools.cache(rows)
 
     @functools.cached_property
     def keep_pack(self) -> Callable[[], None]:
@@ -148,7 +162,7 @@ def _score_all(job: SeriesScorer, series: Series) -> tuple[list[Failed], list[Ch
     requests = len(job.pack.request_tokens)
     failed: list[Failed] = []
     clock = Clock()
-    choice = Choice(series, finished, job.pack, job.out, job.options.until)
+    choice = Choice(series, finished, job.pack, job.out, job.options.until, job.options.shard())
     with _bar(f"score {series.name}", len(series.checkpoints) * requests, done=len(finished) * requests) as advance:
         is_new = functools.partial(_is_new, job, series)
         check = functools.partial(check_tokenizer, job.pack)
@@ -167,7 +181,7 @@ def _score_all(job: SeriesScorer, series: Series) -> tuple[list[Failed], list[Ch
                 advance(requests, note)
             else:
                 _score_one(job, series, opened, opened.model, clock, advance, note)
-            choice.add(opened.checkpoint, scored=isinstance(opened, Opened))
+            choice.add(opened.checkpoint, failed=opened.reason if isinstance(opened, Failed) else "")
         left_out = choice.left_out()
         advance(len(left_out) * requests, "")
     if _is_first() and clock.score:
@@ -228,9 +242,18 @@ def _score_one(
     zeros = zero_tensors(params, job.mesh)
     if zeros and _is_first():
         log.warning("%s: tensors of nothing but zeros: %s; see its weights", name, ", ".join(zeros))
+    known = _scored_before(job, series, opened, context) if _is_first() else None
+    earlier = broadcast_from_process_0("" if known is None else known.header.key.pack_hash)
     clock.start()
-    loglikelihood, is_greedy = job.scorer_of(config)(params, advance)
+    begun = time.time()
+    rows = job.new_rows(earlier) if earlier else np.arange(len(job.pack.request_tokens))
+    advance(len(job.pack.request_tokens) - len(rows))
+    found = job.scorer_of(config, earlier)(params, advance) if len(rows) else (np.zeros(0), np.zeros(0, bool))
     seconds = clock.stop()
+    loglikelihood, is_greedy = found
+    if known is not None:
+        loglikelihood, is_greedy = known.loglikelihood, known.is_greedy
+        loglikelihood[rows], is_greedy[rows] = found
     if wrong := int((~np.isfinite(loglikelihood)).sum()):
         log.warning("%s: %d log-likelihoods are no numbers; see its weights", name, wrong)
     if not _is_first():
@@ -239,8 +262,21 @@ def _score_one(
     header = make_header(series, opened.checkpoint, config, job.pack, key, opened.stat_signature)
     job.keep_pack()  # with the first scores and not before: a command that fails leaves no folder
     score_files.write(job.out, score_files.Scores(header, loglikelihood, is_greedy))
-    line = {"series": series.name, "checkpoint": opened.checkpoint.name, "requests": len(loglikelihood)}
-    score_files.note(job.out, line | seconds)
+    line = {"series": series.name, "checkpoint": opened.checkpoint.name, "requests": len(rows)}
+    score_files.note(job.out, line | seconds | {"opened": opened.times, "scored": (begun, time.time())})
+
+
+def _scored_before(job: SeriesScorer, series: Series, opened: Opened, context: int) -> score_files.Scores | None:
+    """What an earlier pack has asked of these weights, in the order of this one; None: nothing that counts."""
+    header = score_files.header_of(job.out, series.name, opened.checkpoint.name)
+    if header is None or header.not_finite or header.context != context:
+        return None
+    earlier = header.key.pack_hash
+    if dataclasses.replace(header.key, pack_hash=job.pack.hash) != job.key(opened.weights_hash):
+        return None
+    if earlier not in score_files.earlier_rows(job.out, job.pack):
+        return None
+    return score_files.read_for(score_files.path_of(job.out, series.name, opened.checkpoint.name), job.pack)
 
 
 def _renew_header(job: SeriesScorer, series: Series, opened: Opened) -> None:

@@ -393,7 +393,7 @@ def test_the_jackknife_of_a_mean_is_its_standard_error(monkeypatch):
         process_results, "aggregation_of", lambda *_: lambda pairs: float(np.mean([a == b for a, b in pairs]))
     )
     pairs = [(0, 0)] * 7 + [(0, 1)] * 3 + [(1, 1)] * 2 + [(1, 0)]
-    found = process_results.of_predictions("t", "f1", pairs)
+    found = process_results.of_predictions({"task": "t", "config_sha256": "0"}, "f1", pairs)
     hits = np.array([a == b for a, b in pairs], float)
     assert found.stderr == pytest.approx(hits.std(ddof=1) / math.sqrt(len(hits)), rel=1e-12)
 

@@ -1,5 +1,6 @@
 """`fineline score` from the command line to the numbers in its files; every option changes what it says it changes."""
 
+import contextlib
 import re
 import shutil
 from pathlib import Path
@@ -284,7 +285,13 @@ def test_processes_meet_only_where_they_are_asked_to_and_share_the_parts_of_an_a
     place, model, tmp_path, monkeypatch
 ):
     met: list[int] = []
-    monkeypatch.setattr(command, "join_processes", lambda: met.append(1))
+
+    @contextlib.contextmanager
+    def joined(distributed: bool, how: object):
+        met.extend([1] * distributed)
+        yield
+
+    monkeypatch.setattr(command, "joined", joined)
     monkeypatch.setenv("TPU_WORKER_ID", "1")
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "a,b")
     run = str(place / "run")

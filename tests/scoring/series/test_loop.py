@@ -31,6 +31,7 @@ from fineline_jax.errors import UserError
 from fineline_jax.multihost import check_on_process_0
 from fineline_jax.scoring import score_files
 from fineline_jax.scoring.engine import scorer
+from fineline_jax.scoring.estimates import Value
 from fineline_jax.scoring.job_shard import WHOLE, JobShard, job_shard
 from fineline_jax.scoring.options import PackOptions, ScoreOptions, check_batch_tokens
 from fineline_jax.scoring.requests import pack
@@ -244,16 +245,20 @@ def test_the_log_has_the_seconds_in_the_model_and_all_others(run, model, tmp_pat
             now[0] += 1
             yield one
 
-    monkeypatch.setattr(series_loop, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    clock = types.SimpleNamespace(perf_counter=lambda: now[0], time=lambda: now[0])
+    monkeypatch.setattr(series_loop, "time", clock)
     monkeypatch.setattr(series_loop, "make_scorer", make_scorer)
     monkeypatch.setattr(series_loop, "open_each", opened)
     with caplog.at_level(logging.INFO):
         score(run, tmp_path / "out")
     lines = [json.loads(line) for line in (tmp_path / "out/log.jsonl").read_text().splitlines()]
+    times = [line.pop("opened") for line in lines]
+    assert all(len(each) == 3 and each == sorted(each) for each in times), "begun, here and hashed, on the devices"
     assert lines == [
-        {"series": "run", "checkpoint": name, "requests": 4, "model_seconds": 3.0, "other_seconds": other}
-        for name, other in zip((NAMES[0], NAMES[2], NAMES[1]), (5.0, 1.0, 1.0), strict=True)
-    ]
+        {"series": "run", "checkpoint": name, "requests": 4, "model_seconds": 3.0, "other_seconds": other,
+         "scored": [began, began + 3.0]}
+        for name, other, began in ((NAMES[0], 5.0, 105.0), (NAMES[2], 1.0, 109.0), (NAMES[1], 1.0, 113.0))
+    ]  # fmt: skip
     assert "run: 3 checkpoints scored in 16s, 43.8% of it outside the model" in caplog.text
     caplog.clear()
     score(run, tmp_path / "out")
@@ -288,20 +293,46 @@ def test_until_resolved_scores_where_the_curve_changes_and_the_rest_when_asked(
     for step in range(17):
         shutil.copytree(released / NAMES[0], run / f"step{step}-tokens{100 + step}B")
     step_of = lambda scores: int(scores.header.checkpoint.partition("-")[0][4:])
-    played = lambda _, scores: {"a": (0.2 if step_of(scores) < 12 else 0.8, 0.01)}
-    monkeypatch.setattr(choice, "_first_metrics", played)
-    scored = lambda: sorted(int(path.name.partition("-")[0][4:]) for path in (tmp_path / "out/run").iterdir())
+    played = lambda _, scores: {"a": Value(0.2 if step_of(scores) < 12 else 0.8, 0.01, 9)}
+    monkeypatch.setattr(choice, "first_metrics", played)
+    files_of_run = lambda: (tmp_path / "out/run").glob("*.parquet")
+    scored = lambda: sorted(int(path.name.partition("-")[0][4:]) for path in files_of_run())
     with caplog.at_level(logging.INFO):
         files = score(run, tmp_path / "out", until="resolved")
     assert scored() == [0, 4, 8, 10, 11, 12, 16] and len(files) == len(model.asked) == 7
     assert "run: 10 checkpoints not scored, where" in caplog.text
     assert model.bars[0][1] == model.bars[0][3] == 17 * 4, "what is left out is done"
+    left = score_files.unscored(tmp_path / "out", "run")
+    assert [row["step"] for row in left] == [step for step in range(17) if step not in (0, 4, 8, 10, 11, 12, 16)]
+    assert left[0] == {"checkpoint": "step1-tokens101B", "step": 1, "tokens": 101_000_000_000, "why": left[1]["why"]}
+    assert left[0]["why"] == "between two whose scores differ by no more than their errors"
     (tmp_path / "out/run/step11-tokens111B.parquet").unlink()
     assert len(score(run, tmp_path / "out", until="resolved")) == 7 and len(model.asked) == 8
     assert len(model.bars[1][4]) == 1, "what is scored is not opened again"
     assert len(score(run, tmp_path / "out")) == 17 and scored() == list(range(17))
+    assert not (tmp_path / "out/run/order.json").exists() and score_files.unscored(tmp_path / "out", "run") == []
     with pytest.raises(UserError, match="--until half must be all or resolved"):
         score(run, tmp_path / "out", until="half")
+
+
+def test_what_a_killed_command_and_a_part_have_not_scored_is_known(run, model, tmp_path, monkeypatch):
+    out, notes = tmp_path / "out", []
+    monkeypatch.setattr(score_files, "note", lambda *line: notes.append(line) if not notes else 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # after the second
+        score(run, out)
+    assert [(row["checkpoint"], row["why"]) for row in score_files.unscored(out, "run")] == [
+        (NAMES[1], "not scored yet")
+    ]
+    monkeypatch.undo()
+    (run / NAMES[0] / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(series_loop.NotAllScored):
+        score(run, tmp_path / "other", part="1/2")
+    [row] = score_files.unscored(tmp_path / "other", "run")
+    assert row["checkpoint"] == NAMES[0] and "model.safetensors" in row["why"]
+    file = tmp_path / "other/run/order-1-of-2.json"
+    file.write_text("[]")
+    with pytest.raises(UserError, match=r"order-1-of-2\.json: damaged; remove it"):
+        score_files.unscored(tmp_path / "other", "run")
 
 
 def test_a_checkpoint_whose_log_likelihoods_are_no_numbers_is_kept_and_told_by_the_exit_status(

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fineline_jax.checkpoints.series import Checkpoint
+from fineline_jax.scoring.estimates import Value
 from fineline_jax.scoring.series.order import START, Refinement, axis, change, coarse_to_fine, largest_gap, replay
 
 POSITIONS = st.lists(st.integers(0, 10**6), min_size=1, max_size=60).map(lambda values: np.array(sorted(values), float))
@@ -49,16 +50,30 @@ def test_every_beginning_of_the_order_covers_an_even_series_evenly(count, first)
 
 
 def test_a_change_is_the_mean_square_of_the_differences_in_standard_errors():
-    before = {"a": (0.5, 0.03), "b": (0.2, 0.01), "only": (1.0, 0.1), "unknown": (0.1, math.nan)}
-    after = {"a": (0.6, 0.04), "b": (0.2, 0.01), "unknown": (0.9, math.nan)}
+    before = of({"a": (0.5, 0.03), "b": (0.2, 0.01), "only": (1.0, 0.1), "unknown": (0.1, math.nan)})
+    after = of({"a": (0.6, 0.04), "b": (0.2, 0.01), "unknown": (0.9, math.nan)})
     assert change(before, after) == pytest.approx((0.1**2 / 0.05**2 + 0) / 2)
-    assert change({"a": (0.5, 0.0)}, {"a": (0.5, 0.0)}) == math.inf == change({}, {}), (
+    assert change(of({"a": (0.5, 0.0)}), of({"a": (0.5, 0.0)})) == math.inf == change({}, {}), (
         "without errors nothing is decided"
     )
 
 
-def curve(count: int, step_at: int) -> list[dict[str, tuple[float, float]]]:
-    return [{"t": (0.2 if index < step_at else 0.8, 0.01)} for index in range(count)]
+def test_errors_of_a_change_are_those_of_the_documents_differences():
+    easy = np.array([-0.5, 0.5, 0.5, -0.5])
+    before = {"a": Value(0.5, 0.25, 4, easy)}
+    after = {"a": Value(0.75, 0.25, 4, easy + np.array([0.25, -0.25, -0.25, 0.25]))}
+    differences = np.array([0.5, 0.0, 0.0, 0.5])  # document by document; 0.25 is their mean
+    assert change(before, after) == pytest.approx((0.25 / (differences.std(ddof=1) / 2)) ** 2)
+    assert change(before, before) == 0.0, "every document answered alike is no change"
+    assert change(before | of({"b": (0.5, 0.1)}), before | of({"b": (0.5, 0.1)})) == 0.0
+
+
+def of(pairs: dict[str, tuple[float, float]]) -> dict[str, Value]:
+    return {task: Value(value, error, 9) for task, (value, error) in pairs.items()}
+
+
+def curve(count: int, step_at: int) -> list[dict[str, Value]]:
+    return [of({"t": (0.2 if index < step_at else 0.8, 0.01)}) for index in range(count)]
 
 
 def test_a_flat_curve_is_scored_at_five_and_a_step_is_found_to_the_checkpoint():
@@ -77,7 +92,7 @@ def test_nothing_is_chosen_in_a_gap_before_what_was_asked_for_there_is_known():
 
 def test_the_gap_that_changes_most_comes_first():
     heights = (0.2, 0.3, 0.7, 0.75, 0.75)
-    values = {16 * n: {"t": (height, 0.01)} for n, height in enumerate(heights)}
+    values = {16 * n: of({"t": (height, 0.01)}) for n, height in enumerate(heights)}
     choose = Refinement(np.arange(65.0), values)
     assert [choose.next() for _ in range(4)] == [24, 8, 40, None], "the last gap is flat"
 
@@ -96,4 +111,4 @@ def test_what_cannot_be_scored_is_passed_by():
 
 
 def test_where_there_is_no_error_everything_is_scored():
-    assert replay(np.arange(20.0), lambda index: {"t": (0.5, math.nan)}) == list(range(20))
+    assert replay(np.arange(20.0), lambda index: of({"t": (0.5, math.nan)})) == list(range(20))

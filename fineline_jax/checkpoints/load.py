@@ -53,10 +53,10 @@ def config_of(checkpoint: Checkpoint) -> ModelConfig:
     from fineline_jax.checkpoints.formats.huggingface import config_from_hf
 
     if checkpoint.remote is None:
-        return config_from_hf(checkpoint.location)
+        return config_from_hf(checkpoint.location / "config.json")
     with tempfile.TemporaryDirectory() as folder:
         cache.fetch_config(checkpoint.remote, Path(folder))
-        return config_from_hf(Path(folder))
+        return config_from_hf(Path(folder) / "config.json")
 
 
 def fetch(checkpoint: Checkpoint) -> None:

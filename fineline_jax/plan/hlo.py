@@ -144,11 +144,14 @@ def collectives(text: str) -> list[Collective]:
 
 
 def _collectives_of(one: Instruction, found: Computations, depth: int = 0) -> Iterator[Instruction]:
-    """The instruction if it is a collective, or those in the computation that it calls."""
+    """The instruction if it is a collective, or those in the computation that it calls. What a TPU started it goes on
+    with in other fusions, and ends in one; it is counted where it starts."""
     if one.operation.removesuffix("-start") in KINDS:
         yield one
     elif one.operation in ("fusion", "async-start", "custom-call") and depth < 3:
-        for inner in found.get(one.called() or "", []):
+        called = one.called() or ""
+        goes_on = called.startswith("async_collective_fusion") or one.name.startswith("async-collective-done")
+        for inner in () if goes_on else found.get(called, []):
             yield from _collectives_of(inner, found, depth + 1)
 
 
@@ -164,14 +167,14 @@ def _devices(one: Instruction) -> int:
 
 
 def _is_overlapped(one: Instruction, later: list[Instruction]) -> bool:
-    """Whether it was started before something is computed that does not wait for it. TPUs also compute inside the
-    fusion that a collective is part of."""
-    if one.operation == "fusion":
-        return "async_collective" in one.rest or "async_collective" in one.name
-    if not one.operation.endswith("-start"):
+    """Whether something is computed between its start and its end."""
+    if "-start" not in one.operation + one.name:
         return False
+    end = one.name.replace("-start", "-done")
     for other in later:
-        if other.operation.endswith("-done") and re.search(rf"%?{re.escape(one.name)}\b", other.rest):
+        if other.name == end or (
+            other.operation.endswith("-done") and re.search(rf"%?{re.escape(one.name)}\b", other.rest)
+        ):
             return False
         if other.operation in _COMPUTES:
             return True

@@ -148,19 +148,22 @@ def test_remat_and_unrolling_change_nothing(options):
 
 
 STREAM, QUERIES, KEYS = (3, 8, 24, 32), (3, 8, 24, 4, 8), (3, 8, 24, 2, 8)
+NORMALISERS = 3, 8 * 2, 4 // 2, 24
+"""[layers, batch * kv_heads, queries of a key head, length]"""
 
 
 @pytest.mark.parametrize(
     ("remat", "memory", "saved"),
     [
         ("full", "", [STREAM]),
-        ("context", "", [STREAM, QUERIES]),
-        ("qkv_context", "", [STREAM, QUERIES, QUERIES, KEYS, KEYS]),
-        ("offload", "<host>", [STREAM, QUERIES, QUERIES, KEYS, KEYS]),
+        ("context", "", [STREAM, QUERIES, NORMALISERS]),
+        ("qkv_context", "", [STREAM, QUERIES, NORMALISERS, QUERIES, KEYS, KEYS]),
+        ("offload", "<host>", [STREAM, QUERIES, NORMALISERS, QUERIES, KEYS, KEYS]),
     ],
 )
 def test_the_backward_pass_finds_saved_what_the_policy_says(remat, memory, saved):
-    """Layer inputs, of each layer; queries, keys and values; and the context, which has the queries' shape."""
+    """Layer inputs, of each layer; queries, keys and values; and what attention leaves for its gradient: the context,
+    which has the queries' shape, once, and the normalisers."""
     mesh, tokens = make_mesh(MeshShape(fsdp=1), jax.devices()[:1]), jnp.zeros((8, 24), jnp.int32)
 
     def loss(params):
@@ -168,7 +171,7 @@ def test_the_backward_pass_finds_saved_what_the_policy_says(remat, memory, saved
         return jnp.sum(states)
 
     with jax.set_mesh(mesh):
-        attend = attention.on_each_device(attention.reference)
+        attend = attention.causal("xla")
         program = jax.make_jaxpr(jax.grad(loss))(decoder.abstract_params(SMALL, mesh)).jaxpr
     forward = next(equation for equation in program.eqns if equation.primitive.name == "scan")
     pairs = zip(forward.outvars, forward.params["jaxpr"].jaxpr.outvars, strict=True)  # of all layers, of one

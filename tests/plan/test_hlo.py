@@ -15,9 +15,21 @@ MODULE = """HloModule jit_step, is_scheduled=true
   ROOT %sum = f32[] add(%x, %y)
 }
 
-%fused (p: bf16[8,4]) -> bf16[8,4] {
+%started (p: bf16[8,4]) -> (bf16[8,4], u32[]) {
   %p = bf16[8,4]{1,0} parameter(0)
-  ROOT %inside = bf16[8,4]{1,0} all-gather(%p), channel_id=3, replica_groups=[2,4]<=[8], dimensions={0}
+  %inside = bf16[8,4]{1,0} all-gather(%p), channel_id=3, replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={0}
+  ROOT %begun = (bf16[8,4]{1,0}, u32[]) custom-call(%p, %inside), custom_call_target="AsyncCollectiveStart"
+}
+
+%async_collective_fusion.7 (p: bf16[8,4]) -> bf16[8,4] {
+  %p = bf16[8,4]{1,0} parameter(0)
+  ROOT %inside = bf16[8,4]{1,0} all-gather(%p), channel_id=3, replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={0}
+}
+
+%all-reduce-scatter.3 (p: bf16[32,4]) -> bf16[4,4] {
+  %p = bf16[32,4]{1,0} parameter(0)
+  %sum = bf16[32,4]{1,0} all-reduce(%p), channel_id=6, replica_groups=[1,8]<=[8], to_apply=%add
+  ROOT %own = bf16[4,4]{1,0} dynamic-slice(%sum, %i, %zero), dynamic_slice_sizes={4,4}
 }
 
 %body (state: (s32[], f32[64,32])) -> (s32[], f32[64,32]) {
@@ -28,7 +40,10 @@ MODULE = """HloModule jit_step, is_scheduled=true
   %late-start = (bf16[2,4]{1,0}, bf16[16,4]{1,0}) all-gather-start(%w), channel_id=2, replica_groups=[1,8]<=[8], dimensions={0}
   %late-done = bf16[16,4]{1,0} all-gather-done(%late-start)
   %scatter = f32[8,4]{1,0} reduce-scatter(%g), channel_id=4, replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}, to_apply=%add
-  %hidden = bf16[8,4]{1,0} fusion(%h), kind=kCustom, calls=%fused, backend_config={"async_collective_fusion": 1}
+  %async-collective-start.2 = (bf16[8,4]{1,0}, u32[]) fusion(%h), kind=kCustom, calls=%started
+  %fusion.7 = bf16[8,4]{1,0} fusion(%h), kind=kCustom, calls=%async_collective_fusion.7
+  %async-collective-done.2 = bf16[8,4]{1,0} fusion(%h), kind=kCustom, calls=%async_collective_fusion.7
+  %own = bf16[4,4]{1,0} fusion(%h), kind=kCustom, calls=%all-reduce-scatter.3
   ROOT %out = (s32[], f32[64,32]{1,0}) tuple(%i, %dot.1)
 }
 
@@ -55,8 +70,9 @@ def test_each_collective_has_its_whole_size_its_times_and_whether_it_is_hidden()
     found = {(one.kind, one.bytes, one.times, one.overlapped, one.devices) for one in hlo.collectives(MODULE)}
     assert found == {
         ("all-gather", 16 * 4 * 2, 16, 8, 8),  # started twice in each of eight rounds, once over a product
-        ("all-gather", 8 * 4 * 2, 8, 8, 4),  # in a fusion that computes as well
+        ("all-gather", 8 * 4 * 2, 8, 8, 4),  # in three fusions, of which one computes as well
         ("reduce-scatter", 4 * 8 * 4 * 4, 8, 0, 4),  # the whole is four times what a device keeps
+        ("reduce-scatter", 32 * 4 * 2, 8, 0, 8),  # the sum of the whole, of which a fusion keeps a part
         ("all-reduce", 64 * 32 * 4, 1, 0, 8),
     }
 

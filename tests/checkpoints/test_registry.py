@@ -225,6 +225,7 @@ def test_a_file_in_the_working_folder_is_known_by_its_name(tmp_path: Path, monke
         ("tokens: max(step)", "is no rule; allowed are"),
         ("count: many", "count: must be a number of checkpoints, or unknown"),
         ("stages: 5", "stages: must be a mapping"),
+        ("stages: {second: [1, 2]}", "stages: second: must be a rule for the tokens"),
         ("stages: {second: step * 2}", "stages: 'step * 2' uses step, which no pattern"),
         ("color: red", "unknown key 'color'"),
         ("location: s3://bucket", "has no {name}"),

@@ -217,7 +217,8 @@ def _fill(
 
     def fill(index: tuple[int, ...], piece: Spans) -> None:
         name = tensor_name(weight, [start + offset for (start, _), offset in zip(spans, index)])
-        target = part[(*index, ...)][tuple(slice(a - start, b - start) for (a, b), (start, _) in zip(piece, within))]
+        inside = (slice(a - start, b - start) for (a, b), (start, _) in zip(piece, within))
+        target = part[(*index, *inside, ...)]
         copy(target, read_part(tensors[name], axes, inner, [slice(*span) for span in piece]))
 
     pieces = itertools.product(np.ndindex(*part.shape[:stacked]), cut(axes, inner, within, PIECE))

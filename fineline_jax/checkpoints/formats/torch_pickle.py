@@ -78,7 +78,7 @@ def read_pickle(data: bytes, records: Collection[str] = ()) -> Any:
     machine, program = _Machine(frozenset(records)), io.BytesIO(data)
     try:
         while (code := program.read(1)) != b".":
-            opcode = pickletools.code2op.get(code.decode("latin-1"))
+            opcode = _OPCODES.get(code)
             if opcode is None or opcode.name not in _OPERATIONS:
                 raise Refused(f"the pickle opcode {opcode.name if opcode else hex(code[0])}")
             _OPERATIONS[opcode.name](machine, opcode.arg.reader(program) if opcode.arg else None)
@@ -87,6 +87,9 @@ def read_pickle(data: bytes, records: Collection[str] = ()) -> Any:
         return machine.stack[0]
     except (IndexError, KeyError, TypeError, ValueError) as error:
         raise Refused(f"a pickle that breaks off or makes no sense near byte {program.tell()}") from error
+
+
+_OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
 
 
 class _Mark:

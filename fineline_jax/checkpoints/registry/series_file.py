@@ -61,7 +61,10 @@ def _count(value: Any) -> int | None:
 
 
 def _stages(value: Any) -> tuple[tuple[str, str], ...]:
-    return tuple((name, *_texts(rule)) for name, rule in _table(value).items())
+    for name, rule in _table(value).items():
+        if not isinstance(rule, (str, int, float)):
+            raise ValueError(f"{name}: must be a rule for the tokens at which it begins")
+    return tuple((name, str(rule)) for name, rule in value.items())
 
 
 def _options(value: Any) -> Options:

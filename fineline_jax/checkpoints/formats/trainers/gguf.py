@@ -136,7 +136,7 @@ def _renamed(path: Path, name: str) -> str:
 
 
 def _tensor(path: Path, name: str, shape: tuple[int, ...], kind: int, begin: int, end: int) -> Tensor:
-    if not shape or len(shape) > 4 or math.prod(shape) >= 1 << 48:
+    if not 1 <= len(shape) <= 4 or math.prod(shape) >= 1 << 48:
         raise ValueError(f"tensor {name[:120]!r} has an impossible shape")
     if kind in FLOAT_TYPES:
         dtype = FLOAT_TYPES[kind]

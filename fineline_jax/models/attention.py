@@ -130,7 +130,7 @@ def changed(
     key: Keys,
     value: Keys,
     documents: Documents | None = None,
-    window: jax.Array | None = None,
+    window: jax.typing.ArrayLike | None = None,
     slopes: jax.Array | None = None,
     *,
     softcap: float = 0.0,

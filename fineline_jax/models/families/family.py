@@ -156,7 +156,8 @@ class Family:
             value: Any = getattr(config, field)
             if field == "mlp":
                 known = GATES if self.gated else ACTIVATIONS
-                value = next((name for name, kind in known.items() if kind == value), None)
+                names = [name for name in (key[-1], *known) if known.get(name) == value]
+                value = names[0] if names else None
             elif field.endswith("softcap"):
                 value = value or None
             if isinstance(key, Turned):

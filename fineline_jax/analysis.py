@@ -37,9 +37,10 @@ def analyze_scores(
     """Write the report of score folders, result trees of other tools and tables; returns report.html.
 
     runs: run folders whose loss is drawn beside. compared: statistics of a sweep's arms, which come first; arms: its
-    columns series, arm, seed. reading: what the inputs do not say themselves. figure_style: see `report.style.figure_style`. group: facets of the runs'
-    recipes, as `runs.facets.parse_group` reads them; runs alike in all but the seed are replicates. pick: documents
-    that item response picks per task, 0: none. events: name -> tokens, of all series, beside those of the runs.
+    columns series, arm, seed. reading: what the inputs do not say themselves. figure_style: see
+    `report.style.figure_style`. group: facets of the runs' recipes, as `runs.facets.parse_group` reads them; runs alike
+    in all but the seed are replicates. pick: documents that item response picks per task, 0: none. events: name ->
+    tokens, of all series, beside those of the runs.
     A scored checkpoint whose tokens stay unknown is no point of a curve: it is left out, with a warning.
     Raises UserError naming what cannot be read, or a folder of which nothing is left.
     """

@@ -14,6 +14,7 @@ from fineline_jax.analysis import analyze_scores
 from fineline_jax.atomic_files import atomic_file
 from fineline_jax.folder_lock import writing
 from fineline_jax.scoring.job_shard import job_shard
+from fineline_jax.scoring.requests.suite import Suite
 from fineline_jax.trajectories.csv_cells import write_csv
 
 
@@ -35,7 +36,13 @@ class SweepOutcome:
 
 
 def run_sweep(
-    sweep: Sweep, out: Path, *, part: str | None, score: str | None, benchmarks: Path | None, together: int = 1
+    sweep: Sweep,
+    out: Path,
+    *,
+    part: str | None,
+    score: str | Suite | None,
+    benchmarks: Path | None,
+    together: int = 1,
 ) -> SweepOutcome:
     """Train and score the runs of a part of `sweep` that have not ended, and write what all that have give together.
 
@@ -52,11 +59,13 @@ def run_sweep(
         write_comparisons(found, out / "comparison")
         report = None
         if not left:
-            report = _write_page(sweep, logs, found, out)
+            report = _write_page(sweep, table, logs, found, out)
     return SweepOutcome(out, table, found, left, report, None if stopped is None else stopped.stopped_by)
 
 
-def _write_page(sweep: Sweep, logs: Logs, found: dict[str, pd.DataFrame], out: Path) -> Path | None:
+def _write_page(
+    sweep: Sweep, table: pd.DataFrame, logs: Logs, found: dict[str, pd.DataFrame], out: Path
+) -> Path | None:
     """The page of `fineline analyze` of all runs, their validation losses as a table and their scores, with what the
     comparisons found before the rest."""
     losses, inputs = loss_table(logs), []
@@ -70,4 +79,5 @@ def _write_page(sweep: Sweep, logs: Logs, found: dict[str, pd.DataFrame], out: P
         return None
     runs = [out / "runs" / series for series in logs]
     compared = [(statistic, found[name]) for name, statistic in STATISTICS.items() if name in found]
-    return analyze_scores(inputs, out / "report", runs=runs, title=f"Sweep {sweep.name}", compared=compared)
+    arms = table[["series", "arm", "seed"]]
+    return analyze_scores(inputs, out / "report", runs=runs, title=f"Sweep {sweep.name}", compared=compared, arms=arms)

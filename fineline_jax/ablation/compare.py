@@ -45,7 +45,10 @@ def comparisons(sweep: Sweep, runs: pd.DataFrame, logs: Logs, out: Path) -> dict
     """
     changed = dict.fromkeys(field for arm in sweep.arms for field in arm.changes if field not in COLUMNS)  # not tokens
     facets = [field for field in changed if runs[field].nunique() > 1]
-    who = runs[["series", "arm", "seed", *facets]]
+    last = [field.rpartition(".")[2] for field in facets]
+    names = {field: one for field, one in zip(facets, last, strict=True) if last.count(one) == 1 and one not in COLUMNS}
+    who = runs[["series", "arm", "seed", *facets]].rename(columns=names)
+    facets = [names.get(field, field) for field in facets]
     losses, documents = loss_table(logs), None
     fine = set(runs["series"][runs["diverged"] == ""])
     table = losses[losses["series"].isin(fine)]
@@ -73,9 +76,9 @@ def comparisons(sweep: Sweep, runs: pd.DataFrame, logs: Logs, out: Path) -> dict
             found[FACET_COST.name] = pd.concat([FACET_COST.compute(table, *pair) for pair in (facets, facets[::-1])])
         if len(of_sizes) > 1:
             found[TRANSFER.name] = TRANSFER.compute(table.assign(size=sizes, arm=table["arm"].map(choices)))
-    if sweep.branches is not None and facets == ["batch.sequences"]:
+    if sweep.branches is not None and facets == ["sequences"]:
         begun = {name: trial.parent_tokens for name, trial in trials.items()}
-        of_branches = table.assign(branch=table["series"].map(begun), batch=table["batch.sequences"])
+        of_branches = table.assign(branch=table["series"].map(begun), batch=table["sequences"])
         found[CRITICAL_BATCH.name] = CRITICAL_BATCH.compute(of_branches)
     return found
 

@@ -22,6 +22,7 @@ from fineline_jax.folder_lock import writing
 from fineline_jax.progress import Stopwatch
 from fineline_jax.recipe import differences, from_json
 from fineline_jax.scoring.requests.pack import Pack
+from fineline_jax.scoring.requests.suite import Suite
 from fineline_jax.scoring.series.in_training import ScoreInTraining, check_pack, open_pack
 from fineline_jax.training.loop import UNTIL, Outcome, pretrain
 from fineline_jax.training.observers import AtKeptCheckpoints, Diverged, Observer
@@ -48,7 +49,13 @@ class Ending:
 
 
 def run_trials(
-    sweep: Sweep, trials: Sequence[Trial], out: Path, *, score: str | None, benchmarks: Path | None, together: int = 1
+    sweep: Sweep,
+    trials: Sequence[Trial],
+    out: Path,
+    *,
+    score: str | Suite | None,
+    benchmarks: Path | None,
+    together: int = 1,
 ) -> Outcome | None:
     """Train those `trials` of `sweep` that have not ended yet; the outcome of one that a signal stopped, or None.
 
@@ -150,7 +157,7 @@ def ending(run: Path, trial: Trial) -> Ending | None:
 class _Scorers:
     """The pack of a sweep, prepared once, and a scorer for each model shape in it."""
 
-    def __init__(self, out: Path, trials: Sequence[Trial], score: str | None, benchmarks: Path | None):
+    def __init__(self, out: Path, trials: Sequence[Trial], score: str | Suite | None, benchmarks: Path | None):
         self.scores, self.made, self.score = out / "scores", dict[Any, ScoreInTraining](), score
         self.one_at_a_time = threading.Lock()
         if score is None:

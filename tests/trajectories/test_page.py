@@ -15,6 +15,7 @@ from report_examples import page_of
 
 from fineline_jax import __version__
 from fineline_jax.facts.metrics import METRICS
+from fineline_jax.trajectories.ablation.final_map import FINAL_MAP
 from fineline_jax.trajectories.report import html_page, page_data
 from fineline_jax.trajectories.report.findings import compute
 from fineline_jax.trajectories.report.html_page import write_report
@@ -221,14 +222,14 @@ def test_several_runs_are_curves_of_their_own_with_validation_where_it_was_logge
     late["validation_loss/x"], late["validation_loss/y"] = [9.0, 5.5, 5.6, 3.75], [NAN, 1.25, NAN, NAN]
     b, a = losses_of(pd.concat([log, late]), tmp_path)
     assert (b["series"], b["tokens"], b["raw_loss"]) == ("b", [100, 200], [4, 2])
-    assert b["validation"] == [{"name": "x", "tokens": [50, 100], "loss": [3.75, 3.5]}]
+    assert b["validation"] == [{"name": "x", "tokens": [50, 100], "step": [0.5, 1], "loss": [3.75, 3.5]}]
     assert (a["series"], a["step"], a["raw_loss"]) == ("a", [1, 2, 3], [7, 6, 5])
     [plain] = losses_of(
         pd.DataFrame({"tokens": [5, 1234567], "loss": [2.0, 1.0], "validation_loss/x": [NAN, 3.0]}), tmp_path
     )
     assert plain["step"] == [0, 1] and plain["validation"] == [{"name": "x", "tokens": [1234567], "loss": [3]}]
-    of_x = {"name": "x", "tokens": [0, 21, 25], "loss": [9, 5.6, 5.5]}
-    assert a["validation"] == [of_x, {"name": "y", "tokens": [25], "loss": [1.25]}]
+    of_x = {"name": "x", "tokens": [0, 21, 25], "step": [0, 2, 2.5], "loss": [9, 5.6, 5.5]}
+    assert a["validation"] == [of_x, {"name": "y", "tokens": [25], "step": [2.5], "loss": [1.25]}]
 
 
 # ---- the scripts of the page, in a browser that draws nothing
@@ -461,6 +462,38 @@ def test_the_run_is_drawn_with_its_loss_and_validation(run_page, tmp_path: Path)
     assert other["text"] == ["validation loss, &lt;y&gt; 4.5<br>2\u202fM tokens"]
     assert validation["line"]["dash"] != other["line"]["dash"]
     assert smooth["x"] == pytest.approx([None, math.log10(2e6), math.log10(3e6)], abs=1e-6)
+
+
+def test_the_run_is_drawn_against_steps_and_flops_with_rate_and_gradient_norm_beneath(run_page, tmp_path: Path) -> None:
+    log = pd.DataFrame({"step": [1, 2], "tokens": [1e6, 2e6], "flops": [6e12, 12e12], "loss": [7.0, 5.0]})
+    log = log.assign(learning_rate=1e-3, gradient_norm=[1.5, 0.5])
+    log = pd.concat([log, pd.DataFrame({"step": [0, 2], "tokens": [0, 2e6], "validation_loss/x": [8.0, 4.25]})])
+    made = write_report(scores(), tmp_path, losses=log)
+    for key, along, held in (("step", [1, 2], [None, 2]), ("flops", [6e12, 12e12], [None, 12e12])):
+        found, layout = run_page(made, "[drawn.training.traces, drawn.training.layout]", f"#against={key}")
+        raw, smooth, validation, rate, norm = found
+        assert raw["x"] == smooth["x"] == rate["x"] == along and validation["x"] == held and norm["y"] == [1.5, 0.5]
+        assert layout["xaxis"]["type"] == "log" and (rate["yaxis"], norm["yaxis"]) == ("y2", "y3")
+        bottoms = [layout[name]["domain"] for name in ("yaxis3", "yaxis2", "yaxis")]
+        assert all(low < high <= above for (low, high), (above, _) in zip(bottoms, [*bottoms[1:], (1, 1)], strict=True))
+
+
+def test_a_sweep_begins_with_what_it_found_and_draws_its_ends_as_a_map(run_page, tmp_path: Path) -> None:
+    rows = [
+        {"series": f"{x}-{y}-{s}", "arm": f"{x}-{y}", "seed": s, "batch": x, "warmup": y, "tokens": at, "step": at}
+        | {"task": "held", "domain": "loss", "metric": "loss", "value": 3 + x / 8 + y + 0.01 * s + 1e6 / at}
+        for x in (8, 16) for y in (0, 1) for s in (0, 1) for at in (5e5, 1e6)
+    ]  # fmt: skip
+    table = pd.DataFrame(rows).assign(checkpoint=lambda t: t["step"].astype(str))
+    compared = [(FINAL_MAP, FINAL_MAP.compute(table, "batch", "warmup"))]
+    made = write_report(table, tmp_path, compared=compared)
+    first = re.search(r'<section class="wide"><h3>What the sweep found</h3><p>(.*?)</p>', made.read_text())
+    assert first is not None and first[1].startswith("The loss on held is lowest, 5.005 (95 %: ")
+    [plot] = run_page(made, "look().filter((p) => p.traces[0].type === 'heatmap')")
+    [heat] = plot["traces"]
+    assert (heat["x"], heat["y"]) == (["8", "16"], ["0", "1"])
+    assert heat["z"] == [pytest.approx([5.005, 6.005]), pytest.approx([6.005, 7.005])]
+    assert heat["text"][0][0].startswith("<b>5.005</b><br>4.9") and heat["text"][0][0].endswith("<br>2 runs")
 
 
 # ---- a page of one series, with a crowded domain

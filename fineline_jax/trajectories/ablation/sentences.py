@@ -44,9 +44,12 @@ def _facets(frame: pd.DataFrame) -> Iterator[str]:
     for (task, facet), rows in means.groupby(["task", "facet"], sort=False):
         said = []
         for row in rows.to_dict("records"):
-            by = f"{row['gain']:+.3f}{_between(row)}" if row["verdict"] == UNRESOLVED else f"by {abs(row['gain']):.3f}"
-            said.append(f"{_plain(row['level'])} is {row['verdict']} {by}".replace(f"is {UNRESOLVED}", UNRESOLVED))
-        yield f"{facet}, loss on {task} against {_plain(rows['reference'].iloc[0])}: {'; '.join(said)}."
+            low, high = sorted((row["low"], row["high"]), key=abs)
+            found = f"{UNRESOLVED}, {row['gain']:+.3f}{_between(row)}"
+            if row["verdict"] != UNRESOLVED:
+                found = f"{row['verdict']} by {abs(row['gain']):.3f}{_between({'low': abs(low), 'high': abs(high)})}"
+            said.append(f"{_plain(row['level'])}: {found}")
+        yield f"{facet}, loss on {task} against {_plain(rows['reference'].iloc[0])}; {'; '.join(said)}."
 
 
 def _arms(frame: pd.DataFrame) -> Iterator[str]:
@@ -63,6 +66,7 @@ def _arms(frame: pd.DataFrame) -> Iterator[str]:
         elif len(needed):
             line += f"; to resolve {RESOLUTION:g} it takes more documents, not more seeds"
         yield f"{line}."
+    yield "A verdict holds over all comparisons of its metric (Holm), so an interval without 0 is not yet one."
 
 
 def _critical(frame: pd.DataFrame) -> Iterator[str]:

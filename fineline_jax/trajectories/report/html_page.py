@@ -31,6 +31,7 @@ from fineline_jax.trajectories.statistics.dynamics import summarise
 from fineline_jax.trajectories.table import normalise, write_table
 
 _SCRIPTS = ("base.js", "timeline.js", "panels.js", "statistics.js", "page.js")
+_SWEEP = "What the sweep found"
 
 
 def write_report(
@@ -63,7 +64,7 @@ def write_report(
     domains = domain_curves(table)
     said = sentences(summary, results, metric)
     if found := of_sweep({statistic.name: frame for statistic, frame in compared}):
-        said = {"What the sweep found": found} | said
+        said = {_SWEEP: found} | said
     results[1:1] = compared
     shown = *_with_arms(table, summary), *_with_arms(*_of_domains(table, domains))
     data = page_data(*shown, results, losses, metric)
@@ -109,8 +110,11 @@ def _with_arms(table: pd.DataFrame, summary: pd.DataFrame) -> tuple[pd.DataFrame
 
 def _section(part: tuple[str, list[str]]) -> str:
     heading, lines = part
+    wide = ' class="wide"' if heading == _SWEEP else ""
     return (
-        f"<section><h3>{html.escape(heading)}</h3>" + "".join(f"<p>{html.escape(s)}</p>" for s in lines) + "</section>"
+        f"<section{wide}><h3>{html.escape(heading)}</h3>"
+        + "".join(f"<p>{html.escape(s)}</p>" for s in lines)
+        + "</section>"
     )
 
 

@@ -48,6 +48,7 @@ def page_data(
     if len(table) > _MOST_SCORES:
         grids = {name: grid.iloc[_spread(len(grid), len(table) // len(grid))] for name, grid in grids.items()}
     roles, flops = _roles(table), _flops_per_token(table)
+    arms = dict(zip(table["series"], table["arm"])) if "arm" in table else {}
     held = {} if losses is None or losses.empty else _losses_at(table, grids, losses)
     place = {
         "series": {name: i for i, name in enumerate(series_names)},
@@ -58,7 +59,7 @@ def page_data(
     return {
         "series": [
             {"name": name, "checkpoints": list(grids[name]["checkpoint"]), "size": short(size_of(name))}
-            | {"shots": shots_of(name), "role": roles.get(name, ""), "flops": short(flops[name])}
+            | {"shots": shots_of(name), "role": roles.get(name, ""), "arm": arms.get(name), "flops": short(flops[name])}
             | {"loss": [short(v) for v in held[name]] if name in held else None}
             | {
                 f"{key}s" if key == "step" else key: [short(v, 9) for v in grids[name][key]]

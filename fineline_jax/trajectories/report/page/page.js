@@ -4,7 +4,7 @@
 // What the losses are drawn against: training tokens, optimizer steps, or FLOPs, where the log has them.
 const AGAINST = [["tokens", "tokens", "training tokens"], ["step", "steps", "optimizer steps"], ["flops", "FLOPs", "training FLOPs"]];
 function alongRun(run, of, key) {
-  const list = key === "flops" ? of.tokens.map((t) => t * run.flops_per_token) : of[key];
+  const list = key === "flops" ? of.tokens.map((t) => t * run.flops_per_token) : of[key] || of.tokens.map(() => null);
   if (key !== "tokens") return list.map((v) => (state.axis === "linear" || v > 0 ? v : null));
   // on the log axis what lies before the place of 0 has no room
   return list.map((t) => (state.axis === "linear" || t === 0 || Math.log10(t) > zeroAt ? place(t) : null));
@@ -16,7 +16,7 @@ function drawTraining() {
   const node = document.getElementById("training"), traces = [], several = data.losses.length > 1, crowded = data.losses.length > 4, key = state.against;
   const rows = [["learning_rate", "learning rate"], ["gradient_norm", "gradient norm"]].filter(([name]) => data.losses.some((l) => l[name]));
   data.losses.forEach((run, i) => {
-    const at = data.series.findIndex((s) => s.name === run.series);
+    const own = data.series.findIndex((s) => s.name === run.series), mean = own < 0 ? -1 : data.series.findIndex((s) => s.role === "mean" && s.arm === data.series[own].arm), at = mean < 0 ? own : mean; // runs of an arm look alike
     if (at >= 0 && !seriesKept(at)) return;
     const x = alongRun(run, run, key), known = several && at >= 0, tint = known ? seriesColour(at) : colour(i), dash = DASHES[known ? seriesDash(at) % DASHES.length : 0], name = run.series ? run.series + " " : "";
     const hover = (label, list) => list.map((v, j) => `${escape(name)}${label} ${isNumber(v) ? Number(v.toPrecision(4)) : "–"}<br>${formatTokens(run.tokens[j])} tokens · step ${run.step[j]}`);

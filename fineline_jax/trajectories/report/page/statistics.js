@@ -5,13 +5,14 @@ const MOST_POINTS = 40, MOST_ROWS = 100;
 function rowsOf(statistic) {
   // Rows of the metric that is shown, left by search and filters, as positions.
   const at = Object.fromEntries(statistic.columns.map((c, i) => [c.name, statistic.values[i]])), seriesAt = Object.fromEntries(data.series.map((s, i) => [s.name, i]));
-  const passes = (i) => {
+  const passes = (shows) => (i) => {
     if (at.metric && at.metric[i] !== metricNow().name) return false;
     if (at.domain && state.domain && at.domain[i] !== state.domain) return false;
-    for (const key of ["series", "run"]) if (at[key] && seriesAt[at[key][i]] !== undefined && !seriesShown(seriesAt[at[key][i]])) return false;
+    for (const key of ["series", "run"]) if (at[key] && seriesAt[at[key][i]] !== undefined && !shows(seriesAt[at[key][i]])) return false;
     return found(statistic.keys.map((key) => at[key][i]).join(" "));
   };
-  return { at, rows: (statistic.values[0] || []).map((_, i) => i).filter(passes) };
+  const all = (statistic.values[0] || []).map((_, i) => i), rows = all.filter(passes(seriesShown));
+  return { at, rows: rows.length ? rows : all.filter(passes(seriesKept)) }; // of single runs where there are none of means
 }
 function formatCell(column, value) {
   if (value === null) return "–";
@@ -76,9 +77,14 @@ function drawRows(table, statistic) {
 function drawStatistics() {
   const box = document.getElementById("statistics");
   clearPlots(box);
+  const empty = [];
   for (const statistic of data.statistics) {
-    if (!statistic.total) continue;
-    const { at, rows } = rowsOf(statistic), answers = at.verdict ? tally(rows.map((i) => at.verdict[i])) : [], reasons = at.reason ? tally(rows.map((i) => at.reason[i]).filter(Boolean)) : [];
+    const { at, rows } = rowsOf(statistic);
+    if (!rows.length) { // of this metric, or behind the filters
+      if (statistic.total) empty.push(statistic.title);
+      continue;
+    }
+    const answers = at.verdict ? tally(rows.map((i) => at.verdict[i])) : [], reasons = at.reason ? tally(rows.map((i) => at.reason[i]).filter(Boolean)) : [];
     const section = element("section", { "aria-labelledby": "s-" + statistic.name, class: "statistic" }, element("h2", { id: "s-" + statistic.name }, statistic.title), element("p", { class: "note" }, statistic.definition));
     if (answers.length) section.append(element("p", { class: "answer" }, answers.map(([verdict, n]) => `${verdict}: ${n}`).join("; ") + ` (of ${rows.length}).` + (reasons.length ? ` Why there is no answer${reasons.length > 1 ? ", most often" : ""}: ${reasons[0][0]}.` : "")));
     const plot = element("div", { class: "plot", id: "p-" + statistic.name }), note = element("p", { class: "note" }), table = element("table");
@@ -96,4 +102,5 @@ function drawStatistics() {
     section.append(more);
     box.append(section);
   }
+  if (empty.length) box.append(element("p", { class: "note" }, `Without a row of this metric and these filters: ${empty.join(" ")}`));
 }

@@ -60,6 +60,7 @@ def pretrain(arguments: list[str]) -> int:
         stopped_status: int = 0,
         score: str | None = None,
         benchmarks: Path | None = None,
+        include_path: Path | None = None,
         processes: Annotated[Processes, arg(name="")] = Processes(),
         recipe: Annotated[Recipe, arg(name="")] = default,
     ) -> int:
@@ -77,6 +78,7 @@ def pretrain(arguments: list[str]) -> int:
             stopped_status: Exit status after SIGTERM or Ctrl-C, the state saved; 143 lets schedulers start it again.
             score: Suite or request pack: score each kept checkpoint in memory, into RUN/scores.
             benchmarks: For --score SUITE: folder of data sets in Hugging Face layout; default: the hub.
+            include_path: For --score SUITE: folder of task files of your own, which the suite names.
             recipe: Fields of the recipe.
         """
         folder = run or (None if branch else run_folder(name) or Path("runs") / recipe.name)
@@ -84,6 +86,7 @@ def pretrain(arguments: list[str]) -> int:
             stopped = _train(
                 recipe, folder, accept_changes=accept_changes, branch=branch, optimizer_state=optimizer_state,
                 until=until, skip_windows=_range(skip_windows), score=score, benchmarks=benchmarks,
+                include_path=include_path,
                 stuck_after=processes.stuck_after,
             )  # fmt: skip
             return stopped_status if stopped else 0

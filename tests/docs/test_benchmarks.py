@@ -157,3 +157,52 @@ def test_throughput_is_the_median_of_steps_and_the_ratio_theirs_to_ours(benchmar
     assert turns == [("ours", 2), ("peer", 2)] * 3 and found["tokens_per_step"] == 32
     assert (found["ours_tokens_per_s"], found["peer_tokens_per_s"], found["ratio"]) == (16, 8, 2.0)
     assert found["ratios"] == [1.0, 2.0, 3.0] and found["parameters"] == program.MODELS["4k"].parameters
+
+
+def test_a_part_that_fails_or_hangs_stops_no_other(benchmark, monkeypatch, capsys, tmp_path: Path) -> None:
+    program = benchmark("accelerator", "--parts", "train,score,train_peer,resume", "--out", str(tmp_path / "out.json"))
+    partial = b'noise\n{"full_scan": {"tokens_per_s": 2000.0, "tflops": 4.0}}\n'
+
+    def run(command, **options):
+        part = command[command.index("--part") + 1]
+        if part == "train":
+            raise subprocess.TimeoutExpired(command, options["timeout"], output=partial)
+        if part == "score":
+            return subprocess.CompletedProcess(command, 1, stdout="", stderr="Traceback\nError: a | b\n")
+        found = {"train_peer": {"tokens_per_s": 1000.0}, "resume": {"bitwise": True}}[part]
+        return subprocess.CompletedProcess(command, 0, stdout=f"noise\n{json.dumps(found)}\n", stderr="")
+
+    monkeypatch.setattr(program.subprocess, "run", run)
+    monkeypatch.setattr(program.importlib.util, "find_spec", lambda name: True)
+    program.main()
+    rows = dict(line.strip("| ").split(" | ")[:2] for line in capsys.readouterr().out.splitlines()[2:])
+    assert rows["train step over torch.compile"] == "2.00" and rows["resumed bitwise"] == "True"
+    assert rows["scoring, 7B, share of the ceiling"] == "– (Error: a / b)"
+    assert rows["bfloat16 product, TFLOP/s"] == "– (not measured)"
+    parts = json.loads((tmp_path / "out.json").read_text())
+    assert parts["train"]["failed"] == "not finished after 130 s" and parts["train"]["full_scan"]["tflops"] == 4.0
+    limits = {name: limit for name, (_, limit, _) in program.PARTS.items()}
+    assert sum(limits.values()) - limits["score_vllm"] < 480
+
+
+@pytest.mark.slow
+def test_the_program_for_an_accelerator_runs_to_its_end_on_a_cpu(tmp_path: Path) -> None:
+    """With tiny sizes; its figures mean nothing, what is right or wrong does."""
+    command = [
+        sys.executable,
+        str(CHECKOUT / "benchmarks/accelerator.py"),
+        "--tiny",
+        "--out",
+        str(tmp_path / "out.json"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    parts = json.loads((tmp_path / "out.json").read_text())
+    failed = {name: part["failed"] for name, part in parts.items() if "failed" in part}
+    assert failed == {"score_vllm": "vllm is not installed"}
+    assert parts["resume"]["bitwise"] is True and len(parts["train"]) == 5
+    for dtype, bound in (("bfloat16", 0.02), ("float32", 1e-5)):
+        assert parts["tree_kernel"][f"{dtype}_largest_error"] < bound
+    assert parts["score"]["documents"] == 6 and parts["score"]["unique_tokens"] <= 2 * (24 + 3 * 8)
+    rows = done.stdout.splitlines()[2:]
+    assert len(rows) == 9 and [("– (" in row) for row in rows] == [False] * 8 + [True]

@@ -169,7 +169,7 @@ def _row(
 
     spearman = _NAN
     if count >= 3 and np.ptp(curve.values) > 0 and np.ptp(curve.tokens) > 0:
-        spearman = float(np.corrcoef(*map(stats.rankdata, (curve.tokens, curve.values)))[0, 1])
+        spearman = float(np.corrcoef(stats.rankdata(curve.tokens), stats.rankdata(curve.values))[0, 1])
     way = target - (baseline if np.isnan(curve.chance) else curve.chance)
     row: dict[str, Any] = {
         "checkpoints": count, "first_tokens": float(curve.tokens[0]), "last_tokens": float(curve.tokens[-1]),

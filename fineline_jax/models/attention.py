@@ -7,7 +7,8 @@ device works on its own rows and heads (`shard_map`), so a kernel never sees a s
 With `documents` [batch, length], the number of each token's document, a query sees keys of its own document alone. Its
 rotary positions may count on from the document before: the attention of two tokens depends on their distance only.
 
-With `Scores`, windows, ALiBi and caps, `changed` runs on every platform: no kernel here takes a window that differs from layer to layer within one program.
+With `Scores`, windows, ALiBi and caps, `changed` runs on every platform: no kernel here takes a window that differs
+from layer to layer within one program.
 
 What an implementation leaves for its gradient beside its arguments, context and normalisers, bears the name `context`,
 so that the remat policies save it once and the forward pass is not run twice (cuDNN's: see `decoder.rematerialized`).
@@ -135,7 +136,7 @@ def changed(
     *,
     softcap: float = 0.0,
 ) -> Queries:
-    """`reference` of changed `Scores`, a block of queries at a time, whose scores are made again in the backward pass."""
+    """`reference` of changed `Scores`, a block of queries at a time, whose scores are made again for gradients."""
     batch, length, heads, head_dim = query.shape
     kv_heads = key.shape[2]
     grouped = query.reshape(batch, length, kv_heads, heads // kv_heads, head_dim) * head_dim**-0.5

@@ -38,7 +38,7 @@ from fineline_jax.data.documents import read_documents
 from fineline_jax.data.storage import open_data_set
 from fineline_jax.errors import UserError
 from fineline_jax.models.config import ModelConfig
-from fineline_jax.models.families.llama import to_hf
+from fineline_jax.models.families.llama import LLAMA
 from fineline_jax.scoring import score_files
 from fineline_jax.scoring.requests import pack
 from fineline_jax.scoring.requests.suite import read_suite
@@ -185,7 +185,7 @@ KINDS = [
     Kind("model.safetensors.index.json", index, tensors),
     Kind(
         "config.json",
-        text("config.json", lambda: json.dumps({"architectures": ["LlamaForCausalLM"], **to_hf(SHAPE)})),
+        text("config.json", lambda: json.dumps({"architectures": ["LlamaForCausalLM"], **LLAMA.to_hf(SHAPE)})),
         lambda f: config_from_hf(f / "config.json"),
     ),
     Kind("trainer_state.json", text("trainer_state.json", lambda: json.dumps(STATE)), step_and_tokens),

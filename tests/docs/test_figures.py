@@ -173,7 +173,7 @@ def test_models_that_are_not_computed_are_refused_in_the_pages_words() -> None:
     llama = {"architectures": ["LlamaForCausalLM"], "vocab_size": 48, "hidden_size": 32, "intermediate_size": 40}
     llama |= {"num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
     lines = next(block for block in blocks("docs/families.md") if block[0].startswith("config.json: rope_scaling"))
-    changes = ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, {"sliding_window": 32})
+    changes = ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, {"sliding_window": 32})
     for line, change in zip(lines, changes, strict=True):
         with pytest.raises(UserError) as refused:
             of_hf(HfConfig("config.json", llama | change))

@@ -167,7 +167,7 @@ def test_every_key_is_read_and_written_as_the_field_it_means(
 def test_every_key_of_mamba_is_read_and_written() -> None:
     named = {"architectures": ["MambaForCausalLM"]}
     assert read(named | MAMBA) == MAMBA_OURS
-    assert read(named | families.MAMBA.to_hf(MAMBA_OURS)) == MAMBA_OURS
+    assert read(named | families.mamba.MAMBA.to_hf(MAMBA_OURS)) == MAMBA_OURS
     derived = {key: value for key, value in MAMBA.items() if key not in ("intermediate_size", "num_hidden_layers")}
     derived |= {"hidden_size": 40, "expand": 3, "time_step_rank": "auto", "n_layer": 2}
     found = read(named | derived)

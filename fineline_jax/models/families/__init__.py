@@ -8,57 +8,22 @@ transposed, split or sliced tensors. For reading, `name_map.read_part` takes fro
 shard needs; for writing, `name_map.all_tensors` says which lines fill which tensor and `name_map.write_part` does it.
 """
 
+import re
 from collections.abc import Mapping
 
 from fineline_jax.errors import UserError
 from fineline_jax.models.config import ModelConfig
+from fineline_jax.models.families import gpt, llama, mamba, mixtures, olmo, scaled
 from fineline_jax.models.families.family import Family
-from fineline_jax.models.families.gpt import (
-    BIOGPT,
-    BLOOM,
-    CODEGEN,
-    FALCON,
-    FALCON_NEW,
-    GPT2,
-    GPT_BIGCODE,
-    GPT_J,
-    GPT_NEO,
-    GPT_NEOX,
-    MPT,
-    OPT,
-    PHI,
-    STARCODER2,
-)
 from fineline_jax.models.families.hf_config import HfConfig
-from fineline_jax.models.families.llama import (
-    APERTUS,
-    ARCEE,
-    BAICHUAN,
-    BAICHUAN2,
-    CWM,
-    JAIS2,
-    LLAMA,
-    MINISTRAL,
-    MISTRAL,
-    NEMOTRON,
-    PHI3,
-    QWEN2,
-    QWEN3,
-    SEED_OSS,
-    SMOLLM3,
-    STABLELM,
-    YI,
-)
-from fineline_jax.models.families.mamba import MAMBA
-from fineline_jax.models.families.mixtures import FLEX_OLMO, GRANITE_MOE, MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE
-from fineline_jax.models.families.olmo import OLMO, OLMO2, OLMO3, OLMO_FIRST
-from fineline_jax.models.families.scaled import SCALED
 
 FAMILIES = (
-    LLAMA, MISTRAL, QWEN2, QWEN3, GPT_NEOX, OLMO, OLMO2, OLMO3, OLMOE, FLEX_OLMO, MIXTRAL, QWEN2_MOE, QWEN3_MOE,
-    GRANITE_MOE, MAMBA, GPT2, OPT, BLOOM, MPT, FALCON, FALCON_NEW, GPT_J, CODEGEN, GPT_NEO, GPT_BIGCODE, BIOGPT, PHI,
-    PHI3, STARCODER2, STABLELM, MINISTRAL, SMOLLM3, SEED_OSS, CWM, ARCEE, NEMOTRON, JAIS2, APERTUS, *SCALED,
-    BAICHUAN2, BAICHUAN, YI, OLMO_FIRST,
+    llama.LLAMA, llama.MISTRAL, llama.QWEN2, llama.QWEN3, gpt.GPT_NEOX, olmo.OLMO, olmo.OLMO2, olmo.OLMO3,
+    mixtures.OLMOE, mixtures.FLEX_OLMO, mixtures.MIXTRAL, mixtures.QWEN2_MOE, mixtures.QWEN3_MOE, mixtures.GRANITE_MOE,
+    mamba.MAMBA, gpt.GPT2, gpt.OPT, gpt.BLOOM, gpt.MPT, gpt.FALCON, gpt.FALCON_NEW, gpt.GPT_J, gpt.CODEGEN, gpt.GPT_NEO,
+    gpt.GPT_BIGCODE, gpt.BIOGPT, gpt.PHI, llama.PHI3, gpt.STARCODER2, llama.STABLELM, llama.MINISTRAL, llama.SMOLLM3,
+    llama.SEED_OSS, llama.CWM, llama.ARCEE, llama.NEMOTRON, llama.JAIS2, llama.APERTUS, *scaled.SCALED,
+    llama.BAICHUAN2, llama.BAICHUAN, llama.YI, olmo.OLMO_FIRST,
 )  # fmt: skip
 """In the order in which `of_config` tries them: those that transformers opens without foreign code first."""
 
@@ -73,11 +38,11 @@ def of_hf(raw: HfConfig) -> tuple[Family, ModelConfig]:
     named = raw.raw.get("architectures") or []
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
         raise UserError(f"{raw.where}: architectures={named!r} is not a list of names; fetch the file again")
-    for family in FAMILIES:
-        without_head = [name.replace("ForCausalLM", "Model") for name in family.architectures]  # as AutoModel saves it
-        if any(name in (*family.architectures, *without_head) for name in named):
-            chosen = [other for other in FAMILIES if other.architectures == family.architectures and other.means(raw)]
-            return (chosen or [family])[0], _model((chosen or [family])[0], raw)
+    # As AutoModel saves it, too: without the head.
+    names = {name for full in named for name in (full, re.sub("Model$", "ForCausalLM", full))}
+    families = [family for family in FAMILIES if names.intersection(family.architectures)]
+    for family in [*(family for family in families if family.means(raw)), *families]:
+        return family, _model(family, raw)
     known = ", ".join(family.architectures[0] for family in FAMILIES)
     raise UserError(f"{raw.where}: architectures: {', '.join(named) or 'none'} is not known; known: {known}")
 

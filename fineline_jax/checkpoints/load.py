@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fineline_jax.checkpoints.formats.weight_files import config_file
 from fineline_jax.checkpoints.formats.weight_files import weight_files as weight_files_of
 from fineline_jax.checkpoints.remote import cache
 from fineline_jax.checkpoints.remote.download import FetchError
@@ -53,7 +54,7 @@ def config_of(checkpoint: Checkpoint) -> ModelConfig:
     from fineline_jax.checkpoints.formats.huggingface import config_from_hf
 
     if checkpoint.remote is None:
-        return config_from_hf(checkpoint.location / "config.json")
+        return config_from_hf(config_file(checkpoint.location))
     with tempfile.TemporaryDirectory() as folder:
         cache.fetch_config(checkpoint.remote, Path(folder))
         return config_from_hf(Path(folder) / "config.json")

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fineline_jax.checkpoints.formats.trainers.lora import is_adapter
 from fineline_jax.checkpoints.formats.weight_files import KNOWN, holds_weights
 from fineline_jax.checkpoints.registry import entries
 from fineline_jax.checkpoints.registry.entries import Entry, Named
@@ -232,4 +233,4 @@ def _real(folder: Path) -> str:
 
 
 def _is_hf(folder: Path) -> bool:
-    return (folder / "config.json").is_file() and holds_weights(folder)
+    return is_adapter(folder) or ((folder / "config.json").is_file() and holds_weights(folder))

@@ -18,7 +18,7 @@ from fineline_jax.atomic_files import atomic_folder
 from fineline_jax.checkpoints.formats.host_copy import PIECE, copy, in_threads, new_array
 from fineline_jax.checkpoints.formats.lazy_tensor import BFLOAT16, Tensor
 from fineline_jax.checkpoints.formats.safetensors_files import SAFETENSORS, write_safetensors
-from fineline_jax.checkpoints.formats.weight_files import Weights, open_weights
+from fineline_jax.checkpoints.formats.weight_files import Weights, config_file, open_weights
 from fineline_jax.errors import UserError, reading
 from fineline_jax.models import decoder, families
 from fineline_jax.models.config import ModelConfig
@@ -81,8 +81,7 @@ def load_hf(
     if isinstance(config, ModelConfig):
         family = families.of_config(config)
     else:
-        beside = (folder.parent if folder.is_file() else folder) / "config.json"
-        family, config = _family_and_config(config or beside, weights.format.family)
+        family, config = _family_and_config(config or config_file(folder), weights.format.family)
     layout = _layout(weights, family)
     leaves: dict[str, Any] = flatten_dict(decoder.abstract_params(config, mesh, jnp.dtype(dtype or "float32")), sep=".")
     lines = present(layout.lines(config), leaves)

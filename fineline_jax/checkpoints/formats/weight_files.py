@@ -9,6 +9,7 @@ from fineline_jax.checkpoints.formats.easylm import EASYLM
 from fineline_jax.checkpoints.formats.lazy_tensor import Tensor
 from fineline_jax.checkpoints.formats.safetensors_files import SAFETENSORS, unambiguous_json
 from fineline_jax.checkpoints.formats.torch_bin import TORCH_BIN
+from fineline_jax.checkpoints.formats.trainers import lora
 from fineline_jax.checkpoints.formats.trainers.gguf import GGUF
 from fineline_jax.checkpoints.formats.trainers.torch_distributed import DCP
 from fineline_jax.checkpoints.formats.weight_format import WeightFormat
@@ -53,11 +54,22 @@ def weight_files(folder: Path) -> list[Path]:
     return located[0] if located else []
 
 
+def config_file(folder: Path) -> Path:
+    """The config.json of the weights of `folder`, or of the file `folder`; of an adapter that of its base."""
+    if (how := lora.adapter_of(folder)) is not None:
+        return config_file(lora.base_of(folder, how))
+    return (folder.parent if folder.is_file() else folder) / "config.json"
+
+
 def open_weights(folder: Path) -> Weights:
     """The tensors of the weight files of `folder`, or of the one file `folder`.
 
     Raises UserError naming the file and the tensor if there are none, or a file is missing, cut short or broken.
     """
+    if (how := lora.adapter_of(folder)) is not None:
+        base = open_weights(lora.base_of(folder, how))
+        changes = SAFETENSORS.read(folder / lora.WEIGHTS)
+        return dataclasses.replace(base, location=folder, tensors=lora.merged(base.tensors, changes, how))
     located = _locate(folder)
     if located is None:
         raise UserError(f"{folder}: holds no weights; looked for {KNOWN}")
@@ -77,6 +89,8 @@ def open_weights(folder: Path) -> Weights:
 
 def _locate(folder: Path) -> tuple[list[Path], WeightFormat, dict[str, Path]] | None:
     """The files, their format, and the file of each tensor where an index names it."""
+    if lora.is_adapter(folder):
+        return [folder / lora.CONFIG, folder / lora.WEIGHTS], SAFETENSORS, {}
     if folder.is_file():
         return [folder], next((one for one in FORMATS if folder.suffix in one.suffixes), FORMATS[-1]), {}
     for one in FORMATS:

@@ -56,7 +56,7 @@ def command_line() -> SubcommandApp:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is 0, 1 if some checkpoints were left out (`Incomplete`), 2 for bad input, 130
-    when interrupted."""
+    when interrupted, 143 where another process of the job has ended (`multihost`)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

@@ -2,6 +2,7 @@
 
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -134,43 +135,71 @@ import sys
 import jax
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 1)
-jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 from fineline_jax.cli import main
-status = main(["pretrain", "mini.py", "--run", "run"])
+command = ["pretrain", "mini.py", "--run", "run", "--distributed"]
+status = main([*command, "--coordinator", sys.argv[1], "--processes", sys.argv[2], "--process", sys.argv[3]])
 sys.stdout.flush()
 sys.exit(status)
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("end", ["Ctrl-C", "killed"])
-def test_two_processes_end_together(end: str, tmp_path: Path) -> None:
-    """Ctrl-C reaches both and both save; when process 1 is killed, process 0 ends in one line that names it."""
+@pytest.mark.parametrize("end", ["Ctrl-C", "killed 0 of 2", "killed 1 of 2", "killed 0 of 4", "killed 2 of 4"])
+def test_processes_end_together(end: str, tmp_path: Path) -> None:
+    """Ctrl-C reaches all and all save; when one is killed, each other ends in one line that names it."""
+    killed, count = map(int, end.split()[1::2]) if end != "Ctrl-C" else (None, 2)
     amber(tmp_path / "train_0.jsonl", [[(7 * i + j) % 400 for j in range(9)] for i in range(4000)])
     prepare_amber([tmp_path / "train_0.jsonl"], tmp_path / "data", vocab_size=512, sequence_length=8)
-    (tmp_path / "mini.py").write_text(RECIPE)
+    (tmp_path / "mini.py").write_text(RECIPE.replace("fsdp=2", f"fsdp={count}"))
     address = f"127.0.0.1:{free_port()}"
-    both = [
+    all_of_them = [
         subprocess.Popen(
-            [sys.executable, "-c", ONE, address, str(index)],
+            [sys.executable, "-c", ONE, address, str(count), str(index)],
             cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
-        for index in range(2)
+        for index in range(count)
     ]  # fmt: skip
     try:
         deadline = time.monotonic() + 300
         while not list(tmp_path.glob("run/checkpoints/*/complete.json")):
-            assert time.monotonic() < deadline and all(one.poll() is None for one in both)
+            assert time.monotonic() < deadline and all(one.poll() is None for one in all_of_them)
             time.sleep(0.2)
-        for one in both if end == "Ctrl-C" else both[1:]:
-            one.send_signal(signal.SIGINT if end == "Ctrl-C" else signal.SIGKILL)
-        said = [one.communicate(timeout=120) for one in both]
+        for one in all_of_them if killed is None else [all_of_them[killed]]:
+            one.send_signal(signal.SIGINT if killed is None else signal.SIGKILL)
+        said = [one.communicate(timeout=120) for one in all_of_them]
     finally:
-        for one in both:
+        for one in all_of_them:
             one.kill()
-    if end == "Ctrl-C":
-        assert [one.returncode for one in both] == [0, 0], said
+    if killed is None:
+        assert [one.returncode for one in all_of_them] == [0] * count, said
         assert re.search(r"stopped by SIGTERM at step (\d+)", said[0][0]), said
-    else:
-        assert both[0].returncode == 2, said
-        assert "process 0 of 2: another process at 127.0.0.1 has ended; start all of them again" in said[0][1]
+        return
+    for index, one in enumerate(all_of_them):
+        if index != killed:
+            lines = [line for line in said[index][1].splitlines() if line.startswith("fineline: ")]
+            assert one.returncode == 143 and lines == [
+                f"fineline: process {index} of {count}: process {killed} has ended; start all of them again, the work"
+                " goes on from what is saved"
+            ], said[index]
+
+
+def test_the_end_of_a_process_is_told_to_all_by_process_0_and_an_orderly_end_is_none(monkeypatch) -> None:
+    """Three processes of one job as threads' ends of sockets: 1 dies; 2 says that it is done, and dies."""
+    ended: list[str] = []
+    monkeypatch.setattr(multihost, "GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(multihost, "_end", ended.append)
+    (here_1, there_1), (here_2, there_2) = socket.socketpair(), socket.socketpair()
+    monkeypatch.setattr(multihost, "_watching", [here_1, here_2])
+    there_2.sendall(b"done")
+    there_2.shutdown(socket.SHUT_WR)
+    multihost._watch(2, here_2)
+    assert ended == []
+    there_1.sendall(b"fail")
+    multihost._watch(1, here_1)
+    assert ended == ["process 1"] and there_2.recv(4) == (1).to_bytes(4)
+    multihost._ending.set()  # this one has an error of its own to tell
+    try:
+        multihost._watch(1, here_1)
+    finally:
+        multihost._ending.clear()
+    assert ended == ["process 1"]

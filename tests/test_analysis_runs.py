@@ -120,7 +120,7 @@ def test_the_page_has_the_mean_of_each_arm_with_its_interval_between_seeds(repor
 
 
 def test_arms_are_compared(report):
-    found = pd.read_csv(report / "differences.csv")
+    found = pd.read_csv(report / "arm_differences.csv")
     assert set(found["arm"]) == {"size=16"} and set(found["reference"]) == {"size=8"}
     assert set(pd.read_csv(report / "tokens_to.csv")["runs"]) == {2}
 

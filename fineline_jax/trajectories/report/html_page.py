@@ -111,11 +111,8 @@ def _with_arms(table: pd.DataFrame, summary: pd.DataFrame) -> tuple[pd.DataFrame
 def _section(part: tuple[str, list[str]]) -> str:
     heading, lines = part
     wide = ' class="wide"' if heading == _SWEEP else ""
-    return (
-        f"<section{wide}><h3>{html.escape(heading)}</h3>"
-        + "".join(f"<p>{html.escape(s)}</p>" for s in lines)
-        + "</section>"
-    )
+    said = "".join(f"<p>{html.escape(line)}</p>" for line in lines)
+    return f"<details{wide} open><summary><h3>{html.escape(heading)}</h3></summary>{said}</details>"
 
 
 def _link(path: str, text: str = "") -> str:

@@ -141,16 +141,22 @@ function buildControls() {
   if (axes.length > 1) document.getElementById("curves-controls").append(segments("Against", "x", axes, drawPanels));
 }
 
+// On a phone the figures would come after four screens of sentences: all but the first two parts are folded.
+const parts = [...document.getElementById("sentences").querySelectorAll("details")];
+const fold = () => parts.forEach((part, i) => { part.open = i < 2 || window.innerWidth > 700 || printing; });
+
 // Paper has no scrolling: every figure is drawn, light and as wide as a page.
 function print(on) {
   printing = on;
   document.documentElement.classList.toggle("printing", on);
+  fold();
   drawFiltered();
   if (on) for (const node of [...waiting.keys()]) drawWaiting(node);
 }
 
 buildControls();
 drawOverview();
+fold();
 drawFiltered();
 dark.addEventListener("change", drawFiltered);
 let width = window.innerWidth;

@@ -4,6 +4,7 @@
 where it is used), `tensor` shards heads, hidden features and the vocabulary.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -16,6 +17,8 @@ from fineline_jax.errors import UserError
 AXES = ("replica", "fsdp", "tensor")
 BATCH = ("replica", "fsdp")
 """The axes over which rows of a batch are spread."""
+STAGED_FROM = 16
+"""Devices from which on a sum that is scattered over all of them is scattered in two stages."""
 
 
 class Shape(Protocol):
@@ -68,6 +71,23 @@ def make_mesh(shape: Shape | None = None, devices: Sequence[Any] | None = None) 
 def batch_shards(mesh: jax.sharding.Mesh) -> int:
     """Number of shards the rows of a batch are split into."""
     return mesh.shape["replica"] * mesh.shape["fsdp"]
+
+
+def scattered_sum(x: jax.Array) -> jax.Array:
+    """Inside `jax.shard_map`: the sum of x over `fsdp`, of whose first axis each device keeps its part.
+
+    Over some of the devices TPUs scatter it as they sum; over all of them they would make the whole sum everywhere,
+    twice the traffic, so there it is done in two stages, each over some.
+    """
+    scatter = functools.partial(jax.lax.psum_scatter, axis_name="fsdp", tiled=True)
+    mesh = jax.sharding.get_abstract_mesh()
+    shards = mesh.shape["fsdp"]
+    inner = 1 << -(-(shards.bit_length() - 1) // 3)
+    if shards < mesh.size or shards < STAGED_FROM or shards % inner:
+        return scatter(x)
+    outer = range(shards // inner)
+    x = scatter(x, axis_index_groups=[[i * inner + j for i in outer] for j in range(inner)])
+    return scatter(x, axis_index_groups=[[i * inner + j for j in range(inner)] for i in outer])
 
 
 def device_bytes(tree: Any) -> int:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from fineline_jax.mesh import BATCH
+from fineline_jax.mesh import BATCH, scattered_sum
 from fineline_jax.models.sharding import without_fsdp
 
 P = jax.P
@@ -69,8 +69,8 @@ def _scattering_linears_backward(subscripts: str, x: jax.Array, weights: Arrays,
             part = jnp.einsum(f"{of_x},{of_y}->{of_w[axis] + of_w.replace(of_w[axis], '')}", x, y)
             # TPUs scatter the first of three axes, of which the last fills the lanes; of two they sum the whole.
             lanes = math.gcd(part[0].size, 128)
-            scattered = jax.lax.psum_scatter(part.reshape(len(part), -1, lanes), "fsdp", tiled=True)
-            own = jax.lax.psum(scattered, "replica").reshape(-1, *part.shape[1:])
+            own = jax.lax.psum(scattered_sum(part.reshape(len(part), -1, lanes)), "replica")
+            own = own.reshape(-1, *part.shape[1:])
             return jnp.moveaxis(own, 0, axis)
 
         mapped = jax.shard_map(local, in_specs=(spec(x), spec(y)), out_specs=spec(weight), check_vma=False)

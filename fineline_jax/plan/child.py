@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from pydantic import TypeAdapter
 
 from fineline_jax.errors import UserError
 from fineline_jax.mesh import BATCH, batch_shards, device_bytes, make_mesh
@@ -47,7 +48,8 @@ def _compile(job: dict[str, Any], folder: Path) -> None:
         recipe = dataclasses.replace(from_json(folder / "recipe.json"), mesh=MeshShape(*job["mesh"]))
         function, arguments, kinds = _train_step(recipe, mesh)
     else:
-        function, arguments, kinds = _score_step(ModelConfig(**job["model"]), mesh, job["dtype"], job["step"])
+        model = TypeAdapter(ModelConfig).validate_python(job["model"])
+        function, arguments, kinds = _score_step(model, mesh, job["dtype"], job["step"])
     started = time.monotonic()
     with jax.set_mesh(mesh):
         traced = function.trace(*arguments)

@@ -23,7 +23,7 @@ from fineline_jax.plan.topologies import GIB, Topology, environment
 from fineline_jax.recipe import MeshShape, Recipe, to_json
 
 LONGEST_SECONDS = 1800.0
-_PLANNED = "*after_optimizations_after_buffer_assignment.txt"
+_PLANNED = "*after_optimizations.txt"
 _MEMORY = "*after_optimizations*memory-usage-report.txt"
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
-from fineline_jax.mesh import BATCH
+from fineline_jax.mesh import BATCH, scattered_sum
 from fineline_jax.models.layers import scoped
 
 P = jax.P
@@ -169,6 +169,6 @@ def _local_sums_and_gradients(hidden, head, targets, weights, *, z_loss, chunk_t
     chunks = _chunks(hidden, targets, weights, chunk_tokens)
     (with_z, plain, head_gradient), hidden_gradient = jax.lax.scan(add, start, chunks)
     hidden_gradient = hidden_gradient.reshape(-1, hidden.shape[-1])[: targets.size].reshape(hidden.shape)
-    head_gradient = jax.lax.psum_scatter(head_gradient, "fsdp", scatter_dimension=0, tiled=True)
+    head_gradient = scattered_sum(head_gradient)
     sums = jax.lax.psum((with_z, plain), BATCH)
     return sums, jax.lax.psum(hidden_gradient, "tensor"), jax.lax.psum(head_gradient, "replica").astype(head.dtype)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fineline_jax import mesh
 from fineline_jax.mesh import BATCH, make_mesh
 from fineline_jax.models import attention, cpu_kernels, decoder
 from fineline_jax.models.config import ModelConfig
@@ -25,11 +26,17 @@ def drawn(seed: int, shape: tuple[int, ...], spec: jax.P, dtype: Any) -> jax.Arr
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("axes", [(1, 1, 1), (1, 2, 2)])
-def test_the_forms_for_the_cpu_agree_with_the_plain_ones(axes: tuple[int, int, int], dtype: Any) -> None:
+@pytest.mark.parametrize("axes", [(1, 1, 1), (1, 2, 2), (2, 2, 2)])
+@pytest.mark.parametrize("branch", ["cpu", "accelerators"])
+def test_the_written_forms_agree_with_the_plain_ones(
+    axes: tuple[int, int, int], dtype: Any, branch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The derivatives of the plain forms are JAX's own."""
+    if branch == "accelerators":  # what would be compiled there
+        monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, cpu, default: default(*args))
     with jax.set_mesh(make_mesh(MeshShape(*axes), jax.devices()[: int(np.prod(axes))])):
         x = drawn(0, (4, 6, 8), STREAM, dtype)
-        weights = tuple(drawn(1 + heads, (8, heads, 5), P(None, "tensor", None), dtype) for heads in (4, 2))
+        weights = tuple(drawn(1 + heads, (8, heads, 5), P("fsdp", "tensor", None), jnp.float32) for heads in (4, 2))
         slopes = tuple(drawn(5 + heads, (4, 6, heads, 5), HEADS, dtype) for heads in (4, 2))
         both = [
             jax.jit(lambda x, w, s, form=form: jax.vjp(lambda *a: form("bsd,dhk->bshk", HEADS, *a), x, w)[1](s))(
@@ -47,6 +54,34 @@ def test_the_forms_for_the_cpu_agree_with_the_plain_ones(axes: tuple[int, int, i
         assert ours.dtype == plain.dtype and ours.sharding == plain.sharding
         ours, plain = (np.asarray(array, np.float64) for array in (ours, plain))
         np.testing.assert_allclose(ours, plain, atol=bound * np.abs(plain).max())
+
+
+@pytest.mark.parametrize(
+    ("subscripts", "x", "weight", "out"),
+    [
+        ("bshk,hkd->bsd", (HEADS, (4, 6, 4, 2)), (P("tensor", None, "fsdp"), (4, 2, 8)), STREAM),
+        ("bsf,fd->bsd", (HIDDEN, (4, 6, 8)), (P("tensor", "fsdp"), (8, 8)), STREAM),
+        ("bsf,fr->bsr", (HIDDEN, (4, 6, 8)), (P("tensor", None), (8, 3)), STREAM),
+    ],
+)
+@pytest.mark.parametrize("axes", [(1, 8, 1), (1, 4, 2), (2, 2, 2)])
+def test_the_gradient_of_a_weight_is_scattered_over_whichever_axis_is_split(
+    axes: tuple[int, int, int], subscripts: str, x: Any, weight: Any, out: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in two stages, where the sum is over all devices."""
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, cpu, default: default(*args))
+    monkeypatch.setattr(mesh, "STAGED_FROM", 4)
+    with jax.set_mesh(make_mesh(MeshShape(*axes), jax.devices()[: int(np.prod(axes))])):
+        rows = 8 if axes[1] == 8 else 4
+        inputs = drawn(0, (rows, *x[1][1:]), x[0], jnp.float32), drawn(1, weight[1], weight[0], jnp.float32)
+
+        def gradients(form: Callable) -> Any:
+            run = lambda x, w: jnp.sum(jnp.sin(form(subscripts, out, x, (w,))[0]))
+            return jax.jit(jax.grad(run, argnums=(0, 1)))(*inputs)
+
+        for ours, plain in zip(gradients(cpu_kernels.linears), gradients(cpu_kernels.plain_linears), strict=True):
+            assert ours.sharding == plain.sharding
+            np.testing.assert_allclose(ours, plain, atol=1e-5 * np.abs(plain).max())
 
 
 def lowered(function: Callable, platform: str, *arrays: jax.Array) -> str:
@@ -82,15 +117,15 @@ def test_the_program_names_its_parts_for_a_profile(kind: str) -> None:
             32, 8, 2, 0, 16, mixer="mamba", state_size=2, conv_width=2, step_rank=1, tied_embeddings=True
         ),
     }[kind]
-    mesh = make_mesh(MeshShape(), jax.devices()[:1])
+    one = make_mesh(MeshShape(), jax.devices()[:1])
 
     def loss(params: dict, tokens: jax.Array) -> jax.Array:
         states = decoder.hidden_states(config, params, tokens, tokens, attention.causal("xla"))
         return jnp.sum(jnp.einsum("bsd,dv->bsv", states, decoder.head_weight(config, params), out_sharding=STREAM))
 
-    with jax.set_mesh(mesh):
-        tokens = jax.ShapeDtypeStruct((2, 4), jnp.int32, sharding=jax.NamedSharding(mesh, P(BATCH, None)))
-        program = jax.jit(jax.grad(loss)).lower(decoder.abstract_params(config, mesh), tokens)
+    with jax.set_mesh(one):
+        tokens = jax.ShapeDtypeStruct((2, 4), jnp.int32, sharding=jax.NamedSharding(one, P(BATCH, None)))
+        program = jax.jit(jax.grad(loss)).lower(decoder.abstract_params(config, one), tokens)
     text = program.as_text(debug_info=True)
     names = [set(re.split(r"[/()]", name)) for name in re.findall(r'loc\("([^"]*)"', text)]
     layer = {"mamba"} if kind == "mamba" else {"attention", "mlp"}

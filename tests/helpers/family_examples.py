@@ -6,7 +6,7 @@ same mathematics: with torch, its tensors are renamed, fused and (Baichuan2's he
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +151,23 @@ EXAMPLES = {
     "qwen3_moe": Example("Qwen3Moe", QWEN_MOE | {"head_dim": 12, "norm_topk_prob": True}),
     "mamba": Example("Mamba", {"state_size": 4, "time_step_rank": 3, "conv_kernel": 3, "layer_norm_epsilon": 0.03}),
 }
+
+
+class Watched(Mapping[str, Any]):
+    """A config.json that knows which keys were looked for."""
+
+    def __init__(self, raw: dict[str, Any]):
+        self.raw, self.asked = raw, set()
+
+    def __getitem__(self, key: str) -> Any:
+        self.asked.add(key)
+        return self.raw[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.raw)
+
+    def __len__(self) -> int:
+        return len(self.raw)
 
 
 def make(name: str, folder: Path) -> Any:

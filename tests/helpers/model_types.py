@@ -1,4 +1,4 @@
-"""A tiny random model of each `model_type` that opens, as transformers makes it, and how far our numbers are from its own.
+"""A tiny random model of each `model_type` that opens, as transformers makes it, and how far our numbers are off.
 
 python tests/helpers/model_types.py [NAME …]    prints the rows of the table in docs/families.md, measured anew
 """
@@ -161,8 +161,16 @@ TYPES = {
     "starcoder2": Example("Starcoder2", {"num_key_value_heads": 2, "sliding_window": 5}),
     "vaultgemma": Example("VaultGemma", GROUPED | {"sliding_window": 5}),
 }
-"""By the model_type of docs/families.md; those of `family_examples` stand there."""
-TOKENS = np.random.default_rng(1).integers(3, VOCABULARY, (4, 20), dtype=np.int32)
+TYPES |= {
+    name: Example(one.kind, one.changes, one.kind != "Mamba")
+    for name, one in family_examples.EXAMPLES.items()
+    if one.rename is None and name not in TYPES and " " not in name
+}
+TYPES["mamba"] = Example(
+    "Mamba", {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}, False
+)
+"""By the model_type of docs/families.md."""
+TOKENS = np.random.default_rng(1).integers(3, VOCABULARY, (8, 20), dtype=np.int32)
 
 
 def mesh_of(replica: int = 1, fsdp: int = 1, tensor: int = 1) -> jax.sharding.Mesh:
@@ -221,14 +229,14 @@ def written_back(name: str, folder: Path) -> None:
     """Assert that an export has the bits that were read, and that transformers computes the same from it."""
     model = make(name, folder / "hf")
     config, params = huggingface.load_hf(folder / "hf", mesh_of(1, 4))
-    family = huggingface._family_and_config(folder / "hf" / "config.json")[0]
+    family = huggingface._read_config(folder / "hf" / "config.json")[0]
     huggingface.export_hf(config, params, folder / "out", family=family.name)
     before, after = (load_file(folder / of / "model.safetensors") for of in ("hf", "out"))
     assert before.keys() == after.keys()
     assert all(before[key].tobytes() == after[key].tobytes() for key in before)
     assert huggingface.config_from_hf(folder / "out" / "config.json") == config
     raw = json.loads((folder / "out" / "config.json").read_text())
-    raw |= {"bos_token_id": 1, "eos_token_id": 2}  # an export without a tokenizer has none, and some classes want them
+    raw |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}  # some classes want those of a tokenizer
     (folder / "out" / "config.json").write_text(json.dumps(raw))
     again = type(model).from_pretrained(folder / "out").eval()
     np.testing.assert_array_equal(

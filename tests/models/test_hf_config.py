@@ -2,10 +2,11 @@
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from family_examples import Watched
 
 from fineline_jax.errors import UserError
 from fineline_jax.models import families
@@ -28,23 +29,6 @@ def read(raw: Mapping[str, Any]) -> ModelConfig:
 
 def of_kind(kind: str, **keys: Any) -> dict[str, Any]:
     return {"architectures": [f"{kind}ForCausalLM"], **SIZES, **keys}
-
-
-class Watched(Mapping[str, Any]):
-    """A config.json that knows which keys were looked for."""
-
-    def __init__(self, raw: dict[str, Any]):
-        self.raw, self.asked = raw, set()
-
-    def __getitem__(self, key: str) -> Any:
-        self.asked.add(key)
-        return self.raw[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.raw)
-
-    def __len__(self) -> int:
-        return len(self.raw)
 
 
 @pytest.mark.parametrize("kind", KINDS)

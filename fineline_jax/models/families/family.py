@@ -100,7 +100,7 @@ class Family:
 
     def means(self, raw: HfConfig) -> bool:
         """Whether the file's `only` keys are this family's, where two have the same class."""
-        return all(raw.raw.get(key, allowed[0]) in allowed for key, allowed in self.only.items())
+        return all(raw.raw.get(key) in (None, *allowed) for key, allowed in self.only.items())
 
     def lines(self, config: ModelConfig) -> tuple[Weight, ...]:
         """The name map of a model: `weights` with the sizes in braces filled in, h heads, k key heads and g = h / k."""

@@ -341,11 +341,7 @@ BIOGPT = OPT.like(
     tied_copies=("output_projection.weight",),
 )
 
-_FALCON_LAYER = {
-    "o": "self_attention.dense",
-    "up": "mlp.dense_h_to_4h",
-    "down": "mlp.dense_4h_to_h",
-}
+_FALCON_LAYER = {"o": "self_attention.dense", "up": "mlp.dense_h_to_4h", "down": "mlp.dense_4h_to_h"}
 _FALCON_OUTER = {"embed": "transformer.word_embeddings", "norm": "transformer.ln_f", "head": "lm_head"}
 _BLOOM_LAYER = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm", **_FALCON_LAYER}
 BLOOM = GPT2.like(
@@ -374,7 +370,7 @@ BLOOM = GPT2.like(
 def _mpt(raw: HfConfig, fields: dict[str, Any]) -> dict[str, Any]:
     attention = HfConfig(f"{raw.where}: attn_config", raw.table("attn_config"))
     for key, allowed in {
-        "alibi": True, "qk_ln": False, "prefix_lm": False, "attn_type": "multihead_attention", "alibi_bias_max": 8,
+        "alibi": True, "qk_ln": False, "prefix_lm": False, "attn_type": "multihead_attention", "alibi_bias_max": 8
     }.items():  # fmt: skip
         attention.only(key, allowed)
     scale, clip = (attention.number(key, default=0.0) for key in ("softmax_scale", "clip_qkv"))
@@ -385,12 +381,7 @@ def _mpt(raw: HfConfig, fields: dict[str, Any]) -> dict[str, Any]:
 MPT = BLOOM.like(
     "mpt",
     "MptForCausalLM",
-    keys={
-        "width": "d_model",
-        "layers": "n_layers",
-        "heads": "n_heads",
-        "context": ("max_seq_len", 2048),
-    },
+    keys={"width": "d_model", "layers": "n_layers", "heads": "n_heads", "context": ("max_seq_len", 2048)},
     fixed={"mlp": "gelu", "norm": "unbiased", "embed_norm": None, "attention_bias": None, "mlp_bias": None},
     only={
         "apply_residual_connection_post_layernorm": None,

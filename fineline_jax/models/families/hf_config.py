@@ -13,7 +13,7 @@ SCALINGS = ("default", "linear", "dynamic", "llama3", "yarn")
 ROPE_KEYS = {
     "rope_type", "type", "rope_theta", "partial_rotary_factor", "factor", "original_max_position_embeddings",
     "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "truncate", "attention_factor", "mscale",
-    "mscale_all_dim", "finetuned",
+    "mscale_all_dim", "finetuned"
 }  # fmt: skip
 """What may stand in a table of rotary angles."""
 LARGEST = 1 << 40

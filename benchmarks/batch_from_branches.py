@@ -35,7 +35,7 @@ from fineline_jax.training.metrics import read_metrics
 VOCABULARY, LENGTH, BATCH = 4096, 128, 4
 STEP = BATCH * LENGTH
 STEPS, POINTS, BRANCH = 480, (60, 120, 240), 48
-BATCHES = (4, 8, 16, 32)
+BATCHES, ORDERS = (4, 8, 16, 32), (0, 1)
 HELD = "validation_loss/held_out"
 
 
@@ -79,7 +79,7 @@ def main(texts: Path, out: Path) -> None:
     base = base_recipe(data)
     interface.pretrain(base, out / "base")
     branches = batch_branches(out / "base", POINTS, BATCHES, tokens=BRANCH * STEP)
-    two_orders = dataclasses.replace(branches, seeds=(0, 1), seeded="data", keep="last")
+    two_orders = dataclasses.replace(branches, seeds=ORDERS, seeded="data", keep="last")
     found = interface.ablate(two_orders, out / "branches").comparisons["critical_batch"]
     print(found.T.to_string())
     # between the smallest batch and the largest, the largest that is still within the tolerance

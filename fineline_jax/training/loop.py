@@ -103,7 +103,8 @@ def pretrain(
             folder = run / "checkpoints" / str(newest)
             first = recorded.segments[0] if recorded is not None else None
             imported = first is not None and (first.why, first.step) == ("import", newest)
-            state = _state_at(folder, recipe, target, fresh=imported and not (folder / "opt_state").is_dir())
+            fresh = imported and not (folder / "opt_state").is_dir()
+            state = _state_at(folder, recipe, target, programs, fresh=fresh)
             logger.info("resuming %s at step %d", run, newest)
 
         def going_on() -> History:
@@ -124,7 +125,7 @@ def pretrain(
             initial = programs("initial", recipe, mesh, lambda: jax.jit(functools.partial(initial_state, recipe)))
             state = initial(global_array((), replicated, lambda _: np.uint32(recipe.seed)))
         elif newest is None and branch is not None:
-            state = _state_at(branch.folder, recipe, target, fresh=branch.optimizer_state == "fresh")
+            state = _state_at(branch.folder, recipe, target, programs, fresh=branch.optimizer_state == "fresh")
         clock = stopwatch or Stopwatch()
         session = _Session(run, recipe, sources, mesh, programs, history, requested, tuple(observers), clock, began)
         number = history.at(start)
@@ -283,10 +284,12 @@ def _agreed(look: Callable[[], History | None], run: Path) -> History | None:
     return None if plain is None else from_plain(plain, run)
 
 
-def _state_at(folder: Path, recipe: Recipe, target: State, *, fresh: bool) -> State:
+def _state_at(folder: Path, recipe: Recipe, target: State, programs: Programs, *, fresh: bool) -> State:
     """The state of a checkpoint; fresh: with the optimizer state of a first step."""
     check_intact(folder, "params" if fresh else "")
     if not fresh:
         return load_items(folder, target)
     params = load_items(folder, {"params": target["params"]})["params"]
-    return {"params": params, "opt_state": jax.jit(make_optimizer(recipe.optimizer).init)(params)}
+    mesh = jax.tree.leaves(params)[0].sharding.mesh
+    begin = programs("fresh optimizer", recipe, mesh, lambda: jax.jit(make_optimizer(recipe.optimizer).init))
+    return {"params": params, "opt_state": begin(params)}

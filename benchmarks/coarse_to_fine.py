@@ -54,7 +54,8 @@ def replayed(
     scored = order.replay(positions, tasks.__getitem__)
     others = sorted(set(range(len(tasks))) - set(scored))
     line = np.array([np.interp(positions[others], positions[scored], column[scored]) for column in values.T]).T
-    return len(scored) / len(tasks), float((np.abs(line - values[others]) > 2 * errors[others]).mean())
+    off = np.abs(line - values[others]) > 2 * errors[others]
+    return len(scored) / len(tasks), float(off.mean()) if others else math.nan
 
 
 def own(folder: Path, paired: bool) -> tuple[float, float, int]:
@@ -74,7 +75,7 @@ def own(folder: Path, paired: bool) -> tuple[float, float, int]:
         if not paired:
             tasks = [{n: dataclasses.replace(v, deviations=None) for n, v in one.items()} for one in tasks]
         results.append(replayed(positions, tasks, values, errors))
-    scored, off = np.mean(results, axis=0)
+    scored, off = np.nanmean(results, axis=0)
     return float(scored), float(off), sum(map(len, series.values()))
 
 

@@ -47,6 +47,7 @@ def pretrain(
     skip_windows: tuple[int, int] | None = None,
     score: str | None = None,
     benchmarks: Location | None = None,
+    include_path: Location | None = None,
     stuck_after: float = 0.0,
 ) -> "Outcome":
     """Train a recipe, or resume it where the run folder holds its checkpoints.
@@ -57,7 +58,7 @@ def pretrain(
     history. branch: RUN@STEP, the checkpoint that a new run begins at, with its optimizer_state or a fresh one. until:
     tokens at which it ends for now, saved. skip_windows: (first, last + 1) of windows to leave out, numbered as the run
     reads them. score: suite or request pack, to score each kept checkpoint in memory, into RUN/scores; benchmarks: the
-    documents of that suite, None: the hub. stuck_after: end the process after so many seconds without a step, a save or
+    documents of that suite, None: the hub; include_path: folder of task files that it names. stuck_after: end the process after so many seconds without a step, a save or
     a compilation that ends, with the stacks of its threads; 0: never.
     Returns the step and tokens reached, and by which signal it was stopped, if by one. Raises UserError.
     """
@@ -70,8 +71,7 @@ def pretrain(
     from fineline_jax.training.observers import AtKeptCheckpoints, Observer, Watchdog
     from fineline_jax.training.run_folder import branch_at
 
-    if benchmarks is not None and score is None:
-        raise UserError("pretrain: --benchmarks are the documents of --score SUITE; give both, or neither")
+    _check_suite("pretrain", score, benchmarks, include_path)
     if branch is not None and run is None:
         raise UserError("pretrain: --from begins a new run; name its folder with --run")
     if not isinstance(recipe, Recipe):
@@ -87,10 +87,10 @@ def pretrain(
         check_on_process_0(lambda: stack.enter_context(staged(place, alone=True)))
         observers: list[Observer] = [Watchdog(stuck_after)] if stuck_after else []
         if score is not None:
-            from fineline_jax.scoring.series.in_training import ScoreInTraining, check_pack, open_pack
+            from fineline_jax.scoring.series.in_training import ScoreInTraining, check_pack, open_pack, with_own_tasks
 
             documents = None if benchmarks is None else Path(benchmarks)
-            pack = open_pack(score, recipe.data.sources[0].tokenizer, documents)
+            pack = open_pack(with_own_tasks(score, include_path), recipe.data.sources[0].tokenizer, documents)
             check_pack(pack, recipe)
             stack.enter_context(writing_as_one(run / "scores" / run.absolute().name, "--run"))
             observers.append(AtKeptCheckpoints(ScoreInTraining(run, recipe.model, pack, run / "scores")))
@@ -276,28 +276,38 @@ def ablate(
     part: str | None = None,
     score: str | None = None,
     benchmarks: Location | None = None,
+    include_path: Location | None = None,
     together: int = 1,
 ) -> "SweepOutcome":
     """Train the runs of a sweep that have not ended yet, one after another, and write the table of all that have.
 
     sweep: or the name or file of one. out: its folder, None: ablations/NAME. part: I/N, only that part of the runs, for
     machines that do not talk to each other; auto: from the job's variables. score: suite or request pack, for every
-    kept checkpoint of every run; benchmarks: the documents of that suite, None: the hub. together: runs of one shape
-    that one program trains at a time. Raises UserError.
+    kept checkpoint of every run; benchmarks: the documents of that suite, None: the hub; include_path: folder of
+    task files that it names. together: runs of one shape that one program trains at a time. Raises UserError.
     """
     _prepare_cpu()
     from fineline_jax.ablation.ablate import run_sweep
     from fineline_jax.ablation.sweep import Sweep, load_sweep
+    from fineline_jax.scoring.series.in_training import with_own_tasks
 
-    if benchmarks is not None and score is None:
-        raise UserError("ablate: --benchmarks are the documents of --score SUITE; give both, or neither")
+    _check_suite("ablate", score, benchmarks, include_path)
     if not isinstance(sweep, Sweep):
         sweep = load_sweep(os.fspath(sweep))
     folder = Path("ablations") / sweep.name if out is None else Path(out)
     if together < 1:
         raise UserError(f"--together {together}: give 1, one run after another, or more")
     documents = None if benchmarks is None else Path(benchmarks)
-    return run_sweep(sweep, folder, part=part, score=score, benchmarks=documents, together=together)
+    asked = None if score is None else with_own_tasks(score, include_path)
+    return run_sweep(sweep, folder, part=part, score=asked, benchmarks=documents, together=together)
+
+
+def _check_suite(command: str, score: str | None, benchmarks: Any, include_path: Any) -> None:
+    for option, what, given in (
+        ("benchmarks are", "documents", benchmarks), ("include-path is", "folder of tasks", include_path)
+    ):  # fmt: skip
+        if given is not None and score is None:
+            raise UserError(f"{command}: --{option} the {what} of --score SUITE; give both, or neither")
 
 
 def _check_arguments(options: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ def ablate(
     part: str | None = None,
     score: str | None = None,
     benchmarks: Path | None = None,
+    include_path: Path | None = None,
     together: int = 1,
 ) -> None:
     """Train every run of a sweep, one after another, and compare them; runs that have ended are kept.
@@ -29,6 +30,7 @@ def ablate(
             from the job's variables, as in `fineline score`.
         score: Suite or request pack: score every kept checkpoint of every run in memory.
         benchmarks: For --score SUITE: folder of data sets in Hugging Face layout; default: the hub.
+        include_path: For --score SUITE: folder of task files of your own, which the suite names.
         together: Train so many runs of one shape as one program, where they do not fill the device alone.
     """
     if plan:
@@ -40,7 +42,9 @@ def ablate(
         trials = job_shard(part, os.environ).of(planned.trials())
         print(plan_text(planned, trials, out or Path("ablations") / planned.name, measured(trials)))
         return
-    ended = interface.ablate(sweep, out, part=part, score=score, benchmarks=benchmarks, together=together)
+    ended = interface.ablate(
+        sweep, out, part=part, score=score, benchmarks=benchmarks, include_path=include_path, together=together
+    )
     from fineline_jax.ablation.compare import differences_text
     from fineline_jax.ablation.summary import arms_text, time_text
 

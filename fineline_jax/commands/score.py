@@ -129,6 +129,9 @@ def score(
     requests.check()
     watch.check(series, selection)
     with joined(how.distributed, processes):
+        import jax
+
+        from fineline_jax.scoring.metrics import latest
         from fineline_jax.scoring.series.auto_mesh import scoring_mesh
         from fineline_jax.scoring.series.score_series import SeriesScorer
         from fineline_jax.scoring.series.watch import wait_for_first, watch_run
@@ -141,6 +144,8 @@ def score(
             score_all = SeriesScorer(requests.open(opened), folder, scoring_mesh(mesh, opened, how.dtype), how)
             until = watch.watch_timeout
             count = watch_run(Path(series[0]), score_all, until) if watch.watch else len(score_all(opened))
+            if count and jax.process_index() == 0:
+                print(latest.of_scores(folder, last=1, series=[one.name for one in opened]))
         # Without steps or tokens there are metrics and no curve; tokens of a step are given to `analyze`. Imported
         # weights of which nothing is known have step 0.
         known = any(one.tokens is not None or one.step for each in opened for one in each.checkpoints)

@@ -1,5 +1,6 @@
 """`fineline pretrain RECIPE`: every field is an option, and what the command hands to training and says afterwards."""
 
+import contextlib
 import dataclasses
 import types
 from pathlib import Path
@@ -11,6 +12,7 @@ from fineline_jax.catalogue import load_recipe
 from fineline_jax.checkpoints.runs import store
 from fineline_jax.cli import main
 from fineline_jax.commands import pretrain
+from fineline_jax.commands.processes import Processes
 from fineline_jax.errors import UserError
 from fineline_jax.recipe import Data, Recipe, Source, to_json
 from fineline_jax.training import loop
@@ -59,7 +61,13 @@ def trained(monkeypatch) -> list[tuple]:
     """What training would be called with."""
     calls: list[tuple] = []
     monkeypatch.setattr(pretrain, "_train", lambda *given, **options: calls.append((*given, options)) or 0)
-    monkeypatch.setattr(pretrain, "join_processes", lambda: calls.append(("joined",)))
+
+    @contextlib.contextmanager
+    def joined(distributed: bool, how: Processes):
+        calls.extend([("joined", how)] if distributed else [])
+        yield
+
+    monkeypatch.setattr(pretrain, "joined", joined)
     return calls
 
 
@@ -74,13 +82,14 @@ def test_every_kind_of_field_is_an_option_and_changes_nothing_else(trained):
 
 USUAL = {
     "accept_changes": False, "branch": None, "optimizer_state": "kept", "until": None, "skip_windows": None,
-    "score": None, "benchmarks": None,
+    "score": None, "benchmarks": None, "include_path": None,
 }  # fmt: skip
 
 
 def test_without_options_the_recipe_is_the_one_named_and_its_own_options_are_not_the_recipes(trained, tmp_path):
     assert main(["pretrain", "demo"]) == 0
-    more = ["--run", str(tmp_path), "--accept-changes", "--distributed", "--score", "s", "--benchmarks", "b"]
+    more = ["--run", str(tmp_path), "--accept-changes", "--score", "s", "--benchmarks", "b"]
+    more += ["--distributed", "--coordinator", "a:1", "--processes", "2", "--process", "1"]
     assert main(["pretrain", "demo", *more]) == 0
     demo = load_recipe("demo")
     more = ["--from", "runs/a@7", "--optimizer-state", "fresh", "--until", "900", "--skip-windows", "3:5"]
@@ -92,7 +101,7 @@ def test_without_options_the_recipe_is_the_one_named_and_its_own_options_are_not
     branch = {"branch": "runs/a@7", "optimizer_state": "fresh", "until": 900, "skip_windows": (3, 5)}
     assert trained == [
         (demo, Path("runs/demo"), USUAL),
-        ("joined",),
+        ("joined", Processes("a:1", 2, 1)),
         (demo, tmp_path, USUAL | scored),
         (demo, Path("b"), USUAL | branch),
         (demo, tmp_path, USUAL),
@@ -166,13 +175,13 @@ def test_only_the_first_process_speaks(looped, monkeypatch, capsys):
 
 def test_processes_meet_before_training_and_only_where_asked(looped, monkeypatch, capsys):
     met: list[bool] = []
-    monkeypatch.setattr("jax.distributed.initialize", lambda: met.append("recipe" not in looped))
+    monkeypatch.setattr("jax.distributed.initialize", lambda *_, **__: met.append("recipe" not in looped))
     assert main(["pretrain", "demo"]) == 0 and met == []
     looped.pop("recipe")
     assert main(["pretrain", "demo", "--distributed"]) == 0 and met == [True]
     looped.pop("recipe")
 
-    def alone() -> None:
+    def alone(*_: object, **__: object) -> None:
         raise ValueError("coordinator_address\nshould be  defined. " + "x" * 300)
 
     monkeypatch.setattr("jax.distributed.initialize", alone)

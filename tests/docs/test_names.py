@@ -25,7 +25,7 @@ OF_BEAM = {
 }  # fmt: skip
 OF_LM_EVAL = {
     "--model", "--model_args", "--tasks", "--include_path", "--num_fewshot", "--limit", "--output_path",
-    "--log_samples",
+    "--log_samples", "--seed", "--samples", "--apply_chat_template", "--system_instruction",
 }  # fmt: skip
 FILE = re.compile(r"(?<![\w/])(?:configs|docs|eval|train|tests|benchmarks|fineline_jax)/[\w./-]*\w(?![\w*])")
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w.-]*\w")

@@ -126,8 +126,8 @@ def test_the_keys_of_a_suite_are_those_of_the_table_with_their_defaults(tmp_path
     file.write_text("tasks: [{task: piqa}]")
     made = open_suite(str(file))
     [spec] = made.tasks
-    assert set(rows) == {"mode"} | {field.name for field in dataclasses.fields(spec)}
-    assert rows["mode"] == f"`{made.mode}`" and rows["task"] == "required"
+    assert set(rows) == {"mode", "include_path"} | {field.name for field in dataclasses.fields(spec)}
+    assert rows["mode"] == f"`{made.mode}`" and rows["task"] == "required" and rows["include_path"] == "none"
     assert spec.shots is None
     known = "the table of tasks, else "
     for key in ("domain", "metric", "chance"):

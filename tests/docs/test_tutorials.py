@@ -74,6 +74,24 @@ def folder(tmp_path: Path, shared_data: Path) -> Path:
     return tmp_path
 
 
+def test_a_task_of_ones_own(folder: Path, shared_data: Path) -> None:
+    """The stand-in: a trained model, and the same with noise on its weights as earlier states."""
+    import numpy as np
+    from safetensors.numpy import load_file, save_file
+
+    source = shared_data / "models/tinystories-260k"
+    weights, rng = load_file(source / "model.safetensors"), np.random.default_rng(0)
+    for step, noise in ((1000, 0.5), (2000, 0.15), (3000, 0.0)):
+        place = folder / f"series/step{step}-tokens{step // 1000}B"
+        shutil.copytree(source, place)
+        noisy = {
+            name: (one + noise * one.std() * rng.standard_normal(one.shape)).astype(one.dtype)
+            for name, one in weights.items()
+        }
+        save_file(noisy, place / "model.safetensors", {"format": "pt"})
+    assert_prints_as_shown("docs/tutorials/your_task.md", folder)
+
+
 def test_a_model_of_ones_own_on_mmlu(folder: Path, shared_data: Path) -> None:
     shutil.copytree(shared_data / "models/tinystories-260k", folder / "my_model")
     assert_prints_as_shown("docs/tutorials/your_model.md", folder)

@@ -21,7 +21,7 @@ from fineline_jax.scoring.modes.mode import Mode, check_metric, check_task, firs
 from fineline_jax.scoring.modes.names import find_mode
 from fineline_jax.scoring.options import PackOptions
 from fineline_jax.scoring.requests.pack import FORMAT, SCHEMAS, Pack, content_hash, refuse_to_replace, save
-from fineline_jax.scoring.requests.suite import open_suite
+from fineline_jax.scoring.requests.suite import Suite, open_suite
 from fineline_jax.scoring.requests.tasks import (
     FEWSHOT_SEED,
     Chat,
@@ -49,7 +49,7 @@ def prepare(suite: str | Path, tokenizer: Path, out: Path, options: PackOptions 
     return pack
 
 
-def build(suite: str | Path, tokenizer: Path, options: PackOptions = PackOptions()) -> Pack:
+def build(suite: str | Path | Suite, tokenizer: Path, options: PackOptions = PackOptions()) -> Pack:
     """Every request of `suite`, made by lm-eval's task code and tokenized, in memory.
 
     suite: YAML file, name of a suite, or task names (see `suite.open_suite`). tokenizer: a folder. The same arguments
@@ -66,7 +66,8 @@ def build(suite: str | Path, tokenizer: Path, options: PackOptions = PackOptions
     seed = FEWSHOT_SEED if options.fewshot_seed is None else options.fewshot_seed
     columns = {name: {field: [] for field in schema.names} for name, schema in SCHEMAS.items()}
     contexts: dict[tuple[str, int], int] = {}
-    with without_bars() if source else contextlib.nullcontext():  # downloads show their own
+    local = source or opened.include_path or opened.texts
+    with without_bars() if local else contextlib.nullcontext():  # downloads show their own
         tasks, groups = load_tasks(opened, source, options.shots, seed)
         for task in tasks:
             kind, brings = task.definition.OUTPUT_TYPE, _own_metrics(task.definition)

@@ -73,7 +73,7 @@ class Suite:
             seen.add(spec.task)
 
 
-def open_suite(text: str | Path) -> Suite:
+def open_suite(text: "str | Path | Suite") -> Suite:
     """The suite in a YAML file, of that name (the shipped ones, then ./configs/suites), or of those tasks.
 
     Tasks are separated by commas and may carry their shots: `piqa,arc_challenge@25`. A task is a name, a task file of
@@ -81,6 +81,8 @@ def open_suite(text: str | Path) -> Suite:
     a task's entry says is taken from the first shipped suite that lists it. Raises UserError for a file that does not
     parse.
     """
+    if isinstance(text, Suite):
+        return text
     text = str(text)
     if text.endswith(_YAML) and ("," not in text or Path(text).is_file()) and not _defined_in(Path(text)):
         return read_suite(Path(text))

@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fineline_jax.checkpoints.load import stat_signature, weights_hash
 from fineline_jax.checkpoints.open import open_series
@@ -20,6 +22,7 @@ from fineline_jax.scoring import score_files
 from fineline_jax.scoring.engine.dispatch import Scorer
 from fineline_jax.scoring.engine.scorer import make_scorer
 from fineline_jax.scoring.requests.pack import Pack, load
+from fineline_jax.scoring.requests.suite import Suite, open_suite
 from fineline_jax.scoring.series.compatibility import check_tokenizer_folder, check_vocabulary, model_context
 from fineline_jax.scoring.series.score_series import is_scored, make_header, make_key
 
@@ -33,6 +36,8 @@ class ScoreInTraining:
     pack: Pack
     out: Path
     dtype: str = "float32"
+    initial: dict[str, tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=dict)
+    """Of `of_run`: weights_hash of checkpoints of step 0 -> scores; runs of one seed begin with the same weights."""
 
     def __call__(self, step: int, params: dict, wait: Callable[[], None]) -> None:
         """Score the parameters where they are, unless that is done; written when `wait()` says that the checkpoint is
@@ -43,18 +48,25 @@ class ScoreInTraining:
         if tokenizer.is_dir():
             check_tokenizer_folder(self.pack, tokenizer, str(self.run))
         mesh = jax.tree.leaves(params)[0].sharding.mesh
-        start = time.perf_counter()
-        with jax.set_mesh(mesh):
-            cast = jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(self.dtype)), params)
-        loglikelihood, is_greedy = self.scorer_on(mesh)(cast)
+        start, known = time.perf_counter(), None
+        if alone_at_start := step == 0 and jax.process_count() == 1:
+            wait()
+            known = self.initial.get(weights_hash(*self._open(step).checkpoints))
+        if known is None:
+            with jax.set_mesh(mesh):
+                cast = jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(self.dtype)), params)
+            known = self.scorer_on(mesh)(cast)
+        loglikelihood, is_greedy = known
         seconds = time.perf_counter() - start
         wait()
         if jax.process_index() != 0:
             return
         opened = self._open(step)
         [checkpoint] = opened.checkpoints
-        score_files.keep_pack(self.out, self.pack)
+        self._keep_pack()
         key = self._key(weights_hash(checkpoint))
+        if alone_at_start:
+            self.initial[key.weights_hash] = known
         header = make_header(opened, checkpoint, self.config, self.pack, key, stat_signature(checkpoint))
         score_files.write(self.out, score_files.Scores(header, loglikelihood, is_greedy))
         line = {"series": checkpoint.series, "checkpoint": checkpoint.name, "requests": len(loglikelihood)}
@@ -67,6 +79,8 @@ class ScoreInTraining:
         return other
 
     def _is_scored(self, step: int) -> bool:
+        if not (self.run / "checkpoints" / str(step)).is_dir():
+            return False
         try:
             [checkpoint] = self._open(step).checkpoints
         except UserError:
@@ -76,6 +90,11 @@ class ScoreInTraining:
     def _open(self, step: int) -> Series:
         """The series of this one checkpoint."""
         return open_series(str(self.run / "checkpoints" / str(step)))
+
+    @functools.cached_property
+    def _keep_pack(self) -> Callable[[], None]:
+        """Compares it with the one that is there, whose every byte is read, once for each run."""
+        return functools.cache(functools.partial(score_files.keep_pack, self.out, self.pack))
 
     def _key(self, weights_hash: str) -> score_files.Key:
         return make_key(weights_hash, self.pack, self.dtype)
@@ -98,9 +117,23 @@ def check_pack(pack: Pack, recipe: Recipe) -> None:
     check_vocabulary(pack, recipe.model, f"recipe {recipe.name}")
 
 
-def open_pack(score: str, tokenizer: Path, benchmarks: Path | None) -> Pack:
+def with_own_tasks(score: str, include_path: str | os.PathLike[str] | None) -> str | Suite:
+    """The suite `score`, which may name the tasks of a folder. Raises UserError for a pack, which has its tasks."""
+    if include_path is None:
+        return score
+    if _is_pack(score):
+        raise UserError(f"--include-path went into --score {score} when that was prepared; give it with a suite only")
+    suite = open_suite(score)
+    return dataclasses.replace(suite, include_path=(*suite.include_path, Path(include_path)))
+
+
+def _is_pack(score: str) -> bool:
+    return (Path(score) / "manifest.json").is_file()
+
+
+def open_pack(score: str | Suite, tokenizer: Path, benchmarks: Path | None) -> Pack:
     """The request pack in the folder `score`, or the suite of that name with this tokenizer."""
-    if (Path(score) / "manifest.json").is_file():
+    if isinstance(score, str) and _is_pack(score):
         return load(Path(score))
     from fineline_jax.scoring.options import PackOptions
     from fineline_jax.scoring.requests.build import build  # lm-eval takes seconds to import

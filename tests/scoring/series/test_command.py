@@ -22,6 +22,7 @@ from fineline_jax.errors import UserError
 from fineline_jax.scoring import score_files
 from fineline_jax.scoring.job_shard import JobShard
 from fineline_jax.scoring.options import PackOptions
+from fineline_jax.scoring.metrics import latest
 from fineline_jax.scoring.requests import build, pack
 from fineline_jax.scoring.series import auto_mesh, score_series, watch
 from fineline_jax.scoring.series.score_series import SeriesScorer
@@ -262,6 +263,7 @@ def test_a_watch_has_its_timeout_and_part_and_takes_one_run_alone(place, tmp_pat
         return 7
 
     monkeypatch.setattr(watch, "watch_run", watch_run)
+    monkeypatch.setattr(latest, "of_scores", lambda *_, **__: "the table")
     run = place / "run"
     assert run_command(place, str(run), tmp_path / "o", "--watch", "--watch-timeout", "12.5", "--part", "2/3") == 0
     assert run_command(place, str(run), tmp_path / "o", "--watch", "--watch-timeout", "0") == 0

@@ -15,7 +15,8 @@ import pytest
 from scoring_examples import score_series, write_benchmarks, write_tokenizer
 from series_examples import CONFIG, one_device
 
-from fineline_jax import prepare_pack
+from fineline_jax import interface, prepare_pack
+from fineline_jax.ablation import Arm, Sweep, ablate
 from fineline_jax.checkpoints.open import open_series
 from fineline_jax.checkpoints.series import Series
 from fineline_jax.cli import main
@@ -150,6 +151,26 @@ def test_a_run_killed_beside_a_kept_checkpoint_scores_it_when_it_resumes_and_no_
     for path in (trained / "scores/run").iterdir():
         ours, whole = score_files.read(run / "scores/run" / path.name), score_files.read(path)
         np.testing.assert_array_equal(ours.loglikelihood, whole.loglikelihood)
+
+
+def test_runs_of_a_sweep_that_begin_with_the_same_weights_are_scored_once_there(place, tmp_path, monkeypatch):
+    """Two arms, two seeds, three kept checkpoints behind the first step: 4 * 3 + 2 scorings."""
+    real, scored = in_training.make_scorer, []
+
+    def counting(*arguments, **options):
+        scorer = real(*arguments, **options)
+        return lambda params: (scored.append(0), scorer(params))[1]
+
+    monkeypatch.setattr(in_training, "make_scorer", counting)
+    monkeypatch.setattr(ablate, "analyze_scores", lambda inputs, out, **_: out / "report.html")
+    arms = (Arm("a"), Arm("b", {"optimizer.schedule.peak": 3e-2}))
+    interface.ablate(Sweep("s", recipe_of(place), arms, (0, 1)), tmp_path, score=str(place / "pack"))
+    assert len(scored) == 14
+    of = lambda arm, seed, step: score_files.read(tmp_path / f"scores/{arm}_seed-{seed}/step{step}.parquet")
+    assert of("a", 0, 0).loglikelihood.tolist() == of("b", 0, 0).loglikelihood.tolist()
+    assert of("b", 0, 0).header.series == "b_seed-0" and of("b", 0, 0).header.checkpoint == "step0"
+    assert of("a", 0, 0).loglikelihood.tolist() != of("a", 1, 0).loglikelihood.tolist()
+    assert of("a", 0, 6).loglikelihood.tolist() != of("b", 0, 6).loglikelihood.tolist()
 
 
 def test_a_pack_of_another_tokenizer_is_refused_before_anything_is_scored(place, trained, tmp_path):

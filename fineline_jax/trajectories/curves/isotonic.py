@@ -23,6 +23,8 @@ def crossing(values: np.ndarray, weights: np.ndarray, tokens: np.ndarray, target
     Nonparametric Estimation under Shape Constraints, 3.3). The slopes on both sides of that point are the fit there.
     """
     sums, mass, aims = _sums(values, weights, targets)
+    if values.ndim == 1:
+        return _crossing(sums, mass, tokens, aims[:, None])
     return np.stack([_crossing(sums, mass, tokens, aims[..., i, None]) for i in range(targets.shape[-1])], axis=-1)
 
 
@@ -35,15 +37,22 @@ def crossing_ranks(
     with the k of a wanted rank are followed further.
     """
     sums, mass, aims = _sums(values, weights, targets)
-    found = np.empty((len(ranks), targets.shape[-1]))
-    for i in range(targets.shape[-1]):
-        firsts = np.argmin(sums - aims[:, i, None] * mass, axis=-1)
-        in_order = np.sort(firsts)
-        for j, rank in enumerate(ranks):
-            rows = np.flatnonzero(firsts == in_order[rank])
-            at = np.sort(_crossing(sums[rows], mass, tokens, aims[rows, i, None]))
-            found[j, i] = at[rank - np.searchsorted(in_order, in_order[rank])]
-    return np.where(np.isnan(found), np.inf, found)
+    firsts, buffer = np.empty(aims.T.shape, int), np.empty_like(sums)
+    for i in range(len(firsts)):
+        np.multiply(aims[:, i, None], mass, out=buffer)
+        np.argmin(np.subtract(sums, buffer, out=buffer), axis=-1, out=firsts[i])
+    in_order = np.sort(firsts, axis=1)
+    wanted = (firsts[:, None] == in_order[:, ranks, None]).any(axis=1)
+    at = np.full(firsts.shape, np.inf)
+    column, row = np.nonzero(wanted)
+    crossed = _crossing(sums[row], mass, tokens, aims[row, column, None])
+    at[wanted] = np.where(np.isnan(crossed), np.inf, crossed)
+    # rows that were not followed keep their place by k: before those of a wanted rank, or behind them
+    below = np.sum(firsts[:, None] < in_order[:, ranks, None], axis=-1)  # [T, ranks]
+    return np.array([
+        [np.sort(at[i][firsts[i] == in_order[i, rank]])[rank - below[i, j]] for i in range(len(firsts))]
+        for j, rank in enumerate(ranks)
+    ])  # fmt: skip
 
 
 def _sums(values: np.ndarray, weights: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -25,6 +25,8 @@ RISE_Z = 3.0
 """A task counts where the end of the worst run is above the baseline by so many standard errors."""
 SHARE = 0.5
 DRAWS = 200
+FIRST_DRAWS, NO_DIP = 20, 0.3
+"""A dip whose p is above NO_DIP by so many draws gets no more of them."""
 CLEAR = 1.0
 """A dip of means of three that is less deep than a standard error of one checkpoint gets p = 1 without draws."""
 
@@ -99,15 +101,22 @@ def dips(table: pd.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> pd.DataFr
             rows.append(row | {"p": 1.0})
             continue
         if len(values) not in normals:
-            normals[len(values)] = np.random.default_rng(seed).standard_normal((draws, len(values)))
-        null, _ = dip((isotonic.fit(values, 1 / error**2) + normals[len(values)] * error).astype(np.float32))
-        # of maxima, so by moments a Gumbel distribution, whose tail reaches further than the draws
-        scale = max(float(null.std(ddof=1)) * math.sqrt(6) / math.pi, 1e-300)
-        rows.append(row | {"p": float(stats.gumbel_r.sf(depth, float(null.mean()) - np.euler_gamma * scale, scale))})
+            normals[len(values)] = np.random.default_rng(seed).standard_normal((draws, len(values)), np.float32)
+        rising, noise = isotonic.fit(values, 1 / error**2).astype(np.float32), normals[len(values)]
+        p = _dip_p(float(depth), rising + noise[:FIRST_DRAWS] * error.astype(np.float32))
+        rows.append(row | {"p": p if p > NO_DIP else _dip_p(float(depth), rising + noise * error.astype(np.float32))})
     rates = false_discovery(np.array([row["p"] for row in rows], float))
     for row, rate in zip(rows, rates, strict=True):
         row |= {"q": rate, "verdict": "falls and rises again" if rate <= LEVEL else "no dip resolved"}
     return DIPS.frame(rows)
+
+
+def _dip_p(depth: float, drawn: np.ndarray) -> float:
+    """Chance of a dip of this depth in curves like those drawn: depths are maxima, so by moments a Gumbel distribution,
+    whose tail reaches further than the draws."""
+    null = dip(drawn)[0].astype(float)
+    scale = max(float(null.std(ddof=1)) * math.sqrt(6) / math.pi, 1e-300)
+    return -math.expm1(-math.exp(min(700.0, -(depth - float(null.mean())) / scale - np.euler_gamma)))
 
 
 def dip(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

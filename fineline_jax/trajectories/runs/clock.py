@@ -10,7 +10,7 @@ from fineline_jax.trajectories.curves import isotonic
 from fineline_jax.trajectories.curves.smooth import end_level
 from fineline_jax.trajectories.curves.split import CURVE, split
 
-DRAWS = 400
+DRAWS = 200
 RISE_Z = 2.326
 """A task counts as learned where its end is above its baseline by so many standard errors (one-sided 1 %)."""
 
@@ -50,10 +50,10 @@ def clocks(
             continue
         weights, count = np.ones(len(values)), len(values)
         if count not in normals:
-            normals[count] = rng.standard_normal((draws, count))
+            normals[count] = rng.standard_normal((draws, count), np.float32)
         # the same draws in another order for each curve: those of two curves have nothing to do with each other
-        noise = normals[count][rng.permutation(draws)] * error
-        drawn = np.vstack([values, isotonic.fit(values, weights) + noise]).astype(np.float32)
+        noise = normals[count][rng.permutation(draws)] * error.astype(np.float32)
+        drawn = np.vstack([values, isotonic.fit(values, weights) + noise], dtype=np.float32, casting="same_kind")
         targets = baseline + share * (end_level(drawn, tokens) - baseline)
         at = np.log2(isotonic.crossing(drawn, weights, tokens, targets[:, None])[:, 0])
         at = np.where(np.isnan(at), np.log2(tokens[-1]), at)

@@ -7,7 +7,7 @@ import itertools
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special, stats
 
 from fineline_jax.trajectories.runs.clock import Clock, clocks
 from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic, shots_of
@@ -37,7 +37,9 @@ def precedence(table: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """Of each (series, metric) and pair of domains: which was learned first? See `PRECEDENCE`."""
     rows = []
     for (series, metric), found in clocks(table, seed=seed).items():
-        domains = {domain: [clock for clock in found if clock.domain == domain] for domain in _domains(found)}
+        domains = {
+            domain: _together([clock for clock in found if clock.domain == domain]) for domain in _domains(found)
+        }
         family = []
         for one, other in itertools.combinations(domains, 2):
             row = {"series": series, "metric": metric, "domain": one, "other": other}
@@ -50,22 +52,30 @@ def precedence(table: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
 
 def _domains(found: list[Clock]) -> list[str]:
     """Domains of the clocks, the earliest first."""
-    times: dict[str, list[float]] = {}
-    for clock in found:
-        times.setdefault(clock.domain, []).append(clock.log2)
-    return sorted(times, key=lambda domain: float(np.mean(times[domain])))
+    mean = lambda domain: float(np.mean([clock.log2 for clock in found if clock.domain == domain]))
+    return sorted(dict.fromkeys(clock.domain for clock in found), key=mean)
 
 
-def _gap(ones: list[Clock], others: list[Clock]) -> dict:
-    """Columns tasks to p_tasks of PRECEDENCE for two lists of clocks."""
-    times = [np.array([clock.log2 for clock in clocks_of]) for clocks_of in (ones, others)]
-    drawn = np.mean([c.drawn for c in ones], axis=0) - np.mean([c.drawn for c in others], axis=0)
+def _together(found: list[Clock]) -> tuple[np.ndarray, np.ndarray]:
+    """(log2 tokens of each clock, the mean over clocks of each draw)."""
+    return np.array([clock.log2 for clock in found]), np.mean([clock.drawn for clock in found], axis=0)
+
+
+def _gap(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> dict:
+    """Columns tasks to p_tasks of PRECEDENCE for the clocks of two domains."""
+    times, drawn = (one[0], other[0]), one[1] - other[1]
     gap = float(times[0].mean() - times[1].mean())
     # the spread of the draws around their own middle, so that a bias of the drawn curves is not taken for a gap
     spread = float(drawn.std(ddof=1))
-    p = float(2 * stats.norm.sf(abs(gap) / spread)) if spread else 1.0
+    p = float(2 * special.ndtr(-abs(gap) / spread)) if spread else 1.0
     low, high = gap + np.array([-1.96, 1.96]) * spread
-    row = {"tasks": len(ones), "other_tasks": len(others), "doublings": gap, "low": float(low), "high": float(high)}
+    row = {
+        "tasks": len(times[0]),
+        "other_tasks": len(times[1]),
+        "doublings": gap,
+        "low": float(low),
+        "high": float(high),
+    }
     if min(map(len, times)) > 1:
         row["p_tasks"] = float(stats.ttest_ind(*times, equal_var=False).pvalue)
     return row | {"p": p}

@@ -20,8 +20,6 @@ class Column:
     """When there is no value."""
     interval: tuple[str, str] | None = None
     """Columns with the ends of its 95 % interval."""
-    format: str = ""
-    """Format specification of Python; "": by the unit."""
 
     @classmethod
     def texts(cls, **meanings: str) -> "tuple[Column, ...]":
@@ -52,8 +50,8 @@ class Column:
         number = float(value)  # pyright: ignore[reportArgumentType]
         if self.unit == "tokens":
             return format_tokens(number)
-        whole = number == int(number) if abs(number) < 1e15 else False
-        return format(number, self.format or (".0f" if whole and self.unit == "1" else ".3g"))
+        whole = self.unit == "1" and abs(number) < 1e15 and number == int(number)
+        return format(number, ".0f" if whole else ".3g")
 
 
 @dataclass(frozen=True)

@@ -115,15 +115,23 @@ def _labels(division: list[tuple[int, ...]]) -> list[int]:
 def exchange_test(correlations: np.ndarray, domains: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
     """(mean inside - mean across of correlations [tasks, tasks], its one-sided p, the smallest p possible)."""
     labels, smallest = _exchanges_once(tuple(domains.tolist()), seed)
-    apart = correlations - np.diag(np.diag(correlations))
+    gap = _gap_of(correlations, domains)
+    apart = (correlations - np.diag(np.diag(correlations))).astype(np.float32)  # half the time of float64
     sizes = np.bincount(labels[0]).astype(float)
     inside, pairs = (sizes * (sizes - 1)).sum(), len(domains) * (len(domains) - 1.0)
     total = np.zeros(len(labels))  # over ordered pairs of one domain: members @ apart @ members
     for domain in range(len(sizes)):
-        members = (labels == domain).astype(float)
+        members = (labels == domain).astype(np.float32)
         total += np.einsum("ij,ij->i", members @ apart, members)
     gaps = total / inside - (apart.sum() - total) / (pairs - inside)
-    return float(gaps[0]), float((gaps >= gaps[0] - 1e-12).mean()), smallest
+    return gap, float((gaps >= gaps[0] - 1e-6).mean()), smallest
+
+
+def _gap_of(correlations: np.ndarray, domains: np.ndarray) -> float:
+    """Mean of the correlations inside domains minus that across."""
+    upper = np.triu_indices(len(domains), 1)
+    same = domains[upper[0]] == domains[upper[1]]
+    return float(correlations[upper][same].mean() - correlations[upper][~same].mean())
 
 
 @functools.lru_cache(maxsize=8)
@@ -160,9 +168,8 @@ def _verdict(
         if inside - calm > JUMP_SHARE:
             why += f"; the correlation of {inside:.2f} comes from the {JUMPS} largest jumps, without them {calm:.2f}"
         return decline(why)
-    level_gap, _, _ = exchange_test(np.corrcoef(values.T), domains, seed)
     gap, p, smallest = exchange_test(np.corrcoef(differences.T), domains, seed)
-    row |= {"gap": gap, "gap_of_levels": level_gap, "p": p, "smallest_p": smallest}
+    row |= {"gap": gap, "gap_of_levels": _gap_of(np.corrcoef(values.T), domains), "p": p, "smallest_p": smallest}
     if smallest > level:
         return decline(f"with these domains no result could have a p below {smallest:.2g}")
     return row | {"verdict": YES if p <= level else NO, "reason": ""}

@@ -83,7 +83,14 @@ class Family:
     """Tensors that some files hold as a second copy of the embedding when it is the head."""
 
     def like(self, name: str, architecture: str, **changes: Any) -> "Family":
-        """This family but for `changes`; the tables among them add to its own, where None takes a line away."""
+        """This family but for `changes`; the tables among them add to its own, where None takes a line away.
+
+        silent: field -> what this class takes where the file is silent.
+        """
+        keys = dict(self.keys)
+        for field, default in changes.pop("silent", {}).items():
+            keys[field] = (*keys[field][:-1], default)
+        changes["keys"] = {**keys, **changes.get("keys", {})}
         for table in ("keys", "fixed", "only"):
             merged = {**getattr(self, table), **changes.get(table, {})}
             changes[table] = {key: value for key, value in merged.items() if value is not None}

@@ -39,15 +39,21 @@ def lines(layer: str, names: Mapping[str, str], outer: Mapping[str, str]) -> tup
     return *plain, *inner, *with_biases(norms)
 
 
-def fused(name: str, axes: str, inputs: str = " width -> width", *, bias: bool = True) -> tuple[Weight, ...]:
-    """Lines of queries, keys and values in one tensor; axes: of the outputs, {part} for 0, 1 and 2."""
+def fused(name: str, axes: Mapping[str, str], heads: str = "heads") -> tuple[Weight, ...]:
+    """Lines of queries, keys and values in one tensor; axes: of each one's outputs in the file. heads: our axes of the
+    query heads there."""
     return tuple(
-        Weight(name + kind, f"layers.{ours}{suffix}", axes.replace("{part}", str(part)) + middle + " heads dim")
-        for part, ours in enumerate("qkv")
-        for kind, suffix, middle in (("weight", "", inputs), ("bias", "_bias", " ->"))[: 1 + bias]
+        Weight(f"{name}.{kind}", f"layers.{ours}{suffix}", f"{outputs}{middle} {heads if ours == 'q' else 'heads'} dim")
+        for ours, outputs in axes.items()
+        for kind, suffix, middle in (("weight", "", " width -> width"), ("bias", "_bias", " ->"))
     )
 
 
+BY_HEAD = {"q": "(heads 0/3 dim)", "k": "(heads 1/3 dim)", "v": "(heads 2/3 dim)"}
+THIRDS = {"q": "(0/3 heads dim)", "k": "(1/3 heads dim)", "v": "(2/3 heads dim)"}
+UNEQUAL = {"q": "(heads@0-{h}/{hkk} dim)", "k": "(heads@{h}-{hk}/{hkk} dim)", "v": "(heads@{hk}-{hkk}/{hkk} dim)"}
+GROUPED = {"q": "(heads group@0-{g}/{g2} dim)", "k": "(heads {g}/{g2} dim)", "v": "(heads {g1}/{g2} dim)"}
+"""Each key head with its queries in front."""
 HEAD_BIAS = Weight("lm_head.bias", "head_bias", "vocab -> vocab")
 GPT_NEOX = Family(
     name="gpt_neox",
@@ -79,7 +85,7 @@ GPT_NEOX = Family(
             },
             {"embed": "gpt_neox.embed_in", "norm": "gpt_neox.final_layer_norm", "head": "embed_out"},
         ),
-        *fused("gpt_neox.layers.{layer}.attention.query_key_value.", "(heads {part}/3 dim)"),
+        *fused("gpt_neox.layers.{layer}.attention.query_key_value", BY_HEAD),
     ),
     # Old files hold the causal mask and the rotary frequencies, which are computed.
     ignored=(r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",),
@@ -121,41 +127,39 @@ _TURNED = {
 }
 """GPT-2's matrices are [in, out]."""
 _OF_GPT2 = lines(_BLOCK, {**_NORMS_OF_GPT, "o": "attn.c_proj", **_MLP_OF_GPT}, _OF_GPT)
-GPT2 = Family(
-    name="gpt2",
-    architectures=("GPT2LMHeadModel",),
-    keys=_GPT_KEYS | {"scale_by_layer": ("scale_attn_by_inverse_layer_idx", False)},
+_GPT = Family(
+    name="",
+    architectures=(),
+    keys=_GPT_KEYS,
     fixed={"norm": "layer", "positions": "learned", "attention_bias": True, "mlp_bias": True},
-    only={"scale_attn_weights": (True,), "add_cross_attention": (False,)},
     gated=False,
     rope=None,
     read_more=four_wide,
-    weights=(
-        *(Weight(line.hf, line.ours, _TURNED.get(line.ours.removeprefix("layers."), line.axes)) for line in _OF_GPT2),
-        *fused(_BLOCK + "attn.c_attn.", "({part}/3 heads dim)", inputs="")[1::2],
-        *(
-            Weight(_BLOCK + "attn.c_attn.weight", f"layers.{ours}", f"width ({part}/3 heads dim) -> width heads dim")
-            for part, ours in enumerate("qkv")
-        ),
-    ),
+    weights=(),
     ignored=_MASKS,
 )
-# One key head; [out, in].
-_QUERY, _KEY, _VALUE = "(heads@0-{h}/{hkk} dim)", "(heads@{h}-{hk}/{hkk} dim)", "(heads@{hk}-{hkk}/{hkk} dim)"
-GPT_BIGCODE = GPT2.like(
-    "gpt_bigcode",
-    "GPTBigCodeForCausalLM",
-    keys={"mlp": ("activation_function", "gelu_pytorch_tanh"), "scale_by_layer": None},
-    fixed={"kv_heads": 1},
-    only={"multi_query": (True,)},
+GPT2 = _GPT.like(
+    "gpt2",
+    "GPT2LMHeadModel",
+    keys={"scale_by_layer": ("scale_attn_by_inverse_layer_idx", False)},
+    only={"scale_attn_weights": (True,), "add_cross_attention": (False,)},
     weights=(
-        *_OF_GPT2,
+        *(Weight(line.hf, line.ours, _TURNED.get(line.ours.removeprefix("layers."), line.axes)) for line in _OF_GPT2),
+        *fused(_BLOCK + "attn.c_attn", THIRDS)[1::2],
         *(
-            Weight(_BLOCK + f"attn.c_attn.{kind}", f"layers.{ours}{suffix}", f"{axes}{middle} heads dim")
-            for ours, axes in zip("qkv", (_QUERY, _KEY, _VALUE))
-            for kind, suffix, middle in (("weight", "", " width -> width"), ("bias", "_bias", " ->"))
+            Weight(_BLOCK + "attn.c_attn.weight", f"layers.{ours}", f"width {outputs} -> width heads dim")
+            for ours, outputs in THIRDS.items()
         ),
     ),
+)
+# One key head; [out, in].
+GPT_BIGCODE = _GPT.like(
+    "gpt_bigcode",
+    "GPTBigCodeForCausalLM",
+    silent={"mlp": "gelu_pytorch_tanh"},
+    fixed={"kv_heads": 1},
+    only={"multi_query": (True,), "scale_attn_weights": (True,), "add_cross_attention": (False,)},
+    weights=(*_OF_GPT2, *fused(_BLOCK + "attn.c_attn", UNEQUAL)),
 )
 
 
@@ -180,7 +184,7 @@ def _attention_types(config: ModelConfig) -> dict[str, Any]:
     return {"attention_types": [[kinds, 1]], "window_size": config.window or config.context}
 
 
-GPT_NEO = GPT2.like(
+GPT_NEO = _GPT.like(
     "gpt_neo",
     "GPTNeoForCausalLM",
     keys={
@@ -189,10 +193,8 @@ GPT_NEO = GPT2.like(
         "heads": ("num_heads", "num_attention_heads", ...),
         "mlp_width": ("intermediate_size", None),
         "context": ("max_position_embeddings", 2048),
-        "scale_by_layer": None,
     },
     fixed={"attention_bias": None, "output_bias": True, "attention_scale": 1.0},
-    only={"scale_attn_weights": None, "add_cross_attention": None},
     read_more=_expanded,
     write_more=_attention_types,
     weights=lines(
@@ -213,13 +215,12 @@ def _rotary_dim(raw: HfConfig, fields: dict[str, Any]) -> dict[str, Any]:
     return {"rotary_fraction": share, "positions": "rotary"} | four_wide(raw, fields)
 
 
-GPT_J = GPT2.like(
+GPT_J = _GPT.like(
     "gptj",
     "GPTJForCausalLM",
     keys={
         "context": ("n_positions", "max_position_embeddings", 2048),
         "tied_embeddings": ("tie_word_embeddings", False),
-        "scale_by_layer": None,
     },
     fixed={
         "attention_bias": None,
@@ -229,7 +230,6 @@ GPT_J = GPT2.like(
         "rotary_interleaved": True,
         "head_bias": True,
     },
-    only={"scale_attn_weights": None, "add_cross_attention": None},
     read_more=_rotary_dim,
     write_more=lambda config: {"rotary_dim": config.rotary_dim, "rotary": True},
     weights=(
@@ -280,7 +280,7 @@ def _opt(raw: HfConfig, fields: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-OPT = GPT2.like(
+OPT = _GPT.like(
     "opt",
     "OPTForCausalLM",
     keys={
@@ -292,12 +292,9 @@ OPT = GPT2.like(
         "context": ("max_position_embeddings", 2048),
         "init_std": ("init_std", 0.02),
         "norm_eps": None,
-        "scale_by_layer": None,
     },
     fixed={"norm_eps": 1e-5, "position_offset": 2},
     only={
-        "scale_attn_weights": None,
-        "add_cross_attention": None,
         "do_layer_norm_before": (True,),
         "_remove_final_layer_norm": (False,),
         "enable_bias": (True,),
@@ -344,25 +341,15 @@ BIOGPT = OPT.like(
 _FALCON_LAYER = {"o": "self_attention.dense", "up": "mlp.dense_h_to_4h", "down": "mlp.dense_4h_to_h"}
 _FALCON_OUTER = {"embed": "transformer.word_embeddings", "norm": "transformer.ln_f", "head": "lm_head"}
 _BLOOM_LAYER = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm", **_FALCON_LAYER}
-BLOOM = GPT2.like(
+BLOOM = _GPT.like(
     "bloom",
     "BloomForCausalLM",
-    keys={
-        "width": ("hidden_size", "n_embed", ...),
-        "context": ("seq_length", 2048),
-        "mlp_width": None,
-        "mlp": None,
-        "scale_by_layer": None,
-    },
+    keys={"width": ("hidden_size", "n_embed", ...), "context": ("seq_length", 2048), "mlp_width": None, "mlp": None},
     fixed={"mlp": "gelu_tanh", "positions": "alibi", "embed_norm": True},
-    only={
-        "scale_attn_weights": None,
-        "add_cross_attention": None,
-        "apply_residual_connection_post_layernorm": (False,),
-    },
+    only={"apply_residual_connection_post_layernorm": (False,)},
     weights=(
         *lines(_BLOCK, _BLOOM_LAYER, {**_FALCON_OUTER, "embed_norm": "transformer.word_embeddings_layernorm"}),
-        *fused(_BLOCK + "self_attention.query_key_value.", "(heads {part}/3 dim)"),
+        *fused(_BLOCK + "self_attention.query_key_value", BY_HEAD),
     ),
 )
 
@@ -411,12 +398,12 @@ MPT = BLOOM.like(
             },
             {"embed": "transformer.wte", "norm": "transformer.norm_f", "head": "lm_head"},
         ),
-        *fused("transformer.blocks.{layer}.attn.Wqkv.", "({part}/3 heads dim)", bias=False),
+        *fused("transformer.blocks.{layer}.attn.Wqkv", THIRDS)[::2],
     ),
 )
 
 # The first layout, of the 7B: one key head, one norm. Models with ALiBi, rounded to bfloat16, are refused.
-FALCON = GPT2.like(
+FALCON = _GPT.like(
     "falcon",
     "FalconForCausalLM",
     keys={
@@ -428,7 +415,6 @@ FALCON = GPT2.like(
         "mlp": ("activation", "gelu"),
         "attention_bias": ("bias", False),
         "mlp_bias": ("bias", False),
-        "scale_by_layer": None,
     },
     fixed={
         "positions": None,
@@ -438,29 +424,15 @@ FALCON = GPT2.like(
         "shared_norm": True,
         "kv_heads": 1,
     },
-    only={
-        "scale_attn_weights": None,
-        "add_cross_attention": None,
-        "alibi": (False,),
-        "multi_query": (True,),
-        "parallel_attn": (True,),
-        "new_decoder_architecture": (False,),
-    },
+    only={"alibi": (False,), "multi_query": (True,), "parallel_attn": (True,), "new_decoder_architecture": (False,)},
     rope=Rope(),
     write_more=lambda config: {"num_kv_heads": 1},
     weights=(
         *lines(_BLOCK, {"attention_norm": "input_layernorm", **_FALCON_LAYER}, _FALCON_OUTER),
-        *(
-            Weight(
-                _BLOCK + f"self_attention.query_key_value.{kind}", f"layers.{ours}{suffix}", f"{axes}{middle} heads dim"
-            )
-            for ours, axes in zip("qkv", (_QUERY, _KEY, _VALUE))
-            for kind, suffix, middle in (("weight", "", " width -> width"), ("bias", "_bias", " ->"))
-        ),
+        *fused(_BLOCK + "self_attention.query_key_value", UNEQUAL),
     ),
 )
 # The second, of the 40B and 180B: each key head with its queries in front; two norms.
-_GROUPED = {"q": "(kv group@0-{g}/{g2} dim)", "k": "(kv {g}/{g2} dim)", "v": "(kv {g1}/{g2} dim)"}
 FALCON_NEW = FALCON.like(
     "falcon_new",
     "FalconForCausalLM",
@@ -471,15 +443,7 @@ FALCON_NEW = FALCON.like(
     write_more=lambda config: {},
     weights=(
         *lines(_BLOCK, {"attention_norm": "ln_attn", "mlp_norm": "ln_mlp", **_FALCON_LAYER}, _FALCON_OUTER),
-        *(
-            Weight(
-                _BLOCK + f"self_attention.query_key_value.{kind}",
-                f"layers.{ours}{suffix}",
-                f"{axes}{middle} {'(kv group)' if ours == 'q' else 'kv'} dim",
-            )
-            for ours, axes in _GROUPED.items()
-            for kind, suffix, middle in (("weight", "", " width -> width"), ("bias", "_bias", " ->"))
-        ),
+        *fused(_BLOCK + "self_attention.query_key_value", GROUPED, "(heads group)"),
     ),
 )
 

@@ -82,11 +82,7 @@ YI = LLAMA.like(
     "yi",
     "YiForCausalLM",
     model_type="Yi",
-    keys={
-        "context": ("max_position_embeddings", 4096),
-        "kv_heads": ("num_key_value_heads", 4),
-        "norm_eps": ("rms_norm_eps", 1e-5),
-    },
+    silent={"context": 4096, "kv_heads": 4, "norm_eps": 1e-5},
     rope=Rope(5_000_000.0),
     weights=(
         *OUTER,
@@ -98,17 +94,15 @@ YI = LLAMA.like(
 )
 
 MISTRAL = LLAMA.like(
-    "mistral",
-    "MistralForCausalLM",
-    keys={"context": ("max_position_embeddings", 131_072), "kv_heads": ("num_key_value_heads", 8)},
-    windows=Windows(4096, by_layer=False),
+    "mistral", "MistralForCausalLM", silent={"context": 131_072, "kv_heads": 8}, windows=Windows(4096, by_layer=False)
 )
 MINISTRAL = MISTRAL.like("ministral", "MinistralForCausalLM", windows=Windows(4096))
 
 QWEN2 = LLAMA.like(
     "qwen2",
     "Qwen2ForCausalLM",
-    keys={"context": ("max_position_embeddings", 32_768), "kv_heads": ("num_key_value_heads", 32)} | NO_BIASES,
+    silent={"context": 32_768, "kv_heads": 32},
+    keys=NO_BIASES,
     fixed={"qkv_bias": True},
     windows=Windows(4096, lambda layer, raw: layer < raw.integer("max_window_layers", default=28), in_use=False),
 )
@@ -123,7 +117,8 @@ QWEN3 = QWEN2.like(
     "qwen3",
     "Qwen3ForCausalLM",
     # 128 is what transformers takes where the file is silent; Qwen's files state it.
-    keys={"head_dim": ("head_dim", 128), "attention_bias": ("attention_bias", False)},
+    silent={"head_dim": 128},
+    keys={"attention_bias": ("attention_bias", False)},
     fixed={"qkv_bias": None} | PER_HEAD,
     weights=OUTER + NORMS + ATTENTION + HEAD_NORMS + MLP,
 )
@@ -139,11 +134,7 @@ def _smollm3(raw: HfConfig, fields: dict[str, Any]) -> dict[str, Any]:
 SMOLLM3 = LLAMA.like(
     "smollm3",
     "SmolLM3ForCausalLM",
-    keys={
-        "context": ("max_position_embeddings", 32_768),
-        "kv_heads": ("num_key_value_heads", 4),
-        "tied_embeddings": ("tie_word_embeddings", True),
-    },
+    silent={"context": 32_768, "kv_heads": 4, "tied_embeddings": True},
     rope=Rope(2_000_000.0),
     windows=Windows(None, lambda layer, raw: True, in_use=False),
     read_more=_smollm3,
@@ -155,13 +146,8 @@ SMOLLM3 = LLAMA.like(
 SEED_OSS = LLAMA.like(
     "seed_oss",
     "SeedOssForCausalLM",
-    keys={
-        "context": ("max_position_embeddings", 524_288),
-        "kv_heads": ("num_key_value_heads", 8),
-        "head_dim": ("head_dim", 128),
-        "attention_bias": None,
-        "qkv_bias": ("attention_bias", True),
-    },
+    silent={"context": 524_288, "kv_heads": 8, "head_dim": 128},
+    keys={"attention_bias": None, "qkv_bias": ("attention_bias", True)},
     only={"attention_out_bias": (False,)},
 )
 
@@ -176,34 +162,21 @@ def _llama3_where_silent(factor: float) -> Any:
 CWM = LLAMA.like(
     "cwm",
     "CwmForCausalLM",
-    keys={
-        "context": ("max_position_embeddings", 131_072),
-        "kv_heads": ("num_key_value_heads", 8),
-        "head_dim": ("head_dim", 128),
-        "norm_eps": ("rms_norm_eps", 1e-5),
-        "attention_bias": None,
-    },
+    silent={"context": 131_072, "kv_heads": 8, "head_dim": 128, "norm_eps": 1e-5},
+    keys={"attention_bias": None},
     rope=Rope(1_000_000.0),
     windows=Windows(8192, lambda layer, raw: layer % 4 == 0),
     read_more=_llama3_where_silent(16.0),
 )
 
 # Two projections around the square of ReLU.
-ARCEE = LLAMA.like(
-    "arcee",
-    "ArceeForCausalLM",
-    keys={
-        "mlp": ("hidden_act", "relu2"),
-        "context": ("max_position_embeddings", 4096),
-        "norm_eps": ("rms_norm_eps", 1e-5),
-    },
-    gated=False,
-)
+ARCEE = LLAMA.like("arcee", "ArceeForCausalLM", silent={"mlp": "relu2", "context": 4096, "norm_eps": 1e-5}, gated=False)
 NORM_BIASES = (*OUTER, *with_biases((*NORMS, OUTER[1]))[1::2])
 NEMOTRON = ARCEE.like(
     "nemotron",
     "NemotronForCausalLM",
-    keys={"norm_eps": ("norm_eps", 1e-5), "init_std": ("initializer_range", 0.0134)},
+    silent={"init_std": 0.0134},
+    keys={"norm_eps": ("norm_eps", 1e-5)},
     fixed={"norm": "layer", "norm_offset": 1.0},
     rope=Rope(fraction=0.5, fraction_keys=("partial_rotary_factor",)),
     weights=(*NORM_BIASES, *NORMS, *ATTENTION, *MLP),
@@ -223,9 +196,8 @@ JAIS2 = ARCEE.like(
 STABLELM = LLAMA.like(
     "stablelm",
     "StableLmForCausalLM",
+    silent={"context": 4096, "kv_heads": 32},
     keys={
-        "context": ("max_position_embeddings", 4096),
-        "kv_heads": ("num_key_value_heads", 32),
         "qkv_bias": ("use_qkv_bias", False),
         "parallel_residual": ("use_parallel_residual", False),
         "shared_norm": ("use_parallel_residual", False),
@@ -242,12 +214,8 @@ STABLELM = LLAMA.like(
 APERTUS = LLAMA.like(
     "apertus",
     "ApertusForCausalLM",
-    keys={
-        "mlp": ("hidden_act", "xielu"),
-        "context": ("max_position_embeddings", 65_536),
-        "norm_eps": ("rms_norm_eps", 1e-5),
-        "mlp_bias": None,
-    },
+    silent={"mlp": "xielu", "context": 65_536, "norm_eps": 1e-5},
+    keys={"mlp_bias": None},
     fixed=PER_HEAD,
     gated=False,
     rope=Rope(12_000_000.0),
@@ -276,12 +244,8 @@ _OUTPUT = ATTENTION[3]
 PHI3 = LLAMA.like(
     "phi3",
     "Phi3ForCausalLM",
-    keys={
-        "context": ("max_position_embeddings", 4096),
-        "norm_eps": ("rms_norm_eps", 1e-5),
-        "head_dim": None,
-        **NO_BIASES,
-    },
+    silent={"context": 4096, "norm_eps": 1e-5},
+    keys={"head_dim": None, **NO_BIASES},
     rope=Rope(fraction_keys=("partial_rotary_factor",)),
     windows=Windows(None, by_layer=False),
     weights=(

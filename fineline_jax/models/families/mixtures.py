@@ -33,12 +33,8 @@ def _keys(experts: int, per_token: int) -> dict[str, Any]:
 OLMOE = llama.LLAMA.like(
     "olmoe",
     "OlmoeForCausalLM",
-    keys={
-        "context": ("max_position_embeddings", 4096),
-        "norm_eps": ("rms_norm_eps", 1e-5),
-        "clip_qkv": ("clip_qkv", 0.0),
-        **_keys(64, 8),
-    },
+    silent={"context": 4096, "norm_eps": 1e-5},
+    keys={"clip_qkv": ("clip_qkv", 0.0), **_keys(64, 8)},
     fixed={"qk_norm": True},
     only=_SILU,
     write_more=lambda config: {"clip_qkv": config.clip_qkv or None},
@@ -58,10 +54,8 @@ _SPARSE = _LAYER + "block_sparse_moe.experts.{expert}."
 MIXTRAL = llama.LLAMA.like(
     "mixtral",
     "MixtralForCausalLM",
+    silent={"context": 131_072, "kv_heads": 8, "norm_eps": 1e-5},
     keys={
-        "context": ("max_position_embeddings", 131_072),
-        "kv_heads": ("num_key_value_heads", 8),
-        "norm_eps": ("rms_norm_eps", 1e-5),
         "experts": ("num_local_experts", "num_experts", 8),
         "experts_per_token": ("num_experts_per_tok", 2),
         "mlp": None,

@@ -31,14 +31,8 @@ def norm_lines(**names: str) -> tuple[Weight, ...]:
 GEMMA = LLAMA.like(
     "gemma",
     "GemmaForCausalLM",
-    keys={
-        "context": ("max_position_embeddings", 8192),
-        "kv_heads": ("num_key_value_heads", 16),
-        "head_dim": ("head_dim", 256),
-        "mlp": ("hidden_act", "gelu_pytorch_tanh"),
-        "tied_embeddings": ("tie_word_embeddings", True),
-        "mlp_bias": None,
-    },
+    silent={"context": 8192, "kv_heads": 16, "head_dim": 256, "mlp": "gelu_pytorch_tanh", "tied_embeddings": True},
+    keys={"mlp_bias": None},
     fixed={"norm_offset": 1.0},
     only={"use_bidirectional_attention": (None, False)},
     read_more=lambda raw, fields: {"embed_scale": fields["width"] ** 0.5},
@@ -110,14 +104,8 @@ HYPERCLOVAX = GRANITE.like(
 COHERE = LLAMA.like(
     "cohere",
     "CohereForCausalLM",
-    keys={
-        "context": ("max_position_embeddings", 8192),
-        "logit_scale": ("logit_scale", 0.0625),
-        "tied_embeddings": ("tie_word_embeddings", True),
-        "head_dim": None,
-        "mlp_bias": None,
-        **LAYER_NORM,
-    },
+    silent={"context": 8192, "tied_embeddings": True},
+    keys={"logit_scale": ("logit_scale", 0.0625), "head_dim": None, "mlp_bias": None, **LAYER_NORM},
     fixed={"norm": "unbiased", "parallel_residual": True, "shared_norm": True, "rotary_interleaved": True},
     only={"use_qk_norm": (False,)},
     rope=Rope(500_000.0),
@@ -168,14 +156,8 @@ EXAONE4 = LLAMA.like(
 HELIUM = LLAMA.like(
     "helium",
     "HeliumForCausalLM",
-    keys={
-        "context": ("max_position_embeddings", 4096),
-        "kv_heads": ("num_key_value_heads", 20),
-        "head_dim": ("head_dim", 128),
-        "norm_eps": ("rms_norm_eps", 1e-8),
-        "attention_bias": None,
-        "qkv_bias": ("attention_bias", False),
-    },
+    silent={"context": 4096, "kv_heads": 20, "head_dim": 128, "norm_eps": 1e-8},
+    keys={"attention_bias": None, "qkv_bias": ("attention_bias", False)},
     fixed={"rotary_interleaved": True},
     rope=Rope(100_000.0),
 )
@@ -197,15 +179,8 @@ ERNIE = LLAMA.like(
 GLM = LLAMA.like(
     "glm",
     "GlmForCausalLM",
-    keys={
-        "context": ("max_position_embeddings", 131_072),
-        "kv_heads": ("num_key_value_heads", 2),
-        "head_dim": ("head_dim", 128),
-        "norm_eps": ("rms_norm_eps", 1.5625e-7),
-        "attention_bias": None,
-        "mlp_bias": None,
-        "qkv_bias": ("attention_bias", True),
-    },
+    silent={"context": 131_072, "kv_heads": 2, "head_dim": 128, "norm_eps": 1.5625e-7},
+    keys={"attention_bias": None, "mlp_bias": None, "qkv_bias": ("attention_bias", True)},
     fixed={"rotary_interleaved": True},
     rope=Rope(fraction=0.5, fraction_keys=("partial_rotary_factor",)),
     weights=OUTER + NORMS + ATTENTION + FUSED_MLP,
@@ -222,7 +197,8 @@ GLM4 = GLM.like(
 HUNYUAN = LLAMA.like(
     "hunyuan_v1_dense",
     "HunYuanDenseV1ForCausalLM",
-    keys={"norm_eps": ("rms_norm_eps", 1e-5), "mlp_bias": None},
+    silent={"norm_eps": 1e-5},
+    keys={"mlp_bias": None},
     fixed={"qk_norm_after_rotary": True} | PER_HEAD,
     weights=(
         *LLAMA.weights,

@@ -64,7 +64,7 @@ def test_a_lost_process_is_named_and_ends_this_one(monkeypatch, capsys) -> None:
         pass
 
     def end(status: int) -> None:
-        assert status == 2
+        assert status == 143
         raise Ended
 
     monkeypatch.setattr(jax, "process_count", lambda: 4)
@@ -198,6 +198,7 @@ def test_the_end_of_a_process_is_told_to_all_by_process_0_and_an_orderly_end_is_
     multihost._watch(1, here_1)
     assert ended == ["process 1"] and there_2.recv(4) == (1).to_bytes(4)
     multihost._ending.set()  # this one has an error of its own to tell
+    there_1.sendall(b"fail")
     try:
         multihost._watch(1, here_1)
     finally:

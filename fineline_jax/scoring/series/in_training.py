@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import os
 import time
 from collections.abc import Callable
@@ -37,7 +38,7 @@ class ScoreInTraining:
     out: Path
     dtype: str = "float32"
     initial: dict[str, tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=dict)
-    """Of `of_run`: weights_hash of checkpoints of step 0 -> scores; runs of one seed begin with the same weights."""
+    """SHA-256 of the weights at step 0 -> their scores, in all of `of_run`: runs of one seed begin with the same."""
 
     def __call__(self, step: int, params: dict, wait: Callable[[], None]) -> None:
         """Score the parameters where they are, unless that is done; written when `wait()` says that the checkpoint is
@@ -48,15 +49,13 @@ class ScoreInTraining:
         if tokenizer.is_dir():
             check_tokenizer_folder(self.pack, tokenizer, str(self.run))
         mesh = jax.tree.leaves(params)[0].sharding.mesh
-        start, known = time.perf_counter(), None
-        if alone_at_start := step == 0 and jax.process_count() == 1:
-            wait()
-            known = self.initial.get(weights_hash(*self._open(step).checkpoints))
-        if known is None:
+        start = time.perf_counter()
+        digest = _digest(params) if step == 0 and jax.process_count() == 1 else ""
+        if digest not in self.initial:
             with jax.set_mesh(mesh):
                 cast = jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(self.dtype)), params)
-            known = self.scorer_on(mesh)(cast)
-        loglikelihood, is_greedy = known
+            self.initial[digest] = self.scorer_on(mesh)(cast)
+        loglikelihood, is_greedy = self.initial[digest] if digest else self.initial.pop(digest)
         seconds = time.perf_counter() - start
         wait()
         if jax.process_index() != 0:
@@ -65,8 +64,6 @@ class ScoreInTraining:
         [checkpoint] = opened.checkpoints
         self._keep_pack()
         key = self._key(weights_hash(checkpoint))
-        if alone_at_start:
-            self.initial[key.weights_hash] = known
         header = make_header(opened, checkpoint, self.config, self.pack, key, stat_signature(checkpoint))
         score_files.write(self.out, score_files.Scores(header, loglikelihood, is_greedy))
         line = {"series": checkpoint.series, "checkpoint": checkpoint.name, "requests": len(loglikelihood)}
@@ -107,6 +104,13 @@ class ScoreInTraining:
     def _make_scorer(self, mesh: jax.sharding.Mesh) -> Scorer:
         context = model_context(self.pack, self.config)
         return make_scorer(self.pack.request_tokens, self.config, mesh, self.dtype, context=context)
+
+
+def _digest(params: dict) -> str:
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
+    return digest.hexdigest()
 
 
 def check_pack(pack: Pack, recipe: Recipe) -> None:

@@ -46,6 +46,7 @@ class Collective:
     overlapped: int
     """Of these, those between whose start and end the device computes."""
     shape: str
+    """Of its largest array; some are combined of several."""
     devices: int
     """That take part in each."""
 
@@ -113,12 +114,18 @@ def _rounds(loop: Instruction, found: Computations) -> int:
     return max((int(re.match(r"\d*", text)[0] or 0) for text in constants), default=1) or 1  # pyright: ignore
 
 
-def size(shape: str) -> int:
-    """Bytes of the largest array in a shape, which may be a tuple."""
-    return max(
-        (math.prod(map(int, filter(None, dims.split(",")))) * _BYTES[dtype] for dtype, dims in _SHAPE.findall(shape)),
-        default=0,
-    )
+def size(dtype: str, dims: str) -> int:
+    """Bytes of an array: f32, 8,16 -> 512."""
+    return math.prod(map(int, filter(None, dims.split(",")))) * _BYTES[dtype]
+
+
+def results(collective: Instruction) -> list[tuple[str, str]]:
+    """(dtype, dims) of the arrays that a collective gives; what starts one names its operands before them."""
+    arrays = _SHAPE.findall(collective.shape)
+    if collective.operation.endswith("-start") and not collective.operation.startswith("all-reduce"):
+        arrays = [array for array in arrays if array[1]]  # without its state
+        return arrays[len(arrays) // 2 :]
+    return arrays
 
 
 def collectives(text: str) -> list[Collective]:
@@ -131,9 +138,10 @@ def collectives(text: str) -> list[Collective]:
                 kind = inner.operation.removesuffix("-start")
                 if "all-reduce-scatter" in (one.called() or ""):  # how TPUs scatter sums of other shapes
                     kind = "reduce-scatter"
-                devices = _devices(inner)
-                whole = size(inner.shape) * (devices if inner.operation.startswith("reduce-scatter") else 1)
-                count = counts[kind, whole, inner.shape.split("{")[0].strip("("), devices]
+                devices, arrays = _devices(inner), results(inner)
+                whole = sum(size(*array) for array in arrays)
+                whole *= devices if inner.operation.startswith("reduce-scatter") else 1
+                count = counts[kind, whole, "{}[{}]".format(*max(arrays, key=lambda array: size(*array))), devices]
                 count[0] += times
                 count[1] += times * _is_overlapped(one, found[name][index + 1 :])
     listed = [
@@ -190,5 +198,5 @@ def largest(text: str, count: int = 5) -> list[Value]:
             if one.operation not in _HOLDS_NOTHING and "S(5)" not in one.shape:  # 5: the host's memory
                 for match in _SHAPE.finditer(one.shape):
                     if not (match[0] in values and values[match[0]].scope):
-                        values[match[0]] = Value(match[0], size(match[0]), one.scope)
+                        values[match[0]] = Value(match[0], size(*match.groups()), one.scope)
     return sorted(values.values(), key=lambda value: -value.bytes)[:count]

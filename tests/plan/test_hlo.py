@@ -37,7 +37,7 @@ MODULE = """HloModule jit_step, is_scheduled=true
   %gather-start = (bf16[2,4]{1,0}, bf16[16,4]{1,0}) all-gather-start(%w), channel_id=1, replica_groups=[1,8]<=[8], dimensions={0}
   %dot.1 = f32[64,32]{1,0} fusion(%a), kind=kOutput, calls=%other, metadata={op_name="jit(step)/while/body/mlp/dot"}
   %gather-done = bf16[16,4]{1,0} all-gather-done(%gather-start)
-  %late-start = (bf16[2,4]{1,0}, bf16[16,4]{1,0}) all-gather-start(%w), channel_id=2, replica_groups=[1,8]<=[8], dimensions={0}
+  %late-start = ((bf16[2,4]{1,0}, f32[1,2]{1,0}), (bf16[16,4]{1,0}, f32[8,2]{1,0}), u32[]) all-gather-start(%w, %v), channel_id=2, replica_groups=[1,8]<=[8], dimensions={0}
   %late-done = bf16[16,4]{1,0} all-gather-done(%late-start)
   %scatter = f32[8,4]{1,0} reduce-scatter(%g), channel_id=4, replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}, to_apply=%add
   %async-collective-start.2 = (bf16[8,4]{1,0}, u32[]) fusion(%h), kind=kCustom, calls=%started
@@ -69,7 +69,8 @@ def test_loops_count_as_often_as_they_go_round() -> None:
 def test_each_collective_has_its_whole_size_its_times_and_whether_it_is_hidden() -> None:
     found = {(one.kind, one.bytes, one.times, one.overlapped, one.devices) for one in hlo.collectives(MODULE)}
     assert found == {
-        ("all-gather", 16 * 4 * 2, 16, 8, 8),  # started twice in each of eight rounds, once over a product
+        ("all-gather", 16 * 4 * 2, 8, 8, 8),  # over a product
+        ("all-gather", 16 * 4 * 2 + 8 * 2 * 4, 8, 0, 8),  # of two arrays together, over nothing
         ("all-gather", 8 * 4 * 2, 8, 8, 4),  # in three fusions, of which one computes as well
         ("reduce-scatter", 4 * 8 * 4 * 4, 8, 0, 4),  # the whole is four times what a device keeps
         ("reduce-scatter", 32 * 4 * 2, 8, 0, 8),  # the sum of the whole, of which a fusion keeps a part

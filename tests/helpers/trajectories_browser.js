@@ -4,6 +4,7 @@ function node(tag, id) {
   return {
     tag, id, innerHTML: "", textContent: "", hidden: true, dataset: {}, style: {}, children: [], clientWidth: 900, attributes: {},
     append(...more) { this.children.push(...more); },
+    prepend(...more) { this.children.unshift(...more); },
     replaceChildren(...more) { this.children = more; },
     setAttribute(key, value) { this.attributes[key] = value; if (key === "id") this.id = value; },
     addEventListener(key, f) { this[key] = f; },

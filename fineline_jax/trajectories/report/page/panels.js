@@ -130,7 +130,8 @@ function drawLegend() {
     const passes = roleShown(i) && (!state.size || sizeName(s.size) === state.size) && (!state.shots || s.shots === state.shots);
     if (passes) box.append(chip(s.name, !state.hidden.has(i), () => (state.hidden.has(i) ? state.hidden.delete(i) : state.hidden.add(i)), swatch(seriesColour(i), seriesDash(i))));
   });
-  if (data.series.length > 4) box.append(chip("all", true, () => state.hidden.clear(), ""), chip("none", true, () => data.series.forEach((_, i) => state.hidden.add(i)), ""));
+  if (data.series.length > 4) box.prepend(chip("all", true, () => state.hidden.clear(), ""), chip("none", true, () => data.series.forEach((_, i) => state.hidden.add(i)), ""));
+  box.style.maskImage = box.scrollHeight > box.clientHeight + 4 ? "linear-gradient(#000 70%, transparent)" : ""; // there is more below
 }
 
 // Which interval the bands are: that of the questions, or that between seeds.

@@ -80,7 +80,7 @@ function drawTimeline() {
   else annotations.push({ xref: "paper", yref: "paper", x: 1, xanchor: "left", xshift: 7, y: 1, yanchor: "bottom", showarrow: false, text: "final", font: { size: 11 } });
   const top = narrow ? 52 : 58;
   node.style.height = top + 46 + rows.length * height + "px";
-  draw(node, traces, { margin: { l: narrow ? 8 : 10, r: narrow ? 12 : 86, t: top, b: 42 }, annotations, showlegend: !narrow,
+  draw(node, traces, { margin: { l: narrow ? 8 : 10, r: narrow ? 12 : 86, t: top, b: 42 }, annotations, showlegend: node.clientWidth >= 760,
     legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom", xanchor: "left", yref: "paper", font: { size: 12 }, itemclick: "toggle" },
     xaxis: { ...tokenAxis(node.clientWidth - 240, xRange), showgrid: false, title: { text: "training tokens", font: { size: 12 }, standoff: 6 } },
     yaxis: { range: [rows.length - 0.5, -0.5], tickmode: "array", tickvals: rows.map((_, i) => i), automargin: true, fixedrange: true, zeroline: false, showgrid: false, ticks: "", tickfont: { size, color: css("--ink") },

@@ -54,7 +54,7 @@ def main() -> None:
 
     steps, blocked, completed, resident = [], [], [], []
     with tempfile.TemporaryDirectory() as folder:
-        store = CheckpointStore(Path(folder), range(100), 0)
+        store = CheckpointStore(Path(folder), range(100))
         with store:
             for index in range(1, arguments.saves + 1):
                 start = time.perf_counter()

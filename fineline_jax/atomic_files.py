@@ -25,11 +25,29 @@ DIGEST = "record_sha256"
 """Key of a record's own digest."""
 
 
-def check_local(path: str | os.PathLike[str], option: str) -> None:
-    """Raise UserError if `path`, given by `option`, is an address (gs://…, s3://…) and no folder of this machine."""
-    if re.match(r"[a-z][a-z0-9+.-]+:/", os.fspath(path)):  # of a Path, which has one slash less
+def check_local(path: str | os.PathLike[str], option: str, *, or_bucket: bool = False) -> None:
+    """Raise UserError if `path`, given by `option`, is an address and no folder of this machine; or_bucket: nor in a
+    bucket of Google (gs://…) or Amazon (s3://…)."""
+    if re.match(r"[a-z][a-z0-9+.-]+:/", os.fspath(path)) and not (or_bucket and address_of(path)):
         address = re.sub(":/+", "://", os.fspath(path), count=1)
-        raise UserError(f"{option} {address}: must be a folder of this machine; mount the bucket, or give another")
+        kinds = "a folder of this machine, gs://… or s3://…" if or_bucket else "a folder of this machine"
+        raise UserError(f"{option} {address}: must be {kinds}; mount the bucket, or give another")
+
+
+def address_of(path: str | os.PathLike[str]) -> str | None:
+    """The address gs://… or s3://… that `path` is, also as a Path, which has one slash less; None: it is none."""
+    match = re.match(r"(gs|s3):/+([^/].*?)/*$", os.fspath(path))
+    return f"{match[1]}://{match[2]}" if match else None
+
+
+def local_folder(path: str | os.PathLike[str]) -> Path:
+    """The folder of this machine that stands for `path`: of an address one below $FINELINE_STAGING, by default
+    ~/.cache/fineline_jax/staged; else itself."""
+    address = address_of(path)
+    if address is None:
+        return Path(path).expanduser()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "fineline_jax" / "staged"
+    return Path(os.environ.get("FINELINE_STAGING") or cache).expanduser() / address.replace("://", "/")
 
 
 @contextlib.contextmanager

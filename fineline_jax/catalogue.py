@@ -10,6 +10,7 @@ import logging
 from pathlib import Path
 from typing import TypeVar
 
+from fineline_jax.atomic_files import address_of
 from fineline_jax.errors import UserError
 from fineline_jax.recipe import Recipe, from_json
 
@@ -59,7 +60,8 @@ def config_names(pattern: str) -> list[str]:
 def run_folder(name: str) -> Path | None:
     """The folder of a run that `load_recipe` reads the recipe of; None where the name is that of a recipe or a file."""
     path = Path(name).expanduser()
-    return path if path.is_dir() and name not in config_names("{}.py") else None
+    is_run = address_of(name) is not None or (path.is_dir() and name not in config_names("{}.py"))
+    return path if is_run else None
 
 
 def load_recipe(name: str) -> Recipe:

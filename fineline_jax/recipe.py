@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from fineline_jax.atomic_files import local_folder
 from fineline_jax.errors import UserError
 from fineline_jax.models.config import ModelConfig
 
@@ -29,14 +30,14 @@ class Source:
     """One prepared data set (`fineline data prepare`) and its share of the mixture."""
 
     path: str
-    """Folder of the prepared data set."""
+    """Folder of the prepared data set, or its address in a bucket (gs://…, s3://…), from which it is staged."""
     weight: float = 1.0
     """Share of the mixture relative to the other sources."""
 
     @property
     def tokenizer(self) -> Path:
         """Folder of the tokenizer that the data set was prepared with; absent for token lines without one."""
-        return Path(self.path).expanduser() / "tokenizer"
+        return local_folder(self.path) / "tokenizer"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,8 +215,18 @@ class Checkpoints:
     """Rules in order; each starts where the one before ends."""
     latest_every_tokens: int = 0
     """Distance of the rolling checkpoint that resume starts from; 0: kept ones only."""
+    keep: Literal["state", "float32", "bfloat16"] = "state"
+    """What a kept checkpoint holds. state: weights and moments, 12 bytes per parameter, from which a run resumes or
+    branches. float32, bfloat16: the weights alone, 4 or 2 bytes; the last checkpoint and the rolling one hold all."""
+    state_every: int = 0
+    """keep=float32 or bfloat16: every n-th kept checkpoint holds the state, for branches; 0: none but the last."""
 
     def check(self, require: Require) -> None:
+        require(self.state_every >= 0, "checkpoints.state_every must not be negative")
+        require(
+            self.keep == "state" or self.latest_every_tokens > 0 or self.state_every > 0,
+            f"checkpoints.keep={self.keep} leaves nothing to resume from; set checkpoints.latest_every_tokens",
+        )
         require(all(tokens >= 0 for tokens in self.at_tokens), "checkpoints.at_tokens must not be negative")
         require(self.latest_every_tokens >= 0, "checkpoints.latest_every_tokens must not be negative")
         start = 0
@@ -416,11 +427,6 @@ class Recipe:
         """Steps whose state stays for ever, of a run from scratch: as `Clock.kept_steps`."""
         return Clock(self).kept_steps()
 
-    def latest_steps(self) -> int:
-        """Steps between rolling checkpoints; 0: none."""
-        tokens, largest = self.checkpoints.latest_every_tokens, max(self.batch.sizes) * self.data.sequence_length
-        return max(1, round(tokens / largest)) if tokens else 0
-
 
 @dataclasses.dataclass(frozen=True)
 class Clock:
@@ -479,6 +485,19 @@ class Clock:
         kept = {self.step_at(tokens) for tokens in milestones if tokens >= self.tokens}
         kept |= {self.last_step} | ({0} if rules.initial else set())
         return tuple(sorted(step for step in kept if self.step <= step <= self.last_step))
+
+    def weights_only_steps(self) -> tuple[int, ...]:
+        """The kept steps whose checkpoint holds weights alone; the n-th is counted from the first behind `step`."""
+        rules = self.recipe.checkpoints
+        kept = self.kept_steps()[:-1] if rules.keep != "state" else ()
+        first = sum(step == self.step for step in kept)
+        whole = kept[first + rules.state_every - 1 :: rules.state_every] if rules.state_every else ()
+        return tuple(step for step in kept if step not in whole)
+
+    def is_rolling(self, step: int) -> bool:
+        """Whether `step` is the first with some multiple of checkpoints.latest_every_tokens behind it."""
+        every = self.recipe.checkpoints.latest_every_tokens
+        return every > 0 and step > self.step and self.tokens_at(step) // every > self.tokens_at(step - 1) // every
 
     def _piece(self, key: int, value: int) -> tuple[int, int, int]:
         """The piece that a step (key 0) or a number of tokens (key 1) is in; the first for what is before it."""

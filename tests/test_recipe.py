@@ -421,15 +421,46 @@ def test_the_learning_rate_follows_the_batch_by_its_rule(rule, factors):
         assert learning_rate(recipe, tokens) == pytest.approx(factor * learning_rate(plain, tokens), rel=1e-12)
 
 
+def rolling_steps(recipe: Recipe) -> list[int]:
+    clock = Clock(recipe)
+    return [step for step in range(clock.last_step + 1) if clock.is_rolling(step)]
+
+
 @pytest.mark.parametrize(
     ("tokens", "steps"),
-    # Steps of 64 tokens: 0 is none, else the nearest, and never none.
-    [(0, 0), (1, 1), (31, 1), (64, 1), (95, 1), (97, 2), (128, 2), (159, 2), (161, 3), (6400, 100)],
+    # Steps of 64 tokens: the first behind each multiple; 0: none.
+    [
+        (0, []),
+        (1, [1, 2, 3, 4, 5, 6]),
+        (64, [1, 2, 3, 4, 5, 6]),
+        (65, [2, 3, 4, 5, 6]),
+        (128, [2, 4, 6]),
+        (150, [3, 5]),
+    ],
 )
-def test_rolling_checkpoints_are_the_nearest_whole_number_of_steps_apart(tokens, steps):
-    assert small(checkpoints=Checkpoints(latest_every_tokens=tokens)).latest_steps() == steps
-    batch = Batch(2, schedule=((100, 4), (200, 1)))  # of the largest batch: never more tokens apart
-    assert small(checkpoints=Checkpoints(latest_every_tokens=tokens), batch=batch).latest_steps() == steps
+def test_a_rolling_checkpoint_is_the_first_step_with_another_multiple_of_its_tokens(tokens, steps):
+    assert rolling_steps(small(tokens=6 * 64, checkpoints=Checkpoints(latest_every_tokens=tokens))) == steps
+
+
+def test_rolling_checkpoints_are_as_many_tokens_apart_whatever_the_batch():
+    """Steps of 32 tokens, of 64 from 128 tokens on, of 16 from 512 on."""
+    batch = Batch(2, schedule=((128, 4), (512, 1)))
+    recipe = small(tokens=1024, batch=batch, checkpoints=Checkpoints(latest_every_tokens=256))
+    assert [Clock(recipe).tokens_at(step) for step in rolling_steps(recipe)] == [256, 512, 768, 1024]
+
+
+@pytest.mark.parametrize(
+    ("keep", "every", "weights_only"),
+    [("state", 0, ()), ("float32", 0, (0, 1, 2, 3, 4, 5)), ("bfloat16", 2, (0, 1, 3, 5)), ("float32", 1, (0,))],
+)
+def test_weights_alone_are_kept_but_of_every_nth_and_the_last(keep, every, weights_only):
+    rules = Checkpoints(every=(Every(64),), latest_every_tokens=64, keep=keep, state_every=every)
+    assert Clock(small(tokens=6 * 64, checkpoints=rules)).weights_only_steps() == weights_only
+
+
+def test_a_run_that_could_not_resume_is_refused():
+    with pytest.raises(UserError, match=r"checkpoints.keep=float32 leaves nothing to resume from"):
+        small(checkpoints=Checkpoints(keep="float32"))
 
 
 @pytest.mark.parametrize(("tokens", "steps"), [(64, 1), (127, 1), (128, 2), (6400, 100), (6463, 100)])

@@ -84,7 +84,7 @@ def import_checkpoint(
         with jax.set_mesh(mesh):
             state = {"params": params, **more_state(recipe, params)}
             # Kept only with the second record, which knows the tokens: what is killed before it is not in the series.
-            with CheckpointStore(run / "checkpoints", (), 0) as store:
+            with CheckpointStore(run / "checkpoints", ()) as store:
                 store.maybe_save(step, state, force=True)
         if jax.process_index() == 0:
             write_record(target, {"step": step, "tokens": tokens, "kept": True, "recipe": recipe.name})

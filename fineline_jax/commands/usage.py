@@ -55,8 +55,10 @@ def check_options(arguments: Sequence[str]) -> None:
     answers = OF_LM_EVAL | OF_COMMAND.get("".join(arguments[:1]), {})
     for argument, following in zip(arguments, [*arguments[1:], ""]):
         option = argument.partition("=")[0]
-        if option in ("--out", "--run") or re.fullmatch(r"--data\..*path", option):
-            check_local(argument.partition("=")[2] or following, option)
+        is_data = re.fullmatch(r"--(data|logging)\..*path", option) is not None
+        if option in ("--out", "--run") or is_data:
+            or_bucket = is_data or (arguments[0], option) in (("pretrain", "--run"), ("score", "--out"))
+            check_local(argument.partition("=")[2] or following, option, or_bucket=or_bucket)
         if option.startswith("--") and (ours := answers.get(option[2:].replace("-", "_"))):
             raise UserError(f"{option} is an option of lm-eval; {ours}")
 

@@ -160,7 +160,9 @@ def beginning(branch: Branch | None, recipe: Recipe, sources: tuple[str, ...]) -
     if problem := damage(checkpoint):
         raise UserError(f"{checkpoint}: the checkpoint is damaged ({problem}); begin at another one")
     if branch.optimizer_state == "kept" and not (checkpoint / "opt_state").is_dir():
-        raise UserError(f"{checkpoint}: holds no optimizer state; give --optimizer-state fresh")
+        beside = sorted(int(path.parent.name) for path in checkpoint.parent.glob("[0-9]*/opt_state"))
+        have = f"begin at step {', '.join(map(str, beside))}, or " if beside else ""
+        raise UserError(f"{checkpoint}: holds no optimizer state; {have}give --optimizer-state fresh")
     refuse_another_order(before.segments[-1], recipe, sources)
     record = read_record(checkpoint) or {}
     lines = changes(before.segments[-1], recipe, sources, MAY_DIFFER)
@@ -244,9 +246,18 @@ def on_this_machine(history: History, number: int, recipe: Recipe, sources: Sequ
 
 
 def claim_folder(run: Path, recipe: Recipe, history: History) -> None:
-    """Write history, recipe and tokenizer into `run`; on process 0."""
+    """Write history, recipe and tokenizer into `run`; on process 0.
+
+    Weights that another history trained, behind the state that the run goes on from, are renamed to STEP.replaced.
+    """
     check_path(run)
     run.mkdir(parents=True, exist_ok=True)
+    for path in (run / "checkpoints").glob("*"):
+        record = read_record(path) if path.name.isdigit() else None
+        if record is not None and "weights" in record and "history" in record:
+            if history_of(path).plain() != history.until(record["step"]).plain():
+                logger.warning("%s: trained by the recipe before; renamed to %s.replaced", path, path.name)
+                path.rename(path.with_suffix(".replaced"))
     for file, text in ((run / HISTORY, to_text(history)), (run / "recipe.json", to_json(recipe))):
         write_atomic(file, text, exclusive=True)
     tokenizer = recipe.data.sources[0].tokenizer

@@ -207,7 +207,7 @@ def run(released: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "run"
     convert.import_checkpoint(released, run, one_device())
     record = lambda step: {"tokens": 7 * step, "recipe": "run"}
-    with CheckpointStore(run / "checkpoints", (9,), 50, record=record) as store:
+    with CheckpointStore(run / "checkpoints", (9,), is_rolling=lambda step: step == 50, record=record) as store:
         for step in (9, 50):
             store.maybe_save(step, {"params": params(step)})
     return run

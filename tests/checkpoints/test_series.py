@@ -58,7 +58,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (run / "tokenizer" / "tokenizer.json").write_text("{}")
     (run / "recipe.json").write_text(recipes.to_json(recipe))
     record = lambda step: {"tokens": 64 * step, "recipe": "tiny"}
-    with CheckpointStore(run / "checkpoints", (0, 2, 10), 11, record=record) as store:
+    with CheckpointStore(run / "checkpoints", (0, 2, 10), is_rolling=lambda step: step == 11, record=record) as store:
         for step in (0, 2, 10, 11):
             weights = params(step)
             store.maybe_save(step, {"params": weights, "opt_state": {"mu": weights}})

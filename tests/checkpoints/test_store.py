@@ -202,12 +202,12 @@ def test_a_folder_in_the_way_of_a_save_is_set_aside_not_overwritten(tmp_path: Pa
 
 def test_only_the_first_process_looks_at_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first may not have made it yet."""
-    sent = [np.frombuffer(json.dumps(value).encode(), np.uint8) for value in ([3, 8], [3, 8])]
+    sent = [np.frombuffer(json.dumps(value).encode(), np.uint8) for value in ([3, 8], [3, 8], 8)]
     received = iter([part for content in sent for part in (np.int32(len(content)), content)])
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr("jax.experimental.multihost_utils.broadcast_one_to_all", lambda mine: next(received))
-    store = CheckpointStore(tmp_path / "checkpoints", (), 0)
+    store = CheckpointStore(tmp_path / "checkpoints", ())
     assert store.latest_intact() == 8
 
 
@@ -602,3 +602,29 @@ def test_a_save_that_failed_says_why_in_one_line_and_leaves_nothing(
     text = str(store._failed(7, error))
     assert text.startswith(f"{tmp_path / '7'}: the checkpoint could not be written ({said});") and "\n" not in text
     assert names(tmp_path) == ["70"]
+
+
+def test_weights_alone_are_kept_and_the_state_before_them_stays_until_a_newer_state(tmp_path: Path) -> None:
+    """keep=bfloat16 at 2 and 4, a rolling state at 1, 3 and, late, 5; 4 forced: it holds all."""
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    state = {name: {"w": jax.device_put(jnp.arange(3.0) / 3, one)} for name in ("params", "opt_state")}
+    seen = {}
+    options: dict[str, Any] = {
+        "is_rolling": lambda step: step in (1, 3, 4),
+        "weights_only": ((2, 4), "bfloat16"),
+        "record": lambda step: {"tokens": step, "recipe": "r"},
+    }
+    with CheckpointStore(tmp_path, (2, 4), **options) as store:
+        for step in range(6):
+            if store.maybe_save(step, state):
+                store.wait()
+                seen[step] = sorted(int(name) for name in names(tmp_path)), store.latest_intact()
+    assert seen == {1: ([1], 1), 2: ([1, 2], 1), 3: ([2, 3], 3), 4: ([2, 3, 4], 3), 5: ([2, 4, 5], 5)}
+    target = {"params": {"w": jax.ShapeDtypeStruct((3,), jnp.float32, sharding=one)}}
+    stored = store_module.load_items(tmp_path / "2", target)["params"]["w"]
+    np.testing.assert_array_equal(stored, state["params"]["w"].astype(jnp.bfloat16).astype(jnp.float32))
+    assert not (tmp_path / "2" / "opt_state").exists()
+    with CheckpointStore(tmp_path, (2, 4), **options) as store:
+        assert not store.maybe_save(4, state) and store.maybe_save(4, state, force=True)
+        store.wait()
+        assert (tmp_path / "4" / "opt_state").is_dir() and "weights" not in (read_record(tmp_path / "4") or {})

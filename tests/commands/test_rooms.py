@@ -280,7 +280,7 @@ def run(tmp_path_factory) -> Path:
     write_tokenizer(folder / "tokenizer", adds_bos=True)
     (folder / "recipe.json").write_text(recipe.to_json(values))
     with jax.set_mesh(one_device()), CheckpointStore(
-        folder / "checkpoints", (1, 2, 10), 11, record=lambda step: {"tokens": 64 * step, "recipe": "tiny"}
+        folder / "checkpoints", (1, 2, 10), record=lambda step: {"tokens": 64 * step, "recipe": "tiny"}
     ) as store:  # fmt: skip
         for step in (1, 2, 10, 11):
             store.maybe_save(step, {"params": fresh_params(step)}, force=step == 11)

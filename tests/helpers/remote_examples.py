@@ -218,7 +218,7 @@ def faulty(target: str) -> Iterator[Hub]:
 
 
 class _GoogleStorage(http.server.BaseHTTPRequestHandler):
-    """The two questions of the JSON API that reading needs: what is there, and a file's bytes."""
+    """What reading and writing need of the JSON API: what is there, a file's bytes, small uploads, removals."""
 
     files: Files
     """{bucket/path: content}"""
@@ -244,6 +244,24 @@ class _GoogleStorage(http.server.BaseHTTPRequestHandler):
         if span := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
             return self._send(206, content[int(span[1]) : int(span[2] or len(content)) + 1])
         self._send(200, content)
+
+    def do_POST(self) -> None:
+        """A multipart upload: the object's name in JSON, then its bytes."""
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        boundary = self.headers["Content-Type"].partition("boundary=")[2].strip('"').encode()
+        _, described, sent, _ = body.split(b"--" + boundary, 3)
+        name = json.loads(described.partition(b"\n\n")[2])["name"]
+        found = re.fullmatch(r"/upload/storage/v1/b/([^/]+)/o", urlsplit(self.path).path)
+        assert found
+        head, _, content = sent.partition(b"\n\n")
+        assert b"Content-Type" in head
+        self.files[f"{found[1]}/{name}"] = content.removesuffix(b"\n")
+        self._send(200, json.dumps(self._item(found[1], name)).encode())
+
+    def do_DELETE(self) -> None:
+        found = re.fullmatch(r"/storage/v1/b/([^/]+)/o/(.+)", urlsplit(self.path).path)
+        gone = self.files.pop(f"{found[1]}/{unquote(found[2])}", None) if found else None
+        self._send(404 if gone is None else 204, b"")
 
     def _listing(self, bucket: str, query: dict[str, str]) -> dict[str, Any]:
         prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")

@@ -55,7 +55,10 @@ def bits(tree: Any) -> list[bytes]:
 
 
 def open_store(folder: Path, kept: Collection[int] = (), latest_every: int = 0) -> CheckpointStore:
-    return CheckpointStore(folder, kept, latest_every, record=lambda step: {"tokens": 100 * step, "recipe": "test"})
+    rolling = lambda step: latest_every > 0 and step % latest_every == 0
+    return CheckpointStore(
+        folder, kept, is_rolling=rolling, record=lambda step: {"tokens": 100 * step, "recipe": "test"}
+    )
 
 
 def largest_file(folder: Path) -> Path:

@@ -41,7 +41,8 @@ PROGRESS = 1000
 LARGEST_ANSWER = 1 << 25
 """Bytes of a listing or an index, unpacked."""
 RANGE = 1 << 25
-"""Bytes asked of a bucket at a time."""
+"""Bytes asked of a bucket at a time, at most: what takes longer than WINDOW is broken off, so the first range is what
+SLOWEST lets through in that time, and each next one four times as long while they come quickly."""
 STOP = threading.Event()
 """Set it to end all downloads at their next block; what has arrived stays for the next run."""
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
@@ -124,7 +125,7 @@ def download(file: RemoteFile, target: Path) -> None:
     while True:
         before = _size(partial)
         try:
-            if file.size is None or before != file.size:
+            if file.size is None or before != file.size or not partial.exists():
                 _require_room(file, partial, before)
                 _append(file, partial, before)
             _verify(file, partial)
@@ -138,7 +139,7 @@ def download(file: RemoteFile, target: Path) -> None:
             _LOG.info("%s: %s; downloading it again", file.url, error)
         except TransientError as error:
             failures = 1 if _size(partial) - before >= PROGRESS else failures + 1
-            _wait_or_give_up(file.url, error, failures)
+            wait_or_give_up(file.url, error, failures)
 
 
 def _in_hub_cache(file: RemoteFile) -> Path | None:
@@ -175,7 +176,7 @@ def get(
                 return answer
         except TransientError as error:
             failures += 1
-            _wait_or_give_up(url, error, failures, attempts)
+            wait_or_give_up(url, error, failures, attempts)
 
 
 def hub_headers(url: str) -> dict[str, str]:
@@ -201,7 +202,7 @@ def offline() -> bool:
     )
 
 
-def _wait_or_give_up(url: str, error: TransientError, failures: int, attempts: int | None = None) -> None:
+def wait_or_give_up(url: str, error: TransientError, failures: int, attempts: int | None = None) -> None:
     attempts = attempts or ATTEMPTS
     if failures >= attempts:
         raise FetchError(f"{url}: {error}, {failures} times in a row; try again later") from None
@@ -295,15 +296,29 @@ def _blocks(answer: requests.Response) -> Iterator[bytes]:
 
 
 def _of_bucket(file: RemoteFile, start: int) -> Iterator[bytes]:
-    system = bucket(file.url, file.options)
+    system, size = bucket(file.url, file.options), int(SLOWEST * WINDOW)
     while file.size is None or start < file.size:
-        stop = start + RANGE if file.size is None else min(start + RANGE, file.size)
+        stop = start + size if file.size is None else min(start + size, file.size)
+        began = time.monotonic()
         with bucket_errors(file.url):
-            block = system.cat_file(file.url, start=start, end=stop)
+            block = _range_of(system, file.url, start, stop)
         if not block:
             return
         yield block
         start += len(block)
+        size = min(4 * size, RANGE) if time.monotonic() - began < WINDOW / 8 else size
+
+
+def _range_of(system: Any, url: str, start: int, stop: int) -> bytes:
+    """Those bytes, within WINDOW where the file system works asynchronously, as those of Google and Amazon do."""
+    if not getattr(system, "async_impl", False):
+        return system.cat_file(url, start=start, end=stop)
+    from fsspec.asyn import sync
+
+    try:
+        return sync(system.loop, system._cat_file, url, start=start, end=stop, timeout=WINDOW)
+    except TimeoutError as error:
+        raise TransientError(f"fewer than {stop - start} bytes in {WINDOW:.0f} s") from error
 
 
 @contextlib.contextmanager
@@ -311,6 +326,8 @@ def bucket_errors(url: str) -> Iterator[None]:
     """What a file system raises, as FetchError if it is about the file or the user, else as TransientError."""
     try:
         yield
+    except (FetchError, TransientError):
+        raise
     except FileNotFoundError as error:
         raise FetchError(f"{url}: not there; check the name") from error
     except TypeError as error:  # of a constructor

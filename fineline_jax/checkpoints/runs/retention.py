@@ -19,13 +19,18 @@ def keep_only(checkpoints: Path, what: Literal["all", "weights", "last"]) -> Non
         if what == "all" or step == max(complete):
             continue
         if what == "last":
-            doomed = path.with_suffix(".deleting")  # what is half deleted must not look complete
-            path.rename(doomed)
-            shutil.rmtree(doomed)
+            remove(path)
         else:
             _drop_optimizer_state(path)
     for path in checkpoints.glob("*.deleting"):
         shutil.rmtree(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint's folder: renamed first, since what is half deleted must not look complete."""
+    doomed = path.with_suffix(".deleting")
+    path.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def _drop_optimizer_state(path: Path) -> None:
@@ -33,7 +38,7 @@ def _drop_optimizer_state(path: Path) -> None:
     record = read_record(path)
     if record is not None and any(_is_of_optimizer(name) for name in record["files"]):
         files = {name: entry for name, entry in record["files"].items() if not _is_of_optimizer(name)}
-        write_sealed(path / RECORD, record | {"files": files})
+        write_sealed(path / RECORD, record | {"files": files, "weights": "float32"})
     shutil.rmtree(path / "opt_state", ignore_errors=True)
 
 

@@ -9,9 +9,11 @@ All processes of a run call every function; process 0 alone lists, renames and d
 """
 
 import concurrent.futures
+import contextlib
 import functools
 import logging
 import shutil
+import threading
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -22,10 +24,14 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from fineline_jax.checkpoints.runs.digest_record import SAVING, check_path, damage, read_record, write_record
+from fineline_jax.checkpoints.runs.retention import remove
 from fineline_jax.errors import UserError
 from fineline_jax.multihost import broadcast_from_process_0
 
 log = logging.getLogger(__name__)
+
+_one_save = threading.Lock()
+"""Held from the start of a save to its commit: Orbax mixes up saves that several threads have under way."""
 
 State = Mapping[str, Any]
 """Pytrees of jax.Array by name: `params`, `opt_state`, … Each is saved as an item that can be read alone."""
@@ -35,8 +41,10 @@ class CheckpointStore:
     """Saves and restores the states of one run.
 
     folder: where the step folders are; made if absent. What a killed run left half-written there is removed.
-    kept_steps: steps whose state stays for ever (`Recipe.kept_steps()`).
-    latest_every: steps between rolling checkpoints; 0: none.
+    kept_steps: steps whose checkpoint stays for ever (`Clock.kept_steps`).
+    is_rolling: whether the rolling checkpoint is due at a step (`Clock.is_rolling`).
+    weights_only: kept steps of which only the item `params` is saved, in that dtype; a rolling checkpoint that is due
+    there comes one step later.
     record: what the record of the checkpoint of a step says besides, "tokens" and "recipe" among it.
 
     Use it as a context manager, or call `wait` at the end.
@@ -46,14 +54,16 @@ class CheckpointStore:
         self,
         folder: Path,
         kept_steps: Collection[int],
-        latest_every: int,
         *,
+        is_rolling: Callable[[int], bool] = lambda _: False,
+        weights_only: tuple[Collection[int], str] = ((), "float32"),
         record: Callable[[int], dict[str, Any]] = lambda _: {"tokens": None, "recipe": ""},
     ):
         check_path(folder)
         self.folder = folder.resolve()
         self.kept_steps = frozenset(kept_steps)
-        self.latest_every = latest_every
+        self.is_rolling = is_rolling
+        self.weights_only, self.dtype = frozenset(weights_only[0]), weights_only[1]
         self.record = record
         self._worker = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: concurrent.futures.Future[int] | None = None
@@ -63,31 +73,41 @@ class CheckpointStore:
 
     def is_due(self, step: int) -> bool:
         """Whether the state of `step` is to be saved, for ever or as the rolling latest."""
-        return step in self.kept_steps or (self.latest_every > 0 and step % self.latest_every == 0)
+        late = step - 1 in self.weights_only and self.is_rolling(step - 1)
+        return step in self.kept_steps or self.is_rolling(step) or late
 
     def maybe_save(self, step: int, state: State, *, force: bool = False) -> bool:
         """Start to save `state`, reached after `step` optimizer steps, if due (or `force`) and not there yet.
 
         Returns whether it did. Blocks while the save before it is unfinished and while the state is copied to
-        the host; the arrays may be donated as soon as it returns. Raises UserError if the last save failed.
+        the host; the arrays may be donated as soon as it returns. With `force` the whole state is saved, also in place
+        of weights alone. Raises UserError if the last save failed.
         """
         if self._pending is not None and self._pending.done():
             self.wait()
         if not (force or self.is_due(step)):
             return False
         self.wait()
-        if step in self._steps:
+        if step in self._steps and not (force and _of_process_0(lambda: self._is_weights_only(step))):
             return False
         metadata = {"step": step, "kept": step in self.kept_steps, **self.record(step)}
+        if step in self.weights_only and not force:
+            metadata["weights"] = self.dtype
+            state = {"params": _cast(state["params"], self.dtype)}
         try:
             path = self.folder / str(step)
             if jax.process_index() == 0:
-                if path.exists():
+                if path.exists() and step in self._steps:
+                    remove(path)
+                elif path.exists():
                     self._set_aside(step, damage(path) or "not known to this run")
                 self._marker(step).touch()
-            with _options():
-                for_orbax = {name: metadata[name] for name in ("step", "tokens", "kept", "recipe")}
+            for_orbax = {name: metadata[name] for name in ("step", "tokens", "kept", "recipe")}
+            _one_save.acquire()
+            with contextlib.ExitStack() as failed, _options():
+                failed.callback(_one_save.release)
                 response = ocp.save_checkpointables_async(str(path), dict(state), custom_metadata=for_orbax)
+                failed.pop_all()
         except OSError as error:
             raise self._failed(step, error) from error
         written = {item: _shapes_and_dtypes(tree) for item, tree in state.items()}
@@ -101,26 +121,27 @@ class CheckpointStore:
             self._steps = sorted({*self._steps, pending.result()})
 
     def latest_intact(self) -> int | None:
-        """The newest step whose files are all as they were written; None for an empty folder.
+        """The newest step with a state whose files are all as they were written; None where there is none.
 
-        Reads every byte of that checkpoint. A damaged one is named in a warning and renamed to
-        `<step>.damaged`, so that its step can be saved again. Raises UserError if there were checkpoints and
-        none is left.
+        Reads every byte of that checkpoint, and of newer ones with weights alone. A damaged one is named in a warning
+        and renamed to `<step>.damaged`, so that its step can be saved again. Raises UserError if there were checkpoints
+        and none is left.
         """
         self.wait()
         if jax.process_index() == 0:
             for step in sorted((int(path.name) for path in self.folder.iterdir() if path.name.isdigit()), reverse=True):
                 problem = damage(self.folder / str(step))
-                if problem is None:
+                if problem is not None:
+                    self._set_aside(step, problem)
+                elif not self._is_weights_only(step):
                     break
-                self._set_aside(step, problem)
         self._steps = _of_process_0(lambda: steps(self.folder))
         if not self._steps and _of_process_0(lambda: any(self.folder.glob("*.damaged*"))):
             raise UserError(
                 f"{self.folder}: no intact checkpoint is left; restore one from a backup, or remove the"
                 " *.damaged folders to train from the start"
             )
-        return self._steps[-1] if self._steps else None
+        return _of_process_0(lambda: max((s for s in self._steps if not self._is_weights_only(s)), default=None))
 
     def restore(self, abstract_state: State, step: int | None = None) -> tuple[int, State]:
         """The state of `step` (default: `latest_intact()`) as arrays with the shapes, dtypes and shardings of
@@ -159,7 +180,10 @@ class CheckpointStore:
         written: shape and dtype of every array, by item.
         """
         try:
-            response.result()
+            try:
+                response.result()
+            finally:
+                _one_save.release()
             if jax.process_index() == 0:
                 for item, stored in stored_arrays(self.folder / str(step), written).items():
                     _check_written(_shapes_and_dtypes(stored), written[item], item)
@@ -168,20 +192,21 @@ class CheckpointStore:
             raise self._failed(step, error) from error
         if jax.process_index() == 0:
             self._marker(step).unlink(missing_ok=True)
-            self._drop_superseded(step)
+            if "weights" not in metadata:
+                self._drop_superseded(step)
         return step
+
+    def _is_weights_only(self, step: int) -> bool:
+        return "weights" in (read_record(self.folder / str(step)) or {})
 
     def _drop_superseded(self, newest: int) -> None:
         for step in steps(self.folder):
             record = read_record(self.folder / str(step))
             if step < newest and step not in self.kept_steps and record is not None and not record["kept"]:
-                # Renamed first: a folder that is half deleted must not look complete.
-                doomed = self.folder / f"{step}.deleting"
                 try:
-                    (self.folder / str(step)).rename(doomed)
-                    shutil.rmtree(doomed)
+                    remove(self.folder / str(step))
                 except OSError as error:
-                    log.warning("%s: not removed (%s); remove it by hand", doomed, error.strerror)
+                    log.warning("%s: not removed (%s); remove it by hand", self.folder / str(step), error.strerror)
 
     def _failed(self, step: int, error: Exception) -> UserError:
         """The error to show; frees what the failed save has written."""
@@ -224,6 +249,11 @@ class CheckpointStore:
             problem,
             target.name,
         )
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _cast(tree: Any, dtype: str) -> Any:
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
 
 
 def steps(folder: Path) -> list[int]:

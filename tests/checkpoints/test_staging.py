@@ -1,0 +1,336 @@
+"""Folders in buckets of loopback servers: what is written on the local disk is in the bucket, whatever ends when."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from commands import assert_same_run
+from data_examples import amber, numbered
+from fsspec.implementations.memory import MemoryFileSystem
+from remote_examples import Files, files_of, google_storage
+from scoring_examples import write_benchmarks, write_tokenizer
+from series_examples import make_series
+
+import fineline_jax
+from fineline_jax.checkpoints.remote import download, staging
+from fineline_jax.checkpoints.remote.staging import Mirror
+from fineline_jax.checkpoints.runs.digest_record import damage, read_record, write_record
+from fineline_jax.cli import main
+from fineline_jax.data.corpora import prepare_amber
+from fineline_jax.data.loader import open_fitting
+from fineline_jax.errors import UserError
+from fineline_jax.models.config import ModelConfig
+from fineline_jax.recipe import (
+    Batch,
+    Checkpoints,
+    Compute,
+    Data,
+    Every,
+    Logging,
+    MeshShape,
+    Optimizer,
+    Recipe,
+    Schedule,
+    Source,
+    to_json,
+)
+
+
+@pytest.fixture(autouse=True)
+def machine(tmp_path: Path, monkeypatch) -> Path:
+    """Where this machine stages."""
+    monkeypatch.setenv("FINELINE_STAGING", str(tmp_path / "staging"))
+    monkeypatch.setattr(download, "BACKOFF", 0.001)
+    monkeypatch.setattr(staging, "SEND_SECONDS", 0.2)
+    return tmp_path / "staging"
+
+
+@contextlib.contextmanager
+def google(monkeypatch: pytest.MonkeyPatch) -> Iterator[Files]:
+    """What a bucket of Google holds, {bucket/path: content}."""
+    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it would ask Google about the bucket
+    gcsfs = pytest.importorskip("gcsfs", reason="pip install gcsfs")
+    monkeypatch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
+    files: Files = {}
+    with google_storage(files) as url:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
+        gcsfs.GCSFileSystem.clear_instance_cache()
+        yield files
+    gcsfs.GCSFileSystem.clear_instance_cache()
+
+
+@contextlib.contextmanager
+def amazon(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A bucket `bucket` of Amazon."""
+    moto = pytest.importorskip("moto.server", reason="pip install 'moto[server]' s3fs")
+    s3fs = pytest.importorskip("s3fs", reason="pip install 'moto[server]' s3fs")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    s3fs.S3FileSystem.clear_instance_cache()
+    s3fs.S3FileSystem().mkdir("bucket")
+    try:
+        yield
+    finally:
+        s3fs.S3FileSystem.clear_instance_cache()
+        server.stop()
+
+
+@pytest.fixture
+def bucket(monkeypatch) -> Iterator[Files]:
+    with google(monkeypatch) as files:
+        yield files
+
+
+@pytest.fixture
+def memory() -> Iterator[Callable[[], Files]]:
+    """What a bucket in memory, memory://b, holds."""
+    store = MemoryFileSystem.store
+    store.clear()
+    yield lambda: {path.lstrip("/"): file.getvalue() for path, file in store.items()}
+    store.clear()
+
+
+def checkpoint(run: Path, step: int, seed: int, weights_only: bool = False) -> None:
+    """A complete one with random files, as the store writes it."""
+    folder, draw = run / "checkpoints" / str(step), random.Random(seed)
+    for item in ("params",) if weights_only else ("params", "opt_state"):
+        (folder / item / "d").mkdir(parents=True)
+        (folder / item / "d" / "0").write_bytes(draw.randbytes(500))
+    more = {"weights": "float32"} if weights_only else {}
+    write_record(folder, {"step": step, "tokens": step, "kept": True, "recipe": "r", "history": []} | more)
+
+
+def whole_in(files: Files, place: str) -> dict[int, bool]:
+    """The steps whose record is in the bucket; raises where a file that one names is not there as it was written."""
+    steps = {}
+    for name, content in list(files.items()):
+        if name.startswith(f"{place}/checkpoints/") and name.endswith("complete.json"):
+            record = json.loads(content)
+            for file, (size, digest) in record["files"].items():
+                found = files[f"{name.removesuffix('complete.json')}{file}"]
+                assert len(found) == size
+                assert hashlib.sha256(hashlib.sha256(found).digest()).hexdigest() == digest
+            steps[record["step"]] = "weights" not in record
+    return steps
+
+
+class Killed(BaseException):
+    pass
+
+
+def killed_at(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
+    """Every change of a bucket counts; before that one the process is killed. Returns the count."""
+    count = [0]
+    system = fsspec.filesystem("memory")
+
+    def counted(act: Any) -> Any:
+        def change(*arguments: Any, **options: Any) -> Any:
+            count[0] += 1
+            if count[0] == number:
+                raise Killed
+            return act(*arguments, **options)
+
+        return change
+
+    for name in ("put_file", "pipe_file", "rm_file"):
+        monkeypatch.setattr(system, name, counted(getattr(system, name)))
+    return count
+
+
+def train_a_little(run: Path, part: int) -> None:
+    """As a run goes on: lines, a kept checkpoint of weights alone, a state in place of the one before."""
+    with (run / "metrics.jsonl").open("a") as log:
+        log.writelines(f'{{"step": {10 * part + step}}}\n' for step in range(10))
+    checkpoint(run, 10 * part + 1, part, weights_only=True)
+    checkpoint(run, 10 * part + 5, 100 + part)
+    before = run / "checkpoints" / str(10 * part - 5)
+    if before.exists():
+        staging.shutil.rmtree(before)
+
+
+def test_a_kill_at_any_change_of_the_bucket_loses_nothing(memory: Callable[[], Files], tmp_path, monkeypatch) -> None:
+    """Each state that was once whole in the bucket is there until a newer one is; the next send mends all."""
+    number, tried = 1, 0
+    while True:
+        place, run = f"b/run{number}", tmp_path / f"run{number}"
+        run.mkdir()
+        (run / "recipe.json").write_text("{}")
+        with monkeypatch.context() as patch:
+            count = killed_at(patch, number)
+            mirror, newest = Mirror(f"memory://{place}", run), -1
+            try:
+                for part in range(3):
+                    train_a_little(run, part)
+                    mirror.send()
+                    newest = 10 * part + 5
+            except Killed:
+                pass
+        ended = count[0] < number
+        states = [step for step, is_state in whole_in(memory(), place).items() if is_state]
+        assert max(states, default=-1) >= newest
+        tried += 1
+        if ended:
+            break
+        again = Mirror(f"memory://{place}", run)  # the same machine goes on
+        again.bring()
+        again.send()
+        here = {int(path.parent.name) for path in run.glob("checkpoints/*/complete.json")}
+        assert set(whole_in(memory(), place)) == here
+        number += 1
+    assert tried > 20
+    other = tmp_path / "other"  # and another machine, from the bucket alone
+    Mirror(f"memory://{place}", other).bring()
+    assert (other / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
+    assert damage(other / "checkpoints" / "25") is None and not (other / "checkpoints" / "21" / "params").exists()
+    assert read_record(other / "checkpoints" / "21") is not None
+
+
+def test_metrics_in_the_bucket_are_those_of_the_folder_after_any_cut(
+    memory: Callable[[], Files], tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(staging, "MOST_PARTS", 4)
+    run, draw, mirror = tmp_path, random.Random(0), Mirror("memory://b/m", tmp_path)
+    lines: list[bytes] = []
+    for number in range(40):
+        lines = lines[: draw.randint(0, len(lines))] if draw.random() < 0.3 else lines
+        lines += [b"%d\n" % (1000 * number + more) for more in range(draw.randint(1, 3))]
+        (run / "metrics.jsonl").write_bytes(b"".join(lines))
+        if draw.random() < 0.2:
+            mirror = Mirror("memory://b/m", tmp_path)  # another process
+            mirror.there = set(staging.files_in("memory://b/m"))
+        mirror.send()
+        found = Mirror("memory://b/m", tmp_path)
+        found.there = set(staging.files_in("memory://b/m"))
+        assert found._metrics() == b"".join(lines)
+    assert len([name for name in memory() if name.startswith("b/m/metrics/")]) <= 5
+
+
+def test_the_folder_of_another_run_is_not_mixed_with_that_of_the_address(memory: Callable[[], Files], tmp_path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    checkpoint(one, 5, 0)
+    Mirror("memory://b/run", one).send()
+    folder = two / "checkpoints" / "5"
+    (folder / "params").mkdir(parents=True)
+    write_record(folder, {"step": 5, "tokens": 5, "kept": True, "recipe": "other", "history": [1]})
+    with pytest.raises(UserError, match=r"two: holds another run than memory://b/run; remove one of the two"):
+        Mirror("memory://b/run", two).bring()
+    checkpoint(one, 9, 1)
+    Mirror("memory://b/run", one).bring()
+    assert (one / "checkpoints" / "9").is_dir(), "what is further stays"
+    Mirror("memory://b/run", one).send()
+    third = tmp_path / "third"
+    checkpoint(third, 5, 0)  # behind the bucket: brought up to it
+    Mirror("memory://b/run", third).bring()
+    assert damage(third / "checkpoints" / "9") is None
+
+
+def test_one_machine_writes_an_address(memory: Callable[[], Files], tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(staging, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(staging, "DEAD_SECONDS", 0.5)
+    monkeypatch.setattr(staging, "CONFIRM_SECONDS", 0.05)
+    with staging._leased("memory://b/x", tmp_path), monkeypatch.context() as patch:
+        patch.setattr(staging.socket, "gethostname", lambda: "other")
+        with (
+            pytest.raises(UserError, match=r"memory://b/x: being written by process \d+ on host .*; wait for it"),
+            staging._leased("memory://b/x", tmp_path),
+        ):
+            pass
+    assert "b/x/lease.json" not in memory()
+    fsspec.filesystem("memory").pipe_file("b/x/lease.json", b'{"host": "gone", "folder": "f", "process": 1, "beat": 3}')
+    began = time.monotonic()
+    with staging._leased("memory://b/x", tmp_path):
+        assert time.monotonic() - began >= 0.5 and json.loads(memory()["b/x/lease.json"])["host"] != "gone"
+
+
+def test_a_data_set_is_staged_once(bucket: Files, tmp_path, monkeypatch) -> None:
+    numbered(tmp_path / "data", {"train": 7}, 8, 512)
+    bucket.update({f"b/data/{name}": content for name, content in files_of(tmp_path / "data").items()})
+    data = Data((Source("gs://b/data"),), sequence_length=8)
+    fetched: list[str] = []
+    real = staging.download
+    monkeypatch.setattr(staging, "download", lambda file, target: fetched.append(file.name) or real(file, target))
+    for _ in range(2):
+        found = open_fitting(Path("gs://b/data"), "--data.sources.0.path", data, 512)
+        assert found.read("train", range(7))[:, 0].tolist() == list(range(7))
+    assert sorted(fetched) == sorted(name for name in files_of(tmp_path / "data") if name != "metadata.json")
+    with pytest.raises(UserError, match="gs://b/nothing: no prepared data set there"):
+        open_fitting(Path("gs://b/nothing"), "x", data, 512)
+
+
+def recipe_of(data: str) -> Recipe:
+    model = ModelConfig(vocab_size=512, width=16, layers=1, heads=2, mlp_width=16, context=96)
+    return Recipe(
+        "mini", model, Data((Source(data),), sequence_length=8), Batch(4), Optimizer(Schedule()), 32 * 12,
+        Checkpoints(every=(Every(96),), latest_every_tokens=32), mesh=MeshShape(fsdp=1),
+        compute=Compute(dtype="float32", remat="none"), logging=Logging(tensorboard=False),
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gs", "s3"])
+def test_a_run_in_a_bucket_goes_on_on_an_empty_machine_bit_by_bit(kind: str, tmp_path, monkeypatch) -> None:
+    windows = [[(7 * i + j) % 400 for j in range(9)] for i in range(70)]
+    tokenizer = write_tokenizer(tmp_path / "tokenizer", adds_bos=True)
+    local = tmp_path / "data"
+    lines = amber(tmp_path / "lines.jsonl", windows)
+    prepare_amber([lines], local, vocab_size=512, sequence_length=8, tokenizer=tokenizer)
+    recipe = recipe_of(f"{kind}://bucket/data")
+    with google(monkeypatch) if kind == "gs" else amazon(monkeypatch):
+        system = fsspec.filesystem(kind)
+        for name, content in files_of(local).items():
+            system.pipe_file(f"bucket/data/{name}", content)
+        fineline_jax.pretrain(recipe, f"{kind}://bucket/run", until=32 * 5)
+        for number, until in enumerate((32 * 8, None)):
+            monkeypatch.setenv("FINELINE_STAGING", str(tmp_path / f"machine{number}"))
+            outcome = fineline_jax.pretrain(f"{kind}://bucket/run", until=until)
+        assert outcome.step == 12
+        whole = tmp_path / "whole"
+        fineline_jax.pretrain(dataclasses.replace(recipe, data=recipe_of(str(local)).data), whole)
+        fetched = tmp_path / "fetched"
+        for path in system.find("bucket/run"):
+            target = fetched / path.removeprefix("bucket/run/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(system.cat_file(path))
+        parts = sorted((fetched / "metrics").iterdir())
+        (fetched / "metrics.jsonl").write_bytes(b"".join(part.read_bytes() for part in parts))
+        for extra in (5, 8):  # where it ended for a while
+            staging.shutil.rmtree(fetched / "checkpoints" / str(extra))
+        assert_same_run(fetched, whole, recipe)
+        assert not (fetched / "lease.json").exists()
+        if kind == "gs":
+            assert main(["pretrain", "gs://bucket/run"]) == 0
+
+
+def test_scores_in_a_bucket_are_those_of_a_folder_and_are_scored_once(bucket: Files, tmp_path, monkeypatch, capsys):
+    tokenizer = write_tokenizer(tmp_path / "tokenizer", adds_bos=True)
+    series = make_series(tmp_path / "series", tokenizer, (1, 2))
+    benchmarks = write_benchmarks(tmp_path / "benchmarks", documents=4)
+    fineline_jax.prepare_pack("piqa", tokenizer, tmp_path / "pack", benchmarks=benchmarks)
+    command = ["score", str(series), "--pack", f"{tmp_path}/pack", "--out"]
+    assert main([*command, str(tmp_path / "here")]) == 0 == main([*command, "gs://b/scores"])
+    there = {name.removeprefix("b/scores/"): content for name, content in bucket.items()}
+    here = files_of(tmp_path / "here")
+    assert {name for name in there} == set(here)
+    assert all(there[name] == here[name] for name in here if name.startswith("series/"))
+    monkeypatch.setenv("FINELINE_STAGING", str(tmp_path / "another"))
+    before = dict(bucket)
+    assert main([*command, "gs://b/scores"]) == 0 and before == bucket
+
+
+def test_recipe_json_holds_the_address(tmp_path) -> None:
+    recipe = recipe_of("gs://b/data")
+    assert '"path": "gs://b/data"' in to_json(recipe)
+    assert recipe.data.sources[0].tokenizer == tmp_path / "staging" / "gs" / "b" / "data" / "tokenizer"

@@ -133,7 +133,7 @@ def run_trial(
 def ending(run: Path, trial: Trial) -> Ending | None:
     """How the trial in the folder `run` ended; None: it has not.
 
-    Raises UserError where that was a trial of another recipe, or the record is not as it was written.
+    Raises UserError where that was a trial of another recipe, or longer, or the record is not as it was written.
     """
     path = run / "outcome.json"
     if not path.exists():
@@ -147,11 +147,16 @@ def ending(run: Path, trial: Trial) -> Ending | None:
         record = unsealed(path.read_bytes())
         if record.pop("format") != FORMAT:
             raise ValueError("of another format")
-        return Ending(**record)
+        ended = Ending(**record)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}: not the record of a finished run ({error}); delete it to finish the run again"
         ) from error
+    if ended.step > trial.last_step and not ended.diverged:
+        raise UserError(
+            f"{run}: was trained to step {ended.step}, the sweep ends it at {trial.last_step}; give another --out"
+        )
+    return ended if ended.diverged or ended.step == trial.last_step else None  # None: the sweep ends later than it did
 
 
 class _Scorers:

@@ -265,12 +265,18 @@ def test_every_run_is_in_one_part(base, tmp_path):
 
 
 def test_a_horizon_ends_every_run_there_with_a_checkpoint_and_its_losses(base, tmp_path):
-    (row,) = interface.ablate(Sweep("s", base, (Arm("a"),), until=100), tmp_path).table.to_dict("records")
+    ended = lambda until: interface.ablate(Sweep("s", base, (Arm("a"),), until=until), tmp_path).table.to_dict(
+        "records"
+    )
+    (row,) = ended(100)
     assert (row["steps"], row["tokens"]) == (3, 96)
     run = tmp_path / "runs" / "a_seed-0"
     assert read_record(run / "checkpoints" / "3")["kept"]  # pyright: ignore[reportOptionalSubscript]
     rates = [line["learning_rate"] for line in read_metrics(run) if "loss" in line]
     assert rates == pytest.approx([0, 5e-3, 1e-2])  # the warmup of 64 tokens, as in the whole run
+    assert ended(160)[0]["steps"] == 5  # a later horizon goes on
+    with pytest.raises(UserError, match="was trained to step 5, the sweep ends it at 3; give another --out"):
+        ended(100)
 
 
 SWEEP = """

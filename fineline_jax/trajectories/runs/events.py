@@ -9,15 +9,14 @@ import pandas as pd
 from scipy import stats
 
 from fineline_jax.facts.metrics import metric_of
-from fineline_jax.trajectories.curves.split import split
+from fineline_jax.trajectories.curves.split import CURVE, split
 from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic
-from fineline_jax.trajectories.statistics.comparison import BETTER, DECLINED, UNRESOLVED, WORSE, one_sample
-from fineline_jax.trajectories.statistics.inference import LEVEL, holm
+from fineline_jax.trajectories.statistics.comparison import over_tasks
+from fineline_jax.trajectories.statistics.inference import student
 
 BEFORE, AFTER = 6, 3
 """At most so many checkpoints on each side; the line takes at least FEWEST."""
 FEWEST = 4
-ALL_TASKS = "all tasks"
 
 
 def event_changes(table: pd.DataFrame, events: pd.DataFrame) -> pd.DataFrame:
@@ -26,7 +25,7 @@ def event_changes(table: pd.DataFrame, events: pd.DataFrame) -> pd.DataFrame:
     events: columns series ("": of every series), event, tokens.
     """
     curves: dict[tuple[str, str], dict] = {}
-    for (series, metric, task), curve in split(table[table["tokens"] > 0], ("series", "metric", "task")):
+    for (series, metric, task), curve in split(table[table["tokens"] > 0], CURVE):
         curves.setdefault((series, metric), {})[task] = curve
     rows = []
     for (series, metric), tasks in curves.items():
@@ -39,14 +38,7 @@ def event_changes(table: pd.DataFrame, events: pd.DataFrame) -> pd.DataFrame:
                 key | {"task": task} | _change(curve.tokens, better * curve.value, float(event.tokens), until)  # pyright: ignore
                 for task, curve in tasks.items()
             ]
-            adjusted = holm(np.array([row.get("p", np.nan) for row in family], float))
-            for row, p in zip(family, adjusted, strict=True):
-                called = DECLINED if "p" not in row else UNRESOLVED if not p <= LEVEL else BETTER
-                rows.append(row | {"p_holm": p, "verdict": WORSE if called == BETTER and row["change"] < 0 else called})
-            whole = one_sample(np.array([row["change"] for row in family if "change" in row]))
-            names = ("stderr", "low", "high", "p", "verdict", "reason")
-            of_all = {name: whole[name] for name in names if name in whole}
-            rows.append(key | {"task": ALL_TASKS, "change": whole.get("difference", np.nan)} | of_all)
+            rows += [key | row for row in over_tasks(family, "change")]
     return EVENT_CHANGES.frame(rows)
 
 
@@ -68,9 +60,7 @@ def _change(tokens: np.ndarray, values: np.ndarray, at: float, until: float) -> 
     row |= {"drift": float(line.slope * np.log(2)), "change": gap}
     if not error > 0:
         return row | {"reason": "the checkpoints before the event lie on a line, so nothing says how much they scatter"}
-    half = float(stats.t.ppf(1 - LEVEL / 2, freedom)) * error
-    p = float(2 * stats.t.sf(abs(gap) / error, freedom))
-    return row | {"stderr": error, "low": gap - half, "high": gap + half, "p": p, "reason": ""}
+    return row | {"stderr": error, "reason": ""} | student(gap, error, freedom)
 
 
 EVENT_CHANGES = Statistic(
@@ -78,22 +68,17 @@ EVENT_CHANGES = Statistic(
     "What changed at an event of the schedule?",
     event_changes,
     (
-        Column("series", "", "the series"),
-        Column("event", "", "what happened"),
-        Column("metric", "", "the metric"),
-        Column("task", "", "the task; all tasks: the mean over them, with tasks as replicates"),
+        *Column.texts(series="the series", event="what happened", metric="the metric"),
+        *Column.texts(task="the task; all tasks: the mean over them, with tasks as replicates"),
         Column("tokens", "tokens", "when it happened"),
         Column("before", "1", f"checkpoints up to it that the line is through, at most {BEFORE}", "of all tasks"),
         Column("after", "1", f"checkpoints behind it and up to the next event, at most {AFTER}", "of all tasks"),
         Column("drift", "score", "slope of the line per doubling of tokens, positive: improving", "where declined"),
         Column(
-            "change", "score", "mean distance from the line continued, positive: better", "declined", ("low", "high")
+            "change", "score", "mean distance from the line continued, above 0: better", "declined", ("low", "high")
         ),
-        Column(
-            "stderr", "score", "its standard error: scatter around the line, and that of the line", "where declined"
-        ),
-        Column("low", "score", "lower end of the 95 % interval", "where declined"),
-        Column("high", "score", "upper end of the 95 % interval", "where declined"),
+        Column("stderr", "score", "its standard error: scatter around the line, and the line's own", "where declined"),
+        *Column.ends("score", "where declined"),
         Column("p", "1", "two-sided, Student's t", "where declined"),
         Column("p_holm", "1", "p controlled over the tasks of series, metric and event (Holm)", "of all tasks"),
         Column("verdict", "", "better, worse, no difference resolved, declined"),

@@ -10,11 +10,10 @@ from fineline_jax.errors import UserError
 from fineline_jax.facts.metrics import metric_of
 from fineline_jax.trajectories.curves import isotonic
 from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic
-from fineline_jax.trajectories.statistics.comparison import one_sample
-from fineline_jax.trajectories.statistics.inference import LEVEL, holm, student
+from fineline_jax.trajectories.statistics.comparison import over_tasks
+from fineline_jax.trajectories.statistics.inference import student
 
-AHEAD, BEHIND, AS_REFERENCE, DECLINED = "ahead", "behind", "no difference resolved", "declined"
-ALL_TASKS = "all tasks"
+AHEAD, BEHIND = "ahead", "behind"
 
 
 def live_state(table: pd.DataFrame, *, run: str | None = None, references: Sequence[str] = ()) -> pd.DataFrame:
@@ -38,18 +37,8 @@ def live_state(table: pd.DataFrame, *, run: str | None = None, references: Seque
             curves = {str(name): c.sort_values("tokens") for name, c in of_task.groupby("series", observed=True)}
             if run in curves:
                 others = [curves[name] for name in references if name in curves]
-                row = {"run": run, "metric": metric, "task": task}
-                family.append(row | _against(curves[run], others, better))
-        gaps = np.array([row["difference"] for row in family if "difference" in row], float)
-        adjusted = holm(np.array([row.get("p", math.nan) for row in family], float))
-        for row, p in zip(family, adjusted, strict=True):
-            called = AHEAD if row.get("difference", 0) > 0 else BEHIND
-            verdict = DECLINED if "p" not in row else called if p <= LEVEL else AS_REFERENCE
-            rows.append(row | {"p_holm": p, "verdict": verdict})
-        whole = one_sample(gaps)
-        kept = {name: whole[name] for name in ("difference", "stderr", "low", "high", "p", "reason") if name in whole}
-        said = {"better": AHEAD, "worse": BEHIND}.get(str(whole["verdict"]), str(whole["verdict"]))
-        rows.append({"run": run, "metric": metric, "task": ALL_TASKS} | kept | {"verdict": said})
+                family.append({"task": task} | _against(curves[run], others, better))
+        rows += [{"run": run, "metric": metric} | row for row in over_tasks(family, "difference", (AHEAD, BEHIND))]
     return LIVE_STATE.frame(rows)
 
 

@@ -6,6 +6,7 @@ told from zero. Errors of one task's checkpoints share its questions and its run
 replicates; what two seeds of one run differ by is seen through the tasks, and checked on reruns (`docs/analyze.md`).
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,12 +14,13 @@ import pandas as pd
 
 from fineline_jax.facts.metrics import metric_of
 from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic, groups, shots_of
-from fineline_jax.trajectories.statistics.inference import LEVEL, student
+from fineline_jax.trajectories.statistics.inference import LEVEL, holm, student
 
 EDGE = 3
 """Checkpoints of the window "first"; "last" has five, as published work averages them."""
 LATE = 5
 
+ALL_TASKS = "all tasks"
 BETTER, WORSE, UNRESOLVED, DECLINED = "better", "worse", "no difference resolved", "declined"
 
 
@@ -83,6 +85,21 @@ def one_sample(of_tasks: np.ndarray) -> dict:
     row |= {"t": mean / stderr} | student(mean, stderr, count - 1)
     verdict = UNRESOLVED if row["p"] > LEVEL else BETTER if mean > 0 else WORSE
     return row | {"verdict": verdict, "reason": ""}
+
+
+def over_tasks(family: list[dict], value: str, words: tuple[str, str] = (BETTER, WORSE)) -> list[dict]:
+    """The rows of a metric's tasks with p_holm and verdict, and a row of all tasks, their mean `value` by `one_sample`.
+
+    words: what a value above 0 is called, and one below.
+    """
+    rows = []
+    for row, p in zip(family, holm(np.array([row.get("p", math.nan) for row in family], float)), strict=True):
+        called = UNRESOLVED if "p" in row and p > LEVEL else words[0] if row.get(value, 0) > 0 else words[1]
+        rows.append(row | {"p_holm": p, "verdict": called if "p" in row else DECLINED})
+    whole = one_sample(np.array([row[value] for row in family if value in row], float))
+    said = {name: whole[name] for name in ("stderr", "low", "high", "p", "reason") if name in whole}
+    verdict = dict(zip((BETTER, WORSE), words, strict=True)).get(whole["verdict"], whole["verdict"])
+    return [*rows, {"task": ALL_TASKS, value: whole.get("difference", math.nan), "verdict": verdict} | said]
 
 
 COMPARISON = Statistic(

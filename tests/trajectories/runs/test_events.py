@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from fineline_jax.trajectories.runs.events import ALL_TASKS, _change, event_changes
+from fineline_jax.trajectories.runs.events import _change, event_changes
+from fineline_jax.trajectories.statistics.comparison import ALL_TASKS
 
 TOKENS = np.arange(1, 13) * 1e9
 

@@ -17,8 +17,9 @@ from fineline_jax.errors import UserError
 AXES = ("replica", "fsdp", "tensor")
 BATCH = ("replica", "fsdp")
 """The axes over which rows of a batch are spread."""
-STAGED_FROM = 16
-"""Devices from which on a sum that is scattered over all of them is scattered in two stages."""
+STAGED_FROM, INNER = 16, 4
+"""Devices from which on a sum that is scattered over all of them is scattered in two stages, and those of the second
+stage: with 8 or 16 TPUs made the whole sum of some of the arrays."""
 
 
 class Shape(Protocol):
@@ -82,12 +83,11 @@ def scattered_sum(x: jax.Array) -> jax.Array:
     scatter = functools.partial(jax.lax.psum_scatter, axis_name="fsdp", tiled=True)
     mesh = jax.sharding.get_abstract_mesh()
     shards = mesh.shape["fsdp"]
-    inner = 1 << -(-(shards.bit_length() - 1) // 3)
-    if shards < mesh.size or shards < STAGED_FROM or shards % inner:
+    if shards < mesh.size or shards < STAGED_FROM or shards % INNER:
         return scatter(x)
-    outer = range(shards // inner)
-    x = scatter(x, axis_index_groups=[[i * inner + j for i in outer] for j in range(inner)])
-    return scatter(x, axis_index_groups=[[i * inner + j for j in range(inner)] for i in outer])
+    outer, inner = range(shards // INNER), range(INNER)
+    x = scatter(x, axis_index_groups=[[i * INNER + j for i in outer] for j in inner])
+    return scatter(x, axis_index_groups=[[i * INNER + j for j in inner] for i in outer])
 
 
 def device_bytes(tree: Any) -> int:

@@ -189,11 +189,11 @@ def test_both_generations_of_config_files_mean_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"architectures": ["BloomForCausalLM"]}, "BloomForCausalLM is not known"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling: 'linear'"),
+        ({"architectures": ["T5ForConditionalGeneration"]}, "T5ForConditionalGeneration is not known"),
+        ({"rope_scaling": {"type": "spiral", "factor": 2.0}}, "rope_scaling: 'spiral'"),
         ({"rope_scaling": {"factor": 2.0}}, "rope_scaling"),
-        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}}, "rope_parameters: 'llama3'"),
-        ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
+        ({"rope_parameters": {"rope_type": "spiral", "rope_theta": 5e5}}, "rope_parameters: 'spiral'"),
+        ({"hidden_act": "tanh"}, "hidden_act='tanh'"),
         (
             {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
             "partial_rotary_factor=0.5",

@@ -18,6 +18,7 @@ from fineline_jax.atomic_files import atomic_folder
 from fineline_jax.checkpoints.formats.host_copy import PIECE, copy, in_threads, new_array
 from fineline_jax.checkpoints.formats.lazy_tensor import BFLOAT16, Tensor
 from fineline_jax.checkpoints.formats.safetensors_files import SAFETENSORS, write_safetensors
+from fineline_jax.checkpoints.formats.trainers.quantized import check_method, dequantized
 from fineline_jax.checkpoints.formats.weight_files import Weights, config_file, open_weights
 from fineline_jax.errors import UserError, reading
 from fineline_jax.models import decoder, families
@@ -51,16 +52,20 @@ def config_from_hf(path: Path) -> ModelConfig:
 
     Raises UserError naming the file and the key for anything the decoder does not compute.
     """
-    return _family_and_config(path)[1]
+    return _read_config(path)[1]
 
 
-def _family_and_config(path: Path, unnamed: Family | None = None) -> tuple[Family, ModelConfig]:
-    """unnamed: the family of a file that names no architectures."""
+def _read_config(path: Path, unnamed: Family | None = None) -> tuple[Family, ModelConfig, dict[str, Any]]:
+    """And how the weights are quantized. unnamed: the family of a file that names no architectures."""
     with reading(path, "give a folder with a Hugging Face config.json, or fetch the file again", "not valid JSON"):
         raw = json.loads(path.read_bytes())
     if unnamed and isinstance(raw, dict) and not raw.get("architectures"):
         raw["architectures"] = [unnamed.architectures[0]]
-    return families.of_hf(HfConfig(str(path), raw))
+    how: dict[str, Any] = {}
+    if isinstance(raw, dict) and isinstance(raw.get("quantization_config"), dict):
+        how = raw.pop("quantization_config")
+        check_method(how, path)
+    return *families.of_hf(HfConfig(str(path), raw)), how
 
 
 def load_hf(
@@ -81,7 +86,9 @@ def load_hf(
     if isinstance(config, ModelConfig):
         family = families.of_config(config)
     else:
-        family, config = _family_and_config(config or config_file(folder), weights.format.family)
+        family, config, how = _read_config(config or config_file(folder), weights.format.family)
+        if how:
+            weights = dataclasses.replace(weights, tensors=dequantized(weights.tensors, how))
     layout = _layout(weights, family)
     leaves: dict[str, Any] = flatten_dict(decoder.abstract_params(config, mesh, jnp.dtype(dtype or "float32")), sep=".")
     lines = present(layout.lines(config), leaves)

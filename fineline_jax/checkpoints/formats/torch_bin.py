@@ -10,7 +10,7 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
@@ -150,7 +150,7 @@ def _entries(path: Path, begin: int = 0, length: int | None = None) -> dict[str,
                 raise _refused(path, "it is no zip")
             size = os.fstat(file.fileno()).st_size if length is None else begin + length
             with mmap.mmap(file.fileno(), size - base, access=mmap.ACCESS_READ, offset=base) as window:
-                infos = zipfile.ZipFile(window).infolist()
+                infos = zipfile.ZipFile(cast(BinaryIO, window)).infolist()
             entries: dict[str, tuple[int, int, int]] = {}
             for info in infos:
                 label = info.orig_filename[:120]

@@ -150,8 +150,8 @@ def tree_kernel() -> dict:
     return found
 
 
-def train() -> dict:
-    """Tokens per second of a step of a 1.1 B Llama by choice of remat and scan."""
+def training(recipe: Any, steps: int) -> tuple[Any, Any, list[tuple]]:
+    """The train step, not yet jitted, the first state, and the other arguments of so many steps."""
     import jax
     import numpy as np
 
@@ -159,18 +159,26 @@ def train() -> dict:
     from fineline_jax.training.schedule import rates
     from fineline_jax.training.step import BATCH_SPEC, initial_state, make_train_step
 
-    mesh, found = make_mesh(), {}
+    mesh, random = make_mesh(), np.random.default_rng(0)
     jax.set_mesh(mesh)
+    shape = steps, recipe.batch.sequences, recipe.data.sequence_length + 1
+    windows = random.integers(0, recipe.model.vocab_size, shape, np.int32)
+    sharding = jax.NamedSharding(mesh, BATCH_SPEC)
+    given = [(jax.device_put(one, sharding), *rates(recipe, recipe.tokens // 2)) for one in windows]
+    return make_train_step(recipe, mesh), jax.jit(lambda: initial_state(recipe))(), given
+
+
+def train() -> dict:
+    """Tokens per second of a step of a 1.1 B Llama by choice of remat and scan."""
+    import jax
+
+    found: dict[str, dict] = {}
     for remat, scan in TRAIN:
-        recipe = train_recipe(remat=remat, scan_layers=scan)
-        shape = recipe.batch.sequences, recipe.data.sequence_length + 1
-        windows = np.random.default_rng(0).integers(0, recipe.model.vocab_size, shape, np.int32)
-        name = f"{remat}_{'scan' if scan else 'unrolled'}"
+        recipe, name = train_recipe(remat=remat, scan_layers=scan), f"{remat}_{'scan' if scan else 'unrolled'}"
         try:
-            state = jax.jit(lambda recipe=recipe: initial_state(recipe))()
-            given = jax.device_put(windows, jax.NamedSharding(mesh, BATCH_SPEC)), *rates(recipe, 0)
+            one_step, state, [given] = training(recipe, 1)
             start = time.perf_counter()
-            step = jax.jit(make_train_step(recipe, mesh), donate_argnums=0).lower(state, *given).compile()
+            step = jax.jit(one_step, donate_argnums=0).lower(state, *given).compile()
             compile_s = time.perf_counter() - start
 
             def run() -> Any:
@@ -233,29 +241,21 @@ def resume() -> dict:
     import jax
     import numpy as np
 
-    from fineline_jax.mesh import make_mesh
-    from fineline_jax.training.schedule import rates
-    from fineline_jax.training.step import BATCH_SPEC, initial_state, make_train_step
-
-    recipe, mesh = train_recipe(remat="context"), make_mesh()
+    recipe = train_recipe(remat="context")
     recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, layers=2))
-    jax.set_mesh(mesh)
-    sharding, random = jax.NamedSharding(mesh, BATCH_SPEC), np.random.default_rng(0)
-    shape = recipe.batch.sequences, recipe.data.sequence_length + 1
-    windows = [random.integers(0, recipe.model.vocab_size, shape, np.int32) for _ in range(4)]
+    one_step, start, given = training(recipe, 4)
 
-    def after(state: Any, steps: range) -> Any:
-        step = jax.jit(make_train_step(recipe, mesh))
-        for index in steps:
-            state, _ = step(state, jax.device_put(windows[index], sharding), *rates(recipe, 0))
+    def after(state: Any, arguments: list[tuple]) -> Any:
+        step = jax.jit(one_step)
+        for one in arguments:
+            state, _ = step(state, *one)
         return state
 
-    start = jax.jit(lambda: initial_state(recipe))()
-    whole, half = after(start, range(4)), after(start, range(2))
+    whole, half = after(start, given), after(start, given[:2])
     placed = jax.tree.map(lambda x: x.sharding, half)
     saved = jax.device_get(half)
     jax.clear_caches()
-    resumed = after(jax.device_put(saved, placed), range(2, 4))
+    resumed = after(jax.device_put(saved, placed), given[2:])
     pairs = zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True)
     return {"bitwise": all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in pairs)}
 

@@ -3,18 +3,19 @@
 import importlib.util
 import math
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
 from docs_pages import CHECKOUT, page
 
+from fineline_jax import cli
 from fineline_jax.catalogue import load_recipe
 from fineline_jax.training.schedule import learning_rate
 
 spec = importlib.util.spec_from_file_location("released", CHECKOUT / "configs/reproduce/released.py")
 released = importlib.util.module_from_spec(spec)
-sys_modules = __import__("sys").modules
-sys_modules["released"] = released
+sys.modules["released"] = released  # where dataclasses look for it
 spec.loader.exec_module(released)
 
 
@@ -64,6 +65,18 @@ def test_the_commands_go_from_data_to_names_and_leave_what_is_there(tmp_path: Pa
         f"{tmp_path}/runs/amber_fine_line/checkpoints/5000",
         f"{tmp_path}/amber_fine_line/20.97B",
     ]
+
+
+@pytest.mark.parametrize("name", released.REPRODUCTIONS)
+def test_the_commands_are_understood(name, tmp_path: Path) -> None:
+    data, train, *exports = released.commands(name, tmp_path, [])
+    prepare = shlex.split(data[-1].partition(" || ")[2])
+    for words in (prepare, *exports[:1]):
+        assert words[1:3] == ["-m", "fineline_jax"]
+        call = cli.command_line().cli(prog="fineline", args=words[3:])
+        assert call.func.__name__ == ("export_checkpoint" if words[3] == "export" else f"prepare_{words[5]}")
+    recipe = load_recipe(train[4])
+    assert f"--data.sources.0.path {tmp_path}/{recipe.data.sources[0].path}" in " ".join(train)
 
 
 def test_the_command_line_says_the_commands_and_runs_none(monkeypatch, capsys, tmp_path) -> None:

@@ -48,8 +48,8 @@ def _facets(frame: pd.DataFrame) -> Iterator[str]:
             found = f"{UNRESOLVED}, {row['gain']:+.3f}{_between(row)}"
             if row["verdict"] != UNRESOLVED:
                 found = f"{row['verdict']} by {abs(row['gain']):.3f}{_between({'low': abs(low), 'high': abs(high)})}"
-            said.append(f"{_plain(row['level'])}: {found}")
-        yield f"{facet}, loss on {task} against {_plain(rows['reference'].iloc[0])}; {'; '.join(said)}."
+            said.append(f"at {_plain(row['level'])} {found}")
+        yield f"{facet} (loss on {task}, against {_plain(rows['reference'].iloc[0])}): {'; '.join(said)}."
 
 
 def _arms(frame: pd.DataFrame) -> Iterator[str]:

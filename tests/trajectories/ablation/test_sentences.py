@@ -34,8 +34,8 @@ def test_what_was_found_is_said_with_intervals_and_what_was_not_with_the_seeds_i
     assert lines[0] == f"The loss on held is lowest, 2.900 {place}"
     half = 2.306 * 0.01 * (2 * 2 / 3 / 4) ** 0.5  # of the mean of two differences of means of three
     ends_of = lambda gain: f"(95 %: {gain - half:.3f} to {gain + half:.3f})"
-    assert lines[1] == f"batch, loss on held against 8; 16: worse by 0.200 {ends_of(0.2)}."
-    assert lines[2] == f"warmup, loss on held against 0; 100,000: better by 0.100 {ends_of(0.1)}."
+    assert lines[1] == f"batch (loss on held, against 8): at 16 worse by 0.200 {ends_of(0.2)}."
+    assert lines[2] == f"warmup (loss on held, against 0): at 100,000 better by 0.100 {ends_of(0.1)}."
     assert lines[3] == "Of 3 arms against 8-0 in loss on held: 1 better, 2 worse (with 3 seeds each)."
     assert len(lines) == 5 and "Holm" in lines[4]
     close = ends({(8, 0): 3.0, (8, 1): 3.004, (16, 0): 3.0, (16, 1): 3.0})
@@ -44,7 +44,7 @@ def test_what_was_found_is_said_with_intervals_and_what_was_not_with_the_seeds_i
     assert "3 no difference resolved (with 3 seeds each); to resolve 0.01 it takes about" in line
     assert f"about {needed:.0f} seeds per arm." in line
     unresolved = sentences({"facet_cost": facet_cost(close, "warmup", "batch")})
-    assert unresolved[0].startswith("warmup, loss on held against 0; 1: no difference resolved, -0.002 (95 %: -0.0")
+    assert unresolved[0].startswith("warmup (loss on held, against 0): at 1 no difference resolved, -0.002 (95 %: -0.0")
 
 
 def test_divergence_and_the_critical_batch_are_said():

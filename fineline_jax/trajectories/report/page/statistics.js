@@ -34,7 +34,7 @@ function drawPoints(node, statistic) {
   const ends = column.interval ? column.interval.map((end) => at[end]) : null, tint = colour(0);
   const bars = ends ? { error_x: { type: "data", symmetric: false, array: list.map((i) => (isNumber(ends[1][i]) ? x(ends[1][i]) - x(at[chart.value][i]) : 0)), arrayminus: list.map((i) => (isNumber(ends[0][i]) ? x(at[chart.value][i]) - x(ends[0][i]) : 0)), color: tint, thickness: 1.5, width: 0 } } : {};
   const text = list.map((i) => `<b>${escape(name(i))}</b><br>` + statistic.columns.filter((c) => !statistic.keys.includes(c.name) && at[c.name][i] !== null && at[c.name][i] !== "").slice(0, 12).map((c) => `${escape(c.name)}: ${escape(formatCell(c, at[c.name][i]))}`).join("<br>"));
-  const narrow = node.clientWidth < 560, short = (s) => (s.length > (narrow ? 20 : 58) ? s.slice(0, narrow ? 19 : 57) + "…" : s);
+  const narrow = node.clientWidth < 560, most = narrow ? 20 : 58, short = (s) => (s.length > most ? s.slice(0, most / 2 - 1) + "…" + s.slice(-most / 2) : s); // arms differ at either end
   node.style.height = (list.length ? 74 + 19 * list.length : 0) + "px";
   node.hidden = !list.length;
   node.note.textContent = !list.length ? "No row of this metric has a number." : list.length < known.length ? `${list.length} of ${known.length} rows, spread evenly over their order; search and filters narrow them down.` : "";
@@ -56,7 +56,7 @@ function drawMap(node, statistic, wanted) {
   draw(node, [{ type: "heatmap", x: xs.map(name), y: ys.map(name), z: cell((i) => at[chart.value][i]), xgap: 3, ygap: 3, showscale: false, colorscale: [[0, night() ? "#1f4e79" : "#9ecae1"], [1, night() ? "#2b3038" : "#f4f2ec"]], reversescale: better > 0,
     text: cell((i) => `<b>${formatCell(column, at[chart.value][i])}</b>` + (isNumber(at[low][i]) ? `<br>${formatCell(column, at[low][i])} – ${formatCell(column, at[high][i])}` : "") + `<br>${count(at.runs[i], "run")}`),
     texttemplate: "%{text}", textfont: { size: node.clientWidth < 420 ? 10 : 12.5, color: css("--ink") }, hovertemplate: `${facet("x")} %{x}, ${facet("y")} %{y}<br>%{text}<extra></extra>` }],
-    { margin: { l: 8, r: 8, t: 8, b: 48 }, xaxis: { type: "category", automargin: true, fixedrange: true, title: { text: facet("x"), font: { size: 12 } } }, yaxis: { type: "category", automargin: true, fixedrange: true, title: { text: facet("y"), font: { size: 12 } } } },
+    { margin: { l: 8, r: 8, t: 8, b: 48 }, xaxis: { type: "category", automargin: true, fixedrange: true, title: { text: facet("x"), font: { size: 12 } } }, yaxis: { type: "category", automargin: true, fixedrange: true, title: { text: facet("y"), font: { size: 12 }, standoff: 12 } } },
     `${statistic.title} ${at.task[wanted[0]]}, by ${at.x[wanted[0]]} and ${at.y[wanted[0]]}`);
 }
 function drawMaps(box, statistic) {

@@ -210,6 +210,29 @@ def test_a_run_without_a_loss_yet_is_named(made, tmp_path, capsys):
     assert not (tmp_path / "report").exists()
 
 
+def test_a_checkpoint_with_log_likelihoods_that_are_not_finite_is_left_out_and_named(made, tmp_path, capsys, caplog):
+    """export-scores ends with status 1; analyze draws the others."""
+    plain = pack.Pack({**made.manifest, "groups": []}, made.contexts, made.requests, made.documents)
+    folder = score(plain, tmp_path / "scores")
+    file = folder / "run" / "step80.parquet"
+    broken = score_files.read(file)
+    ll = broken.loglikelihood.copy()
+    ll[3] = math.nan
+    score_files.write(folder, score_files.Scores(broken.header, ll, broken.is_greedy))
+    assert main(["export-scores", str(folder), "--out", str(tmp_path / "out"), "--no-samples"]) == 1
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fineline: ")]
+    assert line == (
+        f"fineline: {tmp_path}/out: 5 of 6 checkpoints exported; not those whose log-likelihoods are NaN or infinite:"
+        " run/step80; see their weights"
+    )
+    assert len(list((tmp_path / "out").iterdir())) == 5 and not (tmp_path / "out" / "run__step80").exists()
+    with caplog.at_level("WARNING", "fineline_jax"):
+        assert main(["analyze", str(folder), "--out", str(tmp_path / "report")]) == 0
+    assert "run/step80" in caplog.text and "NaN or infinite" in caplog.text
+    steps = set(pandas.read_csv(tmp_path / "report" / "scores.csv")["step"])
+    assert steps == set(STEPS) - {80}
+
+
 def test_exported_scores_are_lm_evals_files_of_the_folder(made, tmp_path, capsys):
     """Groups of lm-eval's own only: here the pack without one."""
     plain = pack.Pack({**made.manifest, "groups": []}, made.contexts, made.requests, made.documents)

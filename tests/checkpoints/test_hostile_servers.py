@@ -1,5 +1,6 @@
 """Servers that send without end: each attack ends in one line, with no more on the disk than was listed."""
 
+import asyncio
 import gzip
 import http.server
 import itertools
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec.asyn
 import pytest
 from remote_examples import serving
 
@@ -146,3 +148,35 @@ def test_an_encoding_that_was_not_asked_for_is_refused(attack) -> None:
     attack(lambda handler: head(handler, Content_Encoding="br"))
     with pytest.raises(FetchError, match="an answer in 'br', which was not asked for"):
         list_files("hf://org/name")
+
+
+class Drip:
+    """A file system that gives a range of up to 200 bytes at once, and a longer one never."""
+
+    async_impl = True
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, int]] = []
+        self.loop = fsspec.asyn.get_loop()
+
+    async def _cat_file(self, url: str, start: int, end: int) -> bytes:
+        self.asked.append((start, end))
+        if end - start > 200:
+            await asyncio.sleep(3600)
+        return bytes(end - start)
+
+
+def test_a_bucket_that_drips_is_broken_off_and_what_came_stays(tmp_path: Path, monkeypatch) -> None:
+    """The first range is what the slowest rate lets through in the window; 50, 200 arrive, 800 does not, twice."""
+    monkeypatch.setattr(download, "WINDOW", 0.5)
+    monkeypatch.setattr(download, "SLOWEST", 100)
+    monkeypatch.setattr(download, "PROGRESS", 1000)
+    drip = Drip()
+    monkeypatch.setattr(download, "bucket", lambda url, options: drip)
+    began = time.monotonic()
+    with pytest.raises(FetchError, match=r"fewer than \d+ bytes in 0 s, 2 times in a row"):
+        download.download(RemoteFile("f", "gs://b/f", 10_000, "1"), tmp_path / "f")
+    assert time.monotonic() - began < 20
+    assert drip.asked == [(0, 50), (50, 250), (250, 1050), (250, 300), (300, 500), (500, 1300)]
+    [partial] = tmp_path.iterdir()
+    assert partial.stat().st_size == 500

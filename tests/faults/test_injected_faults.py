@@ -44,10 +44,41 @@ COMMANDS = {
     "export": ("files", "export series/step1 x"),
     "import": ("run", "import series/step1 x"),
     "export-scores": ("files", "export-scores scores --out x"),
+    "lm-eval": (
+        "files",
+        "lm-eval --model fineline --model_args pretrained=series/step1,dtype=float32 --tasks tiny --include_path tasks"
+        " --output_path x --log_samples",
+    ),
+    "data prepare world": ("data", "data prepare world --out x"),
+    "ablate": ("sweep", "ablate sweep.py --out x"),
+    "demo": ("demo", "demo --out x --tokens 8192"),
 }
 """What `fault_server.state_of` reads of the result, and the command."""
 REPLACES = ("tasks prepare", "analyze", "export-scores")
 """Commands that run again over a result; it is there when the fault comes."""
+LONG = {"data prepare world": 8, "ablate": 8, "demo": 3}
+"""Places at most of the commands that take long."""
+TASK = """
+task: tiny
+dataset_path: json
+dataset_kwargs: {data_files: {test: tiny.jsonl}}
+output_type: multiple_choice
+test_split: test
+doc_to_text: "{{question}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: gold
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
+SWEEP = """
+import importlib.util
+from fineline_jax.ablation import Sweep, grid
+
+def sweep():
+    found = importlib.util.spec_from_file_location("mini", "mini.py")
+    mini = importlib.util.module_from_spec(found)
+    found.loader.exec_module(mini)
+    return Sweep("small", mini.recipe(), grid({"optimizer.schedule.peak": (1e-3, 3e-3)}))
+"""
 RECIPE = """
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.recipe import *
@@ -78,6 +109,7 @@ def ask(tmp_path_factory) -> Iterator[Callable[..., dict[str, Any]]]:
     prepare_amber([lines], inputs / "data", vocab_size=512, sequence_length=8, tokenizer=tokenizer)
     (inputs / "mini.py").write_text(RECIPE)
     environment = os.environ | {"LD_PRELOAD": str(library), "XLA_FLAGS": "", "COLUMNS": "200"}
+    environment |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "datasets")}
     with (folder / "log").open("w") as log, subprocess.Popen(
         [sys.executable, HELPERS / "fault_server.py"], env=environment, text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
@@ -110,6 +142,11 @@ def make_scores(ask: Any) -> None:
     tokenizer, benchmarks = ask.inputs / "tokenizer", write_benchmarks(ask.inputs / "benchmarks", documents=4)
     prepare_pack("piqa", tokenizer, ask.inputs / "pack", benchmarks=benchmarks)
     make_series(ask.inputs / "series", tokenizer, (1, 2))
+    (ask.inputs / "tasks").mkdir()
+    (ask.inputs / "tasks" / "tiny.yaml").write_text(TASK)
+    documents = [{"question": "the cat", "choices": [" runs", " house"], "gold": number % 2} for number in range(4)]
+    (ask.inputs / "tiny.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
+    (ask.inputs / "sweep.py").write_text(SWEEP)
     done = run(ask, "score series --pack pack --out scores", ask.inputs)
     assert done["status"] == 0, done
 
@@ -196,7 +233,7 @@ def test_every_command_under_every_fault(ask, capsys) -> None:
     points = int(os.environ.get("FINELINE_FAULT_POINTS", "12"))
     for command in os.environ.get("FINELINE_FAULT_COMMANDS", ",".join(COMMANDS)).split(","):
         for fault in os.environ.get("FINELINE_FAULTS", ",".join(FAULTS)).split(","):
-            seen, bad = injected(ask, command, fault, points, reruns=points > 4)
+            seen, bad = injected(ask, command, fault, min(points, LONG.get(command, points)), reruns=points > 4)
             rows.append((command, fault, *(str(seen[name]) for name in counted), str(len(bad))))
             wrong += bad
             with capsys.disabled():

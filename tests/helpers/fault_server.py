@@ -65,6 +65,14 @@ def state_of(kind: str, path: Path) -> Any:
         events = sum(file.stat().st_size > 0 for file in (path / "tensorboard").glob("events*"))
         steps = [line["step"] for line in read_metrics(path)]
         return [[one.name for one in checkpoints], wrong, steps, events > 0, (path / "tokenizer").is_dir()]
+    if kind == "demo":
+        parts = {"run": "run", "scores": "scores", "report": "report"}
+        return {part: state_of(part, path / name) for part, name in parts.items()}
+    if kind == "sweep":
+        import pandas
+
+        runs = {run.name: state_of("run", run) for run in sorted((path / "runs").iterdir()) if run.name[0] != "."}
+        return [runs, sorted(pandas.read_csv(path / "summary.csv")["series"]), (path / "summary.csv").is_file()]
     if kind == "scores":
         from fineline_jax.scoring import score_files
         from fineline_jax.scoring.requests.pack import load
@@ -84,8 +92,9 @@ def state_of(kind: str, path: Path) -> Any:
             state[str(file.relative_to(path))] = sha(file.read_bytes()) if file.suffix == ".csv" else tail
         return state
     state = {}
-    for file in files(path):  # lm-eval's layout, and Hugging Face's
-        name = re.sub(r"_\d{4}-[\d\-T.]+", "", str(file.relative_to(path)))
+    # lm-eval's layout, of which the last run's files count, and Hugging Face's.
+    last = {re.sub(r"_\d{4}-[\d\-T.]+", "", str(file.relative_to(path))): file for file in files(path)}
+    for name, file in last.items():
         content = file.read_bytes()
         if file.suffix == ".jsonl":
             state[name] = [json.loads(line)["doc_id"] for line in content.splitlines()]

@@ -82,6 +82,14 @@ def test_the_critical_batch_is_where_the_excess_reaches_the_tolerance():
     assert np.isnan(wide.critical) and np.isinf(wide.high) and "still within" in wide.reason
 
 
+def test_the_end_is_that_of_the_branch_and_not_of_the_run_before_it():
+    """A branch of 1e5 tokens behind 1e6: the loss at its start, which all share, is not part of its end."""
+    table = branches(32, 0.0, 2, np.random.default_rng(0))
+    end = table.assign(tokens=1.1e6)
+    start = table.assign(tokens=1e6, value=9.0)
+    pd.testing.assert_frame_equal(critical_batch(pd.concat([start, end])), critical_batch(table))
+
+
 def test_the_interval_of_the_critical_batch_covers_it():
     """Of a 95 % interval fewer than 36 of 40 would have probability .05."""
     hits = 0

@@ -42,6 +42,15 @@ LLAMA = {
     "qk_norm_per_head": False, "clip_qkv": 0.0, "norm": "rms", "norm_after": False, "parallel_residual": False,
     "rotary_fraction": 1.0, "mlp": "swiglu", "experts": 0, "experts_per_token": 0, "normalise_experts": False,
     "shared_expert_width": 0, "head": "linear", "mixer": "attention", "state_size": 0, "conv_width": 0, "step_rank": 0,
+    "norm_offset": 0.0, "post_norms": False, "shared_norm": False, "embed_norm": False, "positions": "rotary",
+    "position_offset": 0, "rotary_interleaved": False, "window": 0, "full_layers": (), "window_rope_theta": 0.0,
+    "unrotated_layers": (), "qk_norm_after_rotary": False, "output_bias": False, "attention_scale": 0.0,
+    "scale_by_layer": False, "attention_softcap": 0.0, "logit_softcap": 0.0, "embed_scale": 1.0, "residual_scale": 1.0,
+    "logit_scale": 1.0, "head_bias": False,
+    "rope_scaling": {
+        "kind": "none", "factor": 1.0, "original_context": 0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "beta_fast": 32.0, "beta_slow": 1.0, "truncate": True, "attention_factor": 1.0,
+    },
 }  # fmt: skip
 # Both Amber and OpenLLaMA; ours take OpenLLaMA's. Every parameter decays, and nothing is skipped.
 ADAMW = {

@@ -43,8 +43,8 @@ def of_hf(raw: HfConfig) -> tuple[Family, ModelConfig]:
     families = [family for family in FAMILIES if names.intersection(family.architectures)]
     for family in [*(family for family in families if family.means(raw)), *families]:
         return family, _model(family, raw)
-    known = ", ".join(family.architectures[0] for family in FAMILIES)
-    raise UserError(f"{raw.where}: architectures: {', '.join(named) or 'none'} is not known; known: {known}")
+    unknown = ", ".join(named) or "none"
+    raise UserError(f"{raw.where}: architectures: {unknown} is not known; docs/families.md lists those that are")
 
 
 def _model(family: Family, raw: HfConfig) -> ModelConfig:

@@ -128,6 +128,8 @@ def _smollm3(raw: HfConfig, fields: dict[str, Any]) -> dict[str, Any]:
     every = raw.integer("no_rope_layer_interval", default=4)
     usual = [int((layer + 1) % every != 0) for layer in range(fields["layers"])]
     turned = raw.items("no_rope_layers", int) or usual
+    if len(turned) < len(usual):
+        raw.refuse("no_rope_layers", turned)
     return {"unrotated_layers": tuple(layer for layer in range(fields["layers"]) if not turned[layer])}
 
 

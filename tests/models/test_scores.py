@@ -15,6 +15,7 @@ from fineline_jax.errors import UserError
 from fineline_jax.models import attention, decoder
 from fineline_jax.models.attention import Scores
 from fineline_jax.models.config import ModelConfig, RopeScaling
+from fineline_jax.models.families import of_hf
 from fineline_jax.models.families.hf_config import HfConfig, Rope
 from fineline_jax.models.rotary import scaled_frequencies
 from fineline_jax.models.tree_attention.blockwise import blockwise, reference
@@ -178,3 +179,10 @@ def test_kernels_without_windows_are_refused_by_name_and_not_picked() -> None:
     assert not dataclasses.replace(PLAIN, window=3).plain_scores
     assert not dataclasses.replace(PLAIN, positions="alibi").plain_scores
     assert not dataclasses.replace(PLAIN, attention_softcap=2.0).plain_scores
+
+
+def test_a_cap_that_is_null_is_none() -> None:
+    raw = {"hidden_size": 8, "vocab_size": 8, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 8}
+    raw |= {"architectures": ["Gemma2ForCausalLM"], "attn_logit_softcapping": None}
+    config = of_hf(HfConfig("config.json", raw))[1]
+    assert (config.attention_softcap, config.logit_softcap) == (0.0, 30.0)  # the other is the class's

@@ -23,7 +23,7 @@ FAMILIES = (
     mamba.MAMBA, gpt.GPT2, gpt.OPT, gpt.BLOOM, gpt.MPT, gpt.FALCON, gpt.FALCON_NEW, gpt.GPT_J, gpt.CODEGEN, gpt.GPT_NEO,
     gpt.GPT_BIGCODE, gpt.BIOGPT, gpt.PHI, llama.PHI3, gpt.STARCODER2, llama.STABLELM, llama.MINISTRAL, llama.SMOLLM3,
     llama.SEED_OSS, llama.CWM, llama.ARCEE, llama.NEMOTRON, llama.JAIS2, llama.APERTUS, *scaled.SCALED,
-    llama.BAICHUAN2, llama.BAICHUAN, llama.YI, olmo.OLMO_FIRST
+    llama.BAICHUAN2, llama.BAICHUAN, llama.YI, olmo.OLMO_FIRST,
 )  # fmt: skip
 """In the order in which `of_config` tries them: those that transformers opens without foreign code first."""
 

@@ -14,27 +14,15 @@ from pathlib import Path
 import tokenizers
 
 from fineline_jax import interface
+from fineline_jax import recipe as of
 from fineline_jax.ablation import batch_branches, changed
 from fineline_jax.data.corpora import prepare_text
 from fineline_jax.models.config import ModelConfig
-from fineline_jax.recipe import (
-    Batch,
-    Checkpoints,
-    Compute,
-    Data,
-    Logging,
-    MeshShape,
-    Optimizer,
-    Recipe,
-    Schedule,
-    Source,
-    Validation,
-)  # fmt: skip
 from fineline_jax.training.metrics import read_metrics
 
 VOCABULARY, LENGTH, BATCH = 4096, 128, 4
 STEP = BATCH * LENGTH
-STEPS, POINTS, BRANCH = 480, (60, 120, 240), 48
+STEPS, POINTS, BRANCH = 480, (60, 120, 240), 32
 BATCHES, ORDERS = (4, 8, 16, 32), (0, 1)
 HELD = "validation_loss/held_out"
 
@@ -42,40 +30,34 @@ HELD = "validation_loss/held_out"
 def tokenizer(texts: list[Path], folder: Path) -> Path:
     made = tokenizers.Tokenizer(tokenizers.models.BPE())
     made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
-    )
+    special, alphabet = ["<|endoftext|>"], tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet)
     made.train([str(path) for path in texts], trainer)
     folder.mkdir(parents=True, exist_ok=True)
     made.save(str(folder / "tokenizer.json"))
     return folder
 
 
-def base_recipe(data: Path) -> Recipe:
-    return Recipe(
+def base_recipe(data: Path) -> of.Recipe:
+    return of.Recipe(
         name="base",
         model=ModelConfig(vocab_size=VOCABULARY, width=256, layers=4, heads=4, mlp_width=688, context=LENGTH),
-        data=Data((Source(str(data)),), sequence_length=LENGTH),
-        batch=Batch(BATCH),
-        optimizer=Optimizer(
-            Schedule(1e-3, 1e-4, warmup_tokens=STEPS // 16 * STEP, kind="wsd", decay_tokens=STEPS // 5 * STEP)
-        ),
+        data=of.Data((of.Source(str(data)),), sequence_length=LENGTH),
+        batch=of.Batch(BATCH),
+        optimizer=of.Optimizer(of.Schedule(1e-3, 1e-4, STEPS // 16 * STEP, "wsd", decay_tokens=STEPS // 5 * STEP)),
         tokens=STEPS * STEP,
-        checkpoints=Checkpoints(at_tokens=tuple(point * STEP for point in POINTS), latest_every_tokens=100 * STEP),
-        mesh=MeshShape(fsdp=1),
-        compute=Compute(dtype="float32", remat="none", scan_layers=False),
-        logging=Logging(tensorboard=False, validation=(Validation(windows=128),)),
+        checkpoints=of.Checkpoints(at_tokens=tuple(point * STEP for point in POINTS), latest_every_tokens=100 * STEP),
+        mesh=of.MeshShape(fsdp=1),
+        compute=of.Compute(dtype="float32", remat="none", scan_layers=False),
+        logging=of.Logging(tensorboard=False, validation=(of.Validation(windows=128),)),
     )
 
 
 def main(texts: Path, out: Path) -> None:
     files, data = sorted(texts.glob("*.txt")), out / "data"
     if not (data / "metadata.json").is_file():
-        made = tokenizer(files, out / "tokenizer")
-        prepare_text(
-            files, data, tokenizer=made, sequence_length=LENGTH, text_unit="paragraph", validation_fraction=0.02
-        )
+        options = {"sequence_length": LENGTH, "text_unit": "paragraph", "validation_fraction": 0.02}
+        prepare_text(files, data, tokenizer=tokenizer(files, out / "tokenizer"), **options)
     base = base_recipe(data)
     interface.pretrain(base, out / "base")
     branches = batch_branches(out / "base", POINTS, BATCHES, tokens=BRANCH * STEP)
@@ -84,19 +66,18 @@ def main(texts: Path, out: Path) -> None:
     print(found.T.to_string())
     # between the smallest batch and the largest, the largest that is still within the tolerance
     within = found["critical"].fillna(found["largest"])
-    sizes = [max(batch for batch in BATCHES if batch <= max(critical, BATCH)) for critical in within]
-    schedule, now = [], BATCH
-    for point, size in zip(found["branch"], sizes, strict=True):
-        if size > now:
+    schedule: list[tuple[int, int]] = []
+    for point, critical in zip(found["branch"], within, strict=True):
+        size = max(batch for batch in BATCHES if batch <= max(critical, BATCH))
+        if size > max([BATCH, *(larger for _, larger in schedule)]):
             schedule.append((int(point), size))
-            now = size
     print(f"batch.schedule {schedule}, learning rate by the square root")
     warmed = changed(base, {"batch.schedule": tuple(schedule), "batch.learning_rate_rule": "square_root"})
     interface.pretrain(dataclasses.replace(warmed, name="batch_warmup"), out / "batch_warmup")
     for run in ("base", "batch_warmup"):
         last = [line for line in read_metrics(out / run) if HELD in line][-1]
         print(
-            f"{run}: {base.model.parameters:,} parameters, {last['step']} steps, {last['tokens']} tokens, {last[HELD]}"
+            f"{run}, {base.model.parameters:,} parameters: {last['step']} steps, {last['tokens']} tokens, {last[HELD]}"
         )
 
 

@@ -1,5 +1,8 @@
 """Differences of arms: against scipy, against a mixed model's expectations, and by simulation at the nominal rates."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -143,3 +146,17 @@ def test_a_difference_of_two_seed_sds_is_found_with_five_seeds(repetitions):
     gap = 2 * np.hypot(0.02, 0.01)
     found = lambda rng: differences(curves({"a": 1, "b": 1 - gap}, 5, rng, noise=0.01)).verdict[0] == "better"
     assert rate(repetitions, found) >= 0.8
+
+
+def test_the_power_that_the_guide_states_is_that_of_the_noncentral_t():
+    """Of a difference of two SDs between seeds, whose runs of one seed correlate by rho, at 5 % over `tests` tests."""
+
+    def power(seeds: int, freedom: int, rho: float = 0.0, tests: int = 1) -> str:
+        away = 2 / np.sqrt(2 * (1 - rho) / seeds)
+        least = stats.t.ppf(1 - 0.05 / tests / 2, freedom)
+        return f"{stats.nct.sf(least, freedom, away) + stats.nct.cdf(-least, freedom, away):.0%}".replace("%", " %")
+
+    text = " ".join((Path(__file__).parents[3] / "docs" / "ablate.md").read_text().split())
+    said = re.findall(r"\d+ %", text[text.index("## How many seeds") :])
+    four_arms = power(5, 4 * 3, 0.5, tests=3), power(5, 4 * 4, tests=3)
+    assert said == [power(5, 8), power(6, 10), *four_arms, power(5, 4), power(5, 4, 0.3), power(5, 4, 0.5)]

@@ -34,7 +34,7 @@ function drawPoints(node, statistic) {
   const ends = column.interval ? column.interval.map((end) => at[end]) : null, tint = colour(0);
   const bars = ends ? { error_x: { type: "data", symmetric: false, array: list.map((i) => (isNumber(ends[1][i]) ? x(ends[1][i]) - x(at[chart.value][i]) : 0)), arrayminus: list.map((i) => (isNumber(ends[0][i]) ? x(at[chart.value][i]) - x(ends[0][i]) : 0)), color: tint, thickness: 1.5, width: 0 } } : {};
   const text = list.map((i) => `<b>${escape(name(i))}</b><br>` + statistic.columns.filter((c) => !statistic.keys.includes(c.name) && at[c.name][i] !== null && at[c.name][i] !== "").slice(0, 12).map((c) => `${escape(c.name)}: ${escape(formatCell(c, at[c.name][i]))}`).join("<br>"));
-  const narrow = node.clientWidth < 560, most = narrow ? 20 : 58, short = (s) => (s.length > most ? s.slice(0, most / 2 - 1) + "…" + s.slice(-most / 2) : s); // arms differ at either end
+  const narrow = node.clientWidth < 560, most = narrow ? 24 : 58, short = (s) => (s.length > most ? s.slice(0, most / 2) + "…" + s.slice(1 - most / 2) : s); // arms differ at either end
   node.style.height = (list.length ? 74 + 19 * list.length : 0) + "px";
   node.hidden = !list.length;
   node.note.textContent = !list.length ? "No row of this metric has a number." : list.length < known.length ? `${list.length} of ${known.length} rows, spread evenly over their order; search and filters narrow them down.` : "";

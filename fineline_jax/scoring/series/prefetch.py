@@ -121,11 +121,11 @@ def _hash(
     """The checkpoint with its hash; its model is still to be read where it is wanted."""
     if jax.process_index() != 0:
         return Opened(checkpoint, "", "", None)
+    begun = time.time()
     try:
         check(checkpoint)
     except (FetchError, UnreadableTokenizer) as error:  # a wrong tokenizer ends it, one that is not to be had does not
         return Failed(checkpoint, _reason(error))
-    begun = time.time()
     try:
         stat_signature = checkpoint_load.stat_signature(checkpoint)
         weights_hash = checkpoint_load.weights_hash(checkpoint)

@@ -8,6 +8,7 @@ import pandas as pd
 
 from fineline_jax.errors import UserError
 from fineline_jax.facts.metrics import METRICS, metric_of
+from fineline_jax.trajectories.codes import codes_of
 from fineline_jax.trajectories.report.findings import Results, short
 from fineline_jax.trajectories.report.style import order_by_size
 from fineline_jax.trajectories.statistics.columns import Statistic, shots_of, size_of
@@ -159,7 +160,9 @@ def _curves(
     key = ["series", "task", "metric"]
     by_key = {tuple(row[k] for k in key): row for row in rows[[*key, *_SUMMARY]].to_dict("records")}
     at = {(name, c): i for name, grid in grids.items() for i, c in enumerate(grid["checkpoint"])}
-    position = np.array([at.get(pair, -1) for pair in zip(table["series"], table["checkpoint"])])
+    _, first, which = np.unique(codes_of(table, ["series", "checkpoint"]), return_index=True, return_inverse=True)
+    pairs = table[["series", "checkpoint"]].iloc[first]
+    position = np.array([at.get(pair, -1) for pair in pairs.itertuples(index=False, name=None)])[which]
     order: Any = table.groupby(key, sort=False, observed=True).indices
     values, stderrs = table["value"].to_numpy(float), table["stderr"].to_numpy(float)
     chance, n = table["chance"].to_numpy(float), table["n"].to_numpy(float)

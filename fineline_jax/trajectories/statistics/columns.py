@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 
@@ -117,8 +118,12 @@ def wide(table: pd.DataFrame, by: str) -> pd.DataFrame:
 
     Only tokens at which all were scored, ascending. Of several checkpoints at one token count the last one counts.
     """
-    last = table.drop_duplicates([by, "tokens"], keep="last")
-    return last.pivot(index="tokens", columns=by, values="value").dropna().sort_index()
+    tokens, row = np.unique(table["tokens"].to_numpy(), return_inverse=True)
+    codes, names = pd.factorize(table[by], sort=True)
+    values = np.full((len(tokens), len(names)), np.nan)
+    values[row, codes] = table["value"].to_numpy(float)
+    index = pd.Index(tokens, name="tokens")
+    return pd.DataFrame(values, index, pd.Index(names, name=by)).dropna()
 
 
 def shots_of(series: str) -> str:

@@ -6,15 +6,20 @@ CPU takes, or as it is in the files. In the second case transformers copies noth
 the files; to count them as loaded, each page of them is touched.
 
     python benchmarks/checkpoint_load.py [--rounds 5] [--dtype float32] [--folder DIR]
+
+With --cold the files are dropped from the page cache before each load, and each round also reads them from the disk
+without doing anything with the bytes; transformers is left out.
 """
 
 import argparse
 import importlib.metadata
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -94,24 +99,61 @@ def write_checkpoint(folder: Path) -> None:
     export_hf(config, params, folder, shard_bytes=500_000_000)
 
 
+def forget(folder: Path) -> None:
+    """Drop the weight files from the page cache."""
+    for file in folder.glob("*.safetensors"):
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def read_files(folder: Path) -> float:
+    """Seconds to read the weight files, 8 MiB at a time, into the same memory."""
+    block, started = bytearray(1 << 23), time.perf_counter()
+    for file in folder.glob("*.safetensors"):
+        with file.open("rb", buffering=0) as opened:
+            while opened.readinto(block):
+                pass
+    return time.perf_counter() - started
+
+
+def load(code: str, folder: Path, dtype: str) -> dict[str, float]:
+    command = [sys.executable, "-c", code, str(folder), dtype]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return json.loads(output.splitlines()[-1])
+
+
+def cold(folder: Path, dtype: str, rounds: int) -> None:
+    """Print the rates at which the files are loaded and read, in GB/s, of each round."""
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e9
+    found: dict[str, list[float]] = {"load_gb_per_s": [], "disk_gb_per_s": [], "cached_gb_per_s": []}
+    for _ in range(rounds):
+        forget(folder)
+        found["load_gb_per_s"].append(round(size / load(OURS, folder, dtype)["load_s"], 2))
+        forget(folder)
+        found["disk_gb_per_s"].append(round(size / read_files(folder), 2))
+        found["cached_gb_per_s"].append(round(size / load(OURS, folder, dtype)["load_s"], 2))
+    print(json.dumps({"dtype": dtype, "gb": round(size, 2), **found}, indent=2))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="float32", help="of the loaded weights")
+    parser.add_argument("--cold", action="store_true", help="from the disk instead of from the page cache")
     parser.add_argument("--folder", type=Path, help="keep the checkpoint here, and take it from here if it is there")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary) / "checkpoint"
         if not folder.exists():
             subprocess.run([sys.executable, __file__, "--write", str(folder)], check=True)
-        for file in folder.glob("*.safetensors"):
-            file.read_bytes()  # into the page cache
+        if arguments.cold:
+            return cold(folder, arguments.dtype, arguments.rounds)
+        read_files(folder)  # into the page cache
         found: dict[str, list[dict[str, float]]] = {"ours": [], "transformers": []}
         for _ in range(arguments.rounds):
             for name, code in (("ours", OURS), ("transformers", TRANSFORMERS)):
-                command = [sys.executable, "-c", code, str(folder), arguments.dtype]
-                output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-                found[name].append(json.loads(output.splitlines()[-1]))
+                found[name].append(load(code, folder, arguments.dtype))
     medians = {
         name: {key: round(statistics.median(run[key] for run in runs), 3) for key in runs[0]}
         for name, runs in found.items()

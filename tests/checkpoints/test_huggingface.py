@@ -148,6 +148,40 @@ def test_a_cast_on_import_rounds_to_nearest_even(tmp_path: Path) -> None:
     assert bits(narrow) == bits(jax.tree.map(lambda x: x.astype(jnp.bfloat16), params))
 
 
+@pytest.mark.parametrize(("stored", "wanted"), [("bfloat16", "float32"), ("float32", "bfloat16"), ("float16", None)])
+def test_devices_that_transpose_and_cast_place_the_bits_that_the_host_places(
+    tmp_path: Path, monkeypatch: Any, stored: str, wanted: str | None
+) -> None:
+    """The way of a GPU, here on CPU devices; what the host places is compared with what was exported above."""
+    mesh = mesh_of(2, 2, 2)
+    huggingface.export_hf(SMALL, random_params(SMALL, mesh), tmp_path / "hf", dtype=stored)
+    _, host = huggingface.load_hf(tmp_path / "hf", mesh, wanted)
+    monkeypatch.setattr(huggingface, "TRANSPOSING", ("cpu",))
+    moved = set()
+    placing = huggingface._placing
+    watched = lambda *how: lambda array: moved.add((array.shape, str(array.dtype))) or placing(*how)(array)
+    monkeypatch.setattr(huggingface, "_placing", watched)
+    with jax.set_mesh(mesh):
+        _, device = huggingface.load_hf(tmp_path / "hf", mesh, wanted)
+    assert bits(device) == bits(host)
+    assert jax.tree.map(lambda leaf: leaf.sharding, device) == jax.tree.map(lambda leaf: leaf.sharding, host)
+    gate = (SMALL.layers, SMALL.mlp_width, SMALL.width)
+    assert (gate, "bfloat16" if "bfloat16" in (stored, wanted) else stored) in moved, "[out, in], as in the file"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt2", "phi3", "mamba"])
+def test_devices_place_fused_projections_and_other_layouts_too(name: str, tmp_path: Path, monkeypatch: Any) -> None:
+    pytest.importorskip("torch", reason="pip install -e '.[test]'")
+    import model_types
+
+    model_types.make(name, tmp_path / "hf")
+    mesh = mesh_of(1, 2, 2)
+    _, host = huggingface.load_hf(tmp_path / "hf", mesh, jnp.bfloat16)
+    monkeypatch.setattr(huggingface, "TRANSPOSING", ("cpu",))
+    assert bits(huggingface.load_hf(tmp_path / "hf", mesh, jnp.bfloat16)[1]) == bits(host)
+
+
 def test_a_released_model_gives_its_golden_log_probabilities(shared_data: Path) -> None:
     folder = shared_data / "models" / "tinystories-260k"
     golden = json.loads((folder / "golden.json").read_text())

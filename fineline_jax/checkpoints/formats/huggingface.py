@@ -1,11 +1,12 @@
 """Hugging Face folders: weights read straight into shards, and written back. No torch, no weight permuted."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ from fineline_jax.tokenizers.open import open_tokenizer
 AllTensors = Mapping[str, Sequence[tuple[Weight, tuple[int, ...]]]]
 """As `name_map.all_tensors` returns."""
 FLOATS = (*map(np.dtype, (np.float16, np.float32, np.float64)), BFLOAT16)
+TRANSPOSING = ("gpu", "tpu")
+"""Platforms whose devices transpose and cast: the host moves the bytes to them as they are in the files."""
 SHARD_BYTES = 5_000_000_000
 """Largest weight file that `export_hf` writes."""
 
@@ -205,13 +208,36 @@ def _load(weight: Weight, target: jax.ShapeDtypeStruct, tensors: Mapping[str, Te
     for device, index in target.sharding.addressable_devices_indices_map(target.shape).items():
         spans = tuple(span.indices(size)[:2] for span, size in zip(index or (), target.shape))
         devices_of.setdefault(spans, []).append(device)  # replicas hold the same part
+    order, dtype, sharding = tuple(range(len(target.shape))), np.dtype(target.dtype), target.sharding
+    if next(iter(sharding.device_set)).platform in TRANSPOSING:
+        order, stored = _file_order(weight, order), _stored_dtype(weight, target.shape, tensors)
+        dtype = stored if stored.itemsize == 2 else dtype  # float32 is rounded here: fewer bytes move
+        spec = (*sharding.spec, *(None,) * len(order))
+        sharding = jax.sharding.NamedSharding(sharding.mesh, jax.P(*(spec[axis] for axis in order)))
+    back = tuple(map(int, np.argsort(order)))
     arrays = []
     for spans, devices in devices_of.items():
-        part = new_array([stop - start for start, stop in spans], np.dtype(target.dtype))
-        _fill(part, spans, weight, target.shape, tensors)
+        part = new_array([spans[axis][1] - spans[axis][0] for axis in order], dtype)
+        _fill(part.transpose(back), spans, weight, target.shape, tensors)
         arrays += jax.block_until_ready([jax.device_put(part, device) for device in devices])
         del part
-    return jax.make_array_from_single_device_arrays(target.shape, target.sharding, arrays)
+    array = jax.make_array_from_single_device_arrays(tuple(target.shape[axis] for axis in order), sharding, arrays)
+    if back == tuple(sorted(order)) and dtype == target.dtype:
+        return array
+    return _placing(back, np.dtype(target.dtype), target.sharding)(array)
+
+
+@functools.cache
+def _placing(order: tuple[int, ...], dtype: np.dtype, sharding: jax.sharding.Sharding) -> Callable[..., jax.Array]:
+    return jax.jit(lambda array: array.transpose(order).astype(dtype), out_shardings=sharding)
+
+
+def _file_order(weight: Weight, axes: tuple[int, ...]) -> tuple[int, ...]:
+    """Our axes in the order in which they lie in the file; as they are where the line regroups them."""
+    parsed, stacked = parse_axes(weight.axes), weight.stacked
+    if any(len(group) > 1 for group in parsed.ours):
+        return axes
+    return (*axes[:stacked], *(stacked + parsed.flat.index(name) for name in parsed.kept))
 
 
 def _fill(

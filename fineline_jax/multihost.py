@@ -51,7 +51,7 @@ def all_true(value: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.int32(value))))
 
 
-def check_on_process_0(check: Callable[[], None]) -> None:
+def check_on_process_0(check: Callable[[], object]) -> None:
     """Run `check` on process 0; a UserError of it is raised by all."""
     message = ""
     if jax.process_index() == 0:
@@ -100,8 +100,8 @@ def _check_shared(folder: Path, remedy: str, part: tuple[int, int] | None) -> No
 def device_errors(remedy: str) -> Iterator[None]:
     """What XLA raises for lack of memory, as a UserError; remedy: what needs less of it.
 
-    Where another process of the job has ended, this one ends with one line and LOST_STATUS: what it would still do at its
-    end would wait for that process for ever. Enter it last.
+    Where another process of the job has ended, this one ends with one line and LOST_STATUS: what it would still do at
+    its end would wait for that process for ever. Enter it last.
     """
     try:
         yield

@@ -5,6 +5,7 @@ JAX is imported only by `load`.
 
 import hashlib
 import json
+import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,8 @@ from fineline_jax.checkpoints.formats.weight_files import config_file
 from fineline_jax.checkpoints.formats.weight_files import weight_files as weight_files_of
 from fineline_jax.checkpoints.remote import cache
 from fineline_jax.checkpoints.remote.download import FetchError
-from fineline_jax.checkpoints.runs.digest_record import digests
+from fineline_jax.checkpoints.remote.staging import fetch_item
+from fineline_jax.checkpoints.runs.digest_record import digests, read_record
 from fineline_jax.checkpoints.series import Checkpoint, Series
 from fineline_jax.errors import UserError
 from fineline_jax.models.config import ModelConfig
@@ -62,14 +64,18 @@ def config_of(checkpoint: Checkpoint) -> ModelConfig:
 
 def fetch(checkpoint: Checkpoint) -> None:
     """Download a remote checkpoint, if it is not here yet. Raises FetchError."""
-    if checkpoint.remote is not None:
+    if checkpoint.remote is not None and checkpoint.kind == "orbax":
+        fetch_item(f"{checkpoint.remote.url}/params", checkpoint.location / "params")
+    elif checkpoint.remote is not None:
         cache.fetch(checkpoint.remote)
 
 
 def discard(checkpoint: Checkpoint) -> None:
     """Remove what was downloaded of it, unless downloads are kept; call it when nothing reads it any more."""
-    if checkpoint.remote is not None:
+    if checkpoint.remote is not None and checkpoint.kind == "hf":
         cache.discard(checkpoint.remote)
+    elif checkpoint.remote is not None and not checkpoint.remote.keep:
+        shutil.rmtree(checkpoint.location / "params", ignore_errors=True)
 
 
 def weights_hash(checkpoint: Checkpoint) -> str:
@@ -78,16 +84,20 @@ def weights_hash(checkpoint: Checkpoint) -> str:
     Reads all weights (not the optimizer state) unless this process has hashed the same files before. Of a remote
     checkpoint: over what its server lists (`cache.weights_hash`), so that it need not be fetched to be recognised.
     """
-    if checkpoint.remote is not None:
+    if checkpoint.remote is not None and checkpoint.kind == "hf":
         return cache.weights_hash(checkpoint.remote)
-    hashed = digests(checkpoint.location, weight_files(checkpoint))
+    if checkpoint.remote is not None:
+        record = read_record(checkpoint.location) or {"files": {}}
+        hashed = [(name, *known) for name, known in sorted(record["files"].items()) if name.startswith("params/")]
+    else:
+        hashed = digests(checkpoint.location, weight_files(checkpoint))
     return hashlib.sha256(json.dumps(hashed).encode()).hexdigest()
 
 
 def stat_signature(checkpoint: Checkpoint) -> str:
     """Hash of names, sizes and times of change of the weight files, by which they are known unread to be the same."""
     if checkpoint.remote is not None:
-        return cache.weights_hash(checkpoint.remote)
+        return weights_hash(checkpoint)
     states = [(name, (checkpoint.location / name).stat()) for name in weight_files(checkpoint)]
     files = [(name, state.st_size, state.st_mtime_ns) for name, state in states]
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()
@@ -127,7 +137,7 @@ def first_tokenizer(series: Series) -> Path | None:
 
 def tokenizer_folder(checkpoint: Checkpoint) -> Path | None:
     """The folder with the checkpoint's own tokenizer, fetched if need be; None if it brings none."""
-    if checkpoint.remote is not None:
+    if checkpoint.remote is not None and checkpoint.kind == "hf":
         return cache.tokenizer(checkpoint.remote)
     if checkpoint.kind == "orbax":
         candidates = [_run_folder(checkpoint) / "tokenizer"]

@@ -3,6 +3,7 @@
 No weights are read and JAX is not imported.
 """
 
+import dataclasses
 import difflib
 import fnmatch
 import logging
@@ -19,6 +20,7 @@ from fineline_jax.checkpoints.registry.entries import Entry, Named
 from fineline_jax.checkpoints.registry.step_names import parse_name, step_and_tokens
 from fineline_jax.checkpoints.remote import cache
 from fineline_jax.checkpoints.remote.listing import NAME_SLOT, list_names, parse_hub
+from fineline_jax.checkpoints.remote.staging import fetch_records
 from fineline_jax.checkpoints.runs.digest_record import damage, lost_record, read_record
 from fineline_jax.checkpoints.select import select
 from fineline_jax.checkpoints.series import DEFAULT_SCORING, Checkpoint, Options, Remote, Scoring, Series
@@ -40,7 +42,8 @@ def open_series(
     huggingface_hub's cache of a repository (models--org--name): its snapshots;
     a registered series (`fineline series`), or a YAML file of the same form;
     hf://org/name@revision, org/name@revision, hf://org/name@revision/folder;
-    s3://bucket/folder, gs://, http://, any address of fsspec: one checkpoint, or a folder of them.
+    s3://bucket/folder, gs://, http://, any address of fsspec: one checkpoint, or a folder of them; a run of
+    `fineline pretrain --run gs://…`.
 
     @GLOB at the end (amber@ckpt_3*, org/name@step*) chooses by name; then tokens (`select.parse_grid`), then every.
     downloads: where remote checkpoints are fetched to, when they are read; default: `cache.default_downloads`.
@@ -127,6 +130,12 @@ def _open_address(url: str, downloads: Path, keep: bool) -> Series:
         raise UserError(f"{url}: expected an address such as hf://organisation/name@revision or s3://bucket/folder")
     if before == "hf" and glob_part is None:
         parse_hub(url)
+    place = Remote(url, downloads).folder / parts[-1]
+    if before in ("gs", "s3") and glob_part is None and fetch_records(url, place):
+        series = _run(place, url)
+        remote = [Remote(f"{url}/checkpoints/{one.step}", downloads, keep) for one in series.checkpoints]
+        there = tuple(dataclasses.replace(one, remote=at) for one, at in zip(series.checkpoints, remote, strict=True))
+        return Series(series.name, there, location=url)
     if before == "hf" and glob_part == 1:  # the revision, in name@glob, or the name of the repository
         repository, at, revision = parts[1].partition("@")
         if at and not _GLOB.search(repository):

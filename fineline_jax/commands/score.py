@@ -1,6 +1,7 @@
 """`fineline score`, and lm-eval's own command with our engine in it."""
 
 import dataclasses
+import logging
 import sys
 import traceback
 from pathlib import Path
@@ -165,6 +166,8 @@ def lm_eval(arguments: list[str]) -> int:
 
     import fineline_jax.scoring.lm_eval.backend  # noqa: F401  registers the model
 
+    unsaved = _Unsaved()
+    logging.getLogger("lm_eval.loggers.evaluation_tracker").addHandler(unsaved)
     try:
         with mock.patch.object(sys, "argv", ["lm-eval", *arguments]):
             cli_evaluate()
@@ -174,7 +177,24 @@ def lm_eval(arguments: list[str]) -> int:
         message = " ".join(str(error).split()).rstrip(".")
         remedy = "see `fineline lm-eval ls tasks`" if "asks" in message else "see `fineline lm-eval -h`"
         raise UserError(f"lm-eval: {message}; {remedy}") from error
+    if unsaved.said:
+        raise UserError(f"lm-eval: {'; '.join(unsaved.said)}; see that --output_path can be written and run again")
     return 0
+
+
+class _Unsaved(logging.Handler):
+    """What lm-eval says where it cannot write its files; it goes on, and ends well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = " ".join(record.getMessage().split())
+        if record.levelno >= logging.WARNING and message.startswith("Could not save"):
+            self.said.append(message)
+        elif self.said and "Error(" in message:
+            self.said[-1] += f" ({message})"
 
 
 def _is_of_options(error: Exception) -> bool:

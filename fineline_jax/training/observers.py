@@ -246,11 +246,22 @@ class Watchdog(Observer):
         self.thread = threading.Thread(target=self.watch, daemon=True, name="watchdog")
         self.thread.start()
 
-    def alive(self, *_: object) -> None:
+    def alive(self) -> None:
         self.deadline = time.monotonic() + self.seconds
+        assert sys.__stderr__ is not None
         faulthandler.dump_traceback_later(self.seconds, file=sys.__stderr__)  # by a thread that needs no lock of Python
 
-    before_step = after_step = before_save = after_save = alive
+    def before_step(self, step: int) -> None:
+        self.alive()
+
+    def after_step(self, step: int, metrics: Metrics, wait_seconds: float) -> None:
+        self.alive()
+
+    def before_save(self, step: int, params: dict, kept: bool) -> None:
+        self.alive()
+
+    def after_save(self, step: int, params: dict, kept: bool, wait: Callable[[], None]) -> None:
+        self.alive()
 
     def watch(self) -> None:
         while not self.closed.wait(min(1.0, self.seconds / 10)):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import jax
 import pytest
 from commands import assert_same_run
 from data_examples import amber, numbered
@@ -20,6 +21,8 @@ from scoring_examples import write_benchmarks, write_tokenizer
 from series_examples import make_series
 
 import fineline_jax
+from fineline_jax.checkpoints import load
+from fineline_jax.checkpoints.open import open_series
 from fineline_jax.checkpoints.remote import download, staging
 from fineline_jax.checkpoints.remote.staging import Mirror
 from fineline_jax.checkpoints.runs.digest_record import damage, read_record, write_record
@@ -27,6 +30,7 @@ from fineline_jax.cli import main
 from fineline_jax.data.corpora import prepare_amber
 from fineline_jax.data.loader import open_fitting
 from fineline_jax.errors import UserError
+from fineline_jax.mesh import make_mesh
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.recipe import (
     Batch,
@@ -310,6 +314,19 @@ def test_a_run_in_a_bucket_goes_on_on_an_empty_machine_bit_by_bit(kind: str, tmp
             staging.shutil.rmtree(fetched / "checkpoints" / str(extra))
         assert_same_run(fetched, whole, recipe)
         assert not (fetched / "lease.json").exists()
+        series = open_series(f"{kind}://bucket/run", downloads=tmp_path / "downloads", keep=False)
+        ours = open_series(str(fetched))
+        assert [(one.step, one.tokens) for one in series.checkpoints] == [
+            (0, 0), (3, 96), (5, 160), (6, 192), (8, 256), (9, 288), (12, 384),
+        ]  # fmt: skip
+        one, same = series.checkpoints[1], ours.checkpoints[1]
+        assert load.weights_hash(one) == load.weights_hash(same), "known by its record, not fetched"
+        assert not (one.location / "params").exists() and load.tokenizer_folder(one) is not None
+        load.fetch(one)
+        left, right = (load.load(each, make_mesh(MeshShape(fsdp=1), jax.devices()[:1]))[1] for each in (one, same))
+        assert all(jax.tree.leaves(jax.tree.map(lambda a, b: (a == b).all().item(), left, right)))
+        load.discard(one)
+        assert not (one.location / "params").exists()
         if kind == "gs":
             assert main(["pretrain", "gs://bucket/run"]) == 0
 

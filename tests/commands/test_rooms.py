@@ -472,3 +472,21 @@ def test_a_table_is_as_wide_as_its_widest_cells():
     rows = [("name", "n", "what"), ("a", "1,000", "x"), ("longer", "5", "")]
     assert text_table(rows, right=[1]) == "name        n  what\na       1,000  x\nlonger      5"
     assert text_table(rows) == "name    n      what\na       1,000  x\nlonger  5"
+
+
+def test_what_lm_eval_could_not_write_is_an_error(monkeypatch, capsys):
+    """It logs that and ends well, here as lm-eval 0.4.9 words it."""
+    log = logging.getLogger("lm_eval.loggers.evaluation_tracker")
+
+    def evaluate() -> None:
+        log.warning("Could not save results aggregated")
+        log.info(repr(OSError(28, "No space left on device")))
+
+    monkeypatch.setattr(log, "level", logging.INFO)
+    monkeypatch.setattr("lm_eval.__main__.cli_evaluate", evaluate)
+    assert main(["lm-eval", "--output_path", "x"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == (
+        "fineline: lm-eval: Could not save results aggregated (OSError(28, 'No space left on device')); see that"
+        " --output_path can be written and run again"
+    )

@@ -255,7 +255,9 @@ def test_a_line_of_metrics_has_the_fields_of_the_page() -> None:
     assert all(re.search(rf"\b{name}\b", text[1]) for name in {*fields, *metrics.TIMINGS})
     code = "".join((CHECKOUT / f"fineline_jax/training/{name}.py").read_text() for name in ("step", "observers"))
     assert 'f"validation_loss/{name}"' in code and "validation_loss/NAME" in text[1]
-    assert all(f'"{name}"' in code for name in {*fields, *metrics.TIMINGS} - {"mfu"})
+    assert all(f'"{name}"' in code for name in {*fields, *metrics.TIMINGS} - {"mfu", *metrics.SPENT})
+    loop = (CHECKOUT / "fineline_jax/training/loop.py").read_text()
+    assert all(f'"{name.removesuffix("_seconds")}"' in loop for name in metrics.SPENT)
     assert (Logging().every_steps, Optimizer.skip_nonfinite, Optimizer.skip_spike_sigmas) == (1, False, 0.0)
 
 

@@ -190,7 +190,7 @@ def injected(
         if done["status"] == 0:
             seen["exit 0, whole"] += 1
             if done["state"] != right:
-                wrong.append(f"{label}, but {done['state'] or done['why']}")
+                wrong.append(f"{label}, but {done['state'] or done.get('why')}")
             continue
         seen["killed" if error == -1 else "refused"] += 1
         said = done["said"].strip().splitlines() or [""]
@@ -201,7 +201,7 @@ def injected(
         elif done["status"] not in (1, 2) or "Traceback" in done["said"] or not said[-1].startswith("fineline: "):
             wrong.append(f"{label}: {said[-12:]}")
         if command in REPLACES and done["state"] != right:
-            wrong.append(f"{label}: what was there is lost: {done['state'] or done['why']}")
+            wrong.append(f"{label}: what was there is lost: {done['state'] or done.get('why')}")
         seen["left beside"] += (
             len([path for path in folder.iterdir() if path.name != "x" and not path.is_symlink()]) > 0
         )

@@ -14,6 +14,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 import socket
 import threading
@@ -111,6 +112,30 @@ def fetch_recipe(name: str) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content_of(f"{address_of(name)}/recipe.json"))
     return str(path)
+
+
+def fetch_records(address: str, folder: Path) -> bool:
+    """Whether a run is at the address; `folder` has its recipe, tokenizer and the records of its checkpoints then."""
+    try:
+        content_of(f"{address}/recipe.json")
+    except FetchError:
+        return False
+    files = files_in(address)
+    with locked(folder):
+        for name in [name for name in files if _is_record(name) or re.match(r"recipe\.json$|tokenizer/", name)]:
+            download(files[name], folder / name)
+        for path in folder.glob(f"checkpoints/*/{RECORD}"):
+            if path.relative_to(folder).as_posix() not in files:
+                shutil.rmtree(path.parent)
+    return True
+
+
+def fetch_item(address: str, folder: Path) -> None:
+    """Copy an item of a checkpoint, such as params, into its folder; the record tells whether it is whole."""
+    with locked(folder):
+        for name, file in files_in(address).items():
+            if not ((folder / name).is_file() and (folder / name).stat().st_size == file.size):
+                download(file, folder / name)
 
 
 def content_of(url: str) -> bytes:

@@ -17,7 +17,8 @@ def seconds_by_kind(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     checkpoint: the state copied, and the save before waited for; evaluation: validation and scoring; restart: from a
     line to the first step after the next start: what was trained and not saved, the time that nothing ran, the start.
     """
-    spent, before = dict.fromkeys(KINDS, 0.0), None
+    spent: dict[str, float] = dict.fromkeys(KINDS, 0.0)
+    before = None
     timed = [line for line in lines if "interval_seconds" in line]
     for line in timed:
         interval = line["interval_seconds"]

@@ -20,23 +20,30 @@ _FROM_LAYER = {
     "up": "mlp width -> width mlp",
     "down": "width mlp -> mlp width",
 }
+_OUTSIDE = {
+    "embed": "vocab width -> vocab width",
+    "position_embed": "vocab width -> vocab width",
+    "head": "vocab width -> width vocab",
+    "norm": "width -> width",
+    "embed_norm": "width -> width",
+}
 _BIASES = {"q": "(heads dim) -> heads dim", "o": "width -> width", "up": "mlp -> mlp", "down": "width -> width"}
 _BIASES |= {"k": _BIASES["q"], "v": _BIASES["q"], "attention_norm": "width -> width", "mlp_norm": "width -> width"}
 
 
-def lines(layer: str, names: Mapping[str, str], outer: Mapping[str, str]) -> tuple[Weight, ...]:
-    """Weights and biases of models whose matrices are [out, in]: our name = name in the file, of a layer behind
-    `layer`, and of what is outside the layers."""
+def lines(layer: str, names: str) -> tuple[Weight, ...]:
+    """Weights and biases of models whose matrices are [out, in]: "our name=name in the file …", of a layer behind
+    `layer`, of what is outside the layers in full."""
+    pairs = [pair.split("=") for pair in names.split()]
     inner = [
         Weight(f"{layer}{hf}.{kind}", f"layers.{ours}{suffix}", axes[ours])
-        for ours, hf in names.items()
+        for ours, hf in pairs
         for kind, suffix, axes in (("weight", "", _FROM_LAYER), ("bias", "_bias", _BIASES))
+        if ours in axes
     ]
-    tables = {"embed": "vocab width -> vocab width", "position_embed": "vocab width -> vocab width"}
-    tables["head"] = "vocab width -> width vocab"
-    plain = [Weight(f"{hf}.weight", ours, tables[ours]) for ours, hf in outer.items() if ours in tables]
-    norms = [Weight(f"{hf}.weight", ours, "width -> width") for ours, hf in outer.items() if ours not in tables]
-    return *plain, *inner, *with_biases(norms)
+    outer = {ours: Weight(f"{hf}.weight", ours, _OUTSIDE[ours]) for ours, hf in pairs if ours in _OUTSIDE}
+    norms = [outer.pop(ours) for ours in ("norm", "embed_norm") if ours in outer]
+    return *outer.values(), *inner, *with_biases(norms)
 
 
 def fused(name: str, axes: Mapping[str, str], heads: str = "heads") -> tuple[Weight, ...]:
@@ -76,14 +83,8 @@ GPT_NEOX = Family(
     weights=(
         *lines(
             "gpt_neox.layers.{layer}.",
-            {
-                "attention_norm": "input_layernorm",
-                "mlp_norm": "post_attention_layernorm",
-                "o": "attention.dense",
-                "up": "mlp.dense_h_to_4h",
-                "down": "mlp.dense_4h_to_h",
-            },
-            {"embed": "gpt_neox.embed_in", "norm": "gpt_neox.final_layer_norm", "head": "embed_out"},
+            "embed=gpt_neox.embed_in norm=gpt_neox.final_layer_norm head=embed_out attention_norm=input_layernorm"
+            " mlp_norm=post_attention_layernorm o=attention.dense up=mlp.dense_h_to_4h down=mlp.dense_4h_to_h",
         ),
         *fused("gpt_neox.layers.{layer}.attention.query_key_value", BY_HEAD),
     ),
@@ -111,14 +112,10 @@ _GPT_KEYS = {
     "init_std": ("initializer_range", 0.02),
     "tied_embeddings": ("tie_word_embeddings", True),
 }
-_OF_GPT = {
-    "embed": "transformer.wte",
-    "position_embed": "transformer.wpe",
-    "norm": "transformer.ln_f",
-    "head": "lm_head",
-}
-_NORMS_OF_GPT = {"attention_norm": "ln_1", "mlp_norm": "ln_2"}
-_MLP_OF_GPT = {"up": "mlp.c_fc", "down": "mlp.c_proj"}
+_OF_GPT = (
+    "embed=transformer.wte position_embed=transformer.wpe norm=transformer.ln_f head=lm_head attention_norm=ln_1"
+    " mlp_norm=ln_2 up=mlp.c_fc down=mlp.c_proj "
+)
 _MASKS = (r"transformer\.h\.\d+\.attn\.(attention\.)?(bias|masked_bias|causal_mask|embed_positions)",)
 _TURNED = {
     "o": "(heads dim) width -> heads dim width",
@@ -126,7 +123,7 @@ _TURNED = {
     "down": "mlp width -> mlp width",
 }
 """GPT-2's matrices are [in, out]."""
-_OF_GPT2 = lines(_BLOCK, {**_NORMS_OF_GPT, "o": "attn.c_proj", **_MLP_OF_GPT}, _OF_GPT)
+_OF_GPT2 = lines(_BLOCK, _OF_GPT + "o=attn.c_proj")
 _GPT = Family(
     name="",
     architectures=(),
@@ -199,13 +196,7 @@ GPT_NEO = _GPT.like(
     write_more=_attention_types,
     weights=lines(
         _BLOCK,
-        {
-            **_NORMS_OF_GPT,
-            **{ours: f"attn.attention.{ours}_proj" for ours in "qkv"},
-            "o": "attn.attention.out_proj",
-            **_MLP_OF_GPT,
-        },
-        _OF_GPT,
+        _OF_GPT + "q=attn.attention.q_proj k=attn.attention.k_proj v=attn.attention.v_proj o=attn.attention.out_proj",
     ),
 )
 
@@ -235,14 +226,8 @@ GPT_J = _GPT.like(
     weights=(
         *lines(
             _BLOCK,
-            {
-                "attention_norm": "ln_1",
-                **{ours: f"attn.{ours}_proj" for ours in "qkv"},
-                "o": "attn.out_proj",
-                "up": "mlp.fc_in",
-                "down": "mlp.fc_out",
-            },
-            _OF_GPT,
+            "embed=transformer.wte norm=transformer.ln_f head=lm_head attention_norm=ln_1 q=attn.q_proj k=attn.k_proj"
+            " v=attn.v_proj o=attn.out_proj up=mlp.fc_in down=mlp.fc_out",
         ),
         HEAD_BIAS,
     ),
@@ -265,14 +250,10 @@ CODEGEN = GPT_J.like(
     ),
 )
 
-_OPT_LAYER = {
-    "attention_norm": "self_attn_layer_norm",
-    "mlp_norm": "final_layer_norm",
-    **{ours: f"self_attn.{ours}_proj" for ours in "qkv"},
-    "o": "self_attn.out_proj",
-    "up": "fc1",
-    "down": "fc2",
-}
+_OPT_LAYER = (
+    " attention_norm=self_attn_layer_norm mlp_norm=final_layer_norm q=self_attn.q_proj k=self_attn.k_proj"
+    " v=self_attn.v_proj o=self_attn.out_proj up=fc1 down=fc2"
+)
 
 
 def _opt(raw: HfConfig, fields: dict[str, Any]) -> dict[str, Any]:
@@ -304,13 +285,8 @@ OPT = _GPT.like(
     write_more=lambda config: {"word_embed_proj_dim": config.width},
     weights=lines(
         "model.decoder.layers.{layer}.",
-        _OPT_LAYER,
-        {
-            "embed": "model.decoder.embed_tokens",
-            "position_embed": "model.decoder.embed_positions",
-            "norm": "model.decoder.final_layer_norm",
-            "head": "lm_head",
-        },
+        "embed=model.decoder.embed_tokens position_embed=model.decoder.embed_positions head=lm_head"
+        " norm=model.decoder.final_layer_norm" + _OPT_LAYER,
     ),
 )
 BIOGPT = OPT.like(
@@ -327,20 +303,17 @@ BIOGPT = OPT.like(
     write_more=lambda config: {},
     weights=lines(
         "biogpt.layers.{layer}.",
-        _OPT_LAYER,
-        {
-            "embed": "biogpt.embed_tokens",
-            "position_embed": "biogpt.embed_positions",
-            "norm": "biogpt.layer_norm",
-            "head": "output_projection",
-        },
+        "embed=biogpt.embed_tokens position_embed=biogpt.embed_positions norm=biogpt.layer_norm head=output_projection"
+        + _OPT_LAYER,
     ),
     tied_copies=("output_projection.weight",),
 )
 
-_FALCON_LAYER = {"o": "self_attention.dense", "up": "mlp.dense_h_to_4h", "down": "mlp.dense_4h_to_h"}
-_FALCON_OUTER = {"embed": "transformer.word_embeddings", "norm": "transformer.ln_f", "head": "lm_head"}
-_BLOOM_LAYER = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm", **_FALCON_LAYER}
+_FALCON = (
+    "embed=transformer.word_embeddings norm=transformer.ln_f head=lm_head o=self_attention.dense up=mlp.dense_h_to_4h"
+    " down=mlp.dense_4h_to_h"
+)
+_BLOOM = " attention_norm=input_layernorm mlp_norm=post_attention_layernorm"
 BLOOM = _GPT.like(
     "bloom",
     "BloomForCausalLM",
@@ -348,7 +321,7 @@ BLOOM = _GPT.like(
     fixed={"mlp": "gelu_tanh", "positions": "alibi", "embed_norm": True},
     only={"apply_residual_connection_post_layernorm": (False,)},
     weights=(
-        *lines(_BLOCK, _BLOOM_LAYER, {**_FALCON_OUTER, "embed_norm": "transformer.word_embeddings_layernorm"}),
+        *lines(_BLOCK, _FALCON + _BLOOM + " embed_norm=transformer.word_embeddings_layernorm"),
         *fused(_BLOCK + "self_attention.query_key_value", BY_HEAD),
     ),
 )
@@ -389,14 +362,8 @@ MPT = BLOOM.like(
     weights=(
         *lines(
             "transformer.blocks.{layer}.",
-            {
-                "attention_norm": "norm_1",
-                "mlp_norm": "norm_2",
-                "o": "attn.out_proj",
-                "up": "ffn.up_proj",
-                "down": "ffn.down_proj",
-            },
-            {"embed": "transformer.wte", "norm": "transformer.norm_f", "head": "lm_head"},
+            "embed=transformer.wte norm=transformer.norm_f head=lm_head attention_norm=norm_1 mlp_norm=norm_2"
+            " o=attn.out_proj up=ffn.up_proj down=ffn.down_proj",
         ),
         *fused("transformer.blocks.{layer}.attn.Wqkv", THIRDS)[::2],
     ),
@@ -428,7 +395,7 @@ FALCON = _GPT.like(
     rope=Rope(),
     write_more=lambda config: {"num_kv_heads": 1},
     weights=(
-        *lines(_BLOCK, {"attention_norm": "input_layernorm", **_FALCON_LAYER}, _FALCON_OUTER),
+        *lines(_BLOCK, _FALCON + " attention_norm=input_layernorm"),
         *fused(_BLOCK + "self_attention.query_key_value", UNEQUAL),
     ),
 )
@@ -442,7 +409,7 @@ FALCON_NEW = FALCON.like(
     only={"multi_query": None, "new_decoder_architecture": (True,), "num_ln_in_parallel_attn": (2,)},
     write_more=lambda config: {},
     weights=(
-        *lines(_BLOCK, {"attention_norm": "ln_attn", "mlp_norm": "ln_mlp", **_FALCON_LAYER}, _FALCON_OUTER),
+        *lines(_BLOCK, _FALCON + " attention_norm=ln_attn mlp_norm=ln_mlp"),
         *fused(_BLOCK + "self_attention.query_key_value", GROUPED, "(heads group)"),
     ),
 )
@@ -462,14 +429,8 @@ PHI = GPT_NEOX.like(
     weights=(
         *lines(
             "model.layers.{layer}.",
-            {
-                "attention_norm": "input_layernorm",
-                **{ours: f"self_attn.{ours}_proj" for ours in "qkv"},
-                "o": "self_attn.dense",
-                "up": "mlp.fc1",
-                "down": "mlp.fc2",
-            },
-            {"embed": "model.embed_tokens", "norm": "model.final_layernorm", "head": "lm_head"},
+            "embed=model.embed_tokens norm=model.final_layernorm head=lm_head attention_norm=input_layernorm"
+            " q=self_attn.q_proj k=self_attn.k_proj v=self_attn.v_proj o=self_attn.dense up=mlp.fc1 down=mlp.fc2",
         ),
         HEAD_BIAS,
     ),
@@ -495,6 +456,6 @@ STARCODER2 = LLAMA.like(
     windows=Windows(None, by_layer=False),
     weights=(
         *(line for line in NEMOTRON.weights if line not in MLP),
-        *lines("model.layers.{layer}.", {"up": "mlp.c_fc", "down": "mlp.c_proj"}, {}),
+        *lines("model.layers.{layer}.", "up=mlp.c_fc down=mlp.c_proj"),
     ),
 )

@@ -38,7 +38,7 @@ class Job:
     model: ModelConfig | None = None
     dtype: str = "bfloat16"
     step: Literal["rows", "vocabulary"] = "rows"
-    flags: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    flags: Mapping[str, str | bool | int] = dataclasses.field(default_factory=dict)
     """Options of the compiler."""
     full: bool = False
     """Compile to the end."""

@@ -19,18 +19,18 @@ TPU = {
 }
 GPU = {
     "latency_hiding": {
-        "xla_gpu_enable_latency_hiding_scheduler": "true",
-        "xla_gpu_all_gather_combine_threshold_bytes": "536870912",
-        "xla_gpu_reduce_scatter_combine_threshold_bytes": "536870912",
-        "xla_gpu_all_reduce_combine_threshold_bytes": "536870912",
+        "xla_gpu_enable_latency_hiding_scheduler": True,
+        "xla_gpu_all_gather_combine_threshold_bytes": 512 << 20,
+        "xla_gpu_reduce_scatter_combine_threshold_bytes": 512 << 20,
+        "xla_gpu_all_reduce_combine_threshold_bytes": 512 << 20,
     },
 }
 
 
-def flags_of(names: str, topology: Topology) -> Mapping[str, str]:
+def flags_of(names: str, topology: Topology) -> Mapping[str, str | bool | int]:
     """The options of the groups named, with commas between. Raises UserError listing what there is."""
     groups = GPU if topology.is_gpu else TPU
-    chosen: dict[str, str] = {}
+    chosen: dict[str, str | bool | int] = {}
     for name in filter(None, names.split(",")):
         if name not in groups:
             raise UserError(f"--flags {name}: no such group for {topology.name}; there is {', '.join(groups)}")

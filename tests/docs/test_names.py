@@ -15,7 +15,7 @@ from docs_pages import CHECKOUT, PAGES, blocks, page, python_blocks, table, tick
 from fineline_jax.cli import main
 
 COMMANDS = (
-    "demo", "data prepare text", "data prepare amber", "data prepare world", "pretrain", "tasks prepare", "tasks plan",
+    "demo", "data prepare text", "data prepare amber", "data prepare world", "plan", "pretrain", "tasks prepare", "tasks plan",
     "score", "show", "analyze", "ablate", "series", "export", "import", "export-scores", "traces",
 )  # fmt: skip
 OF_OTHERS = {"--help", "--version", "--tyro-print-completion", "--field.sub"}
@@ -35,9 +35,12 @@ EVERYTHING = (*PAGES, "BENCHMARKS.md", "CONTRIBUTING.md")
 @functools.cache
 def options(command: str) -> frozenset[str]:
     """All that `fineline COMMAND --help` lists."""
-    recipe = ["llama_60m"] if command == "pretrain" else []
+    recipe = ["llama_60m"] if command in ("plan", "pretrain") else []
     with contextlib.redirect_stdout(io.StringIO()) as out, pytest.raises(SystemExit):
         main([*command.split(), *recipe, "--help"])
+    if command == "plan":
+        with contextlib.redirect_stdout(out), pytest.raises(SystemExit):
+            main(["plan", "--score", "llama_60m", "--help"])
     return frozenset(OPTION.findall(out.getvalue()))
 
 

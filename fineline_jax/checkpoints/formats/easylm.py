@@ -300,18 +300,7 @@ def _is_text(head: int) -> bool:
 
 
 _CONSTANTS = {0xC0: None, 0xC2: False, 0xC3: True}
-_NUMBERS = {
-    0xCA: ">f",
-    0xCB: ">d",
-    0xCC: ">B",
-    0xCD: ">H",
-    0xCE: ">I",
-    0xCF: ">Q",
-    0xD0: ">b",
-    0xD1: ">h",
-    0xD2: ">i",
-    0xD3: ">q",
-}
+_NUMBERS = dict(zip(range(0xCA, 0xD4), (">f", ">d", ">B", ">H", ">I", ">Q", ">b", ">h", ">i", ">q")))
 _TEXTS = {0xC4: ">B", 0xC5: ">H", 0xC6: ">I", 0xD9: ">B", 0xDA: ">H", 0xDB: ">I"}
 _GROUPS: dict[int, tuple[Literal["map", "array"], str]] = {
     0xDC: ("array", ">H"),
@@ -319,13 +308,4 @@ _GROUPS: dict[int, tuple[Literal["map", "array"], str]] = {
     0xDE: ("map", ">H"),
     0xDF: ("map", ">I"),
 }
-_EXTENSIONS: dict[int, int | str] = {
-    0xC7: ">B",
-    0xC8: ">H",
-    0xC9: ">I",
-    0xD4: 1,
-    0xD5: 2,
-    0xD6: 4,
-    0xD7: 8,
-    0xD8: 16,
-}
+_EXTENSIONS: dict[int, int | str] = {0xC7: ">B", 0xC8: ">H", 0xC9: ">I", 0xD4: 1, 0xD5: 2, 0xD6: 4, 0xD7: 8, 0xD8: 16}

@@ -220,6 +220,7 @@ LLAMA: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], **family_example
         ("LlamaForCausalLM", {"rope_scaling": {"type": "longrope", "factor": 2.0}}, "rope_scaling: 'longrope'"),
         ("LlamaForCausalLM", {"rope_scaling": {"type": "linear"}}, "rope_scaling: factor is missing"),
         ("LlamaForCausalLM", {"rope_parameters": {"llama_4_scaling_beta": 0.1}}, "llama_4_scaling_beta=0.1 is not"),
+        ("Gemma3ForCausalLM", {"rope_parameters": {"factor": 8.0}, "num_key_value_heads": 2}, "factor=8.0 is not"),
         ("PhiForCausalLM", {"qk_layernorm": True}, "qk_layernorm=True"),
         ("FalconForCausalLM", {"alibi": True}, "alibi=True"),
         ("OPTForCausalLM", {"ffn_dim": 8, "word_embed_proj_dim": 16}, "word_embed_proj_dim=16"),

@@ -10,8 +10,10 @@ import pytest
 import scipy.special
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from request_examples import ragged
 
 from fineline_jax.errors import UserError
+from fineline_jax.mesh import make_mesh
 from fineline_jax.models import attention, decoder
 from fineline_jax.models.attention import Scores
 from fineline_jax.models.config import ModelConfig, RopeScaling
@@ -19,7 +21,10 @@ from fineline_jax.models.families import of_hf
 from fineline_jax.models.families.hf_config import HfConfig, Rope
 from fineline_jax.models.rotary import scaled_frequencies
 from fineline_jax.models.tree_attention.blockwise import blockwise, reference
+from fineline_jax.recipe import MeshShape
 from fineline_jax.scoring.engine.prefix_tree import subtree_ends
+from fineline_jax.scoring.engine.scorer import make_scorer
+from fineline_jax.scoring.requests.pack import RequestTokens
 
 PLAIN = ModelConfig(vocab_size=8, width=8, layers=4, heads=2, mlp_width=8)
 
@@ -180,6 +185,15 @@ def test_kernels_without_windows_are_refused_by_name_and_not_picked() -> None:
     assert not dataclasses.replace(PLAIN, window=3).plain_scores
     assert not dataclasses.replace(PLAIN, positions="alibi").plain_scores
     assert not dataclasses.replace(PLAIN, attention_softcap=2.0).plain_scores
+
+
+def test_no_request_reaches_beyond_positions_that_end() -> None:
+    requests = RequestTokens(ragged([[1, 2], [0]]), ragged([[3]]), np.zeros(1, int), np.zeros(1, int))
+    mesh = make_mesh(MeshShape(), jax.devices()[:1])
+    for change in ({"positions": "learned"}, {"rope_scaling": RopeScaling("dynamic", 2.0)}):
+        with pytest.raises(UserError, match="the positions of this model end at 2048"):
+            make_scorer(requests, dataclasses.replace(PLAIN, **change), mesh, context=2049)
+    make_scorer(requests, PLAIN, mesh, context=2049)
 
 
 def test_a_cap_that_is_null_is_none() -> None:

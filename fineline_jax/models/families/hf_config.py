@@ -118,7 +118,9 @@ class HfConfig:
         local: Mapping[str, Any] = {}
         if rope.window_theta:
             nested = HfConfig(f"{self.where}: rope_parameters", newer)
-            newer, local = (nested.table(name) for name in ("full_attention", "sliding_attention"))
+            for name in newer.keys() - {FULL, SLIDING}:
+                nested.refuse(name, newer[name])
+            newer, local = nested.table(FULL), nested.table(SLIDING)
             if local.get("rope_type", local.get("type", "default")) != "default":
                 nested.refuse("sliding_attention", dict(local))
         key = "rope_scaling" if older else "rope_parameters"
@@ -185,6 +187,6 @@ class HfConfig:
         window = self.integer("sliding_window", default=context)
         if window < context and self.raw.get("use_sliding_window") is not False:
             self.refuse("sliding_window", window)
-        others = [kind for kind in self.items("layer_types", str) if kind != "full_attention"]
+        others = [kind for kind in self.items("layer_types", str) if kind != FULL]
         if others and (self.find("sliding_window") is None or window < context):
             self.refuse("layer_types", others[0])

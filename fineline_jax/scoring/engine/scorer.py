@@ -43,6 +43,11 @@ def make_scorer(
         )
     check_batch_tokens(batch_tokens)
     context = context or config.context
+    if context > config.context and (config.positions == "learned" or config.rope_scaling.kind == "dynamic"):
+        raise UserError(
+            f"requests of up to {context} tokens: the positions of this model end at {config.context};"
+            f" prepare the pack for a context of at most {config.context}"
+        )
     best, why = pick_engine(config)
     if engine == "tree" and best == "rows":
         raise UserError(f"engine='tree' cannot compute this model: {why}; use 'auto'")

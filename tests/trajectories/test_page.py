@@ -237,6 +237,17 @@ def test_several_runs_are_curves_of_their_own_with_validation_where_it_was_logge
 BROWSER = (Path(__file__).parents[1] / "helpers" / "trajectories_browser.js").read_text()
 
 
+def test_all_of_fifteen_validation_losses_are_drawn_though_eight_are_beside_training_lines(tmp_path: Path) -> None:
+    kept = np.arange(15) * 16
+    log = pd.DataFrame({"step": kept, "tokens": kept * 100, "validation_loss/x": 5 - kept / 100})
+    lines = pd.DataFrame({"step": np.arange(0, 240, 32), "tokens": np.arange(0, 240, 32) * 100, "loss": 4.0})
+    assert len(set(lines["step"]) & set(log["step"])) == 8
+    [run] = losses_of(pd.concat([log, lines]), tmp_path)
+    [drawn] = run["validation"]
+    assert drawn["tokens"] == list(kept * 100) and drawn["loss"] == [short(v, 5) for v in 5 - kept / 100]
+    assert len(run["raw_loss"]) == 8
+
+
 @pytest.fixture(scope="module")
 def run_page(tmp_path_factory: pytest.TempPathFactory):
     """(report, JavaScript expression) -> its value after the page's scripts have run."""
@@ -487,7 +498,7 @@ def test_a_sweep_begins_with_what_it_found_and_draws_its_ends_as_a_map(run_page,
     table = pd.DataFrame(rows).assign(checkpoint=lambda t: t["step"].astype(str))
     compared = [(FINAL_MAP, FINAL_MAP.compute(table, "batch", "warmup"))]
     made = write_report(table, tmp_path, compared=compared)
-    first = re.search(r'<details class="wide" open><summary><h3>What the sweep found</h3></summary><p>(.*?)</p>', made.read_text())
+    first = re.search(r'<details class="wide" open>.*?<h3>What the sweep found</h3></summary><p>(.*?)</p>', made.read_text())
     assert first is not None and first[1].startswith("The loss on held is lowest, 5.005 (95 %: ")
     [plot] = run_page(made, "look().filter((p) => p.traces[0].type === 'heatmap')")
     [heat] = plot["traces"]

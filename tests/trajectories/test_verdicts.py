@@ -66,6 +66,20 @@ def test_pythias_small_models_decline_on_lambada_and_the_large_do_not() -> None:
     assert (subjects["verdict"] == "declined since its peak").sum() == 0
 
 
+@pytest.mark.parametrize(("chance", "verdict"), [(np.nan, "no clear change"), (0.225, "above chance")])
+def test_a_curve_that_falls_from_its_start_on_has_not_settled(chance: float, verdict: str) -> None:
+    """As Amber's TruthfulQA, whose published curve falls: 817 questions, .41 to .34 with a scatter of .005. The best
+    three are 2.1 independent errors above the last three, which is no fall of the best of 14 threes."""
+    tokens = np.arange(1, 17) * 8e10
+    values = 0.34 + 0.11 * np.exp(-tokens / 2e11) + np.random.default_rng(0).normal(0, 0.005, 16)
+    row = summarise_curve(tokens, values, np.full(16, 0.0165), chance=chance, n=817)
+    assert row["verdict"] == verdict and np.isnan([row["t10"], row["t50"], row["t90"]]).all()
+    # with errors of which the checkpoints share most, as a bootstrap over documents gives them, it has declined
+    drawn = np.random.default_rng(1).normal(0, 0.0165, (200, 1)) + np.random.default_rng(2).normal(0, 0.006, (200, 16))
+    paired = summarise_curve(tokens, values, np.full(16, 0.0165), chance=chance, n=817, deviations=drawn)
+    assert paired["verdict"] == "declined since its peak"
+
+
 def test_a_constant_curve_with_noise_rarely_declines() -> None:
     """Of the best of all checkpoints a fall is expected; it is called one in at most one in twenty."""
     rng = np.random.default_rng(0)

@@ -44,7 +44,7 @@ def order_agreement(table: pd.DataFrame) -> pd.DataFrame:
         runs_of = part.groupby("arm", sort=False, observed=True)["series"].unique()
         arms = {str(arm): [str(run) for run in runs] for arm, runs in runs_of.items()}
         within = [pair for runs in arms.values() for pair in itertools.combinations(runs, 2)]
-        within = _taus(times, within) if len(times) else []
+        within = _taus(times, within) if len(times) >= FEWEST_TASKS else []
         for one, other in itertools.combinations(arms, 2):
             row = key | {"arm": one, "other": other, "tasks": len(times)}
             if len(times) < FEWEST_TASKS:

@@ -244,7 +244,8 @@ def _rise(
     first, last = float(curve.tokens[0]), float(curve.tokens[-1])
     settled = shares[-1][0] * SETTLED_FACTOR <= last
     # A curve that starts above guessing may not move at all afterwards: crossings of its noise are no times.
-    moved = tests.level - curve.values[0] > Z * np.hypot(error[0], end_level(error, curve.tokens))
+    since_first, unclear = tests.level - curve.values[0], Z * np.hypot(error[0], end_level(error, curve.tokens))
+    moved = since_first > unclear
     moves = moved or not (tested and tests.onset == 0)
     earliest = float(curve.tokens[tests.onset - 1]) if tested and tests.onset else -np.inf
     found = {}
@@ -260,7 +261,8 @@ def _rise(
             found[name] = (_NOWHERE, BEFORE_ONSET)
         else:
             found[name] = (interval, REACHED)
-    if not moves and found["t90"][1] != BEFORE_FIRST:
+    # One that has sunk below its first checkpoint, if not surely below its peak, has not settled either.
+    if (not moves and found["t90"][1] != BEFORE_FIRST) or since_first < -unclear:
         return ABOVE_CHANCE, found
     return SETTLED if settled else STILL_RISING, found
 

@@ -26,7 +26,7 @@ from fineline_jax.facts.score_table import TABLE
 from fineline_jax.facts.tasks import TASKS
 from fineline_jax.recipe import Recipe
 from fineline_jax.scoring.options import PackOptions, ScoreOptions
-from fineline_jax.trajectories.registry import STATISTICS
+from fineline_jax.trajectories.registry import ON_REQUEST, STATISTICS
 
 ROOT = Path(__file__).parent.parent
 ROOT_PAGES = {
@@ -197,7 +197,7 @@ def statistics() -> str:
         "section of its page,"
         " a figure, and part of `findings.json`. Unit: 1 for shares and counts, empty for words.",
     ]
-    for one in STATISTICS:
+    for one in (*STATISTICS, *ON_REQUEST):
         parts += [f"## {one.name}", f"*{one.title}* {one.definition}", one.caveat, f"Source: {one.source}."]
         columns = [(f"`{c.name}`", c.unit, c.meaning, c.empty or "never") for c in one.columns]
         parts.append(_table("column | unit | what it is | empty", columns))

@@ -25,7 +25,7 @@ from fineline_jax.facts.score_table import COLUMNS
 from fineline_jax.facts.tasks import TASKS
 from fineline_jax.recipe import Recipe
 from fineline_jax.scoring.options import PackOptions, ScoreOptions
-from fineline_jax.trajectories.registry import STATISTICS
+from fineline_jax.trajectories.registry import ON_REQUEST, STATISTICS
 
 pytest.importorskip("mkdocs")
 
@@ -115,7 +115,7 @@ def test_the_page_of_metrics_is_that_of_the_facts(hooks: ModuleType) -> None:
 
 def test_the_page_of_statistics_has_every_registered_one_with_its_columns(hooks: ModuleType) -> None:
     text = hooks.statistics()
-    for one in STATISTICS:
+    for one in (*STATISTICS, *ON_REQUEST):
         assert one.definition and one.caveat and one.source and one.definition in text and one.caveat in text, one.name
         assert [row[0] for row in rows(text, one.name)] == [column.name for column in one.columns]
         assert {column.name for column in one.columns} >= {*one.ends, *one.keys, *([one.count] if one.count else [])}

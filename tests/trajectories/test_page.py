@@ -498,7 +498,8 @@ def test_a_sweep_begins_with_what_it_found_and_draws_its_ends_as_a_map(run_page,
     table = pd.DataFrame(rows).assign(checkpoint=lambda t: t["step"].astype(str))
     compared = [(FINAL_MAP, FINAL_MAP.compute(table, "batch", "warmup"))]
     made = write_report(table, tmp_path, compared=compared)
-    first = re.search(r'<details class="wide" open>.*?<h3>What the sweep found</h3></summary><p>(.*?)</p>', made.read_text())
+    found = r'class="wide" open><summary><h3>What the sweep found</h3></summary><p>(.*?)</p>'
+    first = re.search(found, made.read_text())
     assert first is not None and first[1].startswith("The loss on held is lowest, 5.005 (95 %: ")
     [plot] = run_page(made, "look().filter((p) => p.traces[0].type === 'heatmap')")
     [heat] = plot["traces"]

@@ -59,10 +59,14 @@ def main(texts: Path, out: Path) -> None:
         options = {"sequence_length": LENGTH, "text_unit": "paragraph", "validation_fraction": 0.02}
         prepare_text(files, data, tokenizer=tokenizer(files, out / "tokenizer"), **options)
     base = base_recipe(data)
-    interface.pretrain(base, out / "base")
+    if interface.pretrain(base, out / "base").stopped_by:
+        return
     branches = batch_branches(out / "base", POINTS, BATCHES, tokens=BRANCH * STEP)
     two_orders = dataclasses.replace(branches, seeds=ORDERS, seeded="data", keep="last")
-    found = interface.ablate(two_orders, out / "branches").comparisons["critical_batch"]
+    measured = interface.ablate(two_orders, out / "branches")
+    if measured.left:  # stopped by a signal
+        return
+    found = measured.comparisons["critical_batch"]
     print(found.T.to_string())
     # between the smallest batch and the largest, the largest that is still within the tolerance
     within = found["critical"].fillna(found["largest"])

@@ -20,6 +20,7 @@ from fineline_jax import progress
 from fineline_jax.data.loader import Batches
 from fineline_jax.data.validation import open_validation
 from fineline_jax.errors import UserError
+from fineline_jax.multihost import LOST_STATUS
 from fineline_jax.recipe import Clock, Data, Recipe
 from fineline_jax.training.metrics import MetricsLog, peak_flops
 from fineline_jax.training.programs import Programs
@@ -238,7 +239,7 @@ class ProgressBar(Observer):
 
 class Watchdog(Observer):
     """Ends a process in which nothing has happened for `seconds`, one compilation or save included: the stacks of its
-    threads and one line on standard error, exit status 2."""
+    threads and one line on standard error, LOST_STATUS."""
 
     def __init__(self, seconds: float):
         self.seconds, self.closed = seconds, threading.Event()
@@ -268,7 +269,7 @@ class Watchdog(Observer):
             if time.monotonic() > self.deadline + self.seconds / 10:
                 line = f"fineline: nothing has happened for {self.seconds:g} s (--stuck-after); start all again"
                 print(line, file=sys.__stderr__, flush=True)
-                os._exit(2)
+                os._exit(LOST_STATUS)
 
     def close(self) -> None:
         self.closed.set()

@@ -1,4 +1,4 @@
-"""A bucket where only folders of this machine can be written or trained on is refused before anything else."""
+"""An address where only folders of this machine can be written, or none of its kind, is refused before anything else."""
 
 from pathlib import Path
 
@@ -16,8 +16,8 @@ from fineline_jax.errors import UserError
         ("data prepare text absent --tokenizer absent --out gs://b/x", "--out gs://b/x"),
         ("data prepare amber absent --out=s3://b/x", "--out s3://b/x"),
         ("tasks prepare absent --tokenizer absent --out gs://b", "--out gs://b"),
-        ("pretrain absent --run gs://b/x", "--run gs://b/x"),
-        ("pretrain demo --data.sources.0.path gs://b/x", "--data.sources.0.path gs://b/x"),
+        ("pretrain absent --run az://b/x", "--run az://b/x"),
+        ("pretrain demo --data.sources.0.path az://b/x", "--data.sources.0.path az://b/x"),
         ("score absent --suite piqa --out az://b/x", "--out az://b/x"),
         ("analyze absent --out s3://b/x", "--out s3://b/x"),
         ("export-scores absent --out gs://b/x", "--out gs://b/x"),
@@ -31,7 +31,8 @@ def test_commands(command: str, told: str, tmp_path: Path, monkeypatch, capsys) 
     monkeypatch.chdir(tmp_path)
     assert main(command.split()) == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert line == f"fineline: {told}: must be a folder of this machine; mount the bucket, or give another"
+    staged = ", gs://… or s3://…" if "az://" in told else ""  # where these are staged, another kind of bucket is not
+    assert line == f"fineline: {told}: must be a folder of this machine{staged}; mount the bucket, or give another"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -51,7 +51,7 @@ COMMANDS = {
     ),
     "data prepare world": ("data", "data prepare world --out x"),
     "ablate": ("sweep", "ablate sweep.py --out x"),
-    "demo": ("demo", "demo --out x --tokens 8192"),
+    "demo": ("demo", "demo --out x --tokens 104448"),
 }
 """What `fault_server.state_of` reads of the result, and the command."""
 REPLACES = ("tasks prepare", "analyze", "export-scores")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fineline_jax.checkpoints.formats.trainers.gguf import read_gguf
+from fineline_jax.checkpoints.formats.trainers.gguf import read_gguf, rotary_rows
 from fineline_jax.checkpoints.formats.weight_files import open_weights
 from fineline_jax.errors import UserError
 
@@ -36,6 +36,14 @@ def test_queries_of_the_llama_architecture_alone_are_in_another_order(tmp_path: 
     name = "model.layers.0.self_attn.q_proj.weight"
     halves, pairs = (read_gguf(file)[name].whole() for file in (GOLDEN / "llama.gguf", other))
     assert np.array_equal(halves.reshape(4, 2, 2, 8), pairs.reshape(4, 2, 2, 8).swapaxes(1, 2))
+
+
+@pytest.mark.parametrize(("heads", "size"), [(1, 2), (3, 6), (2, 8), (4, 10)])
+def test_rows_are_put_back_from_where_llama_cpp_put_them(heads: int, size: int) -> None:
+    """Heads of more than four rows: the order of smaller ones is its own inverse."""
+    rows = np.arange(heads * size)
+    put = rows.reshape(heads, 2, size // 2).swapaxes(1, 2).reshape(-1)  # `permute` of convert_hf_to_gguf.py
+    assert np.array_equal(put[rotary_rows(heads, heads * size)], rows)
 
 
 @pytest.mark.parametrize("size", [0, 3, 24, 40, 100, 300, len(CONTENT) // 2, len(CONTENT) - 33])

@@ -10,6 +10,7 @@ paired, as `fineline score --until resolved` has them, and as if they were indep
 import dataclasses
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,7 @@ def replay(tokens: np.ndarray, values: np.ndarray, errors: np.ndarray) -> tuple[
 
 
 def replayed(
-    positions: np.ndarray, tasks: list[order.TaskValues], values: np.ndarray, errors: np.ndarray
+    positions: np.ndarray, tasks: Sequence[order.TaskValues], values: np.ndarray, errors: np.ndarray
 ) -> tuple[float, float]:
     scored = order.replay(positions, tasks.__getitem__)
     others = sorted(set(range(len(tasks))) - set(scored))

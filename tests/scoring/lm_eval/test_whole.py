@@ -462,7 +462,7 @@ def test_the_exported_file_says_how_it_was_made(place):
 @pytest.mark.parametrize(("tokens", "told"), [(5000, {"tokens": 5000}), (0, {"tokens": 0}), (None, {})])
 def test_tokens_are_told_where_they_are_known_the_none_before_training_too(tokens, told):
     header = score_files.Header("run", "step0", 0, tokens, 64, score_files.Key("", "", "float32", "auto", ""))
-    made = pack.Pack({"limit": None}, *[pa.table({})] * 3)
+    made = pack.Pack({"limit": None, "fewshot_seed": 1234}, *[pa.table({})] * 3)
     config = export._config(made, score_files.Scores(header, np.zeros(0), np.zeros(0, bool)))
     assert config["model_args"] == {"pretrained": "run/step0", "revision": "step0", "dtype": "float32"} | told
 

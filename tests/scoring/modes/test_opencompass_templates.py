@@ -1,8 +1,8 @@
 """OpenCompass's own prompt templates of three tasks as task files of one's own, in mode opencompass-ppl.
 
 Templates: open-compass/opencompass, configs/datasets, piqa_ppl_1cf9f0, ARC_e_ppl_a450bd, winogrande_ppl_55a66e; without
-a meta template its parts are joined by a line break (`models/base.py`). The oracle is the model of transformers in float64,
-and `_get_ppl` of `models/huggingface.py`: the loss of all tokens but the first, divided by the number of all tokens.
+a meta template its parts are joined by a line break (`models/base.py`). The oracle is the model of transformers in
+float64, and `_get_ppl` of `models/huggingface.py`: loss of all tokens but the first / number of all tokens.
 """
 
 from pathlib import Path

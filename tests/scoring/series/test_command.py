@@ -21,8 +21,8 @@ from fineline_jax.commands import score as command
 from fineline_jax.errors import UserError
 from fineline_jax.scoring import score_files
 from fineline_jax.scoring.job_shard import JobShard
-from fineline_jax.scoring.options import PackOptions
 from fineline_jax.scoring.metrics import latest
+from fineline_jax.scoring.options import PackOptions
 from fineline_jax.scoring.requests import build, pack
 from fineline_jax.scoring.series import auto_mesh, score_series, watch
 from fineline_jax.scoring.series.score_series import SeriesScorer

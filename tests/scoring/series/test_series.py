@@ -83,7 +83,7 @@ def test_a_checkpoint_that_cannot_be_opened_is_passed_over_and_named(run, made, 
     weights.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(series_loop.NotAllScored, match=r"1 checkpoint .* run/step2 \(.*safetensors.*others are scored"):
         score(run, made, tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out/run").iterdir()) == ["step1.parquet", "step3.parquet"]
+    assert sorted(path.name for path in (tmp_path / "out/run").glob("*.parquet")) == ["step1.parquet", "step3.parquet"]
     weights.write_bytes(whole)
     calls = count_calls(monkeypatch, series_loop, "make_scorer")
     assert len(score(run, made, tmp_path / "out")) == 3
@@ -96,7 +96,7 @@ def test_a_checkpoint_whose_config_is_damaged_is_passed_over_too(run, made, tmp_
     refused = r"1 checkpoint .* run/step2 \(.*config\.json.*others are scored"
     with pytest.raises(series_loop.NotAllScored, match=refused):
         score(run, made, tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out/run").iterdir()) == ["step1.parquet", "step3.parquet"]
+    assert sorted(path.name for path in (tmp_path / "out/run").glob("*.parquet")) == ["step1.parquet", "step3.parquet"]
 
 
 def test_two_checkpoints_of_one_name_are_not_written_into_one_file(run, made, tmp_path):
@@ -283,13 +283,13 @@ def test_sigkill_at_random_moments_leaves_whole_files_only(tokenizer, tmp_path):
     stopped_early = 0
     for _ in range(3):
         process = subprocess.Popen(arguments, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        while process.poll() is None and len(list(out.glob("[!.]*"))) <= len(kept):
+        while process.poll() is None and len(list(out.glob("[!.]*.parquet"))) <= len(kept):
             time.sleep(0.01)
         time.sleep(moments.random() * 0.3)
         stopped_early += process.poll() is None
         process.kill()
         process.wait()
-        now = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.glob("[!.]*")}
+        now = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.glob("[!.]*.parquet")}
         assert kept.items() <= now.items(), "a finished file was written again"
         assert all(data == whole[name] for name, (_, data) in now.items()), "a file is not whole"
         kept = now

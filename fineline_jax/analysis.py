@@ -125,7 +125,7 @@ def _with_recipes(
     recipes = {}
     for name, run in runs.items():
         recipe = from_json(run / "recipe.json")
-        size = {"parameters": recipe.model.parameters}
+        size: dict[str, float] = {"parameters": recipe.model.parameters}
         size["flops_per_token"] = recipe.model.train_flops_per_token(recipe.data.sequence_length)
         recipes[name] = dataclasses.asdict(recipe) | size
     for column in ("parameters", "flops_per_token") if recipes else ():

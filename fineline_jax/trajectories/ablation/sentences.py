@@ -34,7 +34,7 @@ def sentences(found: Mapping[str, pd.DataFrame]) -> list[str]:
 
 def _lowest(frame: pd.DataFrame) -> Iterator[str]:
     for task, cells in frame[frame["metric"] == LOSS].groupby("task", sort=False):
-        best = cells.loc[cells["value"].idxmin()]
+        best = min(cells.to_dict("records"), key=lambda cell: cell["value"])
         place = " and ".join(f"{best[facet]} {_plain(best[f'{facet}_value'])}" for facet in ("x", "y"))
         yield f"The loss on {task} is lowest, {best['value']:.3f}{_between(best)} nats, at {place}."
 

@@ -93,14 +93,15 @@ def test_a_head_that_was_not_saved_is_missing(tmp_path) -> None:
         load_hf(tmp_path / "x", make_mesh())
 
 
-def test_a_llama_in_mistrals_name_is_opened_where_it_has_no_window(tmp_path) -> None:
+def test_a_mistral_has_the_window_of_its_file_or_of_its_class(tmp_path) -> None:
     expected = write(tmp_path / "x", UNTIED, architectures=["MistralForCausalLM"], sliding_window=None)
     assert bits(load_hf(tmp_path / "x", make_mesh())[1]) == bits(expected)
     raw = json.loads((tmp_path / "x/config.json").read_text())
     del raw["sliding_window"]  # transformers' MistralConfig then has one of 4096
     (tmp_path / "x/config.json").write_text(json.dumps(raw | {"max_position_embeddings": 8192}))
-    with pytest.raises(UserError, match="sliding_window=4096 is not computed"):
-        load_hf(tmp_path / "x", make_mesh())
+    config, params = load_hf(tmp_path / "x", make_mesh())
+    assert (config.window, config.context) == (4096, 8192)
+    assert bits(params) == bits(expected)
 
 
 # Folders

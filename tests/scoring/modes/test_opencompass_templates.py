@@ -51,6 +51,7 @@ def task_file(name: str) -> str:
     )
 
 
+@pytest.mark.slow
 def test_opencompass_templates_give_its_numbers(tmp_path: Path, shared_data: Path) -> None:
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     folder, benchmarks = shared_data / "models/tinystories-260k", shared_data / "benchmarks"

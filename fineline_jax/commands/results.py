@@ -12,9 +12,7 @@ from fineline_jax.text_table import amount, counted
 
 
 def show(
-    scores: Annotated[Positional[Path], arg(metavar="SCORES|RESULTS")],
-    task: tuple[str, ...] = (),
-    last: int = 2,
+    scores: Annotated[Positional[Path], arg(metavar="SCORES|RESULTS")], task: tuple[str, ...] = (), last: int = 2
 ) -> None:
     """Print the last scores of each series, with standard errors, and the change from the checkpoint before.
 

@@ -97,8 +97,8 @@ def text(
                 size = next((f"{value.n:,}" for value in reversed(found) if value is not None and value.n), "")
                 cells = [_cell(value) for value in found[-last:]]
                 if len(found) > 1:
-                    both = found[-2] is not None and found[-1] is not None
-                    cells.append(_cell(change(found[-2], found[-1]), "+") if both else "")
+                    before, after = found[-2:]
+                    cells.append("" if before is None or after is None else _cell(change(before, after), "+"))
                 rows.append([task, metric, size, *cells])
         parts.append(text_table(rows, right=[2]))
     return "\n\n".join(parts)

@@ -289,7 +289,7 @@ def test_the_plain_engine_adds_the_windows_of_a_text_in_float64(monkeypatch):
     monkeypatch.setattr(
         row_engine, "score_step", lambda *_: lambda *arrays: tuple(map(jax.numpy.asarray, step(*arrays)))
     )
-    config = types.SimpleNamespace()
+    config = types.SimpleNamespace(plain_scores=True)
     told: list[int] = []
     score = row_engine.make_row_scorer(
         made.request_tokens, config, 64, one_device(), "float32", batch_tokens=256  # type: ignore[arg-type]

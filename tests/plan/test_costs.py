@@ -33,7 +33,7 @@ def test_tokens_per_second_are_those_of_the_published_utilisation() -> None:
 
 
 def test_the_least_memory_is_state_gradient_and_layer_inputs() -> None:
-    """Eight windows of 2048 tokens, 4096 features in float32, 32 layers: 8 GiB; offloaded they are not on the device."""
+    """Eight windows of 2048 tokens, 4096 features in float32, 32 layers: 8 GiB, which `offload` keeps elsewhere."""
     assert costs.least_bytes(RECIPE, 10, 20, 8) == 2 * 10 + 20 + 8 * GIB
     offloaded = dataclasses.replace(RECIPE, compute=dataclasses.replace(RECIPE.compute, remat="offload"))
     assert costs.least_bytes(offloaded, 10, 20, 8) == 2 * 10 + 20

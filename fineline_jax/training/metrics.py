@@ -30,8 +30,8 @@ PEAK_TFLOPS = {
 """Dense bfloat16 peak of one device in TFLOP/s, from the vendors' data sheets, by the start of `device_kind`."""
 
 SPENT = ("start_seconds", "compile_seconds", "checkpoint_seconds", "evaluation_seconds")
-"""Seconds that no step took: from the start to the first step, and since the line before in the first call of a compiled
-step, in saves, in validation and scoring."""
+"""Seconds that no step took: from the start to the first step, and since the line before in the first call of a
+compiled step, in saves, in validation and scoring."""
 TIMINGS = ("unix_time", "interval_seconds", "tokens_per_second", "mfu", "step_seconds", "data_wait_seconds", *SPENT)
 """Fields of a line that differ between two equal runs."""
 

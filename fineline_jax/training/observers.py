@@ -137,9 +137,9 @@ class StepMetrics(Observer):
     @contextlib.contextmanager
     def spending(self, kind: str) -> Iterator[None]:
         """Count the seconds inside as `kind`_seconds of the next line."""
-        began = time.perf_counter()
+        began = time.monotonic()
         yield
-        self.count(kind, time.perf_counter() - began)
+        self.count(kind, time.monotonic() - began)
 
     def count(self, kind: str, seconds: float) -> None:
         self.spent[f"{kind}_seconds"] = self.spent.get(f"{kind}_seconds", 0.0) + seconds

@@ -254,10 +254,11 @@ def claim_folder(run: Path, recipe: Recipe, history: History) -> None:
     run.mkdir(parents=True, exist_ok=True)
     for path in (run / "checkpoints").glob("*"):
         record = read_record(path) if path.name.isdigit() else None
-        if record is not None and "weights" in record and "history" in record:
-            if history_of(path).plain() != history.until(record["step"]).plain():
-                logger.warning("%s: trained by the recipe before; renamed to %s.replaced", path, path.name)
-                path.rename(path.with_suffix(".replaced"))
+        if record is None or "weights" not in record or "history" not in record:
+            continue
+        if history_of(path).plain() != history.until(record["step"]).plain():
+            logger.warning("%s: trained by the recipe before; renamed to %s.replaced", path, path.name)
+            path.rename(path.with_suffix(".replaced"))
     for file, text in ((run / HISTORY, to_text(history)), (run / "recipe.json", to_json(recipe))):
         write_atomic(file, text, exclusive=True)
     tokenizer = recipe.data.sources[0].tokenizer

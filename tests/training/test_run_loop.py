@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -483,7 +484,8 @@ def test_a_resumed_run_counts_its_speed_from_where_it_resumed(corpus, tmp_path, 
     loop.pretrain(recipe_of(corpus), tmp_path)
     stop_at(monkeypatch, lambda step: None)
     looks = iter(range(100))  # each look at the clock a second later
-    monkeypatch.setattr(observers, "time", types.SimpleNamespace(perf_counter=lambda: next(looks)))
+    fake = types.SimpleNamespace(perf_counter=lambda: next(looks), monotonic=time.monotonic, time=time.time)
+    monkeypatch.setattr(observers, "time", fake)
     loop.pretrain(recipe_of(corpus), tmp_path)
     lines = [line for line in read_metrics(tmp_path) if line["step"] > 20 and "loss" in line]
     assert [line["step_seconds"] for line in lines] == [1.0, 1.0, 1.0]

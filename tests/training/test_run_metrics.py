@@ -45,7 +45,11 @@ def recipe_of(**logging) -> Recipe:
 @pytest.fixture
 def clock(monkeypatch) -> list[float]:
     now = [1000.0]
-    monkeypatch.setattr(observers, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(
+        observers,
+        "time",
+        types.SimpleNamespace(perf_counter=lambda: now[0], monotonic=lambda: now[0], time=lambda: 9e8 + now[0]),
+    )
     return now
 
 
@@ -88,8 +92,14 @@ def test_the_metrics_of_a_step_are_read_when_the_next_one_is_under_way():
 def test_every_field_of_a_line_has_its_definition(clock):
     """Peak 0.5 TFLOP/s on each of 4 devices; a line per 3 steps and one of the last; resumed at step 1."""
     report, written = reporter(recipe_of(every_steps=3, peak_tflops=0.5), start=1, devices=4)
+    began = clock[0]
     for step in range(2, STEPS + 1):
         clock[0] += step  # seconds until it is dispatched
+        if step in (5, 6):
+            with report.spending("checkpoint"):
+                clock[0] += 0.0 if step == 5 else 1.0
+            clock[0] -= 0.0 if step == 5 else 1.0
+            report.count("compile", 0.25)
         report.after_step(step, metrics(loss=step / 4, gradient_norm=2.0), wait_seconds=0.1 * step)
     clock[0] += 100.0
     report.flush()
@@ -106,6 +116,9 @@ def test_every_field_of_a_line_has_its_definition(clock):
             "step_seconds": pytest.approx(seconds / steps),
             "data_wait_seconds": pytest.approx(waited / steps),
             "mfu": pytest.approx(steps * TOKENS / seconds * FLOPS / (4 * 0.5e12)),
+            "interval_seconds": pytest.approx(seconds),
+            "unix_time": pytest.approx(9e8 + began + sum(range(2, step + 2)) if step < 10 else 9e8 + clock[0]),
+            **({"checkpoint_seconds": 1.0, "compile_seconds": 0.5} if step == 6 else {}),
         }
         for step, (steps, seconds, waited) in spans.items()
     ]

@@ -116,7 +116,9 @@ def test_a_quantized_folder_is_the_model_of_the_weights_it_means(case: str, plai
     same, wanted = load_hf(tmp_path / "meant", one_device())
     assert config == same
     for (name, array), other in zip(flatten_dict(found, sep=".").items(), flatten_dict(wanted, sep=".").values()):
-        assert np.allclose(array, np.asarray(other), rtol=1e-6, atol=1e-6), name  # one float32 product of float16 and an integer
+        assert np.allclose(array, np.asarray(other), rtol=1e-6, atol=1e-6), (
+            name
+        )  # one float32 product of float16 and an integer
     opened = dequantized(read_safetensors(tmp_path / "quantized/model.safetensors"), how)
     for name in ("model.layers.1.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight"):
         part = opened[name][slice(5, 27), slice(3, 22)]

@@ -432,9 +432,9 @@ def test_only_the_batches_that_are_left_are_read(corpus, tmp_path, monkeypatch):
     read: list[int] = []
     real = loop.global_batch
 
-    def reading(batches, step, sharding):
+    def reading(batches, step, *where):
         read.append(step)
-        return real(batches, step, sharding)
+        return real(batches, step, *where)
 
     monkeypatch.setattr(loop, "global_batch", reading)
     stop_at(monkeypatch, lambda step: "SIGTERM" if step == 7 else None)

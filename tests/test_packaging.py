@@ -135,7 +135,7 @@ def test_every_extra_resolves_under_the_lock_on_every_python(project, python: st
         pytest.skip("uv is not installed")
     for extra in project["optional-dependencies"]:
         command = [uv, "pip", "compile", "pyproject.toml", "--extra", extra, "-c", "requirements.lock", "-q"]
-        command += ["--python-version", python, "--python-platform", "x86_64-manylinux_2_28"]
+        command += ["--python-version", python, "--python-platform", "x86_64-manylinux_2_31"]
         done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=300)
         if "Failed to fetch" in done.stderr or "error sending request" in done.stderr:
             pytest.skip("no registry can be reached")

@@ -128,7 +128,7 @@ def cross_domain(pythia: pd.DataFrame, olmo: pd.DataFrame) -> Finding:
 
     def draw(axes: Axes) -> None:
         known = shown[shown["to_score"].notna() & np.isfinite(shown["to_score_high"])]
-        intervals(axes, *(known[f"to_score{end}"] for end in ("", "_low", "_high")), known.index)
+        intervals(axes, known["to_score"], known["to_score_low"], known["to_score_high"], known.index)
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(lambda x, _: format_tokens(x))
         axes.xaxis.set_minor_formatter(lambda x, _: "")
@@ -169,8 +169,8 @@ def strategy(five_shot: pd.DataFrame) -> Finding:
     ]
 
     def draw(axes: Axes) -> None:
-        values = (100 * found[name] for name in ("difference", "low", "high"))
-        intervals(axes, *values, ["first three", "all", "last five"], at=0)
+        value, low, high = (100 * found[name] for name in ("difference", "low", "high"))
+        intervals(axes, value, low, high, ["first three", "all", "last five"], at=0)
         axes.set_xlabel("points in favour of the smaller batch")
 
     rows = pd.DataFrame({

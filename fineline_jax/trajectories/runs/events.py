@@ -6,7 +6,6 @@ continued behind it.
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from fineline_jax.facts.metrics import metric_of
 from fineline_jax.trajectories.curves.split import CURVE, split
@@ -50,14 +49,14 @@ def _change(tokens: np.ndarray, values: np.ndarray, at: float, until: float) -> 
     if len(before) < FEWEST or not len(after):
         return row | {"reason": f"fewer than {FEWEST} checkpoints before the event, or none behind it"}
     x = np.log(tokens)
-    line = stats.linregress(x[before], values[before])
-    gap = float((values[after] - line.intercept - line.slope * x[after]).mean())
+    slope, intercept = np.polyfit(x[before], values[before], 1)
+    gap = float((values[after] - intercept - slope * x[after]).mean())
     freedom = len(before) - 2
-    residual = values[before] - line.intercept - line.slope * x[before]
+    residual = values[before] - intercept - slope * x[before]
     spread = ((x[before] - x[before].mean()) ** 2).sum()
     leverage = 1 / len(after) + 1 / len(before) + (x[after].mean() - x[before].mean()) ** 2 / spread
     error = float(np.sqrt((residual**2).sum() / freedom * leverage))
-    row |= {"drift": float(line.slope * np.log(2)), "change": gap}
+    row |= {"drift": float(slope * np.log(2)), "change": gap}
     if not error > 0:
         return row | {"reason": "the checkpoints before the event lie on a line, so nothing says how much they scatter"}
     return row | {"stderr": error, "reason": ""} | student(gap, error, freedom)

@@ -34,7 +34,7 @@ def write_results(results: Results, sentences: Mapping[str, Sequence[str]], out:
 
 def _findings(statistic: Statistic, frame: pd.DataFrame) -> dict[str, Any]:
     """The definition of each column, and of each row: what it is of, values, intervals, n, verdict, reason."""
-    words = {"verdict", "reason"} & set(frame)
+    words = [name for name in ("verdict", "reason") if name in frame]  # in one order, so that the file is the same
     apart = {*statistic.keys, *statistic.ends, *words}
     columns = {column.name: column for column in statistic.columns if column.name in frame}
     values = [name for name in columns if name not in apart]

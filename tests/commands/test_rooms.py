@@ -451,7 +451,7 @@ def test_the_commands_are_listed_in_the_order_in_which_a_run_needs_them(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     said = capsys.readouterr().out
-    names = "demo data pretrain tasks score analyze ablate series export import export-scores traces lm-eval"
+    names = "demo data plan pretrain tasks score show analyze ablate series export import export-scores traces lm-eval"
     assert re.findall(r"^[│ ]+• ([a-z-]+) +\S", said, re.M) == names.split()
 
 

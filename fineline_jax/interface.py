@@ -58,8 +58,9 @@ def pretrain(
     history. branch: RUN@STEP, the checkpoint that a new run begins at, with its optimizer_state or a fresh one. until:
     tokens at which it ends for now, saved. skip_windows: (first, last + 1) of windows to leave out, numbered as the run
     reads them. score: suite or request pack, to score each kept checkpoint in memory, into RUN/scores; benchmarks: the
-    documents of that suite, None: the hub; include_path: folder of task files that it names. stuck_after: end the process after so many seconds without a step, a save or
-    a compilation that ends, with the stacks of its threads; 0: never.
+    documents of that suite, None: the hub; include_path: folder of task files that it names. stuck_after: end the
+    process after so many seconds without a step, a save or a compilation that ends, with the stacks of its threads; 0:
+    never.
     Returns the step and tokens reached, and by which signal it was stopped, if by one. Raises UserError.
     """
     _prepare_cpu()

@@ -13,6 +13,7 @@ import dataclasses
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from fineline_jax.catalogue import load_recipe
@@ -30,7 +31,7 @@ class Reproduction:
     recipe: str
     data: str
     """Arguments of `fineline data prepare`; WORK is the folder."""
-    published: dict[str, float | None]
+    published: Mapping[str, float | None]
     """Quantity of `arithmetic` -> what the authors published; None: they did not."""
 
 

@@ -128,7 +128,7 @@ def cross_domain(pythia: pd.DataFrame, olmo: pd.DataFrame) -> Finding:
 
     def draw(axes: Axes) -> None:
         known = shown[shown["to_score"].notna() & np.isfinite(shown["to_score_high"])]
-        intervals(axes, known["to_score"], known["to_score_low"], known["to_score_high"], known.index)
+        intervals(axes, known["to_score"], known["to_score_low"], known["to_score_high"], list(known.index))
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(lambda x, _: format_tokens(x))
         axes.xaxis.set_minor_formatter(lambda x, _: "")
@@ -330,7 +330,7 @@ def across_sizes(pythia: pd.DataFrame) -> Finding:
 
     def draw(axes: Axes) -> None:
         low, high = zip(*(ends[task] for task in found["task"]), strict=True)
-        intervals(axes, found["levels"], low, high, found["task"], label="scores")
+        intervals(axes, found["levels"], low, high, list(found["task"]), label="scores")
         axes.scatter(
             found["differences"], range(len(found)), color=COLOURS[1], s=16, marker="s", label="first differences"
         )

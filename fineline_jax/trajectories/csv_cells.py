@@ -26,8 +26,8 @@ def write_csv(frame: pd.DataFrame, path: Path) -> None:
         for start in range(0, len(frame), _ROWS_AT_ONCE):
             part = frame.iloc[start : start + _ROWS_AT_ONCE]
             columns = [_cells(part.iloc[:, i]) for i in range(part.shape[1])]
-            columns[-1] = pc.binary_join_element_wise(columns[-1], "", "\n")
-            file.write(pc.binary_join_element_wise(*columns, ",").buffers()[2])
+            columns[-1] = pc.call_function("binary_join_element_wise", [columns[-1], "", "\n"])
+            file.write(pc.call_function("binary_join_element_wise", [*columns, ","]).buffers()[2])
 
 
 def _cells(column: pd.Series) -> pa.Array:

@@ -15,8 +15,8 @@ from docs_pages import CHECKOUT, PAGES, blocks, page, python_blocks, table, tick
 from fineline_jax.cli import main
 
 COMMANDS = (
-    "demo", "data prepare text", "data prepare amber", "data prepare world", "plan", "pretrain", "tasks prepare", "tasks plan",
-    "score", "show", "analyze", "ablate", "series", "export", "import", "export-scores", "traces",
+    "demo", "data prepare text", "data prepare amber", "data prepare world", "plan", "pretrain", "tasks prepare",
+    "tasks plan", "score", "show", "analyze", "ablate", "series", "export", "import", "export-scores", "traces",
 )  # fmt: skip
 OF_OTHERS = {"--help", "--version", "--tyro-print-completion", "--field.sub"}
 OF_BEAM = {
@@ -77,7 +77,8 @@ def test_every_option_in_a_page_is_one_of_a_command(name: str) -> None:
     known = {option for command in COMMANDS for option in options(command)} | OF_BEAM | OF_LM_EVAL | OF_OTHERS
     for found in set(OPTION.findall(page(name))) - known:
         # The benchmarks' own, XLA's, pip's and those of the machine's tools stand with their program.
-        programs = r"(?:(?:benchmarks|configs/reproduce)/\S+|XLA_FLAGS=|MUTANTS=|PYTEST=|`…|xla_|sbatch|gcloud|docker|hf download)"
+        tools = r"XLA_FLAGS=|MUTANTS=|PYTEST=|`…|xla_|sbatch|gcloud|docker|hf download"
+        programs = rf"(?:(?:benchmarks|configs/reproduce)/\S+|{tools})"
         theirs = re.findall(rf"{programs}[^`]*{re.escape(found)}", page(name))
         assert theirs or found.startswith("--xla_"), f"{name}: {found} is an option of no command"
 

@@ -1,4 +1,4 @@
-"""An address where only folders of this machine can be written, or none of its kind, is refused before anything else."""
+"""An address where only folders of this machine can be written, or none of its kind, is refused first."""
 
 from pathlib import Path
 

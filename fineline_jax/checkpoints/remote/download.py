@@ -316,7 +316,8 @@ def _range_of(system: Any, url: str, start: int, stop: int) -> bytes:
     from fsspec.asyn import sync
 
     try:
-        return sync(system.loop, system._cat_file, url, start=start, end=stop, timeout=WINDOW)
+        block: Any = sync(system.loop, system._cat_file, url, start=start, end=stop, timeout=WINDOW)
+        return block
     except TimeoutError as error:
         raise TransientError(f"fewer than {stop - start} bytes in {WINDOW:.0f} s") from error
 

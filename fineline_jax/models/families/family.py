@@ -163,7 +163,7 @@ class Family:
             value: Any = getattr(config, field)
             if field == "mlp":
                 known = GATES if self.gated else ACTIVATIONS
-                names = [name for name in (key[-1], *known) if known.get(name) == value]
+                names = [name for name in (str(key[-1]), *known) if known.get(name) == value]
                 value = names[0] if names else None
             elif field.endswith("softcap"):
                 value = value or None

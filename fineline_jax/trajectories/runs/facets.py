@@ -71,7 +71,7 @@ def arm_means(table: pd.DataFrame) -> pd.DataFrame:
     Student's t with the variance between runs of one arm, pooled over the arms that were scored at these tokens.
     """
     key = ["arm", "domain", "task", "metric", "tokens"]
-    alike = [name for name in table if name not in (*key, "series", "seed", "value", "stderr", "resampled")]
+    alike = [str(name) for name in table if name not in (*key, "series", "seed", "value", "stderr", "resampled")]
     made: dict[str, Any] = {name: (name, "first") for name in alike}
     made |= {"value": ("value", "mean"), "variance": ("value", "var"), "seeds": ("value", "size")}
     cells = table.groupby(key, sort=False, observed=True).agg(**made).reset_index()

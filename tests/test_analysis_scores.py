@@ -11,8 +11,10 @@ from report_examples import page_of
 from scoring_examples import write_benchmarks, write_tokenizer
 
 from fineline_jax import prepare_pack
+from fineline_jax.catalogue import load_recipe
 from fineline_jax.checkpoints.runs.digest_record import write_record
 from fineline_jax.cli import main
+from fineline_jax.recipe import to_json
 from fineline_jax.scoring import score_files
 from fineline_jax.scoring.requests import pack
 from fineline_jax.trajectories.report import html_page
@@ -82,7 +84,7 @@ def score(
 def run_folder(folder: Path, lines: list[dict]) -> Path:
     (folder / "checkpoints/1").mkdir(parents=True)
     write_record(folder / "checkpoints/1", {"step": 1, "tokens": 1, "kept": True, "recipe": "r"})
-    (folder / "recipe.json").write_text("{}")
+    (folder / "recipe.json").write_text(to_json(load_recipe("demo")))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
@@ -181,8 +183,8 @@ def test_losses_of_the_runs_are_drawn_with_every_validation_loss(made, tmp_path)
     assert (one["series"], one["step"], one["tokens"], one["raw_loss"]) == ("one", [10, 20], [320, 640], [5, 4])
     assert one["learning_rate"] == [0.1, 0.2]
     assert one["validation"] == [
-        {"name": "held_out", "tokens": [0, 512, 640, 768], "loss": [7, 4.5, 4.25, 4.1]},
-        {"name": "code", "tokens": [512], "loss": [3.5]},
+        {"name": "held_out", "tokens": [0, 512, 640, 768], "step": [0, 16, 20, 24], "loss": [7, 4.5, 4.25, 4.1]},
+        {"name": "code", "tokens": [512], "step": [16], "loss": [3.5]},
     ]
     assert (two["series"], two["tokens"], two["raw_loss"], two["validation"]) == ("two", [9], [1], [])
 
@@ -229,8 +231,7 @@ def test_a_checkpoint_with_log_likelihoods_that_are_not_finite_is_left_out_and_n
     with caplog.at_level("WARNING", "fineline_jax"):
         assert main(["analyze", str(folder), "--out", str(tmp_path / "report")]) == 0
     assert "run/step80" in caplog.text and "NaN or infinite" in caplog.text
-    steps = set(pandas.read_csv(tmp_path / "report" / "scores.csv")["step"])
-    assert steps == set(STEPS) - {80}
+    assert set(read_table(tmp_path / "report")["step"]) == set(STEPS) - {80}
 
 
 def test_exported_scores_are_lm_evals_files_of_the_folder(made, tmp_path, capsys):

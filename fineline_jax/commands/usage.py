@@ -14,19 +14,18 @@ from fineline_jax.errors import UserError
 
 Result = TypeVar("Result")
 
-_NO_SEED = "few-shot examples are drawn with lm-eval's default seed, and nothing else is random; leave it out"
+_NO_SEED = "--fewshot-seed is that of the draws of solved examples, and nothing else is random; leave it out"
 OF_LM_EVAL = {
     "tasks": "`fineline score` has --suite, which also takes task names with commas between: --suite piqa,arc_easy",
-    "num_fewshot": "the number of shots stands behind a task's name, or in a suite: --suite piqa@5",
+    "num_fewshot": "`fineline score` has --shots, and a task's own stand behind its name: --suite piqa@5",
     "batch_size": "`fineline score` has --batch-tokens",
     "max_length": "`fineline score` has --max-context",
     "device": "JAX takes all devices there are; JAX_PLATFORMS=cpu before the command leaves it the CPU alone",
-    "include_path": "tasks of your own are scored by `fineline lm-eval --model fineline --include_path FOLDER`",
     "model": "name the model first, as in `fineline score runs/mine` or `fineline score ORG/NAME@REVISION`",
     "model_args": "name the model first, as in `fineline score ORG/NAME@REVISION --dtype bfloat16`",
     "output_path": "`fineline score` has --out; `fineline export-scores` then writes lm-eval's files",
     "log_samples": "`fineline score` keeps every score; `fineline export-scores` then writes lm-eval's samples",
-    "apply_chat_template": "`fineline score` applies none; `fineline lm-eval --model fineline` can",
+    "apply_chat_template": "`fineline score` has --chat-template single-turn, or multi-turn",
     "trust_remote_code": "no code of a repository is run here; leave it out",
 }
 """Options of lm-eval's command that ours lack: what to give instead."""
@@ -115,12 +114,13 @@ def one_line(typed: str, box: str) -> str:
 
 
 def _of_number(message: str) -> str:
-    """tyro's words for a value that is no whole number, in fewer."""
-    match = re.match(r"Error parsing (--\S+): no type matching {None}\|INT could .* from \['(.*?)'\]", message)
+    """tyro's words for a value that is no number, in fewer."""
+    match = re.match(
+        r"Error parsing (--\S+): no type matching {None}\|INT(\|FLOAT)? could .* from \['(.*?)'\]", message
+    )
     if match is None:
         return message
-    fractions = "; lm-eval's fractions of a task are not taken here" if match[1] == "--limit" else ""
-    return f"{match[1]} {match[2]} must be a whole number{fractions}"
+    return f"{match[1]} {match[3]} must be a {'number' if match[2] else 'whole number'}"
 
 
 def _with_command_meant(messages: list[str]) -> list[str]:

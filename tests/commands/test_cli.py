@@ -178,9 +178,9 @@ def test_sizes_follow_heads_and_width_where_the_recipes_did_and_only_there(
             "pretrain demo --batch_size=3",
             r"--batch_size is .*; `fineline pretrain` has --batch.sequences",
         ),
-        ("score x --seed 3", r"--seed is an option of lm-eval; few-shot examples are drawn with .*; leave it out"),
+        ("score x --seed 3", r"--seed is an option of lm-eval; --fewshot-seed is that of .*; leave it out"),
         ("score x --log_samples", r"--log_samples is an option of lm-eval; .* `fineline export-scores` then writes .*"),
-        ("score x --apply_chat_template", r"--apply_chat_template is .*; `fineline score` applies none; .*"),
+        ("score x --apply_chat_template", r"--apply_chat_template is .*; `fineline score` has --chat-template .*"),
         (
             "score x --trust_remote_code",
             r"--trust_remote_code is .*; no code .* is run here; leave it out",
@@ -189,10 +189,8 @@ def test_sizes_follow_heads_and_width_where_the_recipes_did_and_only_there(
         ("lm_eval --model x", r"no command is called lm_eval; did you mean lm-eval\?"),
         ("scoer x --out y", r"no command is called scoer; did you mean score\?; see `fineline --help`"),
         ("data prepar text", r"no command is called prepar; did you mean prepare\?; see `fineline --help`"),
-        (
-            "score x --out y --suite core --limit 0.1",
-            r"--limit 0.1 must be a whole number; lm-eval's fractions .* are not taken here; see `fineline --help`",
-        ),
+        ("score x --out y --suite core --max-context 0.1", "--max-context 0.1 must be a whole number; see `.*`"),
+        ("score x --out y --suite core --limit half", "--limit half must be a number; see `fineline --help`"),
         ("--version x", r"Unrecognized options: --version, x; .*; see `fineline --help`"),
     ],
 )

@@ -434,7 +434,7 @@ def test_a_device_has_one_row_on_a_cpu_and_four_elsewhere_in_whole_blocks_of_its
     }  # fmt: skip
     blocks = {
         "cpu": (blockwise.QUERY_BLOCK, blockwise.KEY_BLOCK), "tpu": (tpu.BLOCK,),
-        "gpu": (gpu.QUERY_BLOCK, gpu.KEY_BLOCK),
+        "gpu": {block for pair in gpu.BLOCKS.values() for block in pair},
     }  # fmt: skip
     for name, shape in shapes.items():
         assert all(shape.multiple % block == 0 for block in blocks[name]) and shape.row % shape.multiple == 0

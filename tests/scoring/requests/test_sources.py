@@ -155,7 +155,8 @@ def test_the_commands_of_packs_hand_their_options_on(monkeypatch, capsys):
     monkeypatch.setattr(build, "prepare", prepare)
     options = {
         "suite": "core", "tokenizer": Path("t"), "out": Path("o"), "benchmarks": Path("b"), "tfds": Path("d"),
-        "bos": "never", "max_context": 7, "limit": 3, "mode": "olmes",
+        "bos": "never", "max_context": 7, "limit": 3, "mode": "olmes", "include_path": Path("i"), "shots": 5,
+        "fewshot_seed": 6, "pick": Path("p"), "chat_template": "multi-turn", "system_instruction": "Be brief.",
     }  # fmt: skip
     command = ["tasks", "prepare"]
     for name, value in options.items():

@@ -104,10 +104,19 @@ def test_without_an_option_everything_is_scored_in_float32(place, model, tmp_pat
     made = pack.load(tmp_path / "out/pack")
     assert (made.manifest["bos"], made.manifest["mode"], made.manifest["max_context"]) == ("auto", "lm-eval", None)
     assert made.requests.num_rows == 8 and list(scored(tmp_path / "out")) == [f"step{step}" for step in STEPS]
-    assert (
-        capsys.readouterr().out
-        == f"{tmp_path / 'out'}: 4 checkpoints scored; see `fineline analyze {tmp_path / 'out'}`\n"
-    )
+    ll = scored(tmp_path / "out")["step4"]
+    texts = [row["text"].strip() for row in made.requests.to_pylist()]
+    right = [
+        int(np.argmax([ll[i] / len(texts[i]) for i in range(row["first_request"], row["first_request"] + 2)])) in row["gold"]
+        for row in made.documents.to_pylist()
+    ]  # fmt: skip
+    assert sum(right) == 1, "of 4, whose standard error is sqrt(1/4 * 3/4 / (4 - 1)) = 1/4"
+    *table, last = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in table] == [
+        ["run", "metric", "n", "step4", "change"],
+        ["piqa", "acc_norm", "4", "0.2500", "±0.2500", "+0.0000", "±0.0000"],
+    ], "of step3 the same documents are right: the played log-likelihoods are multiples of each other"
+    assert last == f"{tmp_path / 'out'}: 4 checkpoints scored; see `fineline analyze {tmp_path / 'out'}`"
     single = tmp_path / "model"
     shutil.copytree(place / "run/step1", single)
     assert run_command(place, str(single), tmp_path / "single") == 0
@@ -119,7 +128,9 @@ def test_without_an_option_everything_is_scored_in_float32(place, model, tmp_pat
     assert "; see `fineline export-scores" in capsys.readouterr().out, "step 0 without tokens is none either"
     requests = ("--pack", str(tmp_path / "single/pack"), "--out", str(tmp_path / "both"))
     asked, original = [], auto_mesh.scoring_mesh
-    monkeypatch.setattr(auto_mesh, "scoring_mesh", lambda mesh, opened: asked.append(opened) or original(mesh, opened))
+    monkeypatch.setattr(
+        auto_mesh, "scoring_mesh", lambda mesh, opened, dtype: asked.append(opened) or original(mesh, opened, dtype)
+    )
     assert main(["score", str(single), str(place / "run@step1"), *requests]) == 0
     assert [[one.name for one in opened] for opened in asked] == [["model", "run"]], "the largest decides"
     assert f"see `fineline analyze {tmp_path / 'both'}`" in capsys.readouterr().out, "of one of the two there is"
@@ -214,7 +225,9 @@ def test_selections_and_parts_choose_what_is_scored(place, model, tmp_path, monk
 def test_downloads_stay_where_they_are_asked_to(place, model, tmp_path, keep, left):
     assert run_command(place, f"{place / 'always.yaml'}@step[12]", tmp_path / "out", *keep) == 0
     assert len(list((tmp_path / "downloads").glob("*/model.safetensors"))) == left
-    assert {one["mesh"].devices.shape for one in model.asked} == {(1, 8, 1)}, "their size was not known before"
+    assert {one["mesh"].devices.shape for one in model.asked} == {(8, 1, 1)}, (
+        "config.json, fetched alone, says their size"
+    )
 
 
 def test_options_of_the_computation_reach_the_model(place, model, tmp_path):

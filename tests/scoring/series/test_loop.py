@@ -749,6 +749,7 @@ def test_a_kept_checkpoint_is_scored_in_the_dtype_asked_and_its_file_is_that_of_
         def wait(out: Path = out) -> None:
             nonlocal there
             assert not out.exists(), "nothing is written before the checkpoint is complete"
+            checkpoint.location.mkdir(parents=True, exist_ok=True)
             there = True
 
         with pytest.MonkeyPatch.context() as patch:

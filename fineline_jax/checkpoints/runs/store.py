@@ -103,15 +103,16 @@ class CheckpointStore:
                     self._set_aside(step, damage(path) or "not known to this run")
                 self._marker(step).touch()
             for_orbax = {name: metadata[name] for name in ("step", "tokens", "kept", "recipe")}
-            _one_save.acquire()
-            with contextlib.ExitStack() as failed, _options():
-                failed.callback(_one_save.release)
+            with contextlib.ExitStack() as held, _options():
+                held.enter_context(_one_save)
                 response = ocp.save_checkpointables_async(str(path), dict(state), custom_metadata=for_orbax)
-                failed.pop_all()
+                commit = self._worker.submit(response.result)
+                release = held.pop_all().close
+                commit.add_done_callback(lambda _: release())
         except OSError as error:
             raise self._failed(step, error) from error
         written = {item: _shapes_and_dtypes(tree) for item, tree in state.items()}
-        self._pending = self._worker.submit(self._finish, step, response, metadata, written)
+        self._pending = self._worker.submit(self._finish, step, commit, metadata, written)
         return True
 
     def wait(self) -> None:
@@ -174,16 +175,14 @@ class CheckpointStore:
         finally:
             self._worker.shutdown()
 
-    def _finish(self, step: int, response: Any, metadata: dict[str, Any], written: dict[str, Any]) -> int:
-        """Runs beside training: commit, read back, record, and only then drop the rolling checkpoint before this one.
+    def _finish(self, step: int, commit: Any, metadata: dict[str, Any], written: dict[str, Any]) -> int:
+        """Runs beside training behind `commit`, a future: read back, record, and only then drop the rolling checkpoint
+        before this one.
 
         written: shape and dtype of every array, by item.
         """
         try:
-            try:
-                response.result()
-            finally:
-                _one_save.release()
+            commit.result()
             if jax.process_index() == 0:
                 for item, stored in stored_arrays(self.folder / str(step), written).items():
                     _check_written(_shapes_and_dtypes(stored), written[item], item)

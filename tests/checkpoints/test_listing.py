@@ -419,7 +419,7 @@ def test_two_that_fetch_one_checkpoint_wait_for_each_other_and_others_do_not(tmp
     inside, both = [], threading.Barrier(2)
 
     def hold(name: str, alone: bool) -> None:
-        with cache._locked(tmp_path / name):
+        with cache.locked(tmp_path / name):
             inside.append(name)
             time.sleep(0.01)
             assert inside.count(name) == 1

@@ -110,10 +110,10 @@ def read(monkeypatch) -> Iterator[dict[int, list[int]]]:
     found: dict[int, list[int]] = {}
     real = loop.global_batch
 
-    def global_batch(batches, step, sharding):
+    def global_batch(batches, step, *where):
         found[step] = [place.record for place in batches.positions(step)]
         assert found[step] == read_windows(batches.splits, batches.positions(step), LENGTH + 1, 300)[:, 0].tolist()
-        return real(batches, step, sharding)
+        return real(batches, step, *where)
 
     monkeypatch.setattr(loop, "global_batch", global_batch)
     yield found

@@ -296,7 +296,7 @@ def _blocks(answer: requests.Response) -> Iterator[bytes]:
 
 
 def _of_bucket(file: RemoteFile, start: int) -> Iterator[bytes]:
-    system, size = bucket(file.url, file.options), int(SLOWEST * WINDOW)
+    system, size = bucket(file.url, file.options), min(int(SLOWEST * WINDOW), RANGE)
     while file.size is None or start < file.size:
         stop = start + size if file.size is None else min(start + size, file.size)
         began = time.monotonic()

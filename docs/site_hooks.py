@@ -37,8 +37,9 @@ ROOT_PAGES = {
     "CONTRIBUTING.md": "project/contributing.md",
 }
 COMMANDS = (
-    "demo", "data prepare text", "data prepare amber", "data prepare world", "pretrain", "tasks prepare", "tasks plan",
-    "score", "show", "analyze", "ablate", "series", "export", "import", "export-scores", "traces", "lm-eval",
+    "demo", "data prepare text", "data prepare amber", "data prepare world", "plan", "pretrain",
+    "tasks prepare", "tasks plan", "score", "show", "analyze", "ablate", "series", "export", "import",
+    "export-scores", "traces", "lm-eval",
 )  # fmt: skip
 HELP_WIDTH = "88"  # columns
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)(#[^)\s]*)?\)")

@@ -85,8 +85,9 @@ def analyze_scores(
             parts += read_parts(path, reading)
     if pick and not answers:
         raise UserError(f"--pick {pick}: no input is a folder of `fineline score`, which has the answers; give one")
+    logs = [_log(run) for run in runs]  # before their series: a folder that is no run's is told what it lacks
     names = _series_names(runs)
-    losses = _losses(runs, names) if runs else None
+    losses = pandas.concat([log.assign(series=name) for log, name in zip(logs, names)]) if runs else None
     table, of_arms = _with_recipes(join(parts, reading), dict(zip(names, runs)), group)
     table = table if arms is None else with_runs(table, arms)
     more = _item_response(answers, pick) if pick else []
@@ -240,13 +241,6 @@ def _with_known_tokens(table: "pandas.DataFrame", folder: Path, tokens_per_step:
         hint = "; --tokens-per-step gives them" if remedy else ""
         log.warning("%s: left out, the number of training tokens is not known%s: %s", folder, hint, names)
     return table[~unknown]
-
-
-def _losses(runs: Sequence[Path], names: Sequence[str]) -> "pandas.DataFrame":
-    """The logs of the runs, each under the name of its series."""
-    import pandas
-
-    return pandas.concat([_log(run).assign(series=name) for run, name in zip(runs, names)])
 
 
 def _log(run: Path) -> "pandas.DataFrame":

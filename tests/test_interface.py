@@ -145,7 +145,7 @@ def test_a_location_is_opened_where_series_are_scored(place, tmp_path):
         ("prepare_pack", {"max_context": "9"}, "--max-context '9' must be a whole number"),
         ("prepare_pack", {"mode": "foo"}, "--mode: mode 'foo' must be one of"),
         ("prepare_pack", {"bos": "no"}, "--bos 'no' must be auto"),
-        ("prepare_pack", {"num_fewshot": 5}, "num_fewshot is an argument of lm-eval; the number of shots"),
+        ("prepare_pack", {"num_fewshot": 5}, "num_fewshot is an argument of lm-eval; prepare_pack has shots, "),
     ],
 )
 def test_an_option_that_cannot_be_is_refused(place, tmp_path, function, options, line):

@@ -308,7 +308,7 @@ EVERYTHING = small(
         0.8, 0.85, 1e-6, 0.2, "matrices", 0.5, True, 4.0,
     ),
     tokens=9001,
-    checkpoints=Checkpoints(False, (5, 6), (Every(7, 700), Every(9)), 77),
+    checkpoints=Checkpoints(False, (5, 6), (Every(7, 700), Every(9)), 77, "float32", 3),
     loss=Loss(3, 1e-4, 0.01, 0.001, 33),
     mesh=MeshShape(2, 3, 1),
     compute=Compute("float32", "splash", "offload", False, True),
@@ -353,7 +353,9 @@ def test_fields_left_out_of_a_file_have_the_stated_defaults(tmp_path):
         "mask_documents_at": None,
     }  # fmt: skip
     assert recipe["batch"] == {"sequences": 4, "accumulation": 1, "schedule": (), "learning_rate_rule": "fixed"}
-    assert recipe["checkpoints"] == {"initial": True, "at_tokens": (), "every": (), "latest_every_tokens": 0}
+    assert recipe["checkpoints"] == {
+        "initial": True, "at_tokens": (), "every": (), "latest_every_tokens": 0, "keep": "state", "state_every": 0,
+    }  # fmt: skip
     assert recipe["loss"] == {
         "ignore_token": None, "z_loss": 0.0, "load_balance": 0.0, "router_z_loss": 0.0, "chunk_tokens": 1024,
     }  # fmt: skip

@@ -82,7 +82,7 @@ def test_every_kind_of_field_is_an_option_and_changes_nothing_else(trained):
 
 USUAL = {
     "accept_changes": False, "branch": None, "optimizer_state": "kept", "until": None, "skip_windows": None,
-    "score": None, "benchmarks": None, "include_path": None,
+    "score": None, "benchmarks": None, "include_path": None, "stuck_after": 0.0,
 }  # fmt: skip
 
 
@@ -151,7 +151,7 @@ def looped(monkeypatch) -> dict[str, Any]:
 def test_a_run_that_is_complete_says_where_and_how_many_checkpoints_it_keeps(looped, tmp_path, capsys):
     assert main(["pretrain", "demo", "--run", str(tmp_path / "r"), "--accept-changes"]) == 0
     # What is in its folder counts, not what the recipe says.
-    assert capsys.readouterr().out == "r: complete at step 7 (12.3M tokens), 3 checkpoints kept\n"
+    assert capsys.readouterr().out == f"{tmp_path / 'r'}: complete at step 7 (12.3M tokens), 3 checkpoints kept\n"
     assert (looped["run"], looped["accept_changes"], looped["observers"]) == (tmp_path / "r", True, [])
     assert looped["recipe"] == load_recipe("demo")
 

@@ -202,7 +202,7 @@ def test_the_demo_is_its_four_commands(steps, tmp_path, capsys):
     assert trained == dataclasses.replace(own, tokens=160_000, data=world)
     assert steps["build"].last == (("demo", run / "tokenizer", PackOptions(benchmarks=at / "benchmarks")), {})
     assert steps["open_series"].last == ((str(run),), {"tokens": "", "every": 1, "downloads": None, "keep": True})
-    assert steps["scoring_mesh"].last == ((own.mesh, [SERIES]), {})
+    assert steps["scoring_mesh"].last == ((own.mesh, [SERIES], "float32"), {})
     assert steps["SeriesScorer"].last == ((PACK, tmp_path / "scores", "mesh", ScoreOptions()), {})
     assert steps["SeriesScorer"].result.last == (([SERIES],), {})
     title = "What a small language model learns, and when"
@@ -265,7 +265,7 @@ def test_the_checkpoints_of_a_series_are_a_table(tmp_path, capsys):
         assert names == [table[1 + i].split()[0] for i in kept], options
     for options in (["--every", "2"], ["--every", "0"], ["--tokens", "1:"]):
         assert main(["series", *options]) == 2
-        assert "name a series first" in capsys.readouterr().err
+        assert "are about one series; name it first" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

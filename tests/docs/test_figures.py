@@ -287,7 +287,7 @@ def test_the_python_of_the_analyze_page_prints_a_verdict_and_writes_a_report(
     assert paragraph
     written = {path.relative_to(tmp_path / "report").as_posix() for path in (tmp_path / "report").rglob("*.*")}
     named = {name for name in ticked(paragraph[1]) if re.search(r"\.[a-z]+$", name)}
-    assert named == {"report.html", "tidy.csv", "tidy.parquet", "findings.json"}
+    assert named == {"report.html", "tidy.csv", "tidy.parquet", "resampled.parquet", "findings.json"}
     assert written >= {*(f"{one.name}.{kind}" for one in STATISTICS for kind in ("csv", "parquet")), "findings.json"}
     assert written >= {f"figures/overview.{kind}" for kind in ("pdf", "svg", "png")}
     widths = {name: style[0] for name, style in _STYLES.items()}

@@ -106,10 +106,9 @@ def test_without_an_option_everything_is_scored_in_float32(place, model, tmp_pat
     assert made.requests.num_rows == 8 and list(scored(tmp_path / "out")) == [f"step{step}" for step in STEPS]
     ll = scored(tmp_path / "out")["step4"]
     texts = [row["text"].strip() for row in made.requests.to_pylist()]
-    right = [
-        int(np.argmax([ll[i] / len(texts[i]) for i in range(row["first_request"], row["first_request"] + 2)])) in row["gold"]
-        for row in made.documents.to_pylist()
-    ]  # fmt: skip
+    per_letter = [value / len(text) for value, text in zip(ll, texts, strict=True)]
+    documents = [(row["first_request"], row["gold"]) for row in made.documents.to_pylist()]
+    right = [int(np.argmax(per_letter[first : first + 2])) in gold for first, gold in documents]
     assert sum(right) == 1, "of 4, whose standard error is sqrt(1/4 * 3/4 / (4 - 1)) = 1/4"
     *table, last = capsys.readouterr().out.splitlines()
     assert [line.split() for line in table] == [

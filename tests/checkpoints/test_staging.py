@@ -241,6 +241,30 @@ def test_the_folder_of_another_run_is_not_mixed_with_that_of_the_address(memory:
     assert damage(third / "checkpoints" / "9") is None
 
 
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_file_that_is_removed_here_goes_from_the_bucket_and_no_other_does(
+    memory: Callable[[], Files], tmp_path, killed: bool
+) -> None:
+    """Such as a list of what is not scored yet; also where another process of this folder has sent it."""
+    MemoryFileSystem().pipe_file("b/out/.of_somebody", b"x")
+    (tmp_path / "series").mkdir()
+    for name in ("log.jsonl", "series/order.json", "series/a.parquet"):
+        (tmp_path / name).write_text(name)
+    mirror = Mirror("memory://b/out", tmp_path)
+    mirror.send()
+    if killed:
+        mirror = Mirror("memory://b/out", tmp_path)
+        mirror.bring()
+    (tmp_path / "series/order.json").unlink()
+    MemoryFileSystem().pipe_file("b/out/series/of_another_machine", b"x")
+    mirror.send()
+    left = {".of_somebody", "log.jsonl", "series/a.parquet", "series/of_another_machine"}
+    assert set(memory()) == {f"b/out/{name}" for name in left}
+    staging.shutil.rmtree(tmp_path)
+    mirror.send()
+    assert len(memory()) == 4, "a disk that is gone removes nothing"
+
+
 def test_one_machine_writes_an_address(memory: Callable[[], Files], tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(staging, "BEAT_SECONDS", 0.05)
     monkeypatch.setattr(staging, "DEAD_SECONDS", 0.5)

@@ -573,6 +573,35 @@ def test_of_two_errors_the_first_is_told_and_the_other_logged(tmp_path: Path, ca
     assert caplog.text.count("disk on fire") == 1
 
 
+@pytest.mark.parametrize("fails", ["start", "worker", "commit", "record"])
+def test_a_save_that_fails_anywhere_leaves_orbax_to_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    """The lock that keeps saves of several threads apart is given back once, and the error told is that of the save."""
+    start, state = store_module.ocp.save_checkpointables_async, {"params": {"w": jnp.zeros(3)}}
+
+    def fail(*given: Any, **options: Any) -> Any:
+        raise OSError("disk on fire")
+
+    def saved(*given: Any, **options: Any) -> Any:
+        start(*given, **options).result()
+        return Failing()
+
+    with monkeypatch.context() as patch:
+        if fails != "record":
+            patch.setattr(store_module.ocp, "save_checkpointables_async", fail if fails == "start" else saved)
+        if fails == "record":
+            patch.setattr(store_module, "write_record", fail)
+        with pytest.raises(UserError, match=r"\(disk on fire\)"), open_store(tmp_path, kept=(1,)) as store:
+            if fails == "worker":
+                patch.setattr(store._worker, "submit", fail)
+            store.maybe_save(1, state)
+    assert not store_module._one_save.locked() and names(tmp_path) == []
+    with open_store(tmp_path, kept=(1,)) as store:
+        store.maybe_save(1, state)
+    assert not store_module._one_save.locked() and names(tmp_path) == ["1"]
+
+
 def test_a_save_that_failed_is_told_once(tmp_path: Path) -> None:
     with open_store(tmp_path, kept=(1,)) as store:
         store._pending = store._worker.submit(store._finish, 2, Failing(), {}, {})

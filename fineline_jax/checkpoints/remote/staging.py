@@ -175,7 +175,7 @@ class Mirror:
         self.address, self.folder = address, folder
         self.system = bucket(address)
         self.sent: dict[str, tuple[int, int]] = {}
-        """Size and time of change of the files that were sent."""
+        """Size and time of change of the files here when they were sent; (-1, -1): of another content there, maybe."""
         self.there: set[str] = set()
         """Names of the files at the address."""
         self.metrics: bytes | None = None
@@ -205,9 +205,10 @@ class Mirror:
             for name in files.keys() - records.keys()
             if not (-1 < _step(name) < in_bucket or name.startswith("metrics/") or (self.folder / name).exists())
         ]
+        both = {name: (-1, -1) for name in files if (self.folder / name).is_file()}
         with concurrent.futures.ThreadPoolExecutor(AT_A_TIME, thread_name_prefix="fetch") as pool:
             list(pool.map(lambda name: download(files[name], self.folder / name), wanted))
-        self.sent = {name: _state(self.folder / name) for name in wanted}
+        self.sent = both | {name: _state(self.folder / name) for name in wanted}
         for name, content in records.items():
             (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
             (self.folder / name).write_bytes(content)
@@ -224,7 +225,7 @@ class Mirror:
 
     def send(self) -> None:
         """Copy what is new: files, the metrics, then each complete checkpoint with its record last; then drop from the
-        bucket what the run has dropped, and here the arrays that are in the bucket and before the newest state."""
+        bucket what was removed here, and here the arrays that are in the bucket and before the newest state."""
         names: list[str] = []
         for root, folders, files in os.walk(self.folder):
             folders[:] = [
@@ -233,6 +234,7 @@ class Mirror:
             inside = Path(root).relative_to(self.folder)
             names += [(inside / name).as_posix() for name in files if name[0] != "."]
         self._send([name for name in names if name != METRICS])
+        self._drop([name for name in self.sent if names and _step(name) < 0 and not (self.folder / name).exists()])
         self._send_metrics()
         records = {path.relative_to(self.folder).as_posix(): path.read_bytes() for path in self._records()}
         newest = _newest_state(records)

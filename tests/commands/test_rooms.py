@@ -208,7 +208,15 @@ def test_the_demo_is_its_four_commands(steps, tmp_path, capsys):
     title = "What a small language model learns, and when"
     assert steps["analyze_scores"].last == (
         ([tmp_path / "scores"], tmp_path / "report"),
-        {"runs": [run], "title": title, "reading": ReadOptions(), "figure_style": "screen"},
+        {
+            "runs": [run],
+            "title": title,
+            "reading": ReadOptions(),
+            "figure_style": "screen",
+            "group": None,
+            "pick": 0,
+            "events": {},
+        },  # fmt: skip
     )
     assert main(["demo", "--out", str(tmp_path)]) == 0
     assert steps["pretrain"].last[0][0].tokens == own.tokens

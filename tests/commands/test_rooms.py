@@ -216,7 +216,7 @@ def test_the_demo_is_its_four_commands(steps, tmp_path, capsys):
             "group": None,
             "pick": 0,
             "events": {},
-        },  # fmt: skip
+        },
     )
     assert main(["demo", "--out", str(tmp_path)]) == 0
     assert steps["pretrain"].last[0][0].tokens == own.tokens

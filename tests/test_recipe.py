@@ -511,7 +511,7 @@ def test_differences_of_tuples_name_the_place_and_what_is_only_in_one():
     changed = dataclasses.replace(
         EVERYTHING,
         data=Data((Source("x", 0.3),), 8, "shuffle", 5),
-        checkpoints=Checkpoints(False, (5, 6, 8), (Every(7, 700), Every(9)), 77),
+        checkpoints=Checkpoints(False, (5, 6, 8), (Every(7, 700), Every(9)), 77, "float32", 3),
     )
     assert differences(EVERYTHING, changed) == [
         "data.sources.1.path: 'ÿ' -> None",

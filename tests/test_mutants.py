@@ -59,6 +59,7 @@ def test_a_slip_whose_text_is_gone_or_ambiguous_is_an_error_and_not_a_success(pr
         Mutant("n", "fineline_jax/gone.py", "a", "b", SLIP.tests, "why").applied(project)
 
 
+@pytest.mark.slow
 def test_a_slip_is_killed_by_a_test_that_fails_and_survives_one_that_passes(project):
     rows = [
         mutants.COLUMNS,

@@ -90,6 +90,7 @@ def test_one_program_is_made_for_all_and_none_when_a_run_ends_before_the_others(
     assert [made.count(name) for name in ("jit(step)", "jit(initial_state)")] in ([1, 1], [2, 1])
 
 
+@pytest.mark.slow
 def test_a_kill_of_one_run_leaves_the_others_and_all_go_on_from_their_checkpoints(sweep, alone, tmp_path, monkeypatch):
     class Killed(Exception):
         pass
@@ -113,6 +114,7 @@ def test_a_kill_of_one_run_leaves_the_others_and_all_go_on_from_their_checkpoint
     assert_same_lines(sweep, interface.ablate(sweep, tmp_path / "out", together=3), alone)
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_leaves_the_others_as_they_are(base, alone, tmp_path):
     arms = (Arm("wild", {"optimizer.schedule.peak": 1e30, "optimizer.schedule.warmup_tokens": 0}), Arm("a"))
     outcome = interface.ablate(Sweep("s", base, arms, keep="all"), tmp_path, together=2)

@@ -53,6 +53,7 @@ print(json.dumps([made.tasks[0]["metric"], found, scored.tolist(), lengths, docu
 """
 
 
+@pytest.mark.slow
 def test_the_mode_of_the_page_is_made_in_two_files_and_compares_per_token(tmp_path):
     assert len(follow(MODE_PAGE, tmp_path)) == 2
     inputs = {

@@ -29,7 +29,7 @@ jax.jit(kernel).lower(q, q, q, shape(1, 2048, dtype=jnp.int32)).compile()
 
 
 @pytest.mark.parametrize(
-    ("dtype", "head_dim"), itertools.product((jnp.bfloat16, jnp.float32), (16, 64, 80, 96, 128, 256))
+    ("dtype", "head_dim"), list(itertools.product((jnp.bfloat16, jnp.float32), (16, 64, 80, 96, 128, 256)))
 )
 def test_every_dtype_and_head_has_blocks_that_divide_a_row(dtype: jnp.dtype, head_dim: int) -> None:
     """Rows of the engine are multiples of 256."""

@@ -171,6 +171,7 @@ def test_on_another_mesh_and_from_one_to_another_the_data_are_the_same_and_the_l
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_whose_batch_and_rate_grow_goes_on_bit_by_bit_at_and_beside_the_border(corpus, tmp_path):
     """Steps of 32 tokens, from 256 tokens on of 64: 8 and 8 of them; the rate is larger by the square root of two."""
     batch = Batch(SEQUENCES, schedule=((8 * SEQUENCES * LENGTH - 3, 2 * SEQUENCES),), learning_rate_rule="square_root")

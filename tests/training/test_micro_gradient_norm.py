@@ -30,6 +30,7 @@ def metrics_of(recipe: Recipe, windows: np.ndarray, mesh: jax.sharding.Mesh) -> 
         return {name: float(value) for name, value in metrics.items()}
 
 
+@pytest.mark.slow
 def test_it_is_the_root_mean_square_over_steps_on_the_parts():
     mesh = make_mesh(MeshShape(1, 1, 1), jax.devices()[:1])
     windows = np.random.default_rng(0).integers(0, 64, (8, 17), dtype=np.int32)

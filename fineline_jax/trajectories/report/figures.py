@@ -178,7 +178,7 @@ def _overview(table: pd.DataFrame, summary: pd.DataFrame, series: str, title: st
         value, gain = by_task[row["task"]]["value"].to_numpy(float), row["level"] - row["baseline"]
         share = (value - row["baseline"]) / (gain or 1.0)
         scores.append(normalised(value, row["chance"]) if math.isfinite(row["chance"]) else share)
-    peak = max(0.1, float(np.nanmax(np.concatenate(scores))))
+    peak = float(np.fmax.reduce(np.concatenate(scores), initial=0.1))
     norm = Normalize(-peak, peak)
     for i, (row, score) in enumerate(zip(records, scores, strict=True)):
         x = position(by_task[row["task"]]["tokens"].to_numpy(float), lowest)

@@ -8,8 +8,8 @@ from fineline_jax.trajectories.statistics.defects import without_defects
 
 
 def normalised(value: np.ndarray, chance: np.ndarray) -> np.ndarray:
-    """(value - chance) / (1 - chance): 0 is guessing, 1 is perfect. NaN where chance is NaN."""
-    return (value - chance) / (1 - chance)
+    """(value - chance) / (1 - chance): 0 is guessing, 1 is perfect. NaN where chance is NaN or 1."""
+    return (value - chance) / np.where(chance == 1, np.nan, 1 - chance)
 
 
 def domain_curves(table: pd.DataFrame) -> pd.DataFrame:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pandas
 
     from fineline_jax.scoring.requests.pack import Pack
+    from fineline_jax.scoring.score_files import Scores
     from fineline_jax.trajectories.report.findings import Results
     from fineline_jax.trajectories.table import Part
 
@@ -47,6 +48,7 @@ def analyze_scores(
     import pandas
 
     from fineline_jax.scoring import score_files
+    from fineline_jax.scoring.metrics import tidy
     from fineline_jax.scoring.requests import pack as packs
     from fineline_jax.trajectories.ablation.arms import with_runs
     from fineline_jax.trajectories.report.html_page import write_report
@@ -65,7 +67,8 @@ def analyze_scores(
         if (path / "pack" / "manifest.json").is_file():
             pack = packs.load(path / "pack")
             manifest = pack.manifest
-            own = _own_scores(path, pack, reading.tokens_per_step)
+            read = [score_files.read_for(file, pack) for file in tidy.usable(path)]
+            own = _own_scores(path, pack, read, reading.tokens_per_step)
             parts += labelled([(str(path), own)], path, reading)
             for series in own["series"].unique():
                 name = reading.labels.get(path, series)
@@ -73,7 +76,7 @@ def analyze_scores(
                     tokens = math.nan if row["tokens"] is None else row["tokens"]
                     left_out.append({"series": name, "tokens": tokens} | {k: row[k] for k in ("checkpoint", "why")})
             if pick:
-                answers += labelled([(str(path), _answers(path, pack, own))], path, reading)
+                answers += labelled([(str(path), _answers(path, pack, read, own))], path, reading)
             alone = sum(other.name == path.name for other in scores) == 1
             facts[f"scores {path.name if alone else path}"] = {
                 "suite": manifest["suite"],
@@ -177,20 +180,18 @@ def _item_response(answers: "Sequence[Part]", count: int) -> list:
     return [(one, one.compute(joined, count=count)) for one in (ABILITY, DOCUMENTS)]
 
 
-def _answers(folder: Path, pack: "Pack", table: "pandas.DataFrame") -> "pandas.DataFrame":
+def _answers(folder: Path, pack: "Pack", read: "Sequence[Scores]", table: "pandas.DataFrame") -> "pandas.DataFrame":
     """Columns series, checkpoint, tokens, task, document, value (1 right, 0 wrong) of every document that has an
     accuracy, at the checkpoints of the table."""
     import numpy as np
     import pandas
 
-    from fineline_jax.scoring import score_files
     from fineline_jax.scoring.metrics import documents
 
     known = table.drop_duplicates(["series", "checkpoint"]).set_index(["series", "checkpoint"])["tokens"]
     tables = [one for one in documents.tables(pack) if not one.task["own_metrics"]]
     parts = []
-    for file in score_files.usable_files(folder)[0]:
-        scores = score_files.read_for(file, pack)
+    for scores in read:
         place = scores.header.series, scores.header.checkpoint
         if place not in known.index:
             continue
@@ -206,12 +207,13 @@ def _answers(folder: Path, pack: "Pack", table: "pandas.DataFrame") -> "pandas.D
     return pandas.concat(parts)
 
 
-def _own_scores(folder: Path, pack: "Pack", tokens_per_step: float | None) -> "pandas.DataFrame":
+def _own_scores(
+    folder: Path, pack: "Pack", read: "Sequence[Scores]", tokens_per_step: float | None
+) -> "pandas.DataFrame":
     """The table of a folder of scores: guessing as it does on the pack's documents, and a bootstrap over them."""
-    from fineline_jax.scoring import score_files
     from fineline_jax.scoring.metrics import guessing, resampled, tidy
 
-    table = _with_known_tokens(tidy.tidy(folder), folder, tokens_per_step)
+    table = _with_known_tokens(tidy.of_scores(folder, pack, read), folder, tokens_per_step)
     # A group stands for its members (MMLU for its 57 subjects); both would count twice in a domain.
     members = {task for group in pack.manifest["groups"] for task in group["tasks"]}
     shots = {task["task"]: task["shots"] for task in pack.tasks}
@@ -220,8 +222,7 @@ def _own_scores(folder: Path, pack: "Pack", tokens_per_step: float | None) -> "p
     for task, guess in guessing.guesses(pack).items():
         guessed = (table.task == task) & table.metric.str.startswith("acc")
         table.loc[guessed, ["chance", "chance_from"]] = [guess.level, guess.chooser]
-    files, _ = score_files.usable_files(folder)
-    drawn = resampled.deviations(pack, [score_files.read_for(file, pack) for file in files])
+    drawn = resampled.deviations(pack, read)
     return table.merge(drawn, on=["series", "checkpoint", "task", "metric"], how="left", validate="one_to_one")
 
 

@@ -92,6 +92,24 @@ def _plain(
     return advance
 
 
+@contextlib.contextmanager
+def periodically(seconds: float, act: Callable[[], None], name: str) -> Iterator[None]:
+    """Inside, a thread `name` calls `act` every so many seconds; the last call has ended when the context has."""
+    ended = threading.Event()
+
+    def repeat() -> None:
+        while not ended.wait(seconds):
+            act()
+
+    thread = threading.Thread(target=repeat, daemon=True, name=name)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 def short(number: float) -> str:
     """1234567 -> '1.23M'."""
     number = float(f"{number:.3g}")  # rounded first: 999,999 is 1M and not 1e+03k

@@ -12,7 +12,6 @@ import io
 import json
 import shlex
 import shutil
-import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from pathlib import Path
 from fineline_jax.atomic_files import write_atomic
 from fineline_jax.data.shards import Shard, Written, write_shard
 from fineline_jax.errors import UserError
+from fineline_jax.progress import periodically
 
 try:
     import apache_beam as beam  # pyright: ignore[reportMissingImports]
@@ -111,19 +111,13 @@ def _outcome(shard: Shard, report: Path) -> Written | str:
 @contextlib.contextmanager
 def _counting(reports: Path, advance: Callable[[int], None]) -> Iterator[None]:
     """Context in which `advance` is called with the number of new reports; Beam's runners have no count in common."""
-    ended = threading.Event()
+    before = 0
 
     def count() -> None:
-        before = 0
-        while not ended.wait(SECONDS_BETWEEN_COUNTS):
-            now = sum(1 for _ in reports.glob("*.json"))
-            advance(now - before)
-            before = now
+        nonlocal before
+        now = sum(1 for _ in reports.glob("*.json"))
+        advance(now - before)
+        before = now
 
-    thread = threading.Thread(target=count, daemon=True)
-    thread.start()
-    try:
+    with periodically(SECONDS_BETWEEN_COUNTS, count, f"count of {reports}"):
         yield
-    finally:
-        ended.set()
-        thread.join()

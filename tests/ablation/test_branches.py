@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-import jax
 import pandas as pd
 import pytest
-from sweep_examples import played, small_recipe, write_corpus
+from sweep_examples import one_device_and_no_page, played, small_recipe, write_corpus
 
 from fineline_jax import interface
-from fineline_jax.ablation import Sweep, ablate, batch_branches, changed, cooldowns, grid
+from fineline_jax.ablation import Sweep, batch_branches, changed, cooldowns, grid
 from fineline_jax.ablation.compare import comparisons, differences_text, read_logs, write_comparisons
 from fineline_jax.ablation.summary import runs_table
 from fineline_jax.errors import UserError
@@ -18,13 +17,9 @@ from fineline_jax.training.metrics import TIMINGS, read_metrics
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_device_and_no_page():
-    """Runs use one of the devices of the tests. The page has tests of its own, and takes longer than a sweep here."""
-    real, patch = loop.make_mesh, pytest.MonkeyPatch()
-    patch.setattr(loop, "make_mesh", lambda mesh: real(mesh, jax.devices()[:1]))
-    patch.setattr(ablate, "analyze_scores", lambda inputs, out, **_: out / "report.html")
-    yield
-    patch.undo()
+def small():
+    with one_device_and_no_page():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,10 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
-from sweep_examples import TOKENS, small_recipe, write_corpus
+from sweep_examples import TOKENS, one_device_and_no_page, small_recipe, write_corpus
 
 from fineline_jax import interface
-from fineline_jax.ablation import Arm, Sweep, ablate, changed, grid
+from fineline_jax.ablation import Arm, Sweep, changed, grid
 from fineline_jax.ablation import run as sweep_run
 from fineline_jax.ablation.plan import cost, plan_text
 from fineline_jax.ablation.summary import arms_text, time_text
@@ -39,13 +39,9 @@ ENDS = ("steps", "tokens", "diverged", "train_loss", "validation_loss/held_out")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_device_and_no_page():
-    """Runs use one of the devices of the tests. The page has tests of its own, and takes longer than a sweep here."""
-    real, patch = loop.make_mesh, pytest.MonkeyPatch()
-    patch.setattr(loop, "make_mesh", lambda mesh: real(mesh, jax.devices()[:1]))
-    patch.setattr(ablate, "analyze_scores", lambda inputs, out, **_: out / "report.html")
-    yield
-    patch.undo()
+def small():
+    with one_device_and_no_page():
+        yield
 
 
 @pytest.fixture(scope="module")

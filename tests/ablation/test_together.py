@@ -5,16 +5,15 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from sweep_examples import TOKENS, small_recipe, write_corpus
+from sweep_examples import TOKENS, one_device_and_no_page, small_recipe, write_corpus
 
 from fineline_jax import interface
-from fineline_jax.ablation import Arm, Sweep, ablate, changed, grid
+from fineline_jax.ablation import Arm, Sweep, changed, grid
 from fineline_jax.ablation import run as sweep_run
 from fineline_jax.ablation.run import grouped
 from fineline_jax.checkpoints.runs.digest_record import damage
 from fineline_jax.errors import UserError
 from fineline_jax.recipe import Recipe
-from fineline_jax.training import loop
 from fineline_jax.training.metrics import TIMINGS, read_metrics
 from fineline_jax.training.observers import Observer
 
@@ -23,12 +22,9 @@ EQUAL = 1e-5
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_device_and_no_page():
-    real, patch = loop.make_mesh, pytest.MonkeyPatch()
-    patch.setattr(loop, "make_mesh", lambda mesh: real(mesh, jax.devices()[:1]))
-    patch.setattr(ablate, "analyze_scores", lambda inputs, out, **_: out / "report.html")
-    yield
-    patch.undo()
+def small():
+    with one_device_and_no_page():
+        yield
 
 
 @pytest.fixture(scope="module")

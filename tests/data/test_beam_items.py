@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from data_examples import amber, jsonl, letters_tokenizer
 
+from fineline_jax import progress
 from fineline_jax.data.corpora import prepare_amber, prepare_text
 from fineline_jax.data.shards import Shard, Written
 from fineline_jax.errors import UserError
@@ -184,7 +185,7 @@ def test_done_files_are_counted_while_others_are_written(beam, tmp_path, monkeyp
         def set(self) -> None:
             pass
 
-    monkeypatch.setattr(beam, "threading", types.SimpleNamespace(Event=Ended, Thread=threading.Thread))
+    monkeypatch.setattr(progress, "threading", types.SimpleNamespace(Event=Ended, Thread=threading.Thread))
     with beam._counting(tmp_path, counted.append):
         pass
     assert counted == [1, 0, 2]

@@ -1,13 +1,17 @@
 """A small corpus, a small recipe on it, and the sweeps that the tests of ablation run."""
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 import pandas as pd
+import pytest
 from data_examples import amber
 
-from fineline_jax.ablation import Sweep
+from fineline_jax.ablation import Sweep, ablate
 from fineline_jax.data.corpora import prepare_amber
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.recipe import (
@@ -23,10 +27,23 @@ from fineline_jax.recipe import (
     Source,
     Validation,
 )
+from fineline_jax.training import loop
 
 LENGTH, VOCABULARY = 8, 32
 TOKENS = 4 * 8 * LENGTH
 """Four steps of the larger batch that the tests use, eight of the base's."""
+
+
+@contextlib.contextmanager
+def one_device_and_no_page() -> Iterator[None]:
+    """Runs use one of the devices of the tests. The page has tests of its own, and takes longer than a sweep here."""
+    real, patch = loop.make_mesh, pytest.MonkeyPatch()
+    patch.setattr(loop, "make_mesh", lambda mesh: real(mesh, jax.devices()[:1]))
+    patch.setattr(ablate, "analyze_scores", lambda inputs, out, **_: out / "report.html")
+    try:
+        yield
+    finally:
+        patch.undo()
 
 
 def write_corpus(folder: Path) -> Path:

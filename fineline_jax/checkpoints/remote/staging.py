@@ -11,13 +11,13 @@ checkpoint names is in the bucket.
 
 import concurrent.futures
 import contextlib
+import itertools
 import json
 import logging
 import os
 import re
 import shutil
 import socket
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -37,6 +37,7 @@ from fineline_jax.checkpoints.remote.download import (
 )
 from fineline_jax.checkpoints.runs.digest_record import RECORD, read_record
 from fineline_jax.errors import UserError
+from fineline_jax.progress import periodically
 
 SEND_SECONDS = 10.0
 """Between two looks at what is new on the local disk."""
@@ -157,15 +158,10 @@ def staged(path: Path, *, alone: bool) -> Iterator[Path]:
     mirror = Mirror(address, local_folder(path))
     with _leased(address, mirror.folder) if alone else contextlib.nullcontext():
         mirror.bring()
-        ended = threading.Event()
-        thread = threading.Thread(target=mirror.send_until, args=(ended,), daemon=True, name=f"copy to {address}")
-        thread.start()
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(mirror.send)
+            stack.enter_context(periodically(SEND_SECONDS, mirror.try_to_send, f"copy to {address}"))
             yield mirror.folder
-        finally:
-            ended.set()
-            thread.join()
-            mirror.send()
 
 
 class Mirror:
@@ -216,12 +212,11 @@ class Mirror:
         if metrics := self._metrics():
             (self.folder / METRICS).write_bytes(metrics)
 
-    def send_until(self, ended: threading.Event) -> None:
-        while not ended.wait(SEND_SECONDS):
-            try:
-                self.send()
-            except (UserError, OSError) as error:  # the next time, or at the end
-                _LOG.warning("%s: not all is sent yet (%s)", self.address, error)
+    def try_to_send(self) -> None:
+        try:
+            self.send()
+        except (UserError, OSError) as error:  # the next time, or at the end
+            _LOG.warning("%s: not all is sent yet (%s)", self.address, error)
 
     def send(self) -> None:
         """Copy what is new: files, the metrics, then each complete checkpoint with its record last; then drop from the
@@ -361,8 +356,15 @@ def _leased(address: str, folder: Path) -> Iterator[None]:
         except (FetchError, ValueError):
             return {}
 
-    def beat(number: int) -> None:
-        tried(url, lambda: system.pipe_file(url, json.dumps(own | {"beat": number}).encode()))
+    numbers = itertools.count()
+
+    def beat() -> None:
+        content = json.dumps(own | {"beat": next(numbers)}).encode()
+        tried(url, lambda: system.pipe_file(url, content))
+
+    def beat_or_miss() -> None:
+        with contextlib.suppress(UserError):
+            beat()
 
     first = seen = held()
     # Who wrote it from this folder is dead, since this process has the lock of the folder.
@@ -374,25 +376,13 @@ def _leased(address: str, folder: Path) -> Iterator[None]:
             raise UserError(f"{address}: being written by {who}; wait for it to end, or choose another folder")
         time.sleep(BEAT_SECONDS / 5)
         seen = held()
-    beat(0)
+    beat()
     time.sleep(CONFIRM_SECONDS if is_other else 0)
     if held().get("token") != own["token"]:
         raise UserError(f"{address}: another process began to write it at the same time; choose another folder")
-    ended = threading.Event()
-
-    def beats() -> None:
-        number = 0
-        while not ended.wait(BEAT_SECONDS):
-            number += 1
-            with contextlib.suppress(UserError):
-                beat(number)
-
-    thread = threading.Thread(target=beats, daemon=True, name=f"lease of {address}")
-    thread.start()
     try:
-        yield
+        with periodically(BEAT_SECONDS, beat_or_miss, f"lease of {address}"):
+            yield
     finally:
-        ended.set()
-        thread.join()
         with contextlib.suppress(UserError):
             _remove(system, url)

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import logging
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +35,32 @@ log = logging.getLogger(__name__)
 def tidy(folder: Path) -> pd.DataFrame:
     """One row per (series, checkpoint, task or group, metric) of a scores folder, with the columns COLUMNS.
 
-    Checkpoints of a series are ordered by tokens, tasks as in the suite. step and tokens are nullable integers; stderr
-    and chance are NaN where there is none; a metric without a value (no document has a right choice) has no row.
     A checkpoint with log-likelihoods that are not finite is left out, with a warning.
     Raises UserError if there are no scores, or scores of another pack than the one beside them.
     """
+    files = usable(folder)
+    pack = packs.load(folder / "pack")
+    return of_scores(folder, pack, (score_files.read_for(path, pack) for path in files))
+
+
+def usable(folder: Path) -> list[Path]:
+    """The score files of a folder whose log-likelihoods are finite; a warning names the others."""
     files, broken = score_files.usable_files(folder)
     if broken:
         log.warning("%s: left out, log-likelihoods are NaN or infinite: %s", folder, ", ".join(broken))
-    pack = packs.load(folder / "pack")
+    return files
+
+
+def of_scores(folder: Path, pack: Pack, scores: Iterable[score_files.Scores]) -> pd.DataFrame:
+    """`tidy` of scores of `folder` that have been read, in the order of `pack`.
+
+    Checkpoints of a series are ordered by tokens, tasks as in the suite. step and tokens are nullable integers; stderr
+    and chance are NaN where there is none; a metric without a value (no document has a right choice) has no row.
+    """
     tables = documents.tables(pack)
     headers, values, resampled = [], [], []
     fewer = []
-    for path in files:
-        result = score_files.read_for(path, pack)
+    for result in scores:
         headers.append(result.header)
         if result.header.key.pack_hash != pack.hash:
             fewer.append(f"{result.header.series}/{result.header.checkpoint}")

@@ -11,10 +11,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from commands import free_port
+from commands import free_port, in_a_process
 from data_examples import amber
 
 from fineline_jax import multihost
+from fineline_jax.commands.processes import Processes
 from fineline_jax.data.corpora import prepare_amber
 from fineline_jax.errors import UserError
 from fineline_jax.folder_lock import writing
@@ -141,6 +142,26 @@ status = main([*command, "--coordinator", sys.argv[1], "--processes", sys.argv[2
 sys.stdout.flush()
 sys.exit(status)
 """
+
+
+ALONE = """
+import sys
+from fineline_jax.commands.processes import Processes, joined
+with joined(True, Processes(sys.argv[1], 2, int(sys.argv[2]), start_timeout=1)):
+    print("joined")
+"""
+
+
+@pytest.mark.parametrize("process", ["0", "1"])
+def test_a_process_whose_others_never_come_ends_in_one_line(process: str) -> None:
+    done = in_a_process(ALONE, f"127.0.0.1:{free_port()}", process)
+    assert (done.returncode, done.stdout) == (143, "")
+    assert done.stderr == (
+        "fineline: --distributed: not all processes connected within 1 s (--start-timeout); start all of them again,"
+        " with the address of process 0\n"
+    )
+    with pytest.raises(UserError, match="--start-timeout 0: must be at least one second"):
+        Processes(start_timeout=0).check(True)
 
 
 @pytest.mark.slow

@@ -2,6 +2,9 @@
 
 import contextlib
 import dataclasses
+import os
+import sys
+import threading
 from collections.abc import Iterator
 
 from fineline_jax.errors import UserError
@@ -34,14 +37,16 @@ class Processes:
             raise UserError(f"--coordinator {self.coordinator}: give HOST:PORT of process 0")
         if self.processes is not None and self.process is not None and not 0 <= self.process < self.processes:
             raise UserError(f"--process {self.process} must lie between 0 and {self.processes - 1}")
+        if self.start_timeout < 1:
+            raise UserError(f"--start-timeout {self.start_timeout}: must be at least one second")
 
 
 @contextlib.contextmanager
 def joined(distributed: bool, how: Processes = Processes()) -> Iterator[None]:
     """Connect to the other processes of the job, before anything else of JAX; inside, the end of one is that of all.
 
-    jax.distributed itself recognises a TPU pod, SLURM, MPI and Kubernetes. Raises UserError where it recognises no
-    job, or the other processes do not connect in time.
+    jax.distributed itself recognises a TPU pod, SLURM, MPI and Kubernetes. Raises UserError where it recognises no job.
+    Where the others do not connect in time, this process ends with one line and LOST_STATUS: JAX would abort it.
     """
     how.check(distributed)
     if not distributed:
@@ -50,11 +55,19 @@ def joined(distributed: bool, how: Processes = Processes()) -> Iterator[None]:
     import jax
     from jax._src.distributed import global_state
 
-    from fineline_jax.multihost import watching_each_other
+    from fineline_jax.multihost import LOST_STATUS, watching_each_other
 
+    def end() -> None:
+        line = f"fineline: --distributed: not all processes connected within {how.start_timeout} s (--start-timeout)"
+        print(f"{line}; start all of them again, with the address of process 0", file=sys.__stderr__, flush=True)
+        os._exit(LOST_STATUS)
+
+    late = threading.Timer(how.start_timeout, end)
+    late.daemon = True
+    late.start()
     try:
         jax.distributed.initialize(
-            how.coordinator, how.processes, how.process, initialization_timeout=how.start_timeout
+            how.coordinator, how.processes, how.process, initialization_timeout=how.start_timeout + 60
         )
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -62,6 +75,8 @@ def joined(distributed: bool, how: Processes = Processes()) -> Iterator[None]:
             f"--distributed: the processes did not find each other ({reason}); start them by SLURM, MPI or on every"
             " host of a TPU pod, name process 0 by --coordinator, or leave it out for one process"
         ) from error
+    finally:
+        late.cancel()
     if global_state.client is None or jax.process_count() == 1:
         yield
         return

@@ -242,6 +242,8 @@ class Watchdog(Observer):
     threads and one line on standard error, LOST_STATUS."""
 
     def __init__(self, seconds: float):
+        if not 0 < seconds < threading.TIMEOUT_MAX:
+            raise UserError(f"--stuck-after {seconds:g}: must be a number of seconds above 0")
         self.seconds, self.closed = seconds, threading.Event()
         self.alive()
         self.thread = threading.Thread(target=self.watch, daemon=True, name="watchdog")

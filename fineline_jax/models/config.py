@@ -1,6 +1,7 @@
 """The shape of a decoder, without JAX, so that recipes and tables can import it."""
 
 import dataclasses
+import math
 from collections.abc import Collection
 from typing import Literal
 
@@ -32,6 +33,8 @@ class RopeScaling:
     """yarn: the two bounds are rounded to whole features."""
     attention_factor: float = 1.0
     """yarn: cos and sin are multiplied with it."""
+    mscale_all_dim: float = 0.0
+    """yarn: with latent attention, scores are multiplied with the square of 0.1 * this * log(factor) + 1."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +143,31 @@ class ModelConfig:
     shared_expert_width: int = 0
     """Hidden features of one more expert that every token goes through, its result weighted by a sigmoid of the token;
     0: none (Qwen2-MoE)."""
+    ungated_shared_expert: bool = False
+    """The result of the shared expert is not weighted (DeepSeek)."""
+    dense_layers: int = 0
+    """With experts: so many layers, the first, have one MLP for all tokens (DeepSeek)."""
+    dense_mlp_width: int = 0
+    """Hidden features of the MLP of dense_layers."""
+    router: Literal["softmax", "sigmoid"] = "softmax"
+    """sigmoid: each expert's own, and a bias on each expert counts when they are chosen, not when they are weighted
+    (DeepSeek-V3, 2408.15664)."""
+    expert_groups: int = 1
+    """Groups of experts next to each other, of which each token goes to `groups_per_token` (DeepSeek-V2): those with
+    the best expert, with router='sigmoid' with the best sum of two."""
+    groups_per_token: int = 1
+    """Groups that each token goes to."""
+    expert_scale: float = 1.0
+    """Factor of the weights of a token's experts (DeepSeek-V2)."""
+    kv_lora_rank: int = 0
+    """Features of the vector from which the keys and values of all heads are made (latent attention, 2405.04434); 0:
+    they are made from the stream."""
+    q_lora_rank: int = 0
+    """With kv_lora_rank: the same of the queries."""
+    nope_head_dim: int = 0
+    """With kv_lora_rank: features of a head that do not rotate, the first ones."""
+    v_head_dim: int = 0
+    """With kv_lora_rank: features of a head's values."""
     head: Literal["linear", "normalised"] = "linear"
     """normalised: every token's row of the head has length 1 (Baichuan 2)."""
     mixer: Literal["attention", "mamba"] = "attention"
@@ -160,10 +188,9 @@ class ModelConfig:
             self._check_attention()
         if self.experts:
             self._check_experts()
-        if self.shared_expert_width and not self.experts:
-            raise UserError(
-                f"model.shared_expert_width={self.shared_expert_width} stands beside experts; set model.experts"
-            )
+        for name in ("shared_expert_width", "dense_layers"):
+            if getattr(self, name) and not self.experts:
+                raise UserError(f"model.{name}={getattr(self, name)} stands beside experts; set model.experts")
         if self.qk_norm_per_head and not self.qk_norm:
             raise UserError("model.qk_norm_per_head says how model.qk_norm works; set model.qk_norm as well")
 
@@ -203,6 +230,8 @@ class ModelConfig:
             "attention_softcap",
             "logit_softcap",
             "window_rope_theta",
+            "kv_lora_rank",
+            "q_lora_rank",
         ):
             if getattr(self, name) < 0:
                 raise UserError(f"model.{name}={getattr(self, name)} must not be negative; 0 means none")
@@ -216,12 +245,43 @@ class ModelConfig:
             raise UserError(f"model.rope_scaling.original_context={scaling.original_context} must be at least 1")
         if not scaling.factor > 0:
             raise UserError(f"model.rope_scaling.factor={scaling.factor} must be above 0")
+        if self.kv_lora_rank:
+            self._check_latent()
+        for name in ("q_lora_rank", "nope_head_dim", "v_head_dim"):
+            if getattr(self, name) and not self.kv_lora_rank:
+                raise UserError(f"model.{name}={getattr(self, name)} is of latent attention; set model.kv_lora_rank")
+
+    def _check_latent(self) -> None:
+        if not 0 < self.nope_head_dim < self.head_dim or not 0 < self.v_head_dim <= self.head_dim:
+            raise UserError(
+                f"model.nope_head_dim={self.nope_head_dim} must be below model.head_dim={self.head_dim} and"
+                f" model.v_head_dim={self.v_head_dim} at most that, both at least 1"
+            )
+        usual = {"kv_heads": self.heads, "positions": "rotary", "rotary_fraction": 1, "attention_bias": False}
+        usual |= {"qkv_bias": False, "output_bias": False, "qk_norm": False, "clip_qkv": 0}
+        for name, value in usual.items():
+            if getattr(self, name) != value:
+                raise UserError(f"model.{name}={getattr(self, name)} is not computed with kv_lora_rank; set {value}")
 
     def _check_experts(self) -> None:
         if not 1 <= self.experts_per_token <= self.experts:
             raise UserError(
                 f"model.experts_per_token={self.experts_per_token} must be between 1 and model.experts={self.experts}"
             )
+        if self.expert_groups < 1 or self.experts % self.expert_groups:
+            raise UserError(f"model.expert_groups={self.expert_groups} must divide model.experts={self.experts}")
+        of_a_group = self.experts // self.expert_groups
+        if not self.experts_per_token <= self.groups_per_token * of_a_group <= self.experts:
+            raise UserError(
+                f"model.groups_per_token={self.groups_per_token} of {of_a_group} experts must have between"
+                f" model.experts_per_token={self.experts_per_token} and model.experts={self.experts}"
+            )
+        if self.router == "sigmoid" and self.expert_groups > 1 and of_a_group < 2:
+            raise UserError(f"model.expert_groups={self.expert_groups} must leave each at least two experts")
+        if not 0 <= self.dense_layers < self.layers:
+            raise UserError(f"model.dense_layers={self.dense_layers} must be between 0 and {self.layers - 1}")
+        if self.dense_layers:
+            _positive("dense_mlp_width", self.dense_mlp_width)
         if self.shared_expert_width < 0:
             raise UserError(f"model.shared_expert_width={self.shared_expert_width} must not be negative; 0 means none")
         if self.mlp != "swiglu" or self.mlp_bias or self.mixer != "attention":
@@ -234,7 +294,14 @@ class ModelConfig:
             _positive(name, getattr(self, name))
         attention_only = ("heads", "kv_heads", "head_dim", "norm_after", "parallel_residual", "attention_bias")
         attention_only += ("qkv_bias", "mlp_bias", "qk_norm", "clip_qkv", "window", "unrotated_layers", "post_norms")
-        attention_only += ("embed_norm", "head_bias", "attention_softcap", "attention_scale", "norm_offset")
+        attention_only += (
+            "kv_lora_rank",
+            "embed_norm",
+            "head_bias",
+            "attention_softcap",
+            "attention_scale",
+            "norm_offset",
+        )
         for name in attention_only:
             if getattr(self, name):
                 raise UserError(f"model.{name}={getattr(self, name)} means nothing for model.mixer='mamba'; leave it 0")
@@ -244,7 +311,15 @@ class ModelConfig:
     @property
     def rotary_dim(self) -> int:
         """Features of each head that rotate."""
-        return int(self.head_dim * self.rotary_fraction)
+        return self.head_dim - self.nope_head_dim if self.kv_lora_rank else int(self.head_dim * self.rotary_fraction)
+
+    @property
+    def query_scale(self) -> float:
+        """Factor of the queries for attention that scales scores by 1 / sqrt(head_dim)."""
+        scaling, stretch = self.rope_scaling, 1.0
+        if self.kv_lora_rank and scaling.factor > 1:
+            stretch += 0.1 * scaling.mscale_all_dim * math.log(scaling.factor)
+        return (self.attention_scale * self.head_dim**0.5 or 1.0) * stretch**2
 
     @property
     def position_rows(self) -> int:
@@ -282,14 +357,26 @@ class ModelConfig:
         attention += self.width if self.attention_bias or self.output_bias else 0
         if self.qk_norm:
             attention += self.head_dim * (2 if self.qk_norm_per_head else self.heads + self.kv_heads)
+        if self.kv_lora_rank:
+            attention = self._latent_parameters()
         into = 2 if self.mlp in GATED else 1  # projections into the hidden layer
         mlp = (into + 1) * self.width * self.mlp_width + (4 if self.mlp == "xielu" else 0)
         mlp += into * self.mlp_width + self.width if self.mlp_bias else 0
+        others = 0  # what the layers without experts have more
         if self.experts:
-            mlp = experts * mlp + self.width * self.experts
-            mlp += (3 * self.width * self.shared_expert_width + self.width) if self.shared_expert_width else 0
+            mlp = experts * mlp + self.width * self.experts + (self.experts if self.router == "sigmoid" else 0)
+            gate = 0 if self.ungated_shared_expert else self.width
+            mlp += 3 * self.width * self.shared_expert_width + gate if self.shared_expert_width else 0
+            others = self.dense_layers * (3 * self.width * self.dense_mlp_width - mlp)
         norms = 4 if self.post_norms else 1 if self.shared_norm else 2
-        return tables + self.layers * (attention + mlp + norms * norm) + norm
+        return tables + self.layers * (attention + mlp + norms * norm) + others + norm
+
+    def _latent_parameters(self) -> int:
+        queries, rank = self.heads * self.head_dim, self.q_lora_rank
+        queries *= rank or self.width
+        down = (self.width + 1) * (rank + self.kv_lora_rank) + self.width * self.rotary_dim
+        up = self.kv_lora_rank * self.heads * (self.nope_head_dim + self.v_head_dim)
+        return queries + down + up + self.heads * self.v_head_dim * self.width
 
     def _mamba_parameters(self) -> int:
         projections = 3 * self.width + (self.step_rank + 2 * self.state_size) + self.step_rank
@@ -300,12 +387,14 @@ class ModelConfig:
         """FLOPs of one trained token: forward and backward, causal attention counted as half.
 
         6 per weight the token goes through (the input embedding is a look-up and not counted) plus
-        6 * layers * heads * head_dim * sequence_length for the two attention products; for mixer='mamba' instead
+        6 * layers * heads * head_dim * sequence_length for the two attention products (of which latent attention has
+        half with v_head_dim); for mixer='mamba' instead
         3 * 7 * layers * mlp_width * state_size for the scan (step * A, exp, state * decay, input * B, their sum,
         state * C, its sum).
         """
         weights = self.active_parameters - (0 if self.tied_embeddings else self.vocab_size * self.width)
-        attention = 6.0 * self.layers * self.heads * self.head_dim * sequence_length
+        attention = 3.0 * self.layers * self.heads * (self.head_dim + (self.v_head_dim or self.head_dim))
+        attention *= sequence_length
         return 6.0 * weights + attention + 21.0 * self.layers * self.mlp_width * self.state_size
 
 

@@ -12,6 +12,8 @@ Parameters live outside as a nested pure dict (stacked over layers), so that che
     with experts: layers.router [L, width, experts], and gate, up and down have an axis of experts behind L
     with a shared expert: layers.shared_gate, shared_up [L, width, mlp]   shared_down [L, mlp, width]
     layers.shared_router [L, width]
+    with dense_layers: these under dense_layers.*, the others under layers.*
+    with kv_lora_rank the weights of attention are those of `latent_attention.LatentAttention`
     with mixer='mamba' the layers are those of `mamba.Mamba`, behind layers.mixer_norm [L, width]
 
 Rotary positions use Hugging Face's half-split layout natively, so no weight is permuted on import or export.
@@ -32,6 +34,7 @@ from jaxtyping import Array, Float, Int32
 from fineline_jax.mesh import abstract
 from fineline_jax.models.attention import Attend, Scores, alibi_slopes
 from fineline_jax.models.config import ModelConfig
+from fineline_jax.models.latent_attention import LatentAttention
 from fineline_jax.models.layers import MLP, Attention, Norm, Stream, Weights, scoped
 from fineline_jax.models.mamba import Mamba
 from fineline_jax.models.moe import Experts, Routing
@@ -126,7 +129,7 @@ def _structure(config: ModelConfig) -> tuple[nnx.GraphDef, list[tuple[str, ...]]
 def _parameter_path(path: tuple[str, ...]) -> tuple[str, ...]:
     """The path of a weight in the tree of parameters, in which a layer is flat: layers.attention.q is layers.q there,
     layers.mlp_norm.scale layers.mlp_norm, and layers.mlp.shared.up layers.shared_up."""
-    outer, inner = (path[:1], path[1:]) if path[0] == "layers" else ((), path)
+    outer, inner = (path[:1], path[1:]) if path[0] in ("layers", "dense_layers") else ((), path)
     return *outer, "_".join(name for name in inner if name not in ("attention", "mlp", "mixer", "scale"))
 
 
@@ -139,15 +142,16 @@ def all_tokens(x: jax.Array) -> jax.Array:
 
 
 class Block(nnx.Module):
-    """Attention and MLP, each with its norm and added to the stream."""
+    """Attention and MLP, each with its norm and added to the stream. dense: without experts."""
 
-    def __init__(self, config: ModelConfig, key: jax.Array):
+    def __init__(self, config: ModelConfig, key: jax.Array, dense: bool = False):
         self.config = config
         weights = Weights(config, key)
         self.attention_norm = Norm(weights)
-        self.attention = Attention(weights)
+        self.attention = LatentAttention(weights) if config.kv_lora_rank else Attention(weights)
         self.mlp_norm = None if config.shared_norm else Norm(weights)
-        self.mlp = Experts(weights) if config.experts else MLP(weights)
+        mixed = config.experts and not dense
+        self.mlp = Experts(weights) if mixed else MLP(weights, "dense_mlp_width" if dense else "mlp_width")
         self.attention_out_norm = Norm(weights) if config.post_norms else None
         self.mlp_out_norm = Norm(weights) if config.post_norms else None
 
@@ -225,7 +229,9 @@ class Decoder(nnx.Module):
         self.position_embed = weights.normal("position_rows width") if config.positions == "learned" else None
         self.embed_norm = Norm(weights) if config.embed_norm else None
         block = Block if config.mixer == "attention" else MambaBlock
-        self.layers = jax.vmap(lambda k: block(config, k))(jax.random.split(layers_key, config.layers))
+        keys, dense = jax.random.split(layers_key, config.layers), config.dense_layers
+        self.dense_layers = jax.vmap(lambda k: Block(config, k, dense=True))(keys[:dense]) if dense else None
+        self.layers = jax.vmap(lambda k: block(config, k))(keys[dense:])
         self.norm = Norm(weights)
         if not config.tied_embeddings:
             self.head = Weights(config, head_key).normal("width vocab_size")
@@ -260,13 +266,19 @@ class Decoder(nnx.Module):
             return block(checkpoint_name(stream, "layer_input"), here, attend_here, select)
 
         routing = None
+        dense, last = config.dense_layers, config.layers - config.dense_layers - 1
+        stacks: list[tuple[Any, Kind, int]] = [(self.layers, jax.tree.map(lambda x: x[dense:], kinds), last)]
+        if self.dense_layers is not None:
+            stacks.insert(0, (self.dense_layers, jax.tree.map(lambda x: x[:dense], kinds), dense))
         if flat_index is None:
             every = rematerialized(lambda stream, block: layer(stream, *block), remat)
-            stream, routing = jax.lax.scan(every, stream, (self.layers, kinds), unroll=not scan_layers)
+            for blocks, of_blocks, _ in stacks:
+                stream, routing = jax.lax.scan(every, stream, (blocks, of_blocks), unroll=not scan_layers)
         else:
-            *_, last = range(config.layers)
-            stacked = self.layers, jax.tree.map(jnp.asarray, kinds)
-            stream = jax.lax.fori_loop(0, last, lambda i, x: layer(x, *layer_of(stacked, i))[0], stream)
+            for blocks, of_blocks, count in stacks:
+                stacked = blocks, jax.tree.map(jnp.asarray, of_blocks)
+                one = lambda i, x, stacked=stacked: layer(x, *layer_of(stacked, i))[0]
+                stream = jax.lax.fori_loop(0, count, one, stream)
             block, kind = layer_of(stacked, last)
             stream, _ = layer(stream, block, kind, functools.partial(take_tokens, flat_index))
         states = self.norm(stream)

@@ -41,6 +41,7 @@ class Weights:
     def shape(self, axes: str) -> tuple[int, ...]:
         config = self.config
         others = {"features": config.width, "x_proj_width": config.step_rank + 2 * config.state_size, "one": 1}
+        others |= {"q_latent": config.q_lora_rank, "kv_latent": config.kv_lora_rank}
         return tuple(others[axis] if axis in others else getattr(config, axis) for axis in axes.split())
 
 
@@ -99,8 +100,8 @@ class Attention(nnx.Module):
         query = checkpoint_name(self._finish(query, self.q_bias, self.q_norm, rotary), "qkv")
         key = checkpoint_name(self._finish(key, self.k_bias, self.k_norm, rotary), "qkv")
         value = checkpoint_name(self._finish(value, self.v_bias), "qkv")
-        if self.config.attention_scale:  # `attend` scales by 1 / sqrt(head_dim)
-            query = query * (self.config.attention_scale * self.config.head_dim**0.5)
+        if self.config.attention_scale:
+            query = query * self.config.query_scale
         y = linear("bshk,hkd->bsd", STREAM, attend(query, key, value), self.o[...])
         return add_bias(y, self.o_bias)
 

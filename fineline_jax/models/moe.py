@@ -6,7 +6,7 @@ dropless layer, with tensor instead of expert parallelism).
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,18 +43,26 @@ class Experts(nnx.Module):
         self.down = weights.normal("experts mlp_width width")
         self.router = weights.normal("width experts")
         self.shared = MLP(weights, "shared_expert_width") if config.shared_expert_width else None
-        self.shared_router = weights.normal("features") if config.shared_expert_width else None
+        gated = config.shared_expert_width and not config.ungated_shared_expert
+        self.shared_router = weights.normal("features") if gated else None
+        self.router_bias = weights.constant(0.0, "experts") if config.router == "sigmoid" else None
 
     @scoped("mlp")
     def __call__(self, x: Stream) -> tuple[Stream, Routing]:
         mixed, routing = mixture(
             x,
             *(gathered(weight[...], x.dtype) for weight in (self.router, self.gate, self.up, self.down)),
+            bias=None if self.router_bias is None else self.router_bias[...],
             per_token=self.config.experts_per_token,
             normalise=self.config.normalise_experts,
+            groups=self.config.expert_groups,
+            groups_per_token=self.config.groups_per_token,
+            scale=self.config.expert_scale,
         )
-        if self.shared is None or self.shared_router is None:
+        if self.shared is None:
             return mixed, routing
+        if self.shared_router is None:
+            return mixed + self.shared(x), routing
         score = jnp.einsum("bsd,d->bs", x, self.shared_router[...].astype(x.dtype), out_sharding=TOKENS)
         return mixed + jax.nn.sigmoid(score)[..., None] * self.shared(x), routing
 
@@ -81,25 +89,24 @@ def mixture(
     gate: Float[Array, "experts width hidden"],
     up: Float[Array, "experts width hidden"],
     down: Float[Array, "experts hidden width"],
-    *,
-    per_token: int,
-    normalise: bool,
+    bias: Float[Array, " experts"] | None = None,
+    **rules: Any,
 ) -> tuple[Stream, Routing]:
-    """The weighted sum of each token's `per_token` likeliest experts, and the routing.
+    """The weighted sum of each token's experts, chosen by `rules` (of `route`), and the routing.
 
-    router: whole; gate, up, down: whole over fsdp and split over tensor. normalise: the weights are scaled to sum to 1.
-    The router's softmax runs over all experts, in float32. Call it under `jax.set_mesh`.
+    router, bias: whole; gate, up, down: whole over fsdp and split over tensor. Call it under `jax.set_mesh`.
     """
     into, out = spec("experts features mlp_width"), spec("experts mlp_width features")
-    local = functools.partial(_local_mixture, per_token=per_token, normalise=normalise)
-    specs = {"in_specs": (STREAM, jax.P(), into, into, out), "out_specs": (STREAM, jax.P())}
+    local = functools.partial(_local_mixture, rules)
+    specs = {"in_specs": (STREAM, jax.P(), into, into, out, jax.P()), "out_specs": (STREAM, jax.P())}
     run = jax.shard_map(local, **specs, check_vma=False)
-    return run(x, router, gate, up, down)
+    return run(x, router, gate, up, down, bias)
 
 
-def _local_mixture(x, router, gate, up, down, *, per_token, normalise):
+def _local_mixture(rules, x, router, gate, up, down, bias):
     tokens = x.reshape(-1, x.shape[-1])
-    weights, chosen, logits = route(tokens, router, per_token, normalise)
+    weights, chosen, logits = route(tokens, router, **rules, bias=bias)
+    per_token = chosen.shape[1]
     order = jnp.argsort(chosen.reshape(-1), stable=True)  # of (token, choice) pairs
     sizes = jnp.bincount(chosen.reshape(-1), length=router.shape[1])
     grouped = tokens[order // per_token]
@@ -115,12 +122,32 @@ def _local_mixture(x, router, gate, up, down, *, per_token, normalise):
 
 
 def route(
-    tokens: Float[Array, "tokens width"], router: Float[Array, "width experts"], per_token: int, normalise: bool
+    tokens: Float[Array, "tokens width"],
+    router: Float[Array, "width experts"],
+    per_token: int,
+    normalise: bool,
+    groups: int = 1,
+    groups_per_token: int = 1,
+    scale: float = 1.0,
+    bias: Float[Array, " experts"] | None = None,
 ) -> tuple[Float[Array, "tokens per_token"], Int[Array, "tokens per_token"], Float[Array, "tokens experts"]]:
-    """Weights (float32) and numbers of each token's experts, likeliest first; the router's logits (float32)."""
+    """Weights and numbers of each token's `per_token` experts, likeliest first; the router's logits. All float32.
+
+    The weights are a softmax over all experts or, with a bias, which counts for the choice alone, sigmoids. normalise:
+    they are scaled to sum to 1; scale: then multiplied with it. groups, groups_per_token: see `ModelConfig`.
+    """
     logits = jnp.dot(tokens, router, preferred_element_type=jnp.float32)
-    weights, chosen = jax.lax.top_k(jax.nn.softmax(logits, axis=-1), per_token)
-    return weights / jnp.sum(weights, axis=-1, keepdims=True) if normalise else weights, chosen, logits
+    shares = jax.nn.softmax(logits, axis=-1) if bias is None else jax.nn.sigmoid(logits)
+    ranks = shares if bias is None else shares + jax.lax.stop_gradient(bias.astype(jnp.float32))
+    if groups > 1:
+        grouped = ranks.reshape(ranks.shape[0], groups, -1)
+        of_group = jnp.sum(jax.lax.top_k(grouped, 1 if bias is None else 2)[0], axis=-1)
+        open_groups = jnp.any(jax.lax.top_k(of_group, groups_per_token)[1][..., None] == jnp.arange(groups), axis=1)
+        ranks = jnp.where(open_groups[..., None], grouped, -jnp.inf).reshape(ranks.shape)
+    chosen = jax.lax.top_k(ranks, per_token)[1]
+    weights = jnp.take_along_axis(shares, chosen, axis=-1)
+    weights = weights / jnp.sum(weights, axis=-1, keepdims=True) if normalise else weights
+    return weights * scale, chosen, logits
 
 
 def reference_mixture(x, router, gate, up, down, *, per_token: int, normalise: bool) -> jax.Array:

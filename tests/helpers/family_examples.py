@@ -207,6 +207,9 @@ def make_kind(kind: str, keys: dict[str, Any], folder: Path) -> Any:
                 parameter.add_(0.3 * torch.randn_like(parameter))  # constants would hide a mistake
             elif "gate.weight" in parameter_name or "router.layer" in parameter_name:
                 parameter.normal_(std=1.0)  # decided routers: no ties that rounding could turn
+        for buffer_name, buffer in model.named_buffers():
+            if "correction_bias" in buffer_name:
+                buffer.normal_(std=0.3)
     model.save_pretrained(folder)
     return model
 

@@ -39,6 +39,12 @@ YARN = {
     "rope_type": "yarn", "rope_theta": 50.0, "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 4.0,
 }  # fmt: skip
 MOE = {"num_experts_per_tok": 2, "initializer_range": 0.2}
+LATENT = {
+    "num_hidden_layers": 3, "first_k_dense_replace": 1, "n_routed_experts": 8, "moe_intermediate_size": 16,
+    "n_shared_experts": 2, "kv_lora_rank": 20, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 8,
+    "routed_scaling_factor": 1.7, "rope_parameters": YARN | {"mscale": 0.5, "mscale_all_dim": 0.8},
+    "num_experts_per_tok": 3, "initializer_range": 0.2,
+}  # fmt: skip
 FOUR_EXPERTS = {"num_experts": 4, **MOE}
 
 
@@ -64,6 +70,25 @@ TYPES = {
     "cohere": Example("Cohere", {"num_key_value_heads": 2}),
     "cohere2": Example("Cohere2", {"num_key_value_heads": 2, "num_hidden_layers": 4, "sliding_window": 5}),
     "cwm": Example("Cwm", NEXT | {"sliding_window": 5, "rope_parameters": LLAMA3}),
+    "deepseek_v2": Example(
+        "DeepseekV2",
+        LATENT | {"q_lora_rank": 12, "topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2},
+    ),
+    "deepseek_v2 lite": Example("DeepseekV2", LATENT | {"q_lora_rank": None, "n_group": 1, "topk_group": 1}),
+    "deepseek_v3": Example(
+        "DeepseekV3", LATENT | {"q_lora_rank": 12, "n_group": 4, "topk_group": 2, "num_key_value_heads": 4}
+    ),
+    "deepseek_v3 moonlight": Example(
+        "DeepseekV3",
+        LATENT
+        | {
+            "q_lora_rank": None,
+            "n_group": 1,
+            "topk_group": 1,
+            "num_key_value_heads": 4,
+            "rope_parameters": {"rope_theta": 50.0},
+        },
+    ),
     "ernie4_5": Example("Ernie4_5", GROUPED | {"use_bias": True}),
     "exaone4": Example("Exaone4", {"num_key_value_heads": 2, "num_hidden_layers": 4, "sliding_window": 5}),
     "falcon": Example("Falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
@@ -243,8 +268,9 @@ def written_back(name: str, folder: Path) -> None:
         family_examples.their_logits(again, TOKENS), family_examples.their_logits(model, TOKENS)
     )
     shapes = [tensor.numel() for tensor in model.parameters()]
-    constants = config.layers * 2 if config.mlp == "xielu" else 0  # transformers' buffers
-    assert config.parameters == sum(shapes) + constants
+    buffers = config.layers * 2 if config.mlp == "xielu" else 0  # transformers' buffers in the files
+    buffers += (config.layers - config.dense_layers) * config.experts if config.router == "sigmoid" else 0
+    assert config.parameters == sum(shapes) + buffers
 
 
 if __name__ == "__main__":

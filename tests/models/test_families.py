@@ -195,6 +195,13 @@ def test_released_models_have_exactly_their_published_number_of_parameters() -> 
     )  # fmt: skip
     assert qwen.parameters == 30_532_122_624  # HF Qwen/Qwen3-30B-A3B
     assert round(qwen.active_parameters / 1e9, 1) == 3.4  # with both tables; 2505.09388 says 3.3
+    lite = ModelConfig(
+        102_400, 2048, 27, 16, 1408, head_dim=192, nope_head_dim=128, v_head_dim=128, kv_lora_rank=512, experts=64,
+        experts_per_token=6, shared_expert_width=2816, ungated_shared_expert=True, dense_layers=1,
+        dense_mlp_width=10_944,
+    )  # fmt: skip
+    assert lite.parameters == 15_706_484_224  # HF deepseek-ai/DeepSeek-V2-Lite
+    assert round(lite.active_parameters / 1e9, 1) == 2.7  # with both tables; 2405.04434 says 2.4
 
 
 def test_flops_count_the_weights_a_token_goes_through() -> None:
@@ -222,6 +229,12 @@ LLAMA: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], **family_example
         ("LlamaForCausalLM", {"rope_parameters": {"llama_4_scaling_beta": 0.1}}, "llama_4_scaling_beta=0.1 is not"),
         ("Gemma3ForCausalLM", {"rope_parameters": {"factor": 8.0}, "num_key_value_heads": 2}, "factor=8.0 is not"),
         ("PhiForCausalLM", {"qk_layernorm": True}, "qk_layernorm=True"),
+        ("DeepseekV2ForCausalLM", {"norm_topk_prob": True, "num_experts_per_tok": 2}, "norm_topk_prob=True"),
+        (
+            "DeepseekV3ForCausalLM",
+            {"rope_scaling": {"type": "linear", "factor": 2.0, "mscale_all_dim": 1.0}},
+            "mscale_all",
+        ),
         ("FalconForCausalLM", {"alibi": True}, "alibi=True"),
         ("OPTForCausalLM", {"ffn_dim": 8, "word_embed_proj_dim": 16}, "word_embed_proj_dim=16"),
         ("MptForCausalLM", {"d_model": 8, "n_heads": 1, "n_layers": 1, "attn_config": {"qk_ln": True}}, "qk_ln=True"),

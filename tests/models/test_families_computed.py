@@ -36,7 +36,12 @@ MAMBA = ModelConfig(
     vocab_size=512, width=32, layers=2, heads=0, mlp_width=64, context=48, tied_embeddings=True, mixer="mamba",
     state_size=4, conv_width=4, step_rank=2, init_std=0.1,
 )  # fmt: skip
-MODELS = {"gpt_neox": NEOX, "olmoe": OLMOE, "olmo2": OLMO2, "qwen_moe": QWEN_MOE, "mamba": MAMBA}
+DEEPSEEK = dataclasses.replace(
+    PLAIN, layers=3, head_dim=12, nope_head_dim=8, v_head_dim=10, kv_lora_rank=16, q_lora_rank=12, experts=8,
+    experts_per_token=2, expert_groups=4, groups_per_token=2, router="sigmoid", normalise_experts=True, dense_layers=1,
+    dense_mlp_width=40, shared_expert_width=24, ungated_shared_expert=True, rotary_interleaved=True,
+)  # fmt: skip
+MODELS = {"deepseek": DEEPSEEK, "gpt_neox": NEOX, "olmoe": OLMOE, "olmo2": OLMO2, "qwen_moe": QWEN_MOE, "mamba": MAMBA}
 
 
 def mesh_of(replica: int, fsdp: int, tensor: int) -> jax.sharding.Mesh:
@@ -205,6 +210,14 @@ def test_sizes_that_cannot_be_are_refused_by_name() -> None:
         ({"experts": 4, "experts_per_token": 2, "shared_expert_width": -1}, "model.shared_expert_width=-1"),
         ({"qk_norm_per_head": True}, "model.qk_norm_per_head says how model.qk_norm works"),
         ({"mixer": "mamba"}, "model.state_size=0"),
+        ({"dense_layers": 1}, "model.dense_layers=1 stands beside experts"),
+        ({"v_head_dim": 8}, "model.v_head_dim=8 is of latent attention"),
+        ({"kv_lora_rank": 8, "v_head_dim": 8}, "model.nope_head_dim=0 must be below model.head_dim=8"),
+        ({"kv_lora_rank": 8, "v_head_dim": 8, "nope_head_dim": 4, "kv_heads": 2}, "model.kv_heads=2 is not computed"),
+        ({"experts": 4, "experts_per_token": 2, "expert_groups": 3}, "model.expert_groups=3 must divide"),
+        ({"experts": 4, "experts_per_token": 3, "expert_groups": 2}, "model.groups_per_token=1 of 2 experts must"),
+        ({"experts": 4, "experts_per_token": 2, "dense_layers": 2}, "model.dense_layers=2 must be between 0 and 1"),
+        ({"experts": 4, "experts_per_token": 2, "dense_layers": 1}, "model.dense_mlp_width=0 must be at least 1"),
     ]
     for change, message in cases:
         with pytest.raises(UserError, match=message.replace(".", r"\.")):

@@ -14,8 +14,9 @@ from fineline_jax.errors import UserError
 from fineline_jax.models import families
 from fineline_jax.models.families.hf_config import HfConfig
 
-FAST = ("gemma2", "gptj")
-"""Windows by layer, caps, second norms, scaled scores; interleaved angles, one norm, a bias on the head."""
+FAST = ("gemma2", "gptj", "deepseek_v3")
+"""Windows by layer, caps, second norms, scaled scores; interleaved angles, one norm, a bias on the head; latent
+attention, groups of experts, a layer without them."""
 NAMES = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in TYPES]
 
 
@@ -74,6 +75,10 @@ HARMLESS = words(
 OF_A_TYPE = {
     "biogpt": {"layer_norm_eps"},  # its norms have torch's default
     "cohere2": {"head_dim"},  # the class derives it
+    "deepseek_v2": words("head_dim qk_head_dim"),  # derived
+    "deepseek_v2 lite": words("head_dim qk_head_dim n_group topk_group"),  # without groups
+    "deepseek_v3": words("head_dim qk_head_dim num_nextn_predict_layers"),  # no layer of the model
+    "deepseek_v3 moonlight": words("head_dim qk_head_dim topk_group num_nextn_predict_layers"),
     "falcon of one key head": {"num_kv_heads", "intermediate_size"},  # multi_query has one
     "falcon": {"intermediate_size"},
     "mpt": {"learned_pos_emb"},  # alibi stands before it

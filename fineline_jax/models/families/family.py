@@ -28,7 +28,10 @@ SCALINGS = {
     "dynamic": ("factor",),
     "linear": ("factor",),
     "llama3": ("factor", "original_context", "low_freq_factor", "high_freq_factor"),
-    "yarn": ("factor", "original_context", "beta_fast", "beta_slow", "truncate", "attention_factor"),
+    "yarn": (
+        *("factor", "original_context", "beta_fast", "beta_slow", "truncate"),
+        *("attention_factor", "mscale_all_dim"),
+    ),
 }
 """The fields of `RopeScaling` that count for each kind."""
 KINDS = {field.name: type(field.default) for field in dataclasses.fields(ModelConfig)}
@@ -110,13 +113,17 @@ class Family:
         return all(raw.raw.get(key) in (None, *allowed) for key, allowed in self.only.items())
 
     def lines(self, config: ModelConfig) -> tuple[Weight, ...]:
-        """The name map of a model: `weights` with the sizes in braces filled in, h heads, k key heads and g = h / k."""
+        """The name map of a model: `weights` with the sizes in braces filled in: h heads, k key heads and g = h / k;
+        r of a short vector of keys and values, n features of a head that do not rotate, v of its values."""
         if not config.heads:
             return self.weights
         h, k = config.heads, config.kv_heads
         sizes = {"h": h, "hk": h + k, "hkk": h + 2 * k, "g": h // k, "g1": h // k + 1, "g2": h // k + 2}
-        fill = lambda weight: dataclasses.replace(weight, axes=weight.axes.format(**sizes))
-        return tuple(fill(weight) if "{" in weight.axes else weight for weight in self.weights)
+        rank, still = config.kv_lora_rank, config.nope_head_dim
+        sizes |= {"r": rank, "rr": rank + config.rotary_dim, "n": still, "nv": still + config.v_head_dim}
+        behind = lambda weight: config.dense_layers if weight.ours.startswith("layers.") else 0
+        fill = lambda weight: dataclasses.replace(weight, axes=weight.axes.format(**sizes), from_layer=behind(weight))
+        return tuple(map(fill, self.weights))
 
     def from_hf(self, raw: HfConfig) -> ModelConfig:
         """Raises UserError naming the key for anything the decoder does not compute."""

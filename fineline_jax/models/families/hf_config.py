@@ -167,6 +167,7 @@ class HfConfig:
             beta_slow=turns.number("beta_slow", default=0.0) or 1.0,
             truncate=turns.flag("truncate", default=True),
             attention_factor=turns.number("attention_factor", default=usual),
+            mscale_all_dim=both[1],
         )
 
     def layer_types(self, layers: int, windows: Windows) -> tuple[int, list[str]]:

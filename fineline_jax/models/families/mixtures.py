@@ -10,7 +10,7 @@ from fineline_jax.models.families.scaled import GRANITE
 
 _LAYER = "model.layers.{layer}."
 _EXPERT = _LAYER + "mlp.experts.{expert}."
-_EXPERTS = (
+EXPERTS = (
     Weight(_LAYER + "mlp.gate.weight", "layers.router", "experts width -> width experts"),
     Weight(_EXPERT + "gate_proj.weight", "layers.gate", "mlp width -> width mlp"),
     Weight(_EXPERT + "up_proj.weight", "layers.up", "mlp width -> width mlp"),
@@ -18,7 +18,7 @@ _EXPERTS = (
 )
 
 
-_SILU = {"hidden_act": ("silu", "swish")}
+SILU = {"hidden_act": ("silu", "swish")}
 
 
 def _keys(experts: int, per_token: int) -> dict[str, Any]:
@@ -36,18 +36,18 @@ OLMOE = llama.LLAMA.like(
     silent={"context": 4096, "norm_eps": 1e-5},
     keys={"clip_qkv": ("clip_qkv", 0.0), **_keys(64, 8)},
     fixed={"qk_norm": True},
-    only=_SILU,
+    only=SILU,
     write_more=lambda config: {"clip_qkv": config.clip_qkv or None},
-    weights=(*llama.OUTER, *llama.NORMS, *llama.ATTENTION, *QK_NORMS, *_EXPERTS),
+    weights=(*llama.OUTER, *llama.NORMS, *llama.ATTENTION, *QK_NORMS, *EXPERTS),
     ignored=(),
 )
 FLEX_OLMO = OLMO2.like(
     "flex_olmo",
     "FlexOlmoForCausalLM",
     keys={"context": ("max_position_embeddings", 4096), "norm_eps": ("rms_norm_eps", 1e-6), **_keys(7, 5)},
-    only=_SILU,
+    only=SILU,
     rope=Rope(500_000.0),
-    weights=(*(line for line in OLMO2.weights if line not in llama.MLP), *_EXPERTS),
+    weights=(*(line for line in OLMO2.weights if line not in llama.MLP), *EXPERTS),
 )
 
 _SPARSE = _LAYER + "block_sparse_moe.experts.{expert}."
@@ -61,7 +61,7 @@ MIXTRAL = llama.LLAMA.like(
         "mlp": None,
     },
     fixed={"normalise_experts": True},
-    only=_SILU,
+    only=SILU,
     rope=Rope(1_000_000.0),
     windows=Windows(None, by_layer=False),
     weights=(
@@ -86,7 +86,7 @@ GRANITE_MOE = GRANITE.like(
         "mlp": None,
     },
     fixed={"normalise_experts": True},
-    only=_SILU,
+    only=SILU,
     weights=(
         *llama.OUTER,
         *llama.NORMS,
@@ -122,14 +122,14 @@ QWEN2_MOE = llama.QWEN2.like(
         "shared_expert_width": "shared_expert_intermediate_size",
     },
     fixed={"qkv_bias": None},
-    only={"decoder_sparse_step": (1,), **_SILU},
+    only={"decoder_sparse_step": (1,), **SILU},
     read_more=_all_layers_have_experts,
     write_more=lambda config: {"mlp_only_layers": []},
     weights=(
         *llama.OUTER,
         *llama.NORMS,
         *llama.ATTENTION,
-        *_EXPERTS,
+        *EXPERTS,
         Weight(_SHARED + "gate_proj.weight", "layers.shared_gate", "mlp width -> width mlp"),
         Weight(_SHARED + "up_proj.weight", "layers.shared_up", "mlp width -> width mlp"),
         Weight(_SHARED + "down_proj.weight", "layers.shared_down", "width mlp -> mlp width"),
@@ -140,9 +140,9 @@ QWEN3_MOE = llama.QWEN3.like(
     "qwen3_moe",
     "Qwen3MoeForCausalLM",
     keys=_QWEN | _keys(128, 8) | {"kv_heads": ("num_key_value_heads", 4), "head_dim": ("head_dim", 0)},
-    only={"decoder_sparse_step": (1,), **_SILU},
+    only={"decoder_sparse_step": (1,), **SILU},
     windows=Windows(4096, in_use=False, by_layer=False),
     read_more=_all_layers_have_experts,
     write_more=lambda config: {"mlp_only_layers": []},
-    weights=(*llama.OUTER, *llama.NORMS, *llama.ATTENTION, *llama.HEAD_NORMS, *_EXPERTS),
+    weights=(*llama.OUTER, *llama.NORMS, *llama.ATTENTION, *llama.HEAD_NORMS, *EXPERTS),
 )

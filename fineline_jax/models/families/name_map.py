@@ -32,6 +32,8 @@ class Weight:
     """Dotted path in the parameter tree."""
     axes: str
     """Axes in the file -> axes of our parameter."""
+    from_layer: int = 0
+    """The number in the files of the first layer of our parameter."""
 
     @property
     def stacked(self) -> int:
@@ -208,7 +210,8 @@ def tensors_of(weight: Weight, shape: Sequence[int]) -> Iterator[tuple[tuple[int
 def tensor_name(weight: Weight, index: Sequence[int]) -> str:
     """The name of one tensor of a line, at `index` in the stacked axes."""
     keys = [key for key in ("layer", "expert") if f"{{{key}}}" in weight.hf]
-    return weight.hf.format(**dict(zip(keys, index, strict=True)))
+    numbers = dict(zip(keys, index, strict=True))
+    return weight.hf.format(**numbers | ({"layer": index[0] + weight.from_layer} if "layer" in keys else {}))
 
 
 def all_tensors(
@@ -218,23 +221,13 @@ def all_tensors(
 
     shapes: of our whole parameters, by dotted path.
     """
+
+    def layer(pair: tuple[Weight, tuple[int, ...]]) -> float:
+        weight, index = pair
+        return weight.from_layer + index[0] if index else -1 if weight.ours == "embed" else math.inf
+
     tensors: dict[str, list[tuple[Weight, tuple[int, ...]]]] = {}
-    plain = [weight for weight in weights if not weight.stacked]
-    stacked = [weight for weight in weights if weight.stacked]
-    first = [weight for weight in plain if weight.ours == "embed"]
-    layers = max((shapes[weight.ours][0] for weight in stacked), default=0)
-
-    def add(weight: Weight, indices: Iterator[tuple[int, ...]]) -> None:
-        for index in indices:
-            tensors.setdefault(tensor_name(weight, index), []).append((weight, index))
-
-    for weight in first:
-        add(weight, iter([()]))
-    for layer in range(layers):
-        for weight in stacked:
-            inner = np.ndindex(*shapes[weight.ours][1 : weight.stacked])
-            add(weight, ((layer, *index) for index in inner))
-    for weight in plain:
-        if weight not in first:
-            add(weight, iter([()]))
+    pairs = [(weight, index) for weight in weights for index in np.ndindex(*shapes[weight.ours][: weight.stacked])]
+    for weight, index in sorted(pairs, key=layer):
+        tensors.setdefault(tensor_name(weight, index), []).append((weight, index))
     return tensors

@@ -31,4 +31,4 @@ def _are_zero(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def _is_stacked(name: str) -> bool:
-    return name.startswith("layers.")
+    return name.startswith(("layers.", "dense_layers."))

@@ -5,14 +5,14 @@ from typing import Any
 
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.models.families.hf_config import HfConfig
-from fineline_jax.models.families.llama import ATTENTION, LLAMA, MLP, NORMS, OUTER
-from fineline_jax.models.families.mixtures import EXPERTS, SILU
+from fineline_jax.models.families.llama import ATTENTION, LLAMA, MLP, NORMS, OUTER, OUTPUT
+from fineline_jax.models.families.mixtures import EXPERTS, SILU, shared_expert
 from fineline_jax.models.families.name_map import Weight
 
 _ATTENTION = "model.layers.{layer}.self_attn."
 _LATENT = (
     *NORMS,
-    ATTENTION[0],
+    *ATTENTION[:1],
     Weight(_ATTENTION + "q_a_proj.weight", "layers.q_a", "rank width -> width rank"),
     Weight(_ATTENTION + "q_a_layernorm.weight", "layers.q_a_norm", "rank -> rank"),
     Weight(_ATTENTION + "q_b_proj.weight", "layers.q_b", "(heads dim) rank -> rank heads dim"),
@@ -21,21 +21,13 @@ _LATENT = (
     Weight(_ATTENTION + "kv_a_layernorm.weight", "layers.kv_a_norm", "rank -> rank"),
     Weight(_ATTENTION + "kv_b_proj.weight", "layers.k_b", "(heads dim@0-{n}/{nv}) rank -> rank heads dim"),
     Weight(_ATTENTION + "kv_b_proj.weight", "layers.v_b", "(heads dim@{n}-{nv}/{nv}) rank -> rank heads dim"),
-    ATTENTION[3],
+    *OUTPUT[:1],
 )
 
 
 def in_dense_layers(lines: tuple[Weight, ...]) -> tuple[Weight, ...]:
     """The same lines of the layers without experts."""
     return tuple(dataclasses.replace(line, ours=f"dense_{line.ours}") for line in lines)
-
-
-def shared_expert(name: str) -> tuple[Weight, ...]:
-    """Lines of the expert for all tokens, whose tensors stand behind `name`."""
-    return tuple(
-        Weight(line.hf.replace("mlp.", f"mlp.{name}."), line.ours.replace("layers.", "layers.shared_"), line.axes)
-        for line in MLP[:3]
-    )
 
 
 def _more(n_shared: int, groups: tuple[int, int], method: str) -> Any:
@@ -96,7 +88,7 @@ DEEPSEEK_V2 = LLAMA.like(
     },
     read_more=_more(2, (1, 1), "greedy"),
     write_more=_write,
-    weights=(*OUTER, *_LATENT, *in_dense_layers((*_LATENT, *MLP[:3])), *EXPERTS, *shared_expert("shared_experts")),
+    weights=(*OUTER, *_LATENT, *in_dense_layers((*_LATENT, *MLP)), *EXPERTS, *shared_expert("shared_experts")),
 )
 DEEPSEEK_V3 = DEEPSEEK_V2.like(
     "deepseek_v3",

@@ -1,67 +1,15 @@
 """GPT-2 and its relatives: LayerNorm, two projections around a function; positions learned, rotary or by ALiBi.
 GPT-NeoX (Pythia), GPT-J, CodeGen, GPT-Neo, GPT-BigCode, OPT, BioGPT, BLOOM, MPT, Falcon, Phi, Starcoder2."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.models.families.family import Family
 from fineline_jax.models.families.hf_config import HfConfig, Rope, Windows
-from fineline_jax.models.families.llama import KEYS, LAYER_NORM, LLAMA, MLP, NEMOTRON, with_biases
+from fineline_jax.models.families.lines import BY_HEAD, GROUPED, THIRDS, UNEQUAL, fused, lines
+from fineline_jax.models.families.llama import KEYS, LAYER_NORM, LLAMA, MLP
 from fineline_jax.models.families.name_map import Weight
 
-_FROM_LAYER = {
-    "attention_norm": "width -> width",
-    "mlp_norm": "width -> width",
-    "q": "(heads dim) width -> width heads dim",
-    "k": "(heads dim) width -> width heads dim",
-    "v": "(heads dim) width -> width heads dim",
-    "o": "width (heads dim) -> heads dim width",
-    "up": "mlp width -> width mlp",
-    "down": "width mlp -> mlp width",
-}
-_OUTSIDE = {
-    "embed": "vocab width -> vocab width",
-    "position_embed": "vocab width -> vocab width",
-    "head": "vocab width -> width vocab",
-    "norm": "width -> width",
-    "embed_norm": "width -> width",
-}
-_BIASES = {"q": "(heads dim) -> heads dim", "o": "width -> width", "up": "mlp -> mlp", "down": "width -> width"}
-_BIASES |= {"k": _BIASES["q"], "v": _BIASES["q"], "attention_norm": "width -> width", "mlp_norm": "width -> width"}
-
-
-def lines(layer: str, names: str) -> tuple[Weight, ...]:
-    """Weights and biases of models whose matrices are [out, in]: "our name=name in the file …", of a layer behind
-    `layer`, of what is outside the layers in full."""
-    pairs = [pair.split("=") for pair in names.split()]
-    inner = [
-        Weight(f"{layer}{hf}.{kind}", f"layers.{ours}{suffix}", axes[ours])
-        for ours, hf in pairs
-        for kind, suffix, axes in (("weight", "", _FROM_LAYER), ("bias", "_bias", _BIASES))
-        if ours in axes
-    ]
-    outer = {ours: Weight(f"{hf}.weight", ours, _OUTSIDE[ours]) for ours, hf in pairs if ours in _OUTSIDE}
-    norms = [outer.pop(ours) for ours in ("norm", "embed_norm") if ours in outer]
-    return *outer.values(), *inner, *with_biases(norms)
-
-
-def fused(name: str, axes: Mapping[str, str], heads: str = "heads") -> tuple[Weight, ...]:
-    """Lines of queries, keys and values in one tensor; axes: of each one's outputs in the file. heads: our axes of the
-    query heads there."""
-    return tuple(
-        Weight(f"{name}.{kind}", f"layers.{ours}{suffix}", f"{outputs}{middle} {heads if ours == 'q' else 'heads'} dim")
-        for ours, outputs in axes.items()
-        for kind, suffix, middle in (("weight", "", " width -> width"), ("bias", "_bias", " ->"))
-    )
-
-
-BY_HEAD = {"q": "(heads 0/3 dim)", "k": "(heads 1/3 dim)", "v": "(heads 2/3 dim)"}
-THIRDS = {"q": "(0/3 heads dim)", "k": "(1/3 heads dim)", "v": "(2/3 heads dim)"}
-UNEQUAL = {"q": "(heads@0-{h}/{hkk} dim)", "k": "(heads@{h}-{hk}/{hkk} dim)", "v": "(heads@{hk}-{hkk}/{hkk} dim)"}
-GROUPED = {"q": "(heads group@0-{g}/{g2} dim)", "k": "(heads {g}/{g2} dim)", "v": "(heads {g1}/{g2} dim)"}
-"""Each key head with its queries in front."""
-HEAD_BIAS = Weight("lm_head.bias", "head_bias", "vocab -> vocab")
 GPT_NEOX = Family(
     name="gpt_neox",
     architectures=("GPTNeoXForCausalLM",),
@@ -223,13 +171,10 @@ GPT_J = _GPT.like(
     },
     read_more=_rotary_dim,
     write_more=lambda config: {"rotary_dim": config.rotary_dim, "rotary": True},
-    weights=(
-        *lines(
-            _BLOCK,
-            "embed=transformer.wte norm=transformer.ln_f head=lm_head attention_norm=ln_1 q=attn.q_proj k=attn.k_proj"
-            " v=attn.v_proj o=attn.out_proj up=mlp.fc_in down=mlp.fc_out",
-        ),
-        HEAD_BIAS,
+    weights=lines(
+        _BLOCK,
+        "embed=transformer.wte norm=transformer.ln_f head=lm_head attention_norm=ln_1 q=attn.q_proj k=attn.k_proj"
+        " v=attn.v_proj o=attn.out_proj up=mlp.fc_in down=mlp.fc_out",
     ),
 )
 # The heads lie in four groups, each its queries, values and keys.
@@ -426,13 +371,10 @@ PHI = GPT_NEOX.like(
     fixed={"attention_bias": True, "parallel_residual": True, "shared_norm": True, "head_bias": True},
     only={"qk_layernorm": (False,)},
     rope=Rope(fraction=0.5, fraction_keys=("partial_rotary_factor",)),
-    weights=(
-        *lines(
-            "model.layers.{layer}.",
-            "embed=model.embed_tokens norm=model.final_layernorm head=lm_head attention_norm=input_layernorm"
-            " q=self_attn.q_proj k=self_attn.k_proj v=self_attn.v_proj o=self_attn.dense up=mlp.fc1 down=mlp.fc2",
-        ),
-        HEAD_BIAS,
+    weights=lines(
+        "model.layers.{layer}.",
+        "embed=model.embed_tokens norm=model.final_layernorm head=lm_head attention_norm=input_layernorm"
+        " q=self_attn.q_proj k=self_attn.k_proj v=self_attn.v_proj o=self_attn.dense up=mlp.fc1 down=mlp.fc2",
     ),
     ignored=(),
     tied_copies=LLAMA.tied_copies,
@@ -455,7 +397,7 @@ STARCODER2 = LLAMA.like(
     gated=False,
     windows=Windows(None, by_layer=False),
     weights=(
-        *(line for line in NEMOTRON.weights if line not in MLP),
+        *(line for line in LLAMA.weights if line not in MLP),
         *lines("model.layers.{layer}.", "up=mlp.c_fc down=mlp.c_proj"),
     ),
 )

@@ -1,54 +1,27 @@
 """Llama and what is named like it: Amber, OpenLLaMA, the m-a-p reproductions, TinyLlama, DeepSeek LLM, Yi, Qwen,
 Mistral, SmolLM3, Baichuan, and others."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from fineline_jax.errors import UserError
 from fineline_jax.models.config import RopeScaling
 from fineline_jax.models.families.family import Family
 from fineline_jax.models.families.hf_config import HfConfig, Rope, Windows
+from fineline_jax.models.families.lines import THIRDS, UNEQUAL, fused, fused_mlp, lines
 from fineline_jax.models.families.name_map import Weight
 
 _LAYER = "model.layers.{layer}."
 _ATTENTION = _LAYER + "self_attn."
 _MLP = _LAYER + "mlp."
 
-OUTER = (
-    Weight("model.embed_tokens.weight", "embed", "vocab width -> vocab width"),
-    Weight("model.norm.weight", "norm", "width -> width"),
-    Weight("lm_head.weight", "head", "vocab width -> width vocab"),
-)
-NORMS = (
-    Weight(_LAYER + "input_layernorm.weight", "layers.attention_norm", "width -> width"),
-    Weight(_LAYER + "post_attention_layernorm.weight", "layers.mlp_norm", "width -> width"),
-)
-ATTENTION = (
-    Weight(_ATTENTION + "q_proj.weight", "layers.q", "(heads dim) width -> width heads dim"),
-    Weight(_ATTENTION + "k_proj.weight", "layers.k", "(heads dim) width -> width heads dim"),
-    Weight(_ATTENTION + "v_proj.weight", "layers.v", "(heads dim) width -> width heads dim"),
-    Weight(_ATTENTION + "o_proj.weight", "layers.o", "width (heads dim) -> heads dim width"),
-    Weight(_ATTENTION + "q_proj.bias", "layers.q_bias", "(heads dim) -> heads dim"),
-    Weight(_ATTENTION + "k_proj.bias", "layers.k_bias", "(heads dim) -> heads dim"),
-    Weight(_ATTENTION + "v_proj.bias", "layers.v_bias", "(heads dim) -> heads dim"),
-    Weight(_ATTENTION + "o_proj.bias", "layers.o_bias", "width -> width"),
-)
-MLP = (
-    Weight(_MLP + "gate_proj.weight", "layers.gate", "mlp width -> width mlp"),
-    Weight(_MLP + "up_proj.weight", "layers.up", "mlp width -> width mlp"),
-    Weight(_MLP + "down_proj.weight", "layers.down", "width mlp -> mlp width"),
-    Weight(_MLP + "gate_proj.bias", "layers.gate_bias", "mlp -> mlp"),
-    Weight(_MLP + "up_proj.bias", "layers.up_bias", "mlp -> mlp"),
-    Weight(_MLP + "down_proj.bias", "layers.down_bias", "width -> width"),
-)
+OUTER = lines("", "embed=model.embed_tokens norm=model.norm head=lm_head")
+NORMS = lines(_LAYER, "attention_norm=input_layernorm mlp_norm=post_attention_layernorm")
+OUTPUT = lines(_ATTENTION, "o=o_proj")
+ATTENTION = (*lines(_ATTENTION, "q=q_proj k=k_proj v=v_proj"), *OUTPUT)
+DOWN = lines(_MLP, "down=down_proj")
+MLP = (*lines(_MLP, "gate=gate_proj up=up_proj"), *DOWN)
 # Old files hold the rotary frequencies, which are computed.
 ROTARY = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
-
-
-def with_biases(lines: Sequence[Weight]) -> tuple[Weight, ...]:
-    """Lines of weights with one axis, each followed by the line of its bias."""
-    bias = lambda line: Weight(line.hf.replace(".weight", ".bias"), line.ours + "_bias", line.axes)
-    return tuple(line for weight in lines for line in (weight, bias(weight)))
 
 
 KEYS = {
@@ -84,13 +57,7 @@ YI = LLAMA.like(
     model_type="Yi",
     silent={"context": 4096, "kv_heads": 4, "norm_eps": 1e-5},
     rope=Rope(5_000_000.0),
-    weights=(
-        *OUTER,
-        Weight(_LAYER + "ln1.weight", "layers.attention_norm", "width -> width"),
-        Weight(_LAYER + "ln2.weight", "layers.mlp_norm", "width -> width"),
-        *ATTENTION,
-        *MLP,
-    ),
+    weights=(*OUTER, *lines(_LAYER, "attention_norm=ln1 mlp_norm=ln2"), *ATTENTION, *MLP),
 )
 
 MISTRAL = LLAMA.like(
@@ -108,10 +75,7 @@ QWEN2 = LLAMA.like(
 )
 
 # RMSNorm of each head's queries and keys, with one scale for all heads.
-HEAD_NORMS = (
-    Weight(_ATTENTION + "q_norm.weight", "layers.q_norm", "dim -> dim"),
-    Weight(_ATTENTION + "k_norm.weight", "layers.k_norm", "dim -> dim"),
-)
+HEAD_NORMS = lines(_ATTENTION, "q_norm=q_norm k_norm=k_norm")
 PER_HEAD = {"qk_norm": True, "qk_norm_per_head": True}
 QWEN3 = QWEN2.like(
     "qwen3",
@@ -173,7 +137,6 @@ CWM = LLAMA.like(
 
 # Two projections around the square of ReLU.
 ARCEE = LLAMA.like("arcee", "ArceeForCausalLM", silent={"mlp": "relu2", "context": 4096, "norm_eps": 1e-5}, gated=False)
-NORM_BIASES = (*OUTER, *with_biases((*NORMS, OUTER[1]))[1::2])
 NEMOTRON = ARCEE.like(
     "nemotron",
     "NemotronForCausalLM",
@@ -181,7 +144,6 @@ NEMOTRON = ARCEE.like(
     keys={"norm_eps": ("norm_eps", 1e-5)},
     fixed={"norm": "layer", "norm_offset": 1.0},
     rope=Rope(fraction=0.5, fraction_keys=("partial_rotary_factor",)),
-    weights=(*NORM_BIASES, *NORMS, *ATTENTION, *MLP),
 )
 JAIS2 = ARCEE.like(
     "jais2",
@@ -193,7 +155,6 @@ JAIS2 = ARCEE.like(
         **LAYER_NORM,
     },
     fixed={"norm": "layer"},
-    weights=NEMOTRON.weights,
 )
 STABLELM = LLAMA.like(
     "stablelm",
@@ -209,7 +170,6 @@ STABLELM = LLAMA.like(
     fixed={"norm": "layer"},
     only={"qk_layernorm": (False,)},
     rope=Rope(fraction=0.25, fraction_keys=("partial_rotary_factor",)),
-    weights=NEMOTRON.weights,
 )
 
 # xIELU has four numbers of its own; two of them are constants, which the files hold as well.
@@ -224,8 +184,7 @@ APERTUS = LLAMA.like(
     read_more=_llama3_where_silent(8.0),
     weights=(
         *OUTER,
-        Weight(_LAYER + "attention_layernorm.weight", "layers.attention_norm", "width -> width"),
-        Weight(_LAYER + "feedforward_layernorm.weight", "layers.mlp_norm", "width -> width"),
+        *lines(_LAYER, "attention_norm=attention_layernorm mlp_norm=feedforward_layernorm"),
         *ATTENTION,
         *HEAD_NORMS,
         *MLP,
@@ -237,12 +196,7 @@ APERTUS = LLAMA.like(
 )
 
 # One tensor for queries, keys and values, and in Phi-3 and GLM for gate and up.
-FUSED_MLP = (
-    Weight(_MLP + "gate_up_proj.weight", "layers.gate", "(0/2 mlp) width -> width mlp"),
-    Weight(_MLP + "gate_up_proj.weight", "layers.up", "(1/2 mlp) width -> width mlp"),
-    *MLP[2:3],
-)
-_OUTPUT = ATTENTION[3]
+FUSED_MLP = (*fused_mlp(_MLP + "gate_up_proj"), *DOWN)
 PHI3 = LLAMA.like(
     "phi3",
     "Phi3ForCausalLM",
@@ -250,20 +204,7 @@ PHI3 = LLAMA.like(
     keys={"head_dim": None, **NO_BIASES},
     rope=Rope(fraction_keys=("partial_rotary_factor",)),
     windows=Windows(None, by_layer=False),
-    weights=(
-        *OUTER,
-        *NORMS,
-        Weight(_ATTENTION + "qkv_proj.weight", "layers.q", "(heads@0-{h}/{hkk} dim) width -> width heads dim"),
-        Weight(_ATTENTION + "qkv_proj.weight", "layers.k", "(heads@{h}-{hk}/{hkk} dim) width -> width heads dim"),
-        Weight(_ATTENTION + "qkv_proj.weight", "layers.v", "(heads@{hk}-{hkk}/{hkk} dim) width -> width heads dim"),
-        _OUTPUT,
-        *FUSED_MLP,
-    ),
-)
-PACKED = (
-    Weight(_ATTENTION + "W_pack.weight", "layers.q", "(0/3 heads dim) width -> width heads dim"),
-    Weight(_ATTENTION + "W_pack.weight", "layers.k", "(1/3 heads dim) width -> width heads dim"),
-    Weight(_ATTENTION + "W_pack.weight", "layers.v", "(2/3 heads dim) width -> width heads dim"),
+    weights=(*OUTER, *NORMS, *fused(_ATTENTION + "qkv_proj", UNEQUAL), *OUTPUT, *FUSED_MLP),
 )
 
 
@@ -283,7 +224,7 @@ BAICHUAN = LLAMA.like(
     keys={"kv_heads": ("num_attention_heads", None)},
     read_more=_not_13b,
     write_more=lambda config: {"model_max_length": config.context},
-    weights=(*OUTER, *NORMS, *PACKED, _OUTPUT, *MLP),
+    weights=(*OUTER, *NORMS, *fused(_ATTENTION + "W_pack", THIRDS), *OUTPUT, *MLP),
 )
 # The rows of its head have length 1; its files hold them as trained (`decoder.head_weight` normalises).
 BAICHUAN2 = BAICHUAN.like("baichuan2", "BaichuanForCausalLM", model_type="baichuan", fixed={"head": "normalised"})

@@ -4,6 +4,7 @@ from typing import Any
 
 from fineline_jax.models.families.family import Family
 from fineline_jax.models.families.hf_config import HfConfig
+from fineline_jax.models.families.lines import lines
 from fineline_jax.models.families.name_map import Weight
 
 _LAYER = "backbone.layers.{layer}."
@@ -43,7 +44,7 @@ MAMBA = Family(
         "residual_in_fp32": True,
     },
     weights=(
-        Weight("backbone.embeddings.weight", "embed", "vocab width -> vocab width"),
+        *lines("", "embed=backbone.embeddings norm=backbone.norm_f head=lm_head"),
         Weight(_LAYER + "norm.weight", "layers.mixer_norm", "width -> width"),
         Weight(_MIXER + "in_proj.weight", "layers.in_proj_x", "(0/2 inner) width -> width inner"),
         Weight(_MIXER + "in_proj.weight", "layers.in_proj_z", "(1/2 inner) width -> width inner"),
@@ -55,7 +56,5 @@ MAMBA = Family(
         Weight(_MIXER + "A_log", "layers.A_log", "inner state -> inner state"),
         Weight(_MIXER + "D", "layers.D", "inner -> inner"),
         Weight(_MIXER + "out_proj.weight", "layers.out_proj", "width inner -> inner width"),
-        Weight("backbone.norm_f.weight", "norm", "width -> width"),
-        Weight("lm_head.weight", "head", "vocab width -> width vocab"),
     ),
 )

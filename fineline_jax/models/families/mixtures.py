@@ -1,23 +1,20 @@
 """Mixtures of experts named like Llama: OLMoE, Mixtral, Qwen2-MoE, Qwen3-MoE, Granite-MoE."""
 
+import dataclasses
 from typing import Any
 
 from fineline_jax.models.families import llama
 from fineline_jax.models.families.hf_config import HfConfig, Rope, Windows
+from fineline_jax.models.families.lines import lines
 from fineline_jax.models.families.name_map import Weight
 from fineline_jax.models.families.olmo import OLMO2, QK_NORMS
 from fineline_jax.models.families.scaled import GRANITE
 
 _LAYER = "model.layers.{layer}."
-_EXPERT = _LAYER + "mlp.experts.{expert}."
 EXPERTS = (
-    Weight(_LAYER + "mlp.gate.weight", "layers.router", "experts width -> width experts"),
-    Weight(_EXPERT + "gate_proj.weight", "layers.gate", "mlp width -> width mlp"),
-    Weight(_EXPERT + "up_proj.weight", "layers.up", "mlp width -> width mlp"),
-    Weight(_EXPERT + "down_proj.weight", "layers.down", "width mlp -> mlp width"),
+    *lines(_LAYER, "router=mlp.gate"),
+    *lines(_LAYER + "mlp.experts.{expert}.", "gate=gate_proj up=up_proj down=down_proj"),
 )
-
-
 SILU = {"hidden_act": ("silu", "swish")}
 
 
@@ -50,7 +47,6 @@ FLEX_OLMO = OLMO2.like(
     weights=(*(line for line in OLMO2.weights if line not in llama.MLP), *EXPERTS),
 )
 
-_SPARSE = _LAYER + "block_sparse_moe.experts.{expert}."
 MIXTRAL = llama.LLAMA.like(
     "mixtral",
     "MixtralForCausalLM",
@@ -68,10 +64,8 @@ MIXTRAL = llama.LLAMA.like(
         *llama.OUTER,
         *llama.NORMS,
         *llama.ATTENTION,
-        Weight(_LAYER + "block_sparse_moe.gate.weight", "layers.router", "experts width -> width experts"),
-        Weight(_SPARSE + "w1.weight", "layers.gate", "mlp width -> width mlp"),
-        Weight(_SPARSE + "w3.weight", "layers.up", "mlp width -> width mlp"),
-        Weight(_SPARSE + "w2.weight", "layers.down", "width mlp -> mlp width"),
+        *lines(_LAYER, "router=block_sparse_moe.gate"),
+        *lines(_LAYER + "block_sparse_moe.experts.{expert}.", "gate=w1 up=w3 down=w2"),
     ),
     ignored=(),
 )
@@ -91,7 +85,7 @@ GRANITE_MOE = GRANITE.like(
         *llama.OUTER,
         *llama.NORMS,
         *llama.ATTENTION,
-        Weight(_FUSED + "router.layer.weight", "layers.router", "experts width -> width experts"),
+        *lines(_FUSED, "router=router.layer"),
         Weight(_FUSED + "input_linear.weight", "layers.gate", "experts (0/2 mlp) width -> experts width mlp"),
         Weight(_FUSED + "input_linear.weight", "layers.up", "experts (1/2 mlp) width -> experts width mlp"),
         Weight(_FUSED + "output_linear.weight", "layers.down", "experts width mlp -> experts mlp width"),
@@ -109,7 +103,12 @@ def _all_layers_have_experts(raw: HfConfig, fields: dict[str, Any]) -> dict[str,
     return {}
 
 
-_SHARED = _LAYER + "mlp.shared_expert."
+def shared_expert(name: str) -> tuple[Weight, ...]:
+    """Lines of the expert for all tokens, whose tensors stand behind `name`."""
+    of_mlp = lines(f"{_LAYER}mlp.{name}.", "gate=gate_proj up=up_proj down=down_proj")
+    return tuple(dataclasses.replace(line, ours=line.ours.replace(".", ".shared_")) for line in of_mlp)
+
+
 _QWEN = {"mlp_width": "moe_intermediate_size"}
 QWEN2_MOE = llama.QWEN2.like(
     "qwen2_moe",
@@ -130,9 +129,7 @@ QWEN2_MOE = llama.QWEN2.like(
         *llama.NORMS,
         *llama.ATTENTION,
         *EXPERTS,
-        Weight(_SHARED + "gate_proj.weight", "layers.shared_gate", "mlp width -> width mlp"),
-        Weight(_SHARED + "up_proj.weight", "layers.shared_up", "mlp width -> width mlp"),
-        Weight(_SHARED + "down_proj.weight", "layers.shared_down", "width mlp -> mlp width"),
+        *shared_expert("shared_expert"),
         Weight(_LAYER + "mlp.shared_expert_gate.weight", "layers.shared_router", "1:one width -> (1:one width)"),
     ),
 )

@@ -6,6 +6,7 @@ from fineline_jax.models.config import ModelConfig
 from fineline_jax.models.families import llama
 from fineline_jax.models.families.family import Family
 from fineline_jax.models.families.hf_config import HfConfig, Rope, Windows
+from fineline_jax.models.families.lines import THIRDS, fused, fused_mlp, lines
 from fineline_jax.models.families.name_map import Weight
 
 # The norm's epsilon is 1e-5; no file states it (transformers OlmoLayerNorm, allenai/OLMo LayerNorm).
@@ -35,9 +36,8 @@ OLMO2 = llama.LLAMA.like(
         *llama.OUTER,
         *llama.ATTENTION,
         *QK_NORMS,
-        Weight(_LAYER + "post_attention_layernorm.weight", "layers.attention_norm", "width -> width"),
+        *lines(_LAYER, "attention_norm=post_attention_layernorm mlp_norm=post_feedforward_layernorm"),
         *llama.MLP,
-        Weight(_LAYER + "post_feedforward_layernorm.weight", "layers.mlp_norm", "width -> width"),
     ),
     ignored=(),
 )
@@ -102,15 +102,9 @@ OLMO_FIRST = Family(
     read_more=_first,
     write_more=_write_first,
     weights=(
-        Weight("model.transformer.wte.weight", "embed", "vocab width -> vocab width"),
-        Weight(_BLOCK + "att_proj.weight", "layers.q", "(0/3 heads dim) width -> width heads dim"),
-        Weight(_BLOCK + "att_proj.weight", "layers.k", "(1/3 heads dim) width -> width heads dim"),
-        Weight(_BLOCK + "att_proj.weight", "layers.v", "(2/3 heads dim) width -> width heads dim"),
-        Weight(_BLOCK + "attn_out.weight", "layers.o", "width (heads dim) -> heads dim width"),
-        Weight(_BLOCK + "ff_proj.weight", "layers.up", "(0/2 mlp) width -> width mlp"),
-        Weight(_BLOCK + "ff_proj.weight", "layers.gate", "(1/2 mlp) width -> width mlp"),
-        Weight(_BLOCK + "ff_out.weight", "layers.down", "width mlp -> mlp width"),
-        Weight("model.transformer.ff_out.weight", "head", "vocab width -> width vocab"),
+        *lines(_BLOCK, "embed=model.transformer.wte o=attn_out down=ff_out head=model.transformer.ff_out"),
+        *fused(_BLOCK + "att_proj", THIRDS),
+        *fused_mlp(_BLOCK + "ff_proj", ("up", "gate")),
     ),
     tied_copies=("model.transformer.ff_out.weight",),
 )

@@ -5,6 +5,7 @@ from typing import Any
 
 from fineline_jax.models.families.family import Family, Turned
 from fineline_jax.models.families.hf_config import FULL, HfConfig, Rope, Windows
+from fineline_jax.models.families.lines import lines
 from fineline_jax.models.families.llama import (
     ATTENTION,
     FUSED_MLP,
@@ -17,15 +18,8 @@ from fineline_jax.models.families.llama import (
     OUTER,
     PER_HEAD,
 )
-from fineline_jax.models.families.name_map import Weight
 
 _LAYER = "model.layers.{layer}."
-_ATTENTION = _LAYER + "self_attn."
-
-
-def norm_lines(**names: str) -> tuple[Weight, ...]:
-    """Lines of a layer's norms: our name = name in the file."""
-    return tuple(Weight(f"{_LAYER}{hf}.weight", f"layers.{ours}", "width -> width") for ours, hf in names.items())
 
 
 GEMMA = LLAMA.like(
@@ -50,7 +44,7 @@ VAULT_GEMMA = GEMMA.like(
     windows=Windows(4096, lambda layer, raw: layer % 2 == 1),
     weights=(
         *OUTER,
-        *norm_lines(attention_norm="input_layernorm", mlp_norm="pre_feedforward_layernorm"),
+        *lines(_LAYER, "attention_norm=input_layernorm mlp_norm=pre_feedforward_layernorm"),
         *ATTENTION,
         *MLP,
     ),
@@ -61,7 +55,7 @@ GEMMA2 = VAULT_GEMMA.like(
     fixed={"post_norms": True},
     weights=(
         *VAULT_GEMMA.weights,
-        *norm_lines(attention_out_norm="post_attention_layernorm", mlp_out_norm="post_feedforward_layernorm"),
+        *lines(_LAYER, "attention_out_norm=post_attention_layernorm mlp_out_norm=post_feedforward_layernorm"),
     ),
 )
 GEMMA3 = GEMMA2.like(
@@ -98,7 +92,7 @@ HYPERCLOVAX = GRANITE.like(
     "hyperclovax",
     "HyperCLOVAXForCausalLM",
     keys={"post_norms": ("use_post_norm", True)},
-    weights=(*LLAMA.weights, *norm_lines(attention_out_norm="post_norm1", mlp_out_norm="post_norm2")),
+    weights=(*LLAMA.weights, *lines(_LAYER, "attention_out_norm=post_norm1 mlp_out_norm=post_norm2")),
 )
 
 COHERE = LLAMA.like(
@@ -146,7 +140,7 @@ EXAONE4 = LLAMA.like(
     read_more=unrotated_where_full(_EVERY_4TH, False),
     weights=(
         *OUTER,
-        *norm_lines(attention_norm="post_attention_layernorm", mlp_norm="post_feedforward_layernorm"),
+        *lines(_LAYER, "attention_norm=post_attention_layernorm mlp_norm=post_feedforward_layernorm"),
         *ATTENTION,
         *HEAD_NORMS,
         *MLP,
@@ -191,7 +185,7 @@ GLM4 = GLM.like(
     fixed={"post_norms": True},
     weights=(
         *GLM.weights,
-        *norm_lines(attention_out_norm="post_self_attn_layernorm", mlp_out_norm="post_mlp_layernorm"),
+        *lines(_LAYER, "attention_out_norm=post_self_attn_layernorm mlp_out_norm=post_mlp_layernorm"),
     ),
 )
 HUNYUAN = LLAMA.like(
@@ -202,8 +196,7 @@ HUNYUAN = LLAMA.like(
     fixed={"qk_norm_after_rotary": True} | PER_HEAD,
     weights=(
         *LLAMA.weights,
-        Weight(_ATTENTION + "query_layernorm.weight", "layers.q_norm", "dim -> dim"),
-        Weight(_ATTENTION + "key_layernorm.weight", "layers.k_norm", "dim -> dim"),
+        *lines(_LAYER + "self_attn.", "q_norm=query_layernorm k_norm=key_layernorm"),
     ),
 )
 SCALED: tuple[Family, ...] = (

@@ -11,6 +11,20 @@ GATED = ("swiglu", "geglu", "geglu_tanh")
 """Kinds of MLP that have a gate."""
 
 
+SAY_HOW = {
+    "experts": ("shared_expert_width", "dense_layers"),
+    "qk_norm": ("qk_norm_per_head",),
+    "parallel_residual": ("shared_norm",),
+    "window": ("full_layers", "window_rope_theta"),
+    "kv_lora_rank": ("q_lora_rank", "nope_head_dim", "v_head_dim"),
+}
+"""Field -> fields that mean nothing without it."""
+NOT_NEGATIVE = (
+    *("clip_qkv", "window", "attention_scale", "attention_softcap", "logit_softcap", "window_rope_theta"),
+    *("kv_lora_rank", "q_lora_rank", "shared_expert_width"),
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
     """How the rotary angles of a model differ from those it was first trained with; as transformers computes it."""
@@ -188,11 +202,10 @@ class ModelConfig:
             self._check_attention()
         if self.experts:
             self._check_experts()
-        for name in ("shared_expert_width", "dense_layers"):
-            if getattr(self, name) and not self.experts:
-                raise UserError(f"model.{name}={getattr(self, name)} stands beside experts; set model.experts")
-        if self.qk_norm_per_head and not self.qk_norm:
-            raise UserError("model.qk_norm_per_head says how model.qk_norm works; set model.qk_norm as well")
+        for other, names in SAY_HOW.items():
+            for name in names:
+                if getattr(self, name) and not getattr(self, other):
+                    raise UserError(f"model.{name} says how model.{other} works; set model.{other} as well")
 
     def _check_attention(self) -> None:
         _positive("heads", self.heads)
@@ -217,29 +230,14 @@ class ModelConfig:
             )
         if self.parallel_residual and self.norm_after:
             raise UserError("model.parallel_residual and model.norm_after exclude each other; choose one")
-        if self.shared_norm and not self.parallel_residual:
-            raise UserError(
-                "model.shared_norm says how model.parallel_residual works; set model.parallel_residual as well"
-            )
         if self.post_norms and (self.norm_after or self.parallel_residual):
             raise UserError("model.post_norms stands beside neither norm_after nor parallel_residual; choose one")
-        for name in (
-            "clip_qkv",
-            "window",
-            "attention_scale",
-            "attention_softcap",
-            "logit_softcap",
-            "window_rope_theta",
-            "kv_lora_rank",
-            "q_lora_rank",
-        ):
+        for name in NOT_NEGATIVE:
             if getattr(self, name) < 0:
                 raise UserError(f"model.{name}={getattr(self, name)} must not be negative; 0 means none")
         for name in ("full_layers", "unrotated_layers"):
             if not all(0 <= layer < self.layers for layer in getattr(self, name)):
                 raise UserError(f"model.{name}={getattr(self, name)} must name layers from 0 to {self.layers - 1}")
-        if (self.full_layers or self.window_rope_theta) and not self.window:
-            raise UserError("model.full_layers and window_rope_theta say how model.window works; set model.window")
         scaling = self.rope_scaling
         if scaling.kind in ("llama3", "yarn") and scaling.original_context < 1:
             raise UserError(f"model.rope_scaling.original_context={scaling.original_context} must be at least 1")
@@ -247,9 +245,6 @@ class ModelConfig:
             raise UserError(f"model.rope_scaling.factor={scaling.factor} must be above 0")
         if self.kv_lora_rank:
             self._check_latent()
-        for name in ("q_lora_rank", "nope_head_dim", "v_head_dim"):
-            if getattr(self, name) and not self.kv_lora_rank:
-                raise UserError(f"model.{name}={getattr(self, name)} is of latent attention; set model.kv_lora_rank")
 
     def _check_latent(self) -> None:
         if not 0 < self.nope_head_dim < self.head_dim or not 0 < self.v_head_dim <= self.head_dim:
@@ -282,8 +277,6 @@ class ModelConfig:
             raise UserError(f"model.dense_layers={self.dense_layers} must be between 0 and {self.layers - 1}")
         if self.dense_layers:
             _positive("dense_mlp_width", self.dense_mlp_width)
-        if self.shared_expert_width < 0:
-            raise UserError(f"model.shared_expert_width={self.shared_expert_width} must not be negative; 0 means none")
         if self.mlp != "swiglu" or self.mlp_bias or self.mixer != "attention":
             raise UserError(
                 "model.experts needs mlp='swiglu', mlp_bias=false and mixer='attention'; set model.experts=0"

@@ -78,23 +78,7 @@ def hidden_states(
     these activations are computed, [shards, selected, width], and the last layer computes no more for the other tokens
     than keys and values. Call it under `jax.set_mesh`.
     """
-    model = _decoder(config, params)
-    return model(tokens, positions, attend, dtype, remat, scan_layers, flat_index)[0]
-
-
-def hidden_states_and_routing(
-    config: ModelConfig,
-    params: Params,
-    tokens: Int32[Array, "batch length"],
-    positions: Int32[Array, "batch length"],
-    attend: Attend,
-    *,
-    dtype: jnp.dtype = jnp.float32,
-    remat: Remat = "none",
-    scan_layers: bool = True,
-) -> tuple[Float[Array, "batch length width"], Routing | None]:
-    """`hidden_states` of all tokens, and how each layer sent them to its experts, [layers, …]; None without experts."""
-    return _decoder(config, params)(tokens, positions, attend, dtype, remat, scan_layers, None)
+    return decoder_of(config, params)(tokens, positions, attend, dtype, remat, scan_layers, flat_index)[0]
 
 
 @scoped("head")
@@ -113,7 +97,8 @@ def head_weight(config: ModelConfig, params: Params) -> Float[Array, "width voca
     return (head / jnp.maximum(length, 1e-12)).astype(head.dtype)  # torch.nn.functional.normalize's floor
 
 
-def _decoder(config: ModelConfig, params: Params) -> "Decoder":
+def decoder_of(config: ModelConfig, params: Params) -> "Decoder":
+    """The modules with these parameters."""
     graph, paths = _structure(config)
     leaves = flatten_dict(params)
     return nnx.merge(graph, unflatten_dict({path: leaves[_parameter_path(path)] for path in paths}))
@@ -245,8 +230,10 @@ class Decoder(nnx.Module):
         dtype: jnp.dtype,
         remat: Remat,
         scan_layers: bool,
-        flat_index: Int32[Array, "shards selected"] | None,
+        flat_index: Int32[Array, "shards selected"] | None = None,
     ) -> tuple[jax.Array, Routing | None]:
+        """See `hidden_states`; and how each layer sent its tokens to its experts, [layers, …], None without experts or
+        with flat_index."""
         config, kinds = self.config, layer_kinds(self.config)
         rotary = self._rotary(positions, dtype)
         alibi = config.positions == "alibi"

@@ -150,15 +150,6 @@ def route(
     return weights * scale, chosen, logits
 
 
-def reference_mixture(x, router, gate, up, down, *, per_token: int, normalise: bool) -> jax.Array:
-    """The same with every token through every expert; what `mixture` is tested against."""
-    tokens = x.reshape(-1, x.shape[-1])
-    weights, chosen, _ = route(tokens, router, per_token, normalise)
-    share = jnp.zeros((tokens.shape[0], router.shape[1])).at[jnp.arange(tokens.shape[0])[:, None], chosen].set(weights)
-    hidden = jax.nn.silu(jnp.einsum("td,edf->tef", tokens, gate)) * jnp.einsum("td,edf->tef", tokens, up)
-    return jnp.einsum("tef,efd,te->td", hidden, down, share.astype(x.dtype)).reshape(x.shape)
-
-
 def grouped_dot(
     rows: Float[Array, "rows n_in"], weights: Float[Array, "groups n_in n_out"], sizes: Int32[Array, " groups"]
 ) -> Float[Array, "rows n_out"]:

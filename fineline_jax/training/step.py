@@ -147,16 +147,8 @@ def make_loss_sums(
         inputs, targets = jnp.maximum(windows[:, :-1], 0), windows[:, 1:]
         documents = None if end is None else attention.document_numbers(inputs, end)
         positions = jnp.broadcast_to(jnp.arange(inputs.shape[1]), inputs.shape, out_sharding=BATCH_SPEC)
-        hidden, routing = decoder.hidden_states_and_routing(
-            recipe.model,
-            params,
-            inputs,
-            positions,
-            attention.causal(implementation, documents),
-            dtype=dtype,
-            remat=compute.remat,
-            scan_layers=compute.scan_layers,
-        )
+        model, attend = decoder.decoder_of(recipe.model, params), attention.causal(implementation, documents)
+        hidden, routing = model(inputs, positions, attend, dtype, compute.remat, compute.scan_layers)
         head = decoder.head_weight(recipe.model, params)
         losses = cross_entropy(hidden, head, targets, weights, recipe.loss.z_loss, recipe.loss.chunk_tokens)
         return *losses, router_losses(recipe.loss, routing, inputs.size)

@@ -35,7 +35,6 @@ from fineline_jax.models.families.name_map import (
     present,
     read_part,
     tensor_name,
-    tensors_of,
     write_part,
 )
 from fineline_jax.tokenizers.files import copy_tokenizer
@@ -198,7 +197,8 @@ def _by_expected_names(weights: Weights, family: Family, expected: AllTensors) -
 
 def _stored_dtype(weight: Weight, shape: Sequence[int], tensors: Mapping[str, Tensor]) -> np.dtype:
     """The dtype of a line's tensors if all have the same and it is bfloat16 or float16; else float32."""
-    first, *others = {tensors[name].dtype for _, name in tensors_of(weight, shape)}
+    names = (tensor_name(weight, index) for index in np.ndindex(*shape[: weight.stacked]))
+    first, *others = {tensors[name].dtype for name in names}
     return first if not others and first.name in ("bfloat16", "float16") else np.dtype(np.float32)
 
 

@@ -157,18 +157,9 @@ def _rotary_dim(raw: HfConfig, fields: dict[str, Any]) -> dict[str, Any]:
 GPT_J = _GPT.like(
     "gptj",
     "GPTJForCausalLM",
-    keys={
-        "context": ("n_positions", "max_position_embeddings", 2048),
-        "tied_embeddings": ("tie_word_embeddings", False),
-    },
-    fixed={
-        "attention_bias": None,
-        "positions": None,
-        "parallel_residual": True,
-        "shared_norm": True,
-        "rotary_interleaved": True,
-        "head_bias": True,
-    },
+    silent={"context": 2048, "tied_embeddings": False},
+    fixed={"attention_bias": None, "positions": None}
+    | dict.fromkeys(("parallel_residual", "shared_norm", "rotary_interleaved", "head_bias"), True),
     read_more=_rotary_dim,
     write_more=lambda config: {"rotary_dim": config.rotary_dim, "rotary": True},
     weights=lines(
@@ -201,11 +192,6 @@ _OPT_LAYER = (
 )
 
 
-def _opt(raw: HfConfig, fields: dict[str, Any]) -> dict[str, Any]:
-    raw.only("word_embed_proj_dim", fields["width"])
-    return {}
-
-
 OPT = _GPT.like(
     "opt",
     "OPTForCausalLM",
@@ -220,13 +206,9 @@ OPT = _GPT.like(
         "norm_eps": None,
     },
     fixed={"norm_eps": 1e-5, "position_offset": 2},
-    only={
-        "do_layer_norm_before": (True,),
-        "_remove_final_layer_norm": (False,),
-        "enable_bias": (True,),
-        "layer_norm_elementwise_affine": (True,),
-    },
-    read_more=_opt,
+    only=dict.fromkeys(("do_layer_norm_before", "enable_bias", "layer_norm_elementwise_affine"), (True,))
+    | {"_remove_final_layer_norm": (False,)},
+    read_more=lambda raw, fields: raw.only("word_embed_proj_dim", fields["width"]) or {},
     write_more=lambda config: {"word_embed_proj_dim": config.width},
     weights=lines(
         "model.decoder.layers.{layer}.",
@@ -298,11 +280,8 @@ MPT = BLOOM.like(
     read_more=_mpt,
     write_more=lambda config: {
         "expansion_ratio": config.mlp_width // config.width,
-        "attn_config": {
-            "alibi": True,
-            "clip_qkv": config.clip_qkv or None,
-            "softmax_scale": config.attention_scale or None,
-        },
+        "attn_config": {"alibi": True}
+        | {"clip_qkv": config.clip_qkv or None, "softmax_scale": config.attention_scale or None},
     },
     weights=(
         *lines(
@@ -328,14 +307,8 @@ FALCON = _GPT.like(
         "attention_bias": ("bias", False),
         "mlp_bias": ("bias", False),
     },
-    fixed={
-        "positions": None,
-        "attention_bias": None,
-        "mlp_bias": None,
-        "parallel_residual": True,
-        "shared_norm": True,
-        "kv_heads": 1,
-    },
+    fixed=dict.fromkeys(("positions", "attention_bias", "mlp_bias"))
+    | {"parallel_residual": True, "shared_norm": True, "kv_heads": 1},
     only={"alibi": (False,), "multi_query": (True,), "parallel_attn": (True,), "new_decoder_architecture": (False,)},
     rope=Rope(),
     write_more=lambda config: {"num_kv_heads": 1},
@@ -383,16 +356,11 @@ STARCODER2 = LLAMA.like(
     "starcoder2",
     "Starcoder2ForCausalLM",
     keys={
-        "context": ("max_position_embeddings", 4096),
-        "kv_heads": ("num_key_value_heads", 2),
-        "mlp": ("hidden_act", "gelu_pytorch_tanh"),
-        "init_std": ("initializer_range", 0.018042),
         "norm_eps": ("norm_epsilon", 1e-5),
-        "tied_embeddings": ("tie_word_embeddings", True),
-        "attention_bias": ("use_bias", True),
-        "mlp_bias": ("use_bias", True),
+        **dict.fromkeys(("attention_bias", "mlp_bias"), ("use_bias", True)),
         "head_dim": None,
     },
+    silent={"context": 4096, "kv_heads": 2, "mlp": "gelu_pytorch_tanh", "init_std": 0.018042, "tied_embeddings": True},
     fixed={"norm": "layer"},
     gated=False,
     windows=Windows(None, by_layer=False),

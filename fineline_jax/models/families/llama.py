@@ -148,12 +148,8 @@ NEMOTRON = ARCEE.like(
 JAIS2 = ARCEE.like(
     "jais2",
     "Jais2ForCausalLM",
-    keys={
-        "context": ("max_position_embeddings", 8192),
-        "attention_bias": ("attention_bias", True),
-        "mlp_bias": ("mlp_bias", True),
-        **LAYER_NORM,
-    },
+    silent={"context": 8192, "attention_bias": True, "mlp_bias": True},
+    keys=LAYER_NORM,
     fixed={"norm": "layer"},
 )
 STABLELM = LLAMA.like(

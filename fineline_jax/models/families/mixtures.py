@@ -73,12 +73,7 @@ _FUSED = _LAYER + "block_sparse_moe."
 GRANITE_MOE = GRANITE.like(
     "granitemoe",
     "GraniteMoeForCausalLM",
-    keys={
-        "experts": ("num_local_experts", 8),
-        "experts_per_token": ("num_experts_per_tok", 2),
-        "mlp_bias": None,
-        "mlp": None,
-    },
+    keys=_keys(8, 2) | {"experts": ("num_local_experts", 8), "normalise_experts": None, "mlp_bias": None},
     fixed={"normalise_experts": True},
     only=SILU,
     weights=(
@@ -109,17 +104,13 @@ def shared_expert(name: str) -> tuple[Weight, ...]:
     return tuple(dataclasses.replace(line, ours=line.ours.replace(".", ".shared_")) for line in of_mlp)
 
 
-_QWEN = {"mlp_width": "moe_intermediate_size"}
 QWEN2_MOE = llama.QWEN2.like(
     "qwen2_moe",
     "Qwen2MoeForCausalLM",
-    keys=_QWEN
-    | _keys(60, 4)
-    | {
-        "kv_heads": ("num_key_value_heads", 16),
-        "qkv_bias": ("qkv_bias", True),
-        "shared_expert_width": "shared_expert_intermediate_size",
-    },
+    silent={"kv_heads": 16},
+    keys=_keys(60, 4)
+    | {"mlp_width": "moe_intermediate_size", "shared_expert_width": "shared_expert_intermediate_size"}
+    | {"qkv_bias": ("qkv_bias", True)},
     fixed={"qkv_bias": None},
     only={"decoder_sparse_step": (1,), **SILU},
     read_more=_all_layers_have_experts,
@@ -136,7 +127,8 @@ QWEN2_MOE = llama.QWEN2.like(
 QWEN3_MOE = llama.QWEN3.like(
     "qwen3_moe",
     "Qwen3MoeForCausalLM",
-    keys=_QWEN | _keys(128, 8) | {"kv_heads": ("num_key_value_heads", 4), "head_dim": ("head_dim", 0)},
+    silent={"kv_heads": 4, "head_dim": 0},
+    keys={"mlp_width": "moe_intermediate_size", **_keys(128, 8)},
     only={"decoder_sparse_step": (1,), **SILU},
     windows=Windows(4096, in_use=False, by_layer=False),
     read_more=_all_layers_have_experts,

@@ -16,7 +16,7 @@ import functools
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -129,7 +129,11 @@ def read_part(tensor: Tensor, axes: Axes, shape: Sequence[int], index: Sequence[
 
     shape, index: without stacked axes. The range is the smallest one that holds the part.
     """
-    sizes, wanted = axes.sizes(shape), _wanted(axes, shape, index)
+    sizes: dict[str, int] = axes.sizes(shape)
+    wanted: dict[str, tuple[int, int]] = {}
+    for group, length, span in zip(axes.ours, shape, index, strict=True):  # a regrouped axis is read whole
+        for axis in group:
+            wanted[axis.name] = span.indices(length)[:2] if len(group) == 1 else (0, sizes[axis.name])
     ranges, split, rest = [], [], []
     for group in axes.file:
         start, inner = 0, math.prod(axis.in_file(sizes) for axis in group)
@@ -154,17 +158,6 @@ def read_part(tensor: Tensor, axes: Axes, shape: Sequence[int], index: Sequence[
     part = part.reshape([math.prod(itertools.islice(lengths, len(group))) for group in axes.ours])
     whole = [len(group) > 1 for group in axes.ours]
     return part[(*(span if regrouped else slice(None) for span, regrouped in zip(index, whole)), ...)]
-
-
-def _wanted(axes: Axes, shape: Sequence[int], index: Sequence[slice]) -> dict[str, tuple[int, int]]:
-    """First and last + 1 index wanted of each of our axes; a regrouped axis is read whole."""
-    sizes = axes.sizes(shape)
-    wanted = {}
-    for group, length, span in zip(axes.ours, shape, index, strict=True):
-        for axis in group:
-            alone = len(group) == 1
-            wanted[axis.name] = span.indices(length)[:2] if alone else (0, sizes[axis.name])
-    return wanted
 
 
 def cut(axes: Axes, shape: Sequence[int], spans: Spans, most: int) -> list[Spans]:
@@ -199,12 +192,6 @@ def write_part(tensor: np.ndarray, axes: Axes, part: np.ndarray) -> None:
 def present(weights: Sequence[Weight], leaves: Mapping[str, Any]) -> list[Weight]:
     """The lines whose parameter the model has (biases, the untied head). leaves: by dotted path."""
     return [weight for weight in weights if weight.ours in leaves]
-
-
-def tensors_of(weight: Weight, shape: Sequence[int]) -> Iterator[tuple[tuple[int, ...], str]]:
-    """(index in the stacked axes, tensor name) of every tensor of a line. shape: of our whole parameter."""
-    for index in np.ndindex(*shape[: weight.stacked]):
-        yield index, tensor_name(weight, index)
 
 
 def tensor_name(weight: Weight, index: Sequence[int]) -> str:

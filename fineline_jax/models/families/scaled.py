@@ -61,11 +61,7 @@ GEMMA2 = VAULT_GEMMA.like(
 GEMMA3 = GEMMA2.like(
     "gemma3_text",
     "Gemma3ForCausalLM",
-    keys={
-        "context": ("max_position_embeddings", 131_072),
-        "attention_softcap": ("attn_logit_softcapping", 0.0),
-        "logit_softcap": ("final_logit_softcapping", 0.0),
-    },
+    silent={"context": 131_072, "attention_softcap": 0.0, "logit_softcap": 0.0},
     fixed=PER_HEAD,
     rope=Rope(1_000_000.0, window_theta=10_000.0),
     windows=Windows(
@@ -158,15 +154,8 @@ HELIUM = LLAMA.like(
 ERNIE = LLAMA.like(
     "ernie4_5",
     "Ernie4_5ForCausalLM",
-    keys={
-        "context": ("max_position_embeddings", 131_072),
-        "kv_heads": ("num_key_value_heads", 2),
-        "head_dim": ("head_dim", 128),
-        "norm_eps": ("rms_norm_eps", 1e-5),
-        "tied_embeddings": ("tie_word_embeddings", True),
-        "attention_bias": ("use_bias", False),
-        "mlp_bias": ("use_bias", False),
-    },
+    silent={"context": 131_072, "kv_heads": 2, "head_dim": 128, "norm_eps": 1e-5, "tied_embeddings": True},
+    keys=dict.fromkeys(("attention_bias", "mlp_bias"), ("use_bias", False)),
     fixed={"rotary_interleaved": True},
     rope=Rope(500_000.0),
 )

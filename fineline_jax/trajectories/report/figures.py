@@ -61,14 +61,14 @@ def draw_figures(
     summary = results[0][1]
     summary = summary[summary["metric"] == metric]
     domains = domains[domains["metric"] == metric]
-    series, ordered = order_by_size(list(dict.fromkeys(table["series"])))
+    series, ordered = order_by_size(list(table["series"].unique()))
     tints = looks(series, ordered)
     shown = series[-1] if ordered else series[0]
     figures = {}
     with matplotlib.rc_context(style.settings):
         heading = title if len(series) == 1 else f"{title}: {shown}"
         figures["overview"] = _overview(table, summary, shown, heading, style)
-        for domain in dict.fromkeys(table["domain"]):
+        for domain in table["domain"].unique():
             name = re.sub(r"[^A-Za-z0-9]+", "_", domain).strip("_")[:80] or "domain"
             name = f"{name}_{len(figures)}" if name in figures else name
             parts = table[table["domain"] == domain], domains[domains["domain"] == domain]
@@ -100,12 +100,14 @@ def _domain(
     table: pd.DataFrame, means: pd.DataFrame, tints: dict[str, Look], domain: str, metric: str, style: FigureStyle
 ) -> Figure:
     """One series: its tasks in one plot. Several: one plot per task with the series in it. Many tasks: their mean."""
-    tasks, crowded = list(dict.fromkeys(table["task"])), table["task"].nunique() > _CROWDED
+    tasks = list(table["task"].unique())
+    crowded = len(tasks) > _CROWDED
     apart = len(tints) > 1 and not crowded
     columns = min(3, len(tasks)) if apart else 1
     rows = -(-len(tasks) // columns) if apart else 1
     width = style.inches if columns == 1 else max(style.inches, 0.55 * style.inches * columns)
-    wanted = [name for name in tints if name in set(table["series"])]
+    present = set(table["series"].unique())
+    wanted = [name for name in tints if name in present]
     labels = wanted if len(tints) > 1 else tasks
     of_mean = f"mean of {len(tasks)} tasks" if crowded else ""
     letters = max(map(len, [of_mean] if of_mean and len(tints) == 1 else labels)) + len(of_mean) * (len(tints) > 1)

@@ -60,7 +60,7 @@ def write_report(
     table = table if checked else normalise(table)
     results = [*compute(table), *more]
     summary = results[0][1]
-    metric = LOSS if len(compared) and LOSS in set(table["metric"]) else first_metric(table)
+    metric = LOSS if len(compared) and LOSS in table["metric"].unique() else first_metric(table)
     domains = domain_curves(table)
     said = sentences(summary, results, metric)
     if found := of_sweep({statistic.name: frame for statistic, frame in compared}):

@@ -40,8 +40,8 @@ def page_data(
     """Curves refer to series, tasks, domains and metrics by position, and their values are aligned with the checkpoints
     of their series (null where a checkpoint has no score). metric: the one that is shown first. A
     series with an empty `seed` is the mean of an arm."""
-    series_names, ordered = order_by_size(list(dict.fromkeys(table["series"])))
-    domain_names = list(dict.fromkeys(table["domain"]))
+    series_names, ordered = order_by_size(list(table["series"].unique()))
+    domain_names = list(table["domain"].unique())
     tasks = table.drop_duplicates("task")
     metric_names = metrics_of(table)
     grids = {name: grid for name, grid in _grids(table)}

@@ -65,7 +65,7 @@ def paired(table: pd.DataFrame, run: str, reference: str) -> pd.DataFrame:
         for name in (run, reference)
     )
     both = one.merge(other, on=key, suffixes=("", "_reference"))
-    better = np.array([metric_of(str(name)).better for name in both["metric"]], float)
+    better = both["metric"].map({name: metric_of(str(name)).better for name in both["metric"].unique()}).to_numpy(float)
     difference = better * (both["value"] - both["value_reference"])
     stderr = np.hypot(both["stderr"], both["stderr_reference"])
     return both[key].assign(difference=difference, stderr=stderr)

@@ -1,6 +1,7 @@
 """Settings of the process that JAX's CPU backend needs to be fast; nothing here touches an accelerator."""
 
 import ctypes
+import glob
 import importlib.util
 import os
 import sys
@@ -9,17 +10,30 @@ import sys
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 _NEVER = -1
 
-ACCELERATOR_PLUGINS = ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin")
+_NVIDIA = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg")
+DEVICE_FILES = {
+    "libtpu": ("/dev/accel*", "/dev/vfio/[0-9]*"),
+    "jax_cuda12_plugin": _NVIDIA,
+    "jax_cuda13_plugin": _NVIDIA,
+}
+"""Of each plugin the files of its devices: Cloud TPU's documentation (v4 and older, v5e and newer), and
+jax/_src/hardware_utils.py."""
 
 
 def prepare_cpu() -> None:
     """Keep freed memory, and let every core be a device of its own; call it before anything imports JAX.
 
-    Does nothing where a plugin for an accelerator is installed and JAX_PLATFORMS does not name cpu.
+    Does nothing where a plugin for an accelerator is installed and its devices are here, or JAX_PLATFORMS (for a TPU
+    also JAX_FORCE_TPU_INIT) asks for them. With a plugin but no device (libtpu to plan with), JAX_PLATFORMS becomes
+    cpu: JAX would look for the device first.
     """
-    accelerator = any(importlib.util.find_spec(name) for name in ACCELERATOR_PLUGINS)
-    if accelerator and os.environ.get("JAX_PLATFORMS") != "cpu":
-        return
+    installed = [name for name in DEVICE_FILES if importlib.util.find_spec(name)]
+    platforms = os.environ.get("JAX_PLATFORMS")
+    if installed and platforms != "cpu":
+        present = any(glob.glob(pattern) for name in installed for pattern in DEVICE_FILES[name])
+        if platforms or present or "JAX_FORCE_TPU_INIT" in os.environ:
+            return
+        os.environ["JAX_PLATFORMS"] = "cpu"
     keep_freed_memory()
     one_device_per_core()
 

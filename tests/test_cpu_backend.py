@@ -1,5 +1,6 @@
 """What is set for JAX's CPU backend before it starts."""
 
+import fnmatch
 import os
 import subprocess
 import sys
@@ -102,25 +103,45 @@ def test_freed_memory_is_kept_by_glibcs_own_parameters(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("plugin", "platforms", "prepared"),
+    ("plugin", "device", "platforms", "prepared"),
     [
-        (None, None, True),
-        ("libtpu", None, False),
-        ("jax_cuda12_plugin", "cuda", False),
-        ("jax_cuda13_plugin", "cuda,cpu", False),
-        ("jax_cuda13_plugin", "cpu", True),
-        ("libtpu", "cpu", True),
+        (None, None, None, True),
+        (None, "/dev/accel0", None, True),  # nothing that could use it
+        ("libtpu", "/dev/accel0", None, False),
+        ("libtpu", "/dev/vfio/0", None, False),
+        ("libtpu", "/dev/vfio/vfio", None, True),  # the container of devices, there without any
+        ("libtpu", "/dev/nvidia0", None, True),
+        ("libtpu", None, None, True),  # installed to plan with
+        ("libtpu", None, "tpu", False),
+        ("libtpu", "/dev/accel0", "cpu", True),
+        ("jax_cuda12_plugin", "/dev/nvidiactl", None, False),
+        ("jax_cuda12_plugin", None, "cuda", False),
+        ("jax_cuda13_plugin", "/dev/nvidia0", "cuda,cpu", False),
+        ("jax_cuda13_plugin", "/dev/nvidia0", "cpu", True),
+        ("jax_cuda13_plugin", None, None, True),
     ],
 )
-def test_nothing_is_set_where_an_accelerator_will_be_used(plugin, platforms, prepared, variables, monkeypatch):
+def test_nothing_is_set_where_an_accelerator_will_be_used(plugin, device, platforms, prepared, variables, monkeypatch):
     done: list[str] = []
     monkeypatch.setattr(cpu_backend.importlib.util, "find_spec", lambda name: name == plugin or None)
+    here = lambda pattern: [device] if device and fnmatch.fnmatch(device, pattern) else []
+    monkeypatch.setattr(cpu_backend.glob, "glob", here)
     for name in ("keep_freed_memory", "one_device_per_core"):
         monkeypatch.setattr(cpu_backend, name, lambda name=name: done.append(name))
-    if platforms is not None:
-        monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    monkeypatch.setenv("JAX_PLATFORMS", platforms or "")
     cpu_backend.prepare_cpu()
     assert done == (["keep_freed_memory", "one_device_per_core"] if prepared else [])
+    # JAX itself does not look for a device that is not here; what the user has set stays.
+    assert variables["JAX_PLATFORMS"] == (platforms or ("cpu" if prepared and plugin else ""))
+
+
+def test_a_tpu_that_jax_is_told_to_start_is_left_to_it(variables, monkeypatch):
+    monkeypatch.setattr(cpu_backend.importlib.util, "find_spec", lambda name: name == "libtpu" or None)
+    monkeypatch.setattr(cpu_backend.glob, "glob", lambda pattern: [])
+    monkeypatch.setenv("JAX_FORCE_TPU_INIT", "1")
+    before = dict(variables)
+    cpu_backend.prepare_cpu()
+    assert dict(variables) == before
 
 
 def test_a_smaller_mesh_takes_the_first_cores_and_one_that_does_not_divide_them_is_refused():

@@ -1,5 +1,6 @@
 """Does the order of arms at a small size hold at a larger one?"""
 
+import functools
 import itertools
 import math
 
@@ -68,14 +69,20 @@ def decision_interval(small: np.ndarray, large: np.ndarray, seed: int = 0) -> tu
     one, other = (np.sign(values[:, None] - values) for values in (small, large))
     differ = (other != 0).astype(float)
     agree = differ * (1 + one * other) / 2
-    drawn = np.random.default_rng(seed).multinomial(len(small), np.full(len(small), 1 / len(small)), DRAWS)
-    counts = np.vstack([np.ones(len(small)), drawn])
+    counts = _draws(len(small), seed)
     with np.errstate(invalid="ignore"):  # a draw of one arm alone has no pair
         shares = ((counts @ agree) * counts).sum(axis=1) / ((counts @ differ) * counts).sum(axis=1)
     if np.isnan(shares[0]):
         return math.nan, math.nan, math.nan
     low, high = np.nanquantile(shares[1:], [0.025, 0.975])
     return float(shares[0]), float(low), float(high)
+
+
+@functools.lru_cache(maxsize=8)
+def _draws(count: int, seed: int) -> np.ndarray:
+    """How often each of `count` arms is in each draw, [1 + DRAWS, count]; all once first."""
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), DRAWS)
+    return np.vstack([np.ones(count), drawn])
 
 
 TRANSFER = Statistic(

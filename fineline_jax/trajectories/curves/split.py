@@ -43,9 +43,9 @@ def split(table: pd.DataFrame, by: Sequence[str]) -> Iterator[tuple[tuple[str, .
     value, stderr, chance = (
         (table[name].to_numpy(float) if name in table else none)[order] for name in ("value", "stderr", "chance")
     )
-    keys = list(zip(*(table[name].to_numpy() for name in by), strict=True))
     bounds = np.flatnonzero(np.diff(group, prepend=-1, append=-1))
-    for start, end in itertools.pairwise(bounds):
-        inside, last = slice(start, end), int(order[end - 1])
-        key = tuple(str(part) for part in keys[last])
-        yield key, Points(tokens[inside], value[inside], stderr[inside], float(chance[end - 1]), last)
+    rows = order[bounds[1:] - 1]
+    keys = zip(*(table[name].iloc[rows].astype(str) for name in by), strict=True)
+    for key, row, (start, end) in zip(keys, rows.tolist(), itertools.pairwise(bounds), strict=True):
+        inside = slice(start, end)
+        yield key, Points(tokens[inside], value[inside], stderr[inside], float(chance[end - 1]), row)

@@ -121,9 +121,7 @@ def _with_recipes(
     seed; and the statistics of arms that can be computed then."""
     from fineline_jax.recipe import from_json
     from fineline_jax.trajectories.ablation.arms import with_runs
-    from fineline_jax.trajectories.ablation.differences import DIFFERENCES
-    from fineline_jax.trajectories.ablation.final_map import FACET_COST, FINAL_MAP
-    from fineline_jax.trajectories.ablation.tokens_to import TOKENS_TO
+    from fineline_jax.trajectories.ablation.final_map import arm_statistics
     from fineline_jax.trajectories.runs.facets import facets, parse_group
 
     recipes = {}
@@ -140,11 +138,8 @@ def _with_recipes(
         raise UserError(f"--group {group}: the fields are those of recipes; name the folders of the runs with --runs")
     wanted = parse_group(group)
     table = with_runs(table, facets(recipes, wanted))
-    found = [(one, one.compute(table)) for one in (DIFFERENCES, TOKENS_TO)] if table["arm"].nunique() > 1 else []
-    pair = [name for name in wanted if name != "seed" and table[name].nunique() > 1]
-    if len(pair) == 2:
-        found += [(one, one.compute(table, *pair)) for one in (FINAL_MAP, FACET_COST)]
-    return table, found
+    several = [name for name in wanted if name != "seed" and table[name].nunique() > 1]
+    return table, list(arm_statistics(table, several).items())
 
 
 def _events(series: str, run: Path) -> "Iterator[dict]":

@@ -13,7 +13,7 @@ from fineline_jax.training.metrics import read_metrics
 from fineline_jax.trajectories.ablation.arms import end_values, late_checkpoints, with_runs
 from fineline_jax.trajectories.ablation.critical_batch import CRITICAL_BATCH
 from fineline_jax.trajectories.ablation.differences import ALL_TASKS, DIFFERENCES
-from fineline_jax.trajectories.ablation.final_map import FACET_COST, FINAL_MAP
+from fineline_jax.trajectories.ablation.final_map import FACET_COST, FINAL_MAP, arm_statistics
 from fineline_jax.trajectories.ablation.instability import INSTABILITY
 from fineline_jax.trajectories.ablation.noise_scale import NOISE_SCALE
 from fineline_jax.trajectories.ablation.tokens_to import TOKENS_TO
@@ -69,11 +69,8 @@ def comparisons(sweep: Sweep, runs: pd.DataFrame, logs: Logs, out: Path) -> dict
     sizes = table["series"].map({name: trial.recipe.model.parameters for name, trial in trials.items()})
     if table["arm"].nunique() > 1:
         of_sizes = [part for _, part in table.groupby(sizes, sort=False)] if all(choices.values()) else [table]
-        found[DIFFERENCES.name] = pd.concat([DIFFERENCES.compute(part, documents=documents) for part in of_sizes])
-        found[TOKENS_TO.name] = TOKENS_TO.compute(table)
-        if len(facets) == 2:
-            found[FINAL_MAP.name] = FINAL_MAP.compute(table, *facets)
-            found[FACET_COST.name] = pd.concat([FACET_COST.compute(table, *pair) for pair in (facets, facets[::-1])])
+        of_arms = arm_statistics(table, facets, parts=of_sizes, documents=documents)
+        found |= {one.name: frame for one, frame in of_arms.items()}
         if len(of_sizes) > 1:
             found[TRANSFER.name] = TRANSFER.compute(table.assign(size=sizes, arm=table["arm"].map(choices)))
     if sweep.branches is not None and facets == ["sequences"]:

@@ -1,5 +1,6 @@
 """The runs of a sweep: the same as alone, compiled once for each shape, kept over kills, and what they end as."""
 
+import itertools
 import json
 import math
 import os
@@ -300,6 +301,7 @@ def test_twenty_sigkills_at_random_moments_of_a_sweep_lose_and_repeat_nothing(co
     subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
     seconds = time.monotonic() - start
     draw, kills, killed = random.Random(7), 0, tmp_path / "killed"
+    folders = itertools.count(1)
     ended: dict[str, tuple[int, bytes]] = {}
     while True:
         process = subprocess.Popen([*command, str(killed)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -311,13 +313,13 @@ def test_twenty_sigkills_at_random_moments_of_a_sweep_lose_and_repeat_nothing(co
         except subprocess.TimeoutExpired:
             os.kill(process.pid, signal.SIGKILL)
             process.communicate()
-        kills += 1
+            kills += process.returncode == -signal.SIGKILL  # one that had just ended by itself was not killed
         for record in killed.glob("runs/*/outcome.json"):
             now = record.stat().st_mtime_ns, record.read_bytes()
             assert ended.setdefault(record.parent.name, now) == now
         if kills < 20 and len(ended) == 4:  # nothing left to kill: begin again
             ended.clear()
-            killed = tmp_path / f"killed-{kills}"
+            killed = tmp_path / f"killed-{next(folders)}"
     made = [path.relative_to(killed) for path in killed.glob("*/*.csv")]
     assert len(made) > 10
     for file in [*made, Path("losses.csv"), Path("report/findings.json"), Path("report/report.html")]:

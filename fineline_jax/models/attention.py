@@ -17,7 +17,7 @@ so that the remat policies save it once and the forward pass is not run twice (c
 import functools
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -108,48 +108,39 @@ def causal(implementation: Implementation, documents: Documents | None = None) -
     """Causal self-attention, within documents where they are given; call it under `jax.set_mesh`. `implementation`
     must not be 'auto' (see `pick`)."""
     local = {"xla": blockwise, "cudnn": _cudnn, "splash": _splash}[implementation]
-    return on_each_device(local, documents)
+    return on_each_device(local, changed, documents)
 
 
-def on_each_device(local: Callable[..., Queries], documents: Documents | None = None) -> Attend:
-    """`local` run by every device on its rows of the batch and its heads."""
-    specs, more = ((HEADS, HEADS, HEADS), ()) if documents is None else ((HEADS, HEADS, HEADS, TOKENS), (documents,))
+def on_each_device(local: Callable[..., Queries], changed: Callable[..., Queries], *of_tokens: Any) -> Attend:
+    """Every device works on its rows of the batch and its heads: `local`, or `changed`, which gets `Scores` last.
+    of_tokens: further arguments of both, [batch, length] or None."""
     on_devices = functools.partial(jax.shard_map, out_specs=HEADS, check_vma=False)
+    specs = (HEADS, HEADS, HEADS, *[TOKENS] * len(of_tokens))
 
     def attend(query: jax.Array, key: jax.Array, value: jax.Array, scores: Scores | None = None) -> jax.Array:
         if scores is None:
-            return on_devices(local, in_specs=specs)(query, key, value, *more)
-        run = functools.partial(changed, softcap=scores.softcap)
-        mapped = on_devices(run, in_specs=(HEADS, HEADS, HEADS, TOKENS, jax.P(), jax.P("tensor")))
-        return mapped(query, key, value, documents, scores.window, scores.slopes)
+            return on_devices(local, in_specs=specs)(query, key, value, *of_tokens)
+        run = lambda *arrays: changed(*arrays[:-2], Scores(*arrays[-2:], softcap=scores.softcap))
+        mapped = on_devices(run, in_specs=(*specs, jax.P(), jax.P("tensor")))
+        return mapped(query, key, value, *of_tokens, scores.window, scores.slopes)
 
     return attend
 
 
-def changed(
-    query: Queries,
-    key: Keys,
-    value: Keys,
-    documents: Documents | None = None,
-    window: jax.typing.ArrayLike | None = None,
-    slopes: jax.Array | None = None,
-    *,
-    softcap: float = 0.0,
-) -> Queries:
+def changed(query: Queries, key: Keys, value: Keys, documents: Documents | None, scores: Scores) -> Queries:
     """`reference` of changed `Scores`, a block of queries at a time, whose scores are made again for gradients."""
     batch, length, heads, head_dim = query.shape
     kv_heads = key.shape[2]
     grouped = query.reshape(batch, length, kv_heads, heads // kv_heads, head_dim) * head_dim**-0.5
-    by_head = None if slopes is None else slopes.reshape(kv_heads, -1, 1, 1)
+    by_head = None if scores.slopes is None else scores.slopes.reshape(kv_heads, -1, 1, 1)
 
     def block(start: int, stop: int) -> jax.Array:
         @functools.partial(jax.checkpoint, prevent_cse=False)
         def context(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
-            scores = jnp.einsum("bqhgd,bkhd->bhgqk", queries, keys, preferred_element_type=jnp.float32)
+            made = jnp.einsum("bqhgd,bkhd->bhgqk", queries, keys, preferred_element_type=jnp.float32)
             distance = np.arange(start, stop)[:, None] - np.arange(stop)[None, :]
-            scores = Scores(window, None, softcap).of(scores, distance, by_head)
-            scores = scores + _bias(start, stop, 0, documents)[..., None, :, :]
-            weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
+            made = scores.of(made, distance, by_head) + _bias(start, stop, 0, documents)[..., None, :, :]
+            weights = jax.nn.softmax(made, axis=-1).astype(values.dtype)
             return jnp.einsum("bhgqk,bkhd->bqhgd", weights, values)
 
         return context(grouped[:, start:stop], key[:, :stop], value[:, :stop])
@@ -338,7 +329,7 @@ def _product(subscripts: str, left: jax.Array, right: jax.Array) -> jax.Array:
     return jnp.einsum(subscripts, left, right, preferred_element_type=jnp.float32)
 
 
-def _cudnn(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+def _cudnn(query: jax.Array, key: jax.Array, value: jax.Array, documents: None = None) -> jax.Array:
     return jax.nn.dot_product_attention(query, key, value, is_causal=True, implementation="cudnn")
 
 
@@ -353,7 +344,7 @@ def _splash(
     kernel = _splash_kernel(heads, length + pad, interpret)
     heads_first = (0, 2, 1, 3)
     scaled = query.transpose(heads_first) * head_dim**-0.5
-    keys, values = _per_query_head(key, heads), _per_query_head(value, heads)
+    keys, values = (jnp.repeat(x.transpose(heads_first), heads // x.shape[2], axis=1) for x in (key, value))
     if documents is None:
         context = jax.vmap(kernel)(scaled, keys, values)
     else:
@@ -362,11 +353,6 @@ def _splash(
         numbers = jnp.pad(documents, ((0, 0), (0, pad)))
         context = jax.vmap(kernel)(scaled, keys, values, SegmentIds(numbers, numbers))
     return jnp.transpose(jnp.asarray(context), heads_first)[:, :length]
-
-
-def _per_query_head(x: jax.Array, heads: int) -> jax.Array:
-    """[batch, length, kv_heads, head_dim] -> [batch, heads, length, head_dim]."""
-    return jnp.repeat(x.transpose(0, 2, 1, 3), heads // x.shape[2], axis=1)
 
 
 def _splash_kernel(heads: int, length: int, interpret: bool):

@@ -23,6 +23,11 @@ NOT_NEGATIVE = (
     *("clip_qkv", "window", "attention_scale", "attention_softcap", "logit_softcap", "window_rope_theta"),
     *("kv_lora_rank", "q_lora_rank", "shared_expert_width"),
 )
+ATTENTION_ONLY = (
+    *("heads", "kv_heads", "head_dim", "norm_after", "parallel_residual", "attention_bias", "qkv_bias", "mlp_bias"),
+    *("qk_norm", "clip_qkv", "window", "unrotated_layers", "post_norms", "kv_lora_rank", "embed_norm", "head_bias"),
+    *("attention_softcap", "attention_scale", "norm_offset"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,8 +199,7 @@ class ModelConfig:
     """mixer='mamba': rank of the projection to step sizes."""
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "width", "layers", "mlp_width", "context"):
-            _positive(name, getattr(self, name))
+        self._positive("vocab_size", "width", "layers", "mlp_width", "context")
         if self.mixer == "mamba":
             self._check_mamba()
         else:
@@ -207,37 +211,38 @@ class ModelConfig:
                 if getattr(self, name) and not getattr(self, other):
                     raise UserError(f"model.{name} says how model.{other} works; set model.{other} as well")
 
+    def _require(self, condition: bool, name: str, must: str) -> None:
+        if not condition:
+            raise UserError(f"model.{name}={getattr(self, name)} {must}")
+
+    def _positive(self, *names: str) -> None:
+        for name in names:
+            self._require(getattr(self, name) > 0, name, "must be at least 1")
+
     def _check_attention(self) -> None:
-        _positive("heads", self.heads)
+        self._positive("heads")
         if self.kv_heads == 0:
             object.__setattr__(self, "kv_heads", self.heads)
         if self.head_dim == 0:
-            if self.width % self.heads:
-                raise UserError(
-                    f"model.width={self.width} is not a multiple of model.heads={self.heads}; set model.head_dim"
-                )
+            whole, heads = self.width % self.heads == 0, f"model.heads={self.heads}"
+            self._require(whole, "width", f"is not a multiple of {heads}; set model.head_dim")
             object.__setattr__(self, "head_dim", self.width // self.heads)
-        _positive("kv_heads", self.kv_heads)
-        _positive("head_dim", self.head_dim)
-        if self.heads % self.kv_heads:
-            raise UserError(f"model.heads={self.heads} must be a multiple of model.kv_heads={self.kv_heads}")
-        if not 0 < self.rotary_fraction <= 1:
-            raise UserError(f"model.rotary_fraction={self.rotary_fraction} must be above 0 and at most 1")
-        if self.positions == "rotary" and (self.rotary_dim % 2 or not self.rotary_dim):
-            raise UserError(
-                f"model.head_dim={self.head_dim} * model.rotary_fraction={self.rotary_fraction}"
-                " must be even for rotary positions"
-            )
+        self._positive("kv_heads", "head_dim")
+        whole = self.heads % self.kv_heads == 0
+        self._require(whole, "heads", f"must be a multiple of model.kv_heads={self.kv_heads}")
+        share = self.rotary_fraction
+        self._require(0 < share <= 1, "rotary_fraction", "must be above 0 and at most 1")
+        even = self.positions != "rotary" or self.rotary_dim % 2 == 0 < self.rotary_dim
+        self._require(even, "head_dim", f"* model.rotary_fraction={share} must be even for rotary positions")
         if self.parallel_residual and self.norm_after:
             raise UserError("model.parallel_residual and model.norm_after exclude each other; choose one")
         if self.post_norms and (self.norm_after or self.parallel_residual):
             raise UserError("model.post_norms stands beside neither norm_after nor parallel_residual; choose one")
         for name in NOT_NEGATIVE:
-            if getattr(self, name) < 0:
-                raise UserError(f"model.{name}={getattr(self, name)} must not be negative; 0 means none")
+            self._require(getattr(self, name) >= 0, name, "must not be negative; 0 means none")
         for name in ("full_layers", "unrotated_layers"):
-            if not all(0 <= layer < self.layers for layer in getattr(self, name)):
-                raise UserError(f"model.{name}={getattr(self, name)} must name layers from 0 to {self.layers - 1}")
+            known = all(0 <= layer < self.layers for layer in getattr(self, name))
+            self._require(known, name, f"must name layers from 0 to {self.layers - 1}")
         scaling = self.rope_scaling
         if scaling.kind in ("llama3", "yarn") and scaling.original_context < 1:
             raise UserError(f"model.rope_scaling.original_context={scaling.original_context} must be at least 1")
@@ -247,57 +252,37 @@ class ModelConfig:
             self._check_latent()
 
     def _check_latent(self) -> None:
-        if not 0 < self.nope_head_dim < self.head_dim or not 0 < self.v_head_dim <= self.head_dim:
-            raise UserError(
-                f"model.nope_head_dim={self.nope_head_dim} must be below model.head_dim={self.head_dim} and"
-                f" model.v_head_dim={self.v_head_dim} at most that, both at least 1"
-            )
+        within = f"model.head_dim={self.head_dim}"
+        still, values = 0 < self.nope_head_dim < self.head_dim, 0 < self.v_head_dim <= self.head_dim
+        self._require(still, "nope_head_dim", f"must be at least 1 and below {within}")
+        self._require(values, "v_head_dim", f"must be at least 1 and at most {within}")
         usual = {"kv_heads": self.heads, "positions": "rotary", "rotary_fraction": 1, "attention_bias": False}
         usual |= {"qkv_bias": False, "output_bias": False, "qk_norm": False, "clip_qkv": 0}
         for name, value in usual.items():
-            if getattr(self, name) != value:
-                raise UserError(f"model.{name}={getattr(self, name)} is not computed with kv_lora_rank; set {value}")
+            self._require(getattr(self, name) == value, name, f"is not computed with kv_lora_rank; set {value}")
 
     def _check_experts(self) -> None:
-        if not 1 <= self.experts_per_token <= self.experts:
-            raise UserError(
-                f"model.experts_per_token={self.experts_per_token} must be between 1 and model.experts={self.experts}"
-            )
-        if self.expert_groups < 1 or self.experts % self.expert_groups:
-            raise UserError(f"model.expert_groups={self.expert_groups} must divide model.experts={self.experts}")
-        of_a_group = self.experts // self.expert_groups
-        if not self.experts_per_token <= self.groups_per_token * of_a_group <= self.experts:
-            raise UserError(
-                f"model.groups_per_token={self.groups_per_token} of {of_a_group} experts must have between"
-                f" model.experts_per_token={self.experts_per_token} and model.experts={self.experts}"
-            )
-        if self.router == "sigmoid" and self.expert_groups > 1 and of_a_group < 2:
-            raise UserError(f"model.expert_groups={self.expert_groups} must leave each at least two experts")
-        if not 0 <= self.dense_layers < self.layers:
-            raise UserError(f"model.dense_layers={self.dense_layers} must be between 0 and {self.layers - 1}")
+        chosen, groups, known = self.experts_per_token, self.expert_groups, f"model.experts={self.experts}"
+        self._require(1 <= chosen <= self.experts, "experts_per_token", f"must be between 1 and {known}")
+        self._require(groups > 0 and self.experts % groups == 0, "expert_groups", f"must divide {known}")
+        size = self.experts // groups
+        enough = chosen <= self.groups_per_token * size <= self.experts
+        must = f"of {size} experts must have between model.experts_per_token={chosen} and {known}"
+        self._require(enough, "groups_per_token", must)
+        paired = self.router == "softmax" or groups == 1 or size > 1
+        self._require(paired, "expert_groups", "must leave each at least two experts")
+        self._require(0 <= self.dense_layers < self.layers, "dense_layers", f"must be between 0 and {self.layers - 1}")
         if self.dense_layers:
-            _positive("dense_mlp_width", self.dense_mlp_width)
+            self._positive("dense_mlp_width")
         if self.mlp != "swiglu" or self.mlp_bias or self.mixer != "attention":
             raise UserError(
                 "model.experts needs mlp='swiglu', mlp_bias=false and mixer='attention'; set model.experts=0"
             )
 
     def _check_mamba(self) -> None:
-        for name in ("state_size", "conv_width", "step_rank"):
-            _positive(name, getattr(self, name))
-        attention_only = ("heads", "kv_heads", "head_dim", "norm_after", "parallel_residual", "attention_bias")
-        attention_only += ("qkv_bias", "mlp_bias", "qk_norm", "clip_qkv", "window", "unrotated_layers", "post_norms")
-        attention_only += (
-            "kv_lora_rank",
-            "embed_norm",
-            "head_bias",
-            "attention_softcap",
-            "attention_scale",
-            "norm_offset",
-        )
-        for name in attention_only:
-            if getattr(self, name):
-                raise UserError(f"model.{name}={getattr(self, name)} means nothing for model.mixer='mamba'; leave it 0")
+        self._positive("state_size", "conv_width", "step_rank")
+        for name in ATTENTION_ONLY:
+            self._require(not getattr(self, name), name, "means nothing for model.mixer='mamba'; leave it 0")
         if self.norm != "rms":
             raise UserError(f"model.norm={self.norm!r} is not computed for model.mixer='mamba'; use 'rms'")
 
@@ -405,8 +390,3 @@ def following(model: ModelConfig, changed: Collection[str]) -> dict[str, int]:
     if resized and "model.head_dim" not in changed and model.heads * model.head_dim == model.width:
         more["model.head_dim"] = 0
     return more
-
-
-def _positive(name: str, value: int) -> None:
-    if value < 1:
-        raise UserError(f"model.{name}={value} must be at least 1")

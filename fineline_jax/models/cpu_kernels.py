@@ -45,10 +45,6 @@ def gathered(weight: jax.Array, dtype: jnp.dtype) -> jax.Array:
 _linears = jax.custom_vjp(plain_linears, nondiff_argnums=(0, 1))
 
 
-def _linears_forward(subscripts: str, out: jax.P, x: jax.Array, weights: Arrays):
-    return linears(subscripts, out, x, weights), (x, weights)
-
-
 def _linears_backward(subscripts: str, out: jax.P, saved: tuple[jax.Array, Arrays], gradients: Arrays):
     scattering = functools.partial(_scattering_linears_backward, subscripts)
     return jax.lax.platform_dependent(*saved, gradients, cpu=_cpu_linears_backward, default=scattering)
@@ -110,7 +106,7 @@ def _cpu_linears_backward(x: jax.Array, weights: Arrays, gradients: Arrays):
     return x_gradient, tuple(jax.reshard(g, spec(w)).astype(w.dtype) for g, w in zip(whole, stored))
 
 
-_linears.defvjp(_linears_forward, _linears_backward)
+_linears.defvjp(lambda *args: (linears(*args), args[2:]), _linears_backward)
 
 
 @jax.custom_vjp

@@ -13,7 +13,7 @@ Parameters live outside as a nested pure dict (stacked over layers), so that che
     with a shared expert: layers.shared_gate, shared_up [L, width, mlp]   shared_down [L, mlp, width]
     layers.shared_router [L, width]
     with dense_layers: these under dense_layers.*, the others under layers.*
-    with kv_lora_rank the weights of attention are those of `latent_attention.LatentAttention`
+    with kv_lora_rank the weights of attention are those of `layers.LatentAttention`
     with mixer='mamba' the layers are those of `mamba.Mamba`, behind layers.mixer_norm [L, width]
 
 Rotary positions use Hugging Face's half-split layout natively, so no weight is permuted on import or export.
@@ -34,8 +34,7 @@ from jaxtyping import Array, Float, Int32
 from fineline_jax.mesh import abstract
 from fineline_jax.models.attention import Attend, Scores, alibi_slopes
 from fineline_jax.models.config import ModelConfig
-from fineline_jax.models.latent_attention import LatentAttention
-from fineline_jax.models.layers import MLP, Attention, Norm, Stream, Weights, scoped
+from fineline_jax.models.layers import MLP, Attention, LatentAttention, Norm, Stream, Weights
 from fineline_jax.models.mamba import Mamba
 from fineline_jax.models.moe import Experts, Routing
 from fineline_jax.models.rotary import Rotary, rotary_factors
@@ -81,7 +80,7 @@ def hidden_states(
     return decoder_of(config, params)(tokens, positions, attend, dtype, remat, scan_layers, flat_index)[0]
 
 
-@scoped("head")
+@jax.named_scope("head")
 def head_weight(config: ModelConfig, params: Params) -> Float[Array, "width vocab"]:
     """The output projection, sharded (fsdp, tensor): the transposed embedding when tied, and with columns of length 1
     when normalised (the rows of Baichuan 2's NormHead, whose files hold them as trained). A bias is one more row, for
@@ -122,10 +121,6 @@ Select = Callable[[jax.Array], jax.Array]
 """Takes the tokens of [batch, length, ...] for which a layer's output is wanted."""
 
 
-def all_tokens(x: jax.Array) -> jax.Array:
-    return x
-
-
 class Block(nnx.Module):
     """Attention and MLP, each with its norm and added to the stream. dense: without experts."""
 
@@ -141,7 +136,7 @@ class Block(nnx.Module):
         self.mlp_out_norm = Norm(weights) if config.post_norms else None
 
     def __call__(
-        self, stream: Stream, rotary: Rotary | None, attend: Attend, select: Select = all_tokens
+        self, stream: Stream, rotary: Rotary | None, attend: Attend, select: Select = lambda x: x
     ) -> tuple[Stream, Routing | None]:
         before = (lambda norm, x: x) if self.config.norm_after else (lambda norm, x: norm(x))
         attention_out, mlp_out = self.attention_out_norm, self.mlp_out_norm
@@ -177,7 +172,7 @@ class MambaBlock(nnx.Module):
         self.mixer = Mamba(weights, dt_key)
 
     def __call__(
-        self, stream: Stream, rotary: Rotary | None, attend: Attend | None, select: Select = all_tokens
+        self, stream: Stream, rotary: Rotary | None, attend: Attend | None, select: Select = lambda x: x
     ) -> tuple[Stream, None]:
         mixed = self.mixer(self.mixer_norm(stream), select)
         return select(stream) + mixed, None
@@ -240,7 +235,9 @@ class Decoder(nnx.Module):
         slopes = jax.reshard(jnp.asarray(alibi_slopes(config.heads)), jax.P("tensor")) if alibi else None
         stream = self._embedded(tokens, positions, dtype)
 
-        def layer(stream: Stream, block: Any, kind: Kind, select: Select = all_tokens) -> tuple[Stream, Routing | None]:
+        def layer(
+            stream: Stream, block: Any, kind: Kind, select: Select = lambda x: x
+        ) -> tuple[Stream, Routing | None]:
             here, attend_here = rotary, attend
             if kind.table is not None:
                 here = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, kind.table, keepdims=False), rotary)
@@ -271,9 +268,13 @@ class Decoder(nnx.Module):
         states = self.norm(stream)
         if config.logit_scale != 1:
             states = states * jnp.asarray(config.logit_scale, dtype)
-        return self._with_bias_features(states), routing
+        if not config.head_bias:
+            return states, routing
+        # A 1 for the bias, and zeros (see `head_weight`).
+        ones = jnp.ones_like(states[..., : bias_rows()]) * np.eye(1, bias_rows(), dtype=np.float32)[0]
+        return jnp.concatenate([states, ones.astype(states.dtype)], axis=-1), routing
 
-    @scoped("embed")
+    @jax.named_scope("embed")
     def _embedded(self, tokens: jax.Array, positions: jax.Array, dtype: jnp.dtype) -> Stream:
         config = self.config
         row = lambda table, at: jax.reshard(table[...].astype(dtype), jax.P(None, None)).at[at].get(out_sharding=STREAM)
@@ -297,13 +298,6 @@ class Decoder(nnx.Module):
         local = of(config.window_rope_theta or config.rope_theta, interleaved=config.rotary_interleaved)
         still = jnp.ones_like(usual[0]), jnp.zeros_like(usual[1])
         return jax.tree.map(lambda *tables: jnp.stack(tables), usual, local, still)
-
-    def _with_bias_features(self, states: jax.Array) -> jax.Array:
-        """The activations and, where the head has a bias, a 1 for it and zeros (see `head_weight`)."""
-        if not self.config.head_bias:
-            return states
-        ones = jnp.ones_like(states[..., : bias_rows()]) * np.eye(1, bias_rows(), dtype=np.float32)[0]
-        return jnp.concatenate([states, ones.astype(states.dtype)], axis=-1)
 
 
 def bias_rows() -> int:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,6 @@ from fineline_jax.models.cpu_kernels import linear, linears, swiglu
 from fineline_jax.models.rotary import Rotary, rotate
 from fineline_jax.models.sharding import HEADS, HIDDEN, STREAM, spec
 
-Function = TypeVar("Function", bound=Callable)
 Stream = Float[Array, "batch length width"]
 Heads = Float[Array, "batch length heads head_dim"]
 
@@ -45,20 +44,6 @@ class Weights:
         return tuple(others[axis] if axis in others else getattr(config, axis) for axis in axes.split())
 
 
-def scoped(name: str) -> Callable[[Function], Function]:
-    """Decorator: what the function computes bears `name` in the program's metadata, so that a profile can be read."""
-
-    def decorate(function: Function) -> Function:
-        @functools.wraps(function)
-        def run(*args: Any, **kwargs: Any) -> Any:
-            with jax.named_scope(name):
-                return function(*args, **kwargs)
-
-        return cast(Function, run)
-
-    return decorate
-
-
 class Norm(nnx.Module):
     """RMSNorm, or LayerNorm with a scale and a bias, a scale, or neither."""
 
@@ -67,7 +52,7 @@ class Norm(nnx.Module):
         self.scale = weights.constant(1.0 - config.norm_offset, "features") if config.norm != "nonparametric" else None
         self.bias = weights.constant(0.0, "features") if config.norm == "layer" else None
 
-    @scoped("norm")
+    @jax.named_scope("norm")
     def __call__(self, x: Stream) -> Stream:
         eps, offset = self.config.norm_eps, self.config.norm_offset
         if self.config.norm == "rms":
@@ -93,7 +78,7 @@ class Attention(nnx.Module):
         self.q_norm = weights.constant(1.0 - config.norm_offset, of("heads")) if config.qk_norm else None
         self.k_norm = weights.constant(1.0 - config.norm_offset, of("kv_heads")) if config.qk_norm else None
 
-    @scoped("attention")
+    @jax.named_scope("attention")
     def __call__(self, x: Stream, rotary: Rotary | None, attend: Attend) -> Stream:
         """The output projection of `attend(queries, keys, values)`."""
         query, key, value = linears("bsd,dhk->bshk", HEADS, x, (self.q[...], self.k[...], self.v[...]))
@@ -118,6 +103,56 @@ class Attention(nnx.Module):
             y = rms_norm(y, norm, config.norm_eps, axes, config.norm_offset)
         y = jnp.clip(y, -config.clip_qkv, config.clip_qkv) if config.clip_qkv else y
         return y if config.qk_norm_after_rotary else turn(y)
+
+
+LATENT_EPS = 1e-6
+"""Of the norms of short vectors, whatever the model's own (transformers' DeepseekV2Attention)."""
+
+
+class LatentAttention(nnx.Module):
+    """Latent attention (2405.04434): keys and values of all heads are made from one short vector a token. Keys have a
+    part that rotates, the same for all heads, and a part of each head.
+
+    q [width, heads, head_dim], or q_a [width, rank]   q_a_norm [rank]   q_b [rank, heads, head_dim], of q_lora_rank
+    kv_a [width, kv_lora_rank]   kv_a_norm [kv_lora_rank]   k_rope [width, rotary_dim]
+    k_b [kv_lora_rank, heads, nope_head_dim]   v_b [kv_lora_rank, heads, v_head_dim]   o [heads, v_head_dim, width]
+    """
+
+    def __init__(self, weights: Weights):
+        self.config = config = weights.config
+        short = config.q_lora_rank > 0
+        self.q = None if short else weights.normal("width heads head_dim")
+        self.q_a = weights.normal("features q_lora_rank") if short else None
+        self.q_a_norm = weights.constant(1.0, "q_latent") if short else None
+        self.q_b = weights.normal("q_lora_rank heads head_dim") if short else None
+        self.kv_a = weights.normal("features kv_lora_rank")
+        self.kv_a_norm = weights.constant(1.0, "kv_latent")
+        self.k_rope = weights.normal("width rotary_dim")
+        self.k_b = weights.normal("kv_lora_rank heads nope_head_dim")
+        self.v_b = weights.normal("kv_lora_rank heads v_head_dim")
+        self.o = weights.normal("heads v_head_dim width")
+
+    @jax.named_scope("attention")
+    def __call__(self, x: Stream, rotary: Rotary | None, attend: Attend) -> Stream:
+        """The output projection of `attend(queries, keys, values)`, the values with zeros up to head_dim features."""
+        config = self.config
+        turn = lambda y: y if rotary is None else rotate(y, rotary, config.rotary_interleaved)
+        if self.q is not None:
+            query = linear("bsd,dhk->bshk", HEADS, x, self.q[...])
+        else:
+            assert self.q_a is not None and self.q_b is not None
+            short = rms_norm(linear("bsd,dr->bsr", STREAM, x, self.q_a[...]), self.q_a_norm, LATENT_EPS)
+            query = linear("bsr,rhk->bshk", HEADS, short, self.q_b[...])
+        short = rms_norm(linear("bsd,dr->bsr", STREAM, x, self.kv_a[...]), self.kv_a_norm, LATENT_EPS)
+        k_rope = turn(linear("bsd,dr->bsr", STREAM, x, self.k_rope[...])[:, :, None])
+        key, value = linears("bsr,rhk->bshk", HEADS, short, (self.k_b[...], self.v_b[...]))
+        k_rope = jnp.broadcast_to(k_rope, (*key.shape[:3], k_rope.shape[3]), out_sharding=HEADS)
+        still, turned = jnp.split(query * config.query_scale, [config.nope_head_dim], axis=-1)
+        query = jnp.concatenate([still, turn(turned)], axis=-1)
+        key = jnp.concatenate([key, k_rope], axis=-1)
+        value = jnp.pad(value, [(0, 0)] * 3 + [(0, config.head_dim - config.v_head_dim)])
+        context = attend(*(checkpoint_name(y, "qkv") for y in (query, key, value)))[..., : config.v_head_dim]
+        return linear("bshk,hkd->bsd", STREAM, context, self.o[...])
 
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -147,7 +182,7 @@ class MLP(nnx.Module):
         made = lambda name: weights.constant(start[name], axes(name)) if config.mlp == "xielu" else None
         self.alpha_p, self.alpha_n, self.beta, self.eps = map(made, start)
 
-    @scoped("mlp")
+    @jax.named_scope("mlp")
     def __call__(self, x: Stream) -> Stream:
         project = lambda weight, bias: add_bias(linear("bsd,df->bsf", HIDDEN, x, weight[...]), bias)
         kind, up = self.config.mlp, project(self.up, self.up_bias)

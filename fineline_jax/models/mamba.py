@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from fineline_jax.models.cpu_kernels import linear
-from fineline_jax.models.layers import Stream, Weights, scoped
+from fineline_jax.models.layers import Stream, Weights
 from fineline_jax.models.sharding import HIDDEN, STREAM, spec
 
 CHUNK = 64
@@ -43,7 +43,7 @@ class Mamba(nnx.Module):
         steps = jax.random.uniform(dt_key, (inner,), jnp.float32, out_sharding=spec("mlp_width"))
         self.dt_proj_bias = nnx.Param(jnp.log(jnp.expm1(0.001 * 100.0**steps)))
 
-    @scoped("mamba")
+    @jax.named_scope("mamba")
     def __call__(self, y: Stream, select: Callable[[jax.Array], jax.Array]) -> Stream:
         """select: takes the tokens whose output is wanted."""
         dtype = y.dtype

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Int32
 
 from fineline_jax.mesh import BATCH
 from fineline_jax.models.cpu_kernels import gathered
-from fineline_jax.models.layers import MLP, Stream, Weights, scoped
+from fineline_jax.models.layers import MLP, Stream, Weights
 from fineline_jax.models.sharding import STREAM, TOKENS, spec
 
 BLOCK = 128
@@ -47,7 +47,7 @@ class Experts(nnx.Module):
         self.shared_router = weights.normal("features") if gated else None
         self.router_bias = weights.constant(0.0, "experts") if config.router == "sigmoid" else None
 
-    @scoped("mlp")
+    @jax.named_scope("mlp")
     def __call__(self, x: Stream) -> tuple[Stream, Routing]:
         mixed, routing = mixture(
             x,
@@ -61,10 +61,11 @@ class Experts(nnx.Module):
         )
         if self.shared is None:
             return mixed, routing
-        if self.shared_router is None:
-            return mixed + self.shared(x), routing
-        score = jnp.einsum("bsd,d->bs", x, self.shared_router[...].astype(x.dtype), out_sharding=TOKENS)
-        return mixed + jax.nn.sigmoid(score)[..., None] * self.shared(x), routing
+        shared = self.shared(x)
+        if self.shared_router is not None:
+            score = jnp.einsum("bsd,d->bs", x, self.shared_router[...].astype(x.dtype), out_sharding=TOKENS)
+            shared = jax.nn.sigmoid(score)[..., None] * shared
+        return mixed + shared, routing
 
 
 def load_balance(routing: Routing, tokens: int) -> jax.Array:
@@ -177,10 +178,6 @@ def blocked_dot(rows: jax.Array, weights: jax.Array, sizes: jax.Array) -> jax.Ar
     return jax.lax.fori_loop(0, count, one, out)[: rows.shape[0]]
 
 
-def _blocked_forward(rows: jax.Array, weights: jax.Array, sizes: jax.Array):
-    return blocked_dot(rows, weights, sizes), (rows, weights, sizes)
-
-
 def _blocked_backward(saved: tuple[jax.Array, jax.Array, jax.Array], gradient: jax.Array):
     rows, weights, sizes = saved
     count, group_of, start_of, stop_of = _blocks(rows.shape[0], sizes)
@@ -196,7 +193,7 @@ def _blocked_backward(saved: tuple[jax.Array, jax.Array, jax.Array], gradient: j
     return blocked_dot(gradient, weights.swapaxes(1, 2), sizes), total.astype(weights.dtype), None
 
 
-blocked_dot.defvjp(_blocked_forward, _blocked_backward)
+blocked_dot.defvjp(lambda *args: (blocked_dot(*args), args), _blocked_backward)
 
 
 def _blocks(rows: int, sizes: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:

@@ -30,11 +30,10 @@ def rotary_factors(
     angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
     # As a product and not by concatenation, which XLA's CPU backend would compute again wherever the table is used.
     half = np.eye(features // 2, dtype=np.float32)
-    factor = scaling.attention_factor
 
     def spread(table: jax.Array, first: int) -> jax.Array:
         both = np.stack([first * half, half], axis=-1 if interleaved else 1).reshape(features // 2, features)
-        return jnp.einsum("bsuj,jk->bsuk", table, factor * both, precision="highest").astype(dtype)
+        return jnp.einsum("bsuj,jk->bsuk", table, scaling.attention_factor * both, precision="highest").astype(dtype)
 
     return spread(jnp.cos(angles), 1), spread(jnp.sin(angles), -1)
 

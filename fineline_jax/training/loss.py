@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
 from fineline_jax.mesh import BATCH, scattered_sum
-from fineline_jax.models.layers import scoped
 
 P = jax.P
 _ROWS = P(BATCH, None)
@@ -23,7 +22,7 @@ _HEAD = P("fsdp", "tensor")
 Scalar = Float32[Array, ""]
 
 
-@scoped("head")
+@jax.named_scope("head")
 def cross_entropy(
     hidden: Float[Array, "batch length width"],
     head: Float[Array, "width vocab"],

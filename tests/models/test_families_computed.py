@@ -221,7 +221,7 @@ def test_sizes_that_cannot_be_are_refused_by_name() -> None:
         ({"mixer": "mamba"}, "model.state_size=0"),
         ({"dense_layers": 1}, "model.dense_layers says how model.experts works"),
         ({"v_head_dim": 8}, "model.v_head_dim says how model.kv_lora_rank works"),
-        ({"kv_lora_rank": 8, "v_head_dim": 8}, "model.nope_head_dim=0 must be below model.head_dim=8"),
+        ({"kv_lora_rank": 8, "v_head_dim": 8}, "model.nope_head_dim=0 must be at least 1 and below model.head_dim=8"),
         ({"kv_lora_rank": 8, "v_head_dim": 8, "nope_head_dim": 4, "kv_heads": 2}, "model.kv_heads=2 is not computed"),
         ({"experts": 4, "experts_per_token": 2, "expert_groups": 3}, "model.expert_groups=3 must divide"),
         ({"experts": 4, "experts_per_token": 3, "expert_groups": 2}, "model.groups_per_token=1 of 2 experts must"),

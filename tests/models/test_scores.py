@@ -61,10 +61,10 @@ def test_rows_and_trees_change_scores_as_the_formula_and_rows_have_its_gradient(
     expected = [
         formula(*row, gap >= 0, gap, window or length, slopes, softcap) for row in zip(query, key, value, strict=True)
     ]
-    run = lambda *qkv: attention.changed(*qkv, None, *scores, softcap=softcap)
+    run = lambda *qkv: attention.changed(*qkv, None, attention.Scores(*scores, softcap))
     np.testing.assert_allclose(run(query, key, value), expected, atol=2e-6)
     documents = jnp.asarray(np.repeat([[0, 1], [0, 1]], [40, 110], axis=1), jnp.int32)
-    within = attention.changed(query, key, value, documents, *scores, softcap=softcap)
+    within = attention.changed(query, key, value, documents, attention.Scores(*scores, softcap))
     np.testing.assert_allclose(within[:, 40:], run(query[:, 40:], key[:, 40:], value[:, 40:]), atol=2e-6)
 
     def plain(query, key, value):  # one block, nothing made again

@@ -3,9 +3,7 @@
     family, config = families.of_hf(HfConfig(path, raw))     reading
     family = families.of_config(config)                      writing, in a layout that transformers opens
 
-`family.weights` are lines of a name map (`name_map`): every parameter of ours is a stack over layers (and experts) of
-transposed, split or sliced tensors. For reading, `name_map.read_part` takes from a tensor exactly the range that a
-shard needs; for writing, `name_map.all_tensors` says which lines fill which tensor and `name_map.write_part` does it.
+`family.weights` are lines of a name map (`name_map`), which reads and writes by them.
 """
 
 import re
@@ -43,16 +41,12 @@ def of_hf(raw: HfConfig) -> tuple[Family, ModelConfig]:
     names = {name for full in named for name in (full, re.sub("Model$", "ForCausalLM", full))}
     families = [family for family in FAMILIES if names.intersection(family.architectures)]
     for family in [*(family for family in families if family.means(raw)), *families]:
-        return family, _model(family, raw)
+        try:
+            return family, family.from_hf(raw)
+        except UserError as error:  # of ModelConfig, which knows no file
+            raise (error if str(error).startswith(raw.where) else UserError(f"{raw.where}: {error}")) from None
     unknown = ", ".join(named) or "none"
     raise UserError(f"{raw.where}: architectures: {unknown} is not known; docs/families.md lists those that are")
-
-
-def _model(family: Family, raw: HfConfig) -> ModelConfig:
-    try:
-        return family.from_hf(raw)
-    except UserError as error:  # of ModelConfig, which knows no file
-        raise (error if str(error).startswith(raw.where) else UserError(f"{raw.where}: {error}")) from None
 
 
 def of_config(config: ModelConfig, name: str | None = None) -> Family:
@@ -60,13 +54,14 @@ def of_config(config: ModelConfig, name: str | None = None) -> Family:
 
     Raises UserError if there is none.
     """
-    chosen = [family for family in FAMILIES if name in (None, family.name)]
-    if not chosen:
-        raise UserError(f"family {name!r} is not known; known: {', '.join(family.name for family in FAMILIES)}")
-    family = next((candidate for candidate in chosen if candidate.holds(config)), None)
-    if family is None:
-        if name:
-            able = ", ".join(candidate.name for candidate in FAMILIES if candidate.holds(config)) or "none"
-            raise UserError(f"the layout of family {name!r} cannot describe this model; of those known {able} can")
+    names = [family.name for family in FAMILIES]
+    if name not in (None, *names):
+        raise UserError(f"family {name!r} is not known; known: {', '.join(names)}")
+    able = [family for family in FAMILIES if family.holds(config)]
+    for family in able:
+        if name in (None, family.name):
+            return family
+    if name is None:
         raise UserError("none of the released layouts can describe this model; keep the Orbax checkpoint")
-    return family
+    others = ", ".join(family.name for family in able) or "none"
+    raise UserError(f"the layout of family {name!r} cannot describe this model; of those known {others} can")

@@ -25,11 +25,6 @@ _LATENT = (
 )
 
 
-def in_dense_layers(lines: tuple[Weight, ...]) -> tuple[Weight, ...]:
-    """The same lines of the layers without experts."""
-    return tuple(dataclasses.replace(line, ours=f"dense_{line.ours}") for line in lines)
-
-
 def _more(n_shared: int, groups: tuple[int, int], method: str) -> Any:
     """`Family.read_more` of a class that takes these where the file is silent."""
 
@@ -88,7 +83,13 @@ DEEPSEEK_V2 = LLAMA.like(
     },
     read_more=_more(2, (1, 1), "greedy"),
     write_more=_write,
-    weights=(*OUTER, *_LATENT, *in_dense_layers((*_LATENT, *MLP)), *EXPERTS, *shared_expert("shared_experts")),
+    weights=(
+        *OUTER,
+        *_LATENT,
+        *(dataclasses.replace(line, ours=f"dense_{line.ours}") for line in (*_LATENT, *MLP)),
+        *EXPERTS,
+        *shared_expert("shared_experts"),
+    ),
 )
 DEEPSEEK_V3 = DEEPSEEK_V2.like(
     "deepseek_v3",

@@ -36,23 +36,11 @@ SCALINGS = {
 """The fields of `RopeScaling` that count for each kind."""
 KINDS = {field.name: type(field.default) for field in dataclasses.fields(ModelConfig)}
 USUAL = Rope()
-GATES = {
-    "silu": "swiglu",
-    "swish": "swiglu",
-    "gelu": "geglu",
-    "gelu_pytorch_tanh": "geglu_tanh",
-    "gelu_new": "geglu_tanh",
-}
+GATES = {"silu": "swiglu", "swish": "swiglu", "gelu": "geglu"}
+GATES |= dict.fromkeys(("gelu_pytorch_tanh", "gelu_new"), "geglu_tanh")
 """Name of a gate's function in config.json -> `ModelConfig.mlp`."""
-ACTIVATIONS = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "relu": "relu",
-    "relu2": "relu2",
-    "xielu": "xielu",
-}
+ACTIVATIONS = {name: name for name in ("gelu", "relu", "relu2", "xielu")}
+ACTIVATIONS |= dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "gelu_fast"), "gelu_tanh")
 """The same of an MLP without a gate."""
 
 

@@ -17,7 +17,7 @@ import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -39,12 +39,6 @@ class Weight:
     def stacked(self) -> int:
         """How many axes at the front of our parameter number tensors: layers, then experts."""
         return ("{layer}" in self.hf) + ("{expert}" in self.hf)
-
-
-class Tensor(Protocol):
-    """What a reader gives for a tensor's name: reads no more than what is asked for."""
-
-    def __getitem__(self, index: tuple[slice, ...], /) -> np.ndarray: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +118,7 @@ def _axis(word: str) -> Axis:
     return Axis(word)
 
 
-def read_part(tensor: Tensor, axes: Axes, shape: Sequence[int], index: Sequence[slice]) -> np.ndarray:
+def read_part(tensor: Any, axes: Axes, shape: Sequence[int], index: Sequence[slice]) -> np.ndarray:
     """parameter[index] of one tensor's parameter of `shape`, reading one range of each axis of the file.
 
     shape, index: without stacked axes. The range is the smallest one that holds the part.

@@ -3,26 +3,21 @@ Ernie, HunYuan, EXAONE."""
 
 from typing import Any
 
+from fineline_jax.models.families import llama
 from fineline_jax.models.families.family import Family, Turned
 from fineline_jax.models.families.hf_config import FULL, HfConfig, Rope, Windows
 from fineline_jax.models.families.lines import lines
-from fineline_jax.models.families.llama import (
-    ATTENTION,
-    FUSED_MLP,
-    HEAD_NORMS,
-    LAYER_NORM,
-    LLAMA,
-    MLP,
-    NO_BIASES,
-    NORMS,
-    OUTER,
-    PER_HEAD,
-)
 
 _LAYER = "model.layers.{layer}."
 
 
-GEMMA = LLAMA.like(
+def _one_full_in(default: int) -> Windows:
+    """One layer of so many, the last of them, sees everything."""
+    every = lambda raw: raw.integer("sliding_window_pattern", "_sliding_window_pattern", default=default)
+    return Windows(4096, lambda layer, raw: (layer + 1) % every(raw) == 0)
+
+
+GEMMA = llama.LLAMA.like(
     "gemma",
     "GemmaForCausalLM",
     silent={"context": 8192, "kv_heads": 16, "head_dim": 256, "mlp": "gelu_pytorch_tanh", "tied_embeddings": True},
@@ -43,10 +38,10 @@ VAULT_GEMMA = GEMMA.like(
     },
     windows=Windows(4096, lambda layer, raw: layer % 2 == 1),
     weights=(
-        *OUTER,
+        *llama.OUTER,
         *lines(_LAYER, "attention_norm=input_layernorm mlp_norm=pre_feedforward_layernorm"),
-        *ATTENTION,
-        *MLP,
+        *llama.ATTENTION,
+        *llama.MLP,
     ),
 )
 GEMMA2 = VAULT_GEMMA.like(
@@ -62,19 +57,14 @@ GEMMA3 = GEMMA2.like(
     "gemma3_text",
     "Gemma3ForCausalLM",
     silent={"context": 131_072, "attention_softcap": 0.0, "logit_softcap": 0.0},
-    fixed=PER_HEAD,
+    fixed=llama.PER_HEAD,
     rope=Rope(1_000_000.0, window_theta=10_000.0),
-    windows=Windows(
-        4096,
-        lambda layer, raw: (
-            (layer + 1) % raw.integer("sliding_window_pattern", "_sliding_window_pattern", default=6) == 0
-        ),
-    ),
-    weights=GEMMA2.weights + HEAD_NORMS,
+    windows=_one_full_in(6),
+    weights=GEMMA2.weights + llama.HEAD_NORMS,
 )
 
 _INVERSE = lambda key: Turned(key, 1.0, lambda x: 1 / x, lambda x: 1 / x)
-GRANITE = LLAMA.like(
+GRANITE = llama.LLAMA.like(
     "granite",
     "GraniteForCausalLM",
     keys={
@@ -88,14 +78,14 @@ HYPERCLOVAX = GRANITE.like(
     "hyperclovax",
     "HyperCLOVAXForCausalLM",
     keys={"post_norms": ("use_post_norm", True)},
-    weights=(*LLAMA.weights, *lines(_LAYER, "attention_out_norm=post_norm1 mlp_out_norm=post_norm2")),
+    weights=(*llama.LLAMA.weights, *lines(_LAYER, "attention_out_norm=post_norm1 mlp_out_norm=post_norm2")),
 )
 
-COHERE = LLAMA.like(
+COHERE = llama.LLAMA.like(
     "cohere",
     "CohereForCausalLM",
     silent={"context": 8192, "tied_embeddings": True},
-    keys={"logit_scale": ("logit_scale", 0.0625), "head_dim": None, "mlp_bias": None, **LAYER_NORM},
+    keys={"logit_scale": ("logit_scale", 0.0625), "head_dim": None, "mlp_bias": None, **llama.LAYER_NORM},
     fixed={"norm": "unbiased", "parallel_residual": True, "shared_norm": True, "rotary_interleaved": True},
     only={"use_qk_norm": (False,)},
     rope=Rope(500_000.0),
@@ -115,11 +105,7 @@ def unrotated_where_full(windows: Windows, without_window: bool) -> Any:
     return read
 
 
-def _pattern(layer: int, raw: HfConfig) -> bool:
-    return (layer + 1) % raw.integer("sliding_window_pattern", default=4) == 0
-
-
-_EVERY_4TH = Windows(4096, _pattern)
+_EVERY_4TH = _one_full_in(4)
 COHERE2 = COHERE.like(
     "cohere2",
     "Cohere2ForCausalLM",
@@ -127,23 +113,23 @@ COHERE2 = COHERE.like(
     windows=_EVERY_4TH,
     read_more=unrotated_where_full(_EVERY_4TH, True),
 )
-EXAONE4 = LLAMA.like(
+EXAONE4 = llama.LLAMA.like(
     "exaone4",
     "Exaone4ForCausalLM",
-    keys={"kv_heads": ("num_key_value_heads", 32), "norm_eps": ("rms_norm_eps", 1e-5)} | NO_BIASES,
-    fixed={"norm_after": True} | PER_HEAD,
+    keys={"kv_heads": ("num_key_value_heads", 32), "norm_eps": ("rms_norm_eps", 1e-5)} | llama.NO_BIASES,
+    fixed={"norm_after": True} | llama.PER_HEAD,
     windows=_EVERY_4TH,
     read_more=unrotated_where_full(_EVERY_4TH, False),
     weights=(
-        *OUTER,
+        *llama.OUTER,
         *lines(_LAYER, "attention_norm=post_attention_layernorm mlp_norm=post_feedforward_layernorm"),
-        *ATTENTION,
-        *HEAD_NORMS,
-        *MLP,
+        *llama.ATTENTION,
+        *llama.HEAD_NORMS,
+        *llama.MLP,
     ),
 )
 
-HELIUM = LLAMA.like(
+HELIUM = llama.LLAMA.like(
     "helium",
     "HeliumForCausalLM",
     silent={"context": 4096, "kv_heads": 20, "head_dim": 128, "norm_eps": 1e-8},
@@ -151,7 +137,7 @@ HELIUM = LLAMA.like(
     fixed={"rotary_interleaved": True},
     rope=Rope(100_000.0),
 )
-ERNIE = LLAMA.like(
+ERNIE = llama.LLAMA.like(
     "ernie4_5",
     "Ernie4_5ForCausalLM",
     silent={"context": 131_072, "kv_heads": 2, "head_dim": 128, "norm_eps": 1e-5, "tied_embeddings": True},
@@ -159,14 +145,14 @@ ERNIE = LLAMA.like(
     fixed={"rotary_interleaved": True},
     rope=Rope(500_000.0),
 )
-GLM = LLAMA.like(
+GLM = llama.LLAMA.like(
     "glm",
     "GlmForCausalLM",
     silent={"context": 131_072, "kv_heads": 2, "head_dim": 128, "norm_eps": 1.5625e-7},
     keys={"attention_bias": None, "mlp_bias": None, "qkv_bias": ("attention_bias", True)},
     fixed={"rotary_interleaved": True},
     rope=Rope(fraction=0.5, fraction_keys=("partial_rotary_factor",)),
-    weights=OUTER + NORMS + ATTENTION + FUSED_MLP,
+    weights=llama.OUTER + llama.NORMS + llama.ATTENTION + llama.FUSED_MLP,
 )
 GLM4 = GLM.like(
     "glm4",
@@ -177,14 +163,14 @@ GLM4 = GLM.like(
         *lines(_LAYER, "attention_out_norm=post_self_attn_layernorm mlp_out_norm=post_mlp_layernorm"),
     ),
 )
-HUNYUAN = LLAMA.like(
+HUNYUAN = llama.LLAMA.like(
     "hunyuan_v1_dense",
     "HunYuanDenseV1ForCausalLM",
     silent={"norm_eps": 1e-5},
     keys={"mlp_bias": None},
-    fixed={"qk_norm_after_rotary": True} | PER_HEAD,
+    fixed={"qk_norm_after_rotary": True} | llama.PER_HEAD,
     weights=(
-        *LLAMA.weights,
+        *llama.LLAMA.weights,
         *lines(_LAYER + "self_attn.", "q_norm=query_layernorm k_norm=key_layernorm"),
     ),
 )

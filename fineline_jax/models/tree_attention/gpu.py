@@ -53,7 +53,6 @@ def kernel(
     query_block, key_block = block_size(length, query_block or best[0]), block_size(length, key_block or best[1])
     order, count = visible_blocks(end, query_block, key_block)
     widen = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, padded - head_dim)))
-    wide = padded >= 128
     context = pl.pallas_call(
         functools.partial(_block_of_queries, key_block=key_block),
         grid=(length // query_block, heads, batch),
@@ -67,7 +66,7 @@ def kernel(
         ],
         out_specs=pl.BlockSpec((None, query_block, None, padded), lambda i, head, row: (row, i, head, 0)),
         out_shape=jax.ShapeDtypeStruct((batch, length, heads, padded), query.dtype),
-        compiler_params=plgpu.CompilerParams(num_warps=8 if wide else 4, num_stages=2),
+        compiler_params=plgpu.CompilerParams(num_warps=8 if padded >= 128 else 4, num_stages=2),
         interpret=interpret,
         name="tree_attention",
     )(widen(query * head_dim**-0.5), widen(key), widen(value), end, order, count)

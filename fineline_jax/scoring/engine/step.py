@@ -15,7 +15,6 @@ from jaxtyping import Array, Bool, Float, Float32, Int32
 from fineline_jax.mesh import BATCH
 from fineline_jax.models import attention, decoder
 from fineline_jax.models.config import ModelConfig
-from fineline_jax.models.layers import scoped
 from fineline_jax.models.tree_attention import dispatch
 
 P = jax.P
@@ -109,7 +108,7 @@ def vocabulary_step(config: ModelConfig) -> Callable:
     return jax.jit(step)
 
 
-@scoped("head")
+@jax.named_scope("head")
 def _on_each_device(
     local: Callable, config: ModelConfig, params: decoder.Params, hidden: jax.Array, *arrays: jax.Array
 ) -> tuple[jax.Array, jax.Array]:

@@ -3,8 +3,8 @@
     python benchmarks/together.py OUT [ARMS] [STEPS]
 
 The demo's model and data, ARMS peaks of the learning rate (4), STEPS optimizer steps each (60). Each way is timed
-twice, in alternating order, after one untimed sweep that fills the compilation cache for both. Printed: seconds of each sweep
-from its start to its end, and their ratio per pair; above 1 runs together are faster. OUT must not exist.
+twice, in alternating order, after one untimed sweep that fills the compilation cache for both. Printed: seconds of
+each sweep from its start to its end, and their ratio per pair; above 1 runs together are faster. OUT must not exist.
 """
 
 import sys

@@ -20,6 +20,7 @@ from fineline_jax.trajectories.report import html_page, page_data
 from fineline_jax.trajectories.report.findings import compute
 from fineline_jax.trajectories.report.html_page import write_report
 from fineline_jax.trajectories.report.page_data import _SUMMARY
+from fineline_jax.trajectories.statistics.defects import NOT_SCORED
 from fineline_jax.trajectories.statistics.domains import domain_curves
 from fineline_jax.trajectories.statistics.dynamics import summarise
 from fineline_jax.trajectories.table import normalise
@@ -395,6 +396,24 @@ def test_panels_draw_each_curve_with_its_band(scale: str, run_page, made: Path, 
             assert band["y"] == pytest.approx([*(y + error), *(y - error)[::-1]], abs=3e-4)
             x = np.log10(part.tokens[part.tokens > 0])
             assert line["x"][-len(x) :] == pytest.approx(x, abs=1e-6) and band["x"][: len(y)] == line["x"]
+
+
+def test_checkpoints_left_out_when_scoring_are_ticks_at_the_tokens_of_their_series(
+    run_page, table: pd.DataFrame, tmp_path: Path
+) -> None:
+    """Only against tokens, only of series that are drawn, and none where the tokens are not known."""
+    left = [("small", 2e9), ("small", 5e9), ("big", 7e9), ("small", math.nan), ("none of these", 3e9)]
+    rows = [{"series": name, "checkpoint": "c", "tokens": tokens, "why": "resolved"} for name, tokens in left]
+    made = write_report(table, tmp_path, more=[(NOT_SCORED, NOT_SCORED.compute(rows))])
+    first = "look()[0].layout.shapes.filter((s) => s.x0 === s.x1).map((s) => [s.x0, s.yref, s.y0])"
+    shown = run_page(made, f"(look(), state.view = 'task', drawPanels(), {first})")
+    assert [mark[0] for mark in shown] == pytest.approx([math.log10(tokens) for _, tokens in left[:3]], abs=1e-4)
+    assert all(mark[1:] == ["paper", 0] for mark in shown)
+    hidden = f"(look(), state.view = 'task', state.hidden.add(1), drawPanels(), {first})"
+    assert [mark[0] for mark in run_page(made, hidden)] == pytest.approx([math.log10(2e9), math.log10(5e9)], abs=1e-4)
+    assert run_page(made, f"(look(), state.view = 'task', state.x = 'steps', drawPanels(), {first})") == []
+    note = "(look(), state.view = 'task', drawPanels(), document.getElementById('curves-note').innerHTML)"
+    assert "Ticks at the bottom: checkpoints that were left out" in run_page(made, note)
 
 
 def test_panels_of_domains_are_means_above_chance(run_page, made: Path, table: pd.DataFrame) -> None:

@@ -47,21 +47,29 @@ CONTRACTS = [
 ]
 
 
-def holds(step: Compiled, bound: float, sums: float = 1.3) -> None:
-    """What every one of them keeps. bound: GiB. sums: of full size, as a multiple of the embedding's."""
+def holds(step: Compiled, most: float, sums: float = 1.3) -> None:
+    """What every one of them keeps. most: GiB. sums: those of a matrix, as a multiple of the embedding's."""
     recipe = step.job.recipe
     assert recipe is not None
     model, devices = recipe.model, math.prod(step.mesh)
-    assert step.fits and step.peak <= bound * GIB, f"{step.peak / GIB:.2f} GiB"
+    assert step.fits and step.peak <= most * GIB, f"{step.peak / GIB:.2f} GiB"
     assert step.involuntary == 0
     gathers = [one for one in step.collectives if one.kind == "all-gather"]
-    assert gathers and not [one.shape for one in gathers if f"[{model.layers}," in one.shape], "a stacked parameter"
-    # Each weight is gathered for the forward pass and once more for the backward pass.
+    # One layer's output matrix has as many heads as open_llama_7b has layers.
+    output = f"[{model.heads},{model.head_dim},{model.width}]"
+    stacked = [one.shape for one in gathers if f"[{model.layers}," in one.shape and not one.shape.endswith(output)]
+    assert gathers and not stacked, "a stacked parameter"
+    # Each weight is gathered for the forward pass and once more for the backward pass (1.96 measured). On GPUs all but
+    # the MLP's last matrix are gathered three times, for the recomputed forward pass too (2.71 measured).
     moved = sum(one.bytes * one.times for one in gathers) / recipe.batch.accumulation
-    assert moved <= 2.2 * 2 * model.parameters
-    # Gradients are scattered: the one sum of full size is that of the embedding's.
-    summed = sum(one.bytes * one.times for one in step.collectives if one.kind == "all-reduce")
-    assert summed / recipe.batch.accumulation <= sums * 2 * model.vocab_size * model.width
+    assert moved <= (2.8 if step.job.topology.is_gpu else 2.2) * 2 * model.parameters
+    # Gradients are scattered: the one sum of the size of a matrix is that of the embedding's. On 256 chips 6 MiB of a
+    # layer's 386 MiB are summed besides, over all layers 0.81 of the embedding's size.
+    matrix, embedding = (2 * model.width * many for many in (model.kv_heads * model.head_dim, model.vocab_size))
+    summed = [one for one in step.collectives if one.kind == "all-reduce"]
+    for least, bound in ((matrix, sums), (0, sums + 0.6)):
+        found = sum(one.bytes * one.times for one in summed if one.bytes >= least)
+        assert found / recipe.batch.accumulation <= bound * embedding
     tokens = recipe.tokens_per_step // devices // recipe.batch.accumulation
     logits = [
         math.prod(map(int, dims.split(","))) // model.vocab_size

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from fineline_jax.errors import UserError
-from fineline_jax.trajectories.ablation.final_map import facet_cost, final_map
+from fineline_jax.trajectories.ablation.final_map import FACET_COST, FINAL_MAP, arm_statistics, facet_cost, final_map
 from fineline_jax.trajectories.ablation.instability import instability, spikes
 from fineline_jax.trajectories.ablation.tokens_to import tokens_to
 
@@ -111,3 +111,12 @@ def test_a_longer_warmup_gains_at_each_batch_and_over_both():
     assert found.stderr["all"] == pytest.approx(np.sqrt(variance * (4 / 3) / 4))
     assert set(found.verdict) == {"better"} and (found.p_holm >= found.p).all()
     assert set(facet_cost(table[table.seed == 0], "warmup", "batch").verdict) == {"declined"}
+
+
+def test_two_facets_have_a_map_and_the_costs_of_both_one_facet_neither():
+    table = grid()
+    table["arm"] = table["batch"].astype(str) + "-" + table["warmup"].astype(str)
+    both = arm_statistics(table, ["batch", "warmup"])
+    assert FINAL_MAP in both and set(both[FACET_COST]["facet"]) == {"batch", "warmup"}
+    assert {one.name for one in arm_statistics(table, ["batch"])} == {"arm_differences", "tokens_to"}
+    assert arm_statistics(table[table.arm == "8-0"], []) == {}

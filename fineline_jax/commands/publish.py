@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 from fineline_jax.errors import Incomplete, UserError
+from fineline_jax.folder_lock import writing
 
 _PATH = re.compile(r"(?<![\w/:.<~$}-])/(?:[\w.@+ =-]*[\w.@+=-]/)+[\w.@+=-]+")
 """An absolute path of two parts or more; not the rest of an address or of a relative path."""
@@ -49,7 +50,8 @@ def traces(
         print(text_table([("file", "what", "text"), *rows[:_SHOWN]]) + rest)
         print(f"{counted(len(rows), 'trace')}; `fineline traces {folder} --relative COPY` writes a copy without them")
         return
-    write_without(folder, relative)
+    with writing(relative, "--relative"):
+        write_without(folder, relative)
     if left := list(found_in(relative)):
         raise Incomplete(
             f"{relative}: written; left in it, as these files cannot be rewritten:"

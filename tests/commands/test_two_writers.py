@@ -32,6 +32,13 @@ def recipe():
     kept, mesh = Checkpoints(every=(Every(64),)), MeshShape(fsdp=1)
     return Recipe("mini", model, data, Batch(4), optimizer, 256, kept, mesh=mesh, compute=compute, logging=logging)
 """
+SWEEP = """
+from fineline_jax.ablation import Sweep, grid
+from fineline_jax.catalogue import load_recipe
+
+def sweep():
+    return Sweep("small", load_recipe("mini.py"), grid({"optimizer.schedule.peak": (1e-3, 3e-3)}))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +50,7 @@ def inputs(tmp_path_factory) -> Path:
     make_series(folder / "series", tokenizer, (1, 2, 3))
     prepare_pack("piqa", tokenizer, folder / "pack", benchmarks=benchmarks)
     (folder / "mini.py").write_text(RECIPE)
+    (folder / "sweep.py").write_text(SWEEP)
     windows = [[(7 * i + j) % 400 for j in range(9)] for i in range(70)]
     lines = amber(folder / "lines.jsonl", windows)
     prepare_amber([lines], folder / "data", vocab_size=512, sequence_length=8, tokenizer=tokenizer)
@@ -100,6 +108,12 @@ def scored(out: Path) -> bool:
     return sorted(logged) == ["step1", "step2", "step3"] and len(list((out / "series").iterdir())) == 3
 
 
+def compared(out: Path) -> bool:
+    """Both runs of the sweep are whole, and the table has both."""
+    runs = sorted(path for path in (out / "runs").iterdir())
+    return len(runs) == 2 and all(map(trained, runs)) and (out / "summary.csv").read_text().count("\n") == 3
+
+
 SCORE = "score series --pack pack --out x"
 WRITERS: dict[str, tuple[str, str, Callable[[Path], bool], int]] = {
     # command → lock file, what is refused, what must be there, exit status of the same command afterwards
@@ -118,6 +132,10 @@ WRITERS: dict[str, tuple[str, str, Callable[[Path], bool], int]] = {
     "analyze table.csv --out x": (".x.lock", "x", lambda x: (x / "report.html").stat().st_size > 10_000, 0),
     "export series/step1 x": (".x.lock", "x", lambda x: len(open_series(str(x)).checkpoints) == 1, 2),
     "import series/step1 x": (".x.lock", "x", lambda x: len(open_series(str(x)).checkpoints) == 1, 2),
+    "traces scores --relative x": (
+        ".x.lock", "x", lambda x: pack.load(x / "pack").hash == pack.load(Path("pack")).hash and scored(x), 2,
+    ),
+    "ablate sweep.py --out x": ("x/runs/.peak-0.001_seed-0.lock", "x/runs/peak-0.001_seed-0", compared, 0),
 }  # fmt: skip
 
 
@@ -172,7 +190,7 @@ def test_a_run_that_trains_and_scores_is_read_meanwhile(here, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [command for command in WRITERS if "amber" not in command])
+@pytest.mark.parametrize("command", WRITERS)
 def test_two_commands_started_at_once_leave_what_one_leaves(command, here):
     _, _, complete, _ = WRITERS[command]
     before = {path.name for path in here.iterdir()}

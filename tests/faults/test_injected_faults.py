@@ -57,7 +57,7 @@ COMMANDS = {
 REPLACES = ("tasks prepare", "analyze", "export-scores")
 """Commands that run again over a result; it is there when the fault comes."""
 LONG = {"data prepare world": 8, "ablate": 8, "demo": 3}
-"""Places at most of the commands that take long."""
+"""Places of the commands that take long, where no number is asked for."""
 TASK = """
 task: tiny
 dataset_path: json
@@ -230,10 +230,11 @@ def test_every_command_under_every_fault(ask, capsys) -> None:
     rows: list[tuple[str, ...]] = [("command", "fault", *counted, "wrong")]
     wrong: list[str] = []
     make_scores(ask)
-    points = int(os.environ.get("FINELINE_FAULT_POINTS", "12"))
+    asked = os.environ.get("FINELINE_FAULT_POINTS")
     for command in os.environ.get("FINELINE_FAULT_COMMANDS", ",".join(COMMANDS)).split(","):
         for fault in os.environ.get("FINELINE_FAULTS", ",".join(FAULTS)).split(","):
-            seen, bad = injected(ask, command, fault, min(points, LONG.get(command, points)), reruns=points > 4)
+            points = int(asked) if asked else LONG.get(command, 12)
+            seen, bad = injected(ask, command, fault, points, reruns=points > 4)
             rows.append((command, fault, *(str(seen[name]) for name in counted), str(len(bad))))
             wrong += bad
             with capsys.disabled():

@@ -123,6 +123,19 @@ def atomic_folder(path: Path, *, exclusive: bool = False, replace: bool = False)
             shutil.rmtree(partial, ignore_errors=True)
 
 
+def copy_folder(source: Path, path: Path) -> None:
+    """Write a copy of the folder `source` as `path`, whole or not at all, as its only writer.
+
+    The first error is raised as it is: shutil.copytree gathers them in one that has no number.
+    """
+    with atomic_folder(path, exclusive=True) as copy:
+        for one in sorted(source.rglob("*")):
+            if one.is_dir():
+                (copy / one.relative_to(source)).mkdir()
+            else:
+                shutil.copyfile(one, copy / one.relative_to(source))
+
+
 def put_in_place(partial: Path, path: Path, *, replace: bool = False) -> None:
     """Give the finished folder `partial` the name `path`, on the disk with all it holds, when it returns.
 

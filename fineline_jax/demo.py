@@ -1,13 +1,12 @@
 """`fineline demo`: the whole tool on the embedded world, by the same functions as the commands it names."""
 
 import dataclasses
-import shutil
 import time
 from pathlib import Path
 
 import rich.console
 
-from fineline_jax.atomic_files import atomic_folder
+from fineline_jax.atomic_files import copy_folder
 from fineline_jax.data.corpora import Prepared
 from fineline_jax.errors import UserError
 from fineline_jax.folder_lock import writing
@@ -37,8 +36,7 @@ def prepare_world(out: Path, seed: int = 0) -> Prepared:
             validation_inputs=[world.validation_text],
         )
         if not (out / "benchmarks").exists():
-            with atomic_folder(out / "benchmarks", exclusive=True) as copy:
-                shutil.copytree(world.benchmarks, copy, dirs_exist_ok=True)
+            copy_folder(world.benchmarks, out / "benchmarks")
         return made
 
 

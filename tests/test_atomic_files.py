@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fineline_jax import atomic_files
-from fineline_jax.atomic_files import atomic_file, atomic_folder, write_atomic
+from fineline_jax.atomic_files import atomic_file, atomic_folder, copy_folder, write_atomic
 
 
 def test_a_file_takes_its_place_and_nothing_is_left_beside_it(tmp_path):
@@ -61,6 +61,24 @@ def test_a_folder_is_replaced_and_stays_where_the_new_one_cannot_have_its_name(t
     with pytest.raises(OSError), atomic_folder(tmp_path / "x", replace=True) as partial:
         (partial / "three").write_text("three")
     assert names[1:] == ["x", "x"] and os.listdir(tmp_path) == ["x"] and os.listdir(tmp_path / "x") == ["two"]
+
+
+def test_a_copied_folder_is_whole_or_not_there_and_the_error_has_its_number(tmp_path, monkeypatch):
+    source = tmp_path / "source"
+    (source / "inner").mkdir(parents=True)
+    (source / "inner" / "a").write_text("a")
+    (source / "b").write_text("b")
+    copy_folder(source, tmp_path / "copy")
+    names = lambda folder: sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+    assert names(tmp_path / "copy") == ["b", "inner", "inner/a"] and (tmp_path / "copy/inner/a").read_text() == "a"
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(atomic_files.shutil, "copyfile", full)
+    with pytest.raises(OSError, match="No space left") as raised:
+        copy_folder(source, tmp_path / "other")
+    assert raised.value.errno == errno.ENOSPC and not (tmp_path / "other").exists()
 
 
 def test_of_two_processes_that_make_a_folder_the_first_one_wins(tmp_path):

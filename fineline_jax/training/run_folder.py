@@ -3,12 +3,11 @@
 import dataclasses
 import hashlib
 import logging
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from fineline_jax.atomic_files import atomic_folder, write_atomic
+from fineline_jax.atomic_files import copy_folder, write_atomic
 from fineline_jax.checkpoints.runs.digest_record import RECORD, check_path, damage, read_record
 from fineline_jax.checkpoints.runs.history import (
     HISTORY,
@@ -263,5 +262,4 @@ def claim_folder(run: Path, recipe: Recipe, history: History) -> None:
         write_atomic(file, text, exclusive=True)
     tokenizer = recipe.data.sources[0].tokenizer
     if tokenizer.is_dir() and not (run / "tokenizer").exists():
-        with atomic_folder(run / "tokenizer", exclusive=True) as copy:
-            shutil.copytree(tokenizer, copy, dirs_exist_ok=True)
+        copy_folder(tokenizer, run / "tokenizer")

@@ -580,13 +580,12 @@ def test_a_run_has_its_tokenizer_whole_or_not_at_all(tmp_path, monkeypatch):
     (tmp_path / "data" / "tokenizer" / "tokenizer.json").touch()
     recipe = recipe_of(tmp_path, data=Data((Source(str(tmp_path / "data")),), sequence_length=LENGTH), tokens=TOKENS)
 
-    def stops(source, target, **options):
-        (Path(target) / "half").parent.mkdir(exist_ok=True)
-        (Path(target) / "half").touch()
+    def stops(source, target):
+        Path(target).touch()
         raise KeyboardInterrupt
 
     with monkeypatch.context() as stopping:
-        stopping.setattr(shutil, "copytree", stops)
+        stopping.setattr(shutil, "copyfile", stops)
         with pytest.raises(KeyboardInterrupt):
             run_folder.claim_folder(tmp_path / "run", recipe, run_folder.beginning(None, recipe, ()))
     run_folder.claim_folder(tmp_path / "run", recipe, run_folder.beginning(None, recipe, ()))

@@ -17,6 +17,7 @@ SAY_HOW = {
     "parallel_residual": ("shared_norm",),
     "window": ("full_layers", "window_rope_theta"),
     "kv_lora_rank": ("q_lora_rank", "nope_head_dim", "v_head_dim"),
+    "state_heads": ("state_groups",),
 }
 """Field -> fields that mean nothing without it."""
 NOT_NEGATIVE = (
@@ -190,13 +191,19 @@ class ModelConfig:
     head: Literal["linear", "normalised"] = "linear"
     """normalised: every token's row of the head has length 1 (Baichuan 2)."""
     mixer: Literal["attention", "mamba"] = "attention"
-    """mamba: each layer is a selective state-space block instead of attention and MLP (2312.00752)."""
+    """mamba: each layer is a selective state-space block instead of attention and MLP (2312.00752; with state_heads
+    that of Mamba-2, 2405.21060)."""
     state_size: int = 0
     """mixer='mamba': numbers of state per inner feature."""
     conv_width: int = 0
     """mixer='mamba': tokens seen by the causal convolution."""
     step_rank: int = 0
-    """mixer='mamba': rank of the projection to step sizes."""
+    """mixer='mamba' without state_heads: rank of the projection to step sizes."""
+    state_heads: int = 0
+    """mixer='mamba': heads, each of inner features next to each other with one decay rate and step; 0: every feature
+    has its own."""
+    state_groups: int = 0
+    """With state_heads: groups of heads that share what writes into the state and what reads it."""
 
     def __post_init__(self) -> None:
         self._positive("vocab_size", "width", "layers", "mlp_width", "context")
@@ -280,7 +287,12 @@ class ModelConfig:
             )
 
     def _check_mamba(self) -> None:
-        self._positive("state_size", "conv_width", "step_rank")
+        self._positive("state_size", "conv_width", "state_groups" if self.state_heads else "step_rank")
+        if self.state_heads:
+            self._require(not self.step_rank, "step_rank", "means nothing with model.state_heads; leave it 0")
+            whole = self.mlp_width % self.state_heads == 0 == self.state_heads % self.state_groups
+            must = f"must divide model.mlp_width={self.mlp_width} and be a multiple of state_groups={self.state_groups}"
+            self._require(whole, "state_heads", must)
         for name in ATTENTION_ONLY:
             self._require(not getattr(self, name), name, "means nothing for model.mixer='mamba'; leave it 0")
         if self.norm != "rms":
@@ -356,7 +368,16 @@ class ModelConfig:
         up = self.kv_lora_rank * self.heads * (self.nope_head_dim + self.v_head_dim)
         return queries + down + up + self.heads * self.v_head_dim * self.width
 
+    @property
+    def state_io_width(self) -> int:
+        """Mamba-2: features of what writes into the states and what reads them, of all groups."""
+        return 2 * self.state_groups * self.state_size
+
     def _mamba_parameters(self) -> int:
+        if self.state_heads:
+            convolved, of_heads = self.mlp_width + self.state_io_width, 3 * self.state_heads
+            projections = self.width * (convolved + 2 * self.mlp_width + self.state_heads)
+            return projections + convolved * (self.conv_width + 1) + of_heads + self.mlp_width
         projections = 3 * self.width + (self.step_rank + 2 * self.state_size) + self.step_rank
         convolution, step_bias, skip = self.conv_width + 1, 1, 1
         return self.mlp_width * (projections + convolution + step_bias + self.state_size + skip)

@@ -14,7 +14,7 @@ Parameters live outside as a nested pure dict (stacked over layers), so that che
     layers.shared_router [L, width]
     with dense_layers: these under dense_layers.*, the others under layers.*
     with kv_lora_rank the weights of attention are those of `layers.LatentAttention`
-    with mixer='mamba' the layers are those of `mamba.Mamba`, behind layers.mixer_norm [L, width]
+    with mixer='mamba' the layers are those of `mamba.Mamba` or `mamba.Mamba2`, behind layers.mixer_norm [L, width]
 
 Rotary positions use Hugging Face's half-split layout natively, so no weight is permuted on import or export.
 """
@@ -35,7 +35,7 @@ from fineline_jax.mesh import abstract
 from fineline_jax.models.attention import Attend, Scores, alibi_slopes
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.models.layers import MLP, Attention, LatentAttention, Norm, Stream, Weights
-from fineline_jax.models.mamba import Mamba
+from fineline_jax.models.mamba import Mamba, Mamba2
 from fineline_jax.models.moe import Experts, Routing
 from fineline_jax.models.rotary import Rotary, rotary_factors
 from fineline_jax.models.sharding import STREAM, TOKENS, check_fits
@@ -169,7 +169,7 @@ class MambaBlock(nnx.Module):
         key, dt_key = jax.random.split(key)
         weights = Weights(config, key)
         self.mixer_norm = Norm(weights)
-        self.mixer = Mamba(weights, dt_key)
+        self.mixer = (Mamba2 if config.state_heads else Mamba)(weights, dt_key)
 
     def __call__(
         self, stream: Stream, rotary: Rotary | None, attend: Attend | None, select: Select = lambda x: x

@@ -12,6 +12,7 @@ SPLIT: dict[str, str | tuple[str, ...]] = {
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp_width": "tensor",
+    "state_heads": "tensor",
     "shared_expert_width": "tensor",
     "dense_mlp_width": "tensor",
     "vocab_size": "tensor",

@@ -150,6 +150,10 @@ EXAMPLES = {
     "qwen2_moe": Example("Qwen2Moe", QWEN_MOE | {"shared_expert_intermediate_size": 24}),
     "qwen3_moe": Example("Qwen3Moe", QWEN_MOE | {"head_dim": 12, "norm_topk_prob": True}),
     "mamba": Example("Mamba", {"state_size": 4, "time_step_rank": 3, "conv_kernel": 3, "layer_norm_epsilon": 0.03}),
+    "mamba2": Example(
+        "Mamba2",
+        {"state_size": 4, "conv_kernel": 3, "layer_norm_epsilon": 0.03, "num_heads": 8, "head_dim": 8, "n_groups": 2},
+    ),
 }
 
 
@@ -177,7 +181,7 @@ def make(name: str, folder: Path) -> Any:
 
     example = EXAMPLES[name]
     shape = SHAPE | example.changes
-    if example.kind == "Mamba":
+    if example.kind in ("Mamba", "Mamba2"):
         shape = {key: value for key, value in shape.items() if key not in ("intermediate_size", "num_attention_heads")}
     model = make_kind(example.kind, shape, folder)
     if example.rename is _packed_with_norm_head:

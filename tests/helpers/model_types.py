@@ -187,13 +187,14 @@ TYPES = {
     "vaultgemma": Example("VaultGemma", GROUPED | {"sliding_window": 5}),
 }
 TYPES |= {
-    name: Example(one.kind, one.changes, one.kind != "Mamba")
+    name: Example(one.kind, one.changes, not one.kind.startswith("Mamba"))
     for name, one in family_examples.EXAMPLES.items()
     if one.rename is None and name not in TYPES and " " not in name
 }
-TYPES["mamba"] = Example(
-    "Mamba", {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}, False
-)
+SMALL = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
+TYPES["mamba"] = Example("Mamba", SMALL, False)
+TYPES["mamba2"] = Example("Mamba2", SMALL | {"num_heads": 8, "head_dim": 8, "n_groups": 2}, False)
+TYPES["mamba2 one group"] = Example("Mamba2", SMALL | {"num_heads": 4, "head_dim": 16, "n_groups": 1}, False)
 """By the model_type of docs/families.md."""
 TOKENS = np.random.default_rng(1).integers(3, VOCABULARY, (8, 20), dtype=np.int32)
 

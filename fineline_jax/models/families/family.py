@@ -102,9 +102,13 @@ class Family:
 
     def lines(self, config: ModelConfig) -> tuple[Weight, ...]:
         """The name map of a model: `weights` with the sizes in braces filled in: h heads, k key heads and g = h / k;
-        r of a short vector of keys and values, n features of a head that do not rotate, v of its values."""
+        r of a short vector of keys and values, n features of a head that do not rotate, v of its values; of Mamba-2 i
+        features of the inner stream and c with what writes and reads the states."""
         if not config.heads:
-            return self.weights
+            inner, io = config.mlp_width, config.state_io_width
+            sizes = {"i": inner, "ii": 2 * inner, "c": inner + io, "ic": 2 * inner + io}
+            sizes["all"] = sizes["ic"] + config.state_heads
+            return tuple(dataclasses.replace(one, axes=one.axes.format(**sizes)) for one in self.weights)
         h, k = config.heads, config.kv_heads
         sizes = {"h": h, "hk": h + k, "hkk": h + 2 * k, "g": h // k, "g1": h // k + 1, "g2": h // k + 2}
         rank, still = config.kv_lora_rank, config.nope_head_dim

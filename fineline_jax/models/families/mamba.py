@@ -1,5 +1,7 @@
-"""Mamba, as transformers names it (state-spaces/mamba-130m-hf and its sisters)."""
+"""Mamba and Mamba-2, as transformers names them (state-spaces/mamba-130m-hf and its sisters)."""
 
+import dataclasses
+import math
 from typing import Any
 
 from fineline_jax.models.families.family import Family
@@ -55,6 +57,49 @@ MAMBA = Family(
         Weight(_MIXER + "dt_proj.bias", "layers.dt_proj_bias", "inner -> inner"),
         Weight(_MIXER + "A_log", "layers.A_log", "inner state -> inner state"),
         Weight(_MIXER + "D", "layers.D", "inner -> inner"),
+        Weight(_MIXER + "out_proj.weight", "layers.out_proj", "width inner -> inner width"),
+    ),
+)
+
+_PARTS = {
+    "z": "(inner@0-{i}/{all})",
+    "x": "(inner@{i}-{ii}/{all})",
+    "io": "(io@{ii}-{ic}/{all})",
+    "dt": "(heads@{ic}-{all}/{all})",
+}
+MAMBA2 = dataclasses.replace(
+    MAMBA,
+    name="mamba2",
+    architectures=("Mamba2ForCausalLM",),
+    keys={key: value for key, value in MAMBA.keys.items() if key not in ("tied_embeddings", "state_size")}
+    | {
+        "tied_embeddings": ("tie_word_embeddings", False),
+        "state_size": ("state_size", 128),
+        "state_heads": ("num_heads", 128),
+        "state_groups": ("n_groups", 8),
+    },
+    only=MAMBA.only | {"time_step_limit": ([0.0, {"__float__": "Infinity"}], [0.0, math.inf])},
+    read_more=lambda raw, fields: {"mlp_width": raw.integer("expand", default=2) * fields["width"]},
+    write_more=lambda config: {
+        "expand": config.mlp_width // config.width,
+        "head_dim": config.mlp_width // max(1, config.state_heads),
+        "residual_in_fp32": True,
+    },
+    weights=(
+        *lines("", "embed=backbone.embeddings norm=backbone.norm_f head=lm_head"),
+        Weight(_LAYER + "norm.weight", "layers.mixer_norm", "width -> width"),
+        *(
+            Weight(
+                _MIXER + "in_proj.weight", f"layers.in_proj_{ours}", f"{part} width -> width {part[1:].split('@')[0]}"
+            )
+            for ours, part in _PARTS.items()
+        ),
+        Weight(_MIXER + "conv1d.weight", "layers.conv1d", "(inner@0-{i}/{c}) 1:one tokens -> (1:one tokens) inner"),
+        Weight(_MIXER + "conv1d.weight", "layers.conv1d_io", "(io@{i}-{c}/{c}) 1:one tokens -> (1:one tokens) io"),
+        Weight(_MIXER + "conv1d.bias", "layers.conv1d_bias", "(inner@0-{i}/{c}) -> inner"),
+        Weight(_MIXER + "conv1d.bias", "layers.conv1d_io_bias", "(io@{i}-{c}/{c}) -> io"),
+        *(Weight(_MIXER + name, f"layers.{name}", "heads -> heads") for name in ("dt_bias", "A_log", "D")),
+        Weight(_MIXER + "norm.weight", "layers.inner_norm", "inner -> inner"),
         Weight(_MIXER + "out_proj.weight", "layers.out_proj", "width inner -> inner width"),
     ),
 )

@@ -15,6 +15,7 @@ from fineline_jax.checkpoints import load
 from fineline_jax.checkpoints.formats.huggingface import export_hf, load_hf
 from fineline_jax.checkpoints.registry.step_names import step_and_tokens
 from fineline_jax.checkpoints.runs.digest_record import check_path, read_record, write_record
+from fineline_jax.checkpoints.runs.retention import remove
 from fineline_jax.checkpoints.runs.store import CheckpointStore, check_intact, load_items, stored_arrays
 from fineline_jax.checkpoints.series import Checkpoint
 from fineline_jax.errors import UserError
@@ -28,6 +29,10 @@ from fineline_jax.tokenizers.open import open_tokenizer
 NO_DATA = "imported weights: the data they were trained on are not known"
 LARGEST_STEP, LARGEST_TOKENS = 2**31 - 1, 2**63 - 1
 """The trainer counts steps in 32 bits, the tables tokens in 64."""
+
+
+_UNFINISHED = "unfinished import"
+"""Key of the first record of an imported checkpoint, whose second says that it is kept."""
 
 
 def import_checkpoint(
@@ -66,11 +71,8 @@ def import_checkpoint(
     record = read_record(target)
     if record is not None and record["kept"]:
         raise UserError(f"{run}: holds step {step} already; give another run, or another --step")
-    if record is not None:
-        raise UserError(
-            f"{target}: is the latest of a run that trains, or of an import that was stopped; remove it, or give"
-            " another --step"
-        )
+    if record is not None and not record.get(_UNFINISHED):
+        raise UserError(f"{target}: is the latest of a run that trains; give another --step")
     config, params = load_hf(weights, mesh, dtype, config)
     source = tokenizer or (weights.parent if weights.is_file() else weights)
     brings_one = tokenizer is not None or holds_tokenizer(source)
@@ -84,7 +86,10 @@ def import_checkpoint(
         with jax.set_mesh(mesh):
             state = {"params": params, **more_state(recipe, params)}
             # Kept only with the second record, which knows the tokens: what is killed before it is not in the series.
-            with CheckpointStore(run / "checkpoints", ()) as store:
+            if record is not None and jax.process_index() == 0:
+                remove(target)  # of an import that was killed
+            first = {"tokens": None, "recipe": "", _UNFINISHED: True}
+            with CheckpointStore(run / "checkpoints", (), record=lambda _: first) as store:
                 store.maybe_save(step, state, force=True)
         if jax.process_index() == 0:
             write_record(target, {"step": step, "tokens": tokens, "kept": True, "recipe": recipe.name})
@@ -161,7 +166,8 @@ def _claim(run: Path, recipe: Recipe, config: ModelConfig) -> None:
         if from_json(path).model != config:
             raise UserError(f"{run}: is a run of another model; give another folder")
         return
-    if run.exists() and any(run.iterdir()):
+    left = f".{path.name}.*.partial"  # of an import that was killed
+    if run.exists() and any(not entry.match(left) for entry in run.iterdir()):
         raise UserError(f"{run}: is there and no run; give a new folder")
     run.mkdir(parents=True, exist_ok=True)
     write_atomic(path, to_json(recipe), exclusive=True)

@@ -1,5 +1,6 @@
 """Runs and Hugging Face folders from one into the other; files of safetensors are the oracle. No shared data."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -266,15 +267,39 @@ def test_step_and_tokens_are_those_of_the_options_else_of_the_name(
 
 
 def test_an_import_never_takes_the_weights_of_what_lies_there(released: Path, run: Path, tmp_path: Path) -> None:
-    """A rolling latest, or what an import left that was stopped before its last record."""
+    """A rolling latest, or a kept checkpoint."""
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     for step, said in (
-        (50, "is the latest of a run that trains, or of an import that was stopped"),
+        (50, "is the latest of a run that trains; give another --step"),
         (9, "holds step 9"),
     ):
         with pytest.raises(UserError, match=said):
             convert.import_checkpoint(released, run, one_device(), step=step)
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+@pytest.mark.parametrize("stops_in", ["write_atomic", "write_record"])
+def test_an_import_that_was_killed_is_made_again(
+    stops_in: str, released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill runs no clean-up: the folder stays with half a recipe, or with the first record."""
+    run = tmp_path / "run"
+
+    def stops(path: Path, *_: Any, **__: Any) -> None:
+        if stops_in == "write_atomic":
+            (path.parent / f".{path.name}.0123.partial").write_text("{")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed:
+        killed.setattr(convert, stops_in, stops)
+        killed.setattr(convert, "_or_as_it_was", lambda _: contextlib.nullcontext())
+        with pytest.raises(KeyboardInterrupt):
+            convert.import_checkpoint(released, run, one_device())
+    assert any(run.rglob("*"))
+    convert.import_checkpoint(released, run, one_device())
+    assert main(["export", str(run / "checkpoints" / "40"), str(tmp_path / "out")]) == 0
+    assert as_bits(tensors(tmp_path / "out")) == as_bits(tensors(released))
+    assert not [path for path in run.rglob("*") if path.suffix in (".partial", ".deleting", ".saving")]
 
 
 def test_a_damaged_checkpoint_is_not_exported(released: Path, tmp_path: Path) -> None:

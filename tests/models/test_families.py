@@ -356,3 +356,13 @@ def test_a_fused_tensor_is_read_only_where_it_is_wanted() -> None:
     axes = parse_axes("(1/3 heads dim) width -> width heads dim")
     read_part(Watched(), axes, [5, 4, 2], [slice(0, 5), slice(2, 4), slice(0, 2)])
     assert asked == [(slice(12, 16), slice(0, 5))]
+
+
+def test_mamba2_of_contradicting_sizes_is_refused() -> None:
+    """transformers' Mamba2Config.validate_architecture."""
+    raw = {"architectures": ["Mamba2ForCausalLM"], "vocab_size": 8, "hidden_size": 32, "num_hidden_layers": 1}
+    raw |= {"num_heads": 8, "head_dim": 8, "n_groups": 1}
+    _, config = families.of_hf(HfConfig("config.json", raw))
+    assert (config.mlp_width, config.state_heads, config.state_groups, config.state_size) == (64, 8, 1, 128)
+    with pytest.raises(UserError, match="expand=3 is not computed"):
+        families.of_hf(HfConfig("config.json", raw | {"expand": 3}))

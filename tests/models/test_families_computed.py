@@ -41,7 +41,11 @@ DEEPSEEK = dataclasses.replace(
     experts_per_token=2, expert_groups=4, groups_per_token=2, router="sigmoid", normalise_experts=True, dense_layers=1,
     dense_mlp_width=40, shared_expert_width=24, ungated_shared_expert=True, rotary_interleaved=True,
 )  # fmt: skip
-MODELS = {"deepseek": DEEPSEEK, "gpt_neox": NEOX, "olmoe": OLMOE, "olmo2": OLMO2, "qwen_moe": QWEN_MOE, "mamba": MAMBA}
+MAMBA2 = dataclasses.replace(MAMBA, step_rank=0, state_heads=8, state_groups=2)
+MODELS = {
+    "deepseek": DEEPSEEK, "gpt_neox": NEOX, "olmoe": OLMOE, "olmo2": OLMO2, "qwen_moe": QWEN_MOE, "mamba": MAMBA,
+    "mamba2": MAMBA2,
+}  # fmt: skip
 
 
 def mesh_of(replica: int, fsdp: int, tensor: int) -> jax.sharding.Mesh:
@@ -231,6 +235,14 @@ def test_sizes_that_cannot_be_are_refused_by_name() -> None:
     for change, message in cases:
         with pytest.raises(UserError, match=message.replace(".", r"\.")):
             dataclasses.replace(PLAIN, **change)
+    for change, message in (
+        ({"state_heads": 8, "state_groups": 2}, "model.step_rank=2 means nothing with model.state_heads"),
+        ({"state_heads": 6, "state_groups": 2, "step_rank": 0}, "model.state_heads=6 must divide model.mlp_width=64"),
+        ({"state_heads": 8, "state_groups": 3, "step_rank": 0}, "be a multiple of state_groups=3"),
+        ({"state_heads": 8, "step_rank": 0}, "model.state_groups=0 must be at least 1"),
+    ):
+        with pytest.raises(UserError, match=message.replace(".", r"\.")):
+            dataclasses.replace(MAMBA, **change)
     with pytest.raises(UserError, match=r"model\.heads=4 means nothing"):
         dataclasses.replace(MAMBA, heads=4)
 

@@ -29,21 +29,25 @@ MAMBA = ModelConfig(
     vocab_size=64, width=64, layers=2, heads=0, mlp_width=1024, init_std=STD, mixer="mamba", state_size=5,
     conv_width=4, step_rank=6,
 )  # fmt: skip
-MODELS = {"dense": DENSE, "mixture": MIXTURE, "mamba": MAMBA}
+MAMBA2 = dataclasses.replace(MAMBA, step_rank=0, state_heads=512, state_groups=2)
+MODELS = {"dense": DENSE, "mixture": MIXTURE, "mamba": MAMBA, "mamba2": MAMBA2}
 MATRICES = {
     "dense": "embed head q k v o gate up down",
     "mixture": "embed head q k v o gate up down router shared_gate shared_up shared_down shared_router",
     "mamba": "embed head in_proj_x in_proj_z conv1d x_proj dt_proj out_proj",
+    "mamba2": "embed head in_proj_x in_proj_z in_proj_io in_proj_dt conv1d conv1d_io out_proj",
 }
 ZEROS = {
     "dense": "attention_norm_bias mlp_norm_bias norm_bias q_bias k_bias v_bias o_bias gate_bias up_bias down_bias",
     "mixture": "q_bias k_bias v_bias",
     "mamba": "conv1d_bias",
+    "mamba2": "conv1d_bias conv1d_io_bias",
 }
 ONES = {
     "dense": "attention_norm mlp_norm norm q_norm k_norm",
     "mixture": "attention_norm mlp_norm norm q_norm k_norm",
     "mamba": "mixer_norm norm D",
+    "mamba2": "mixer_norm norm D inner_norm",
 }
 
 
@@ -72,7 +76,7 @@ def test_matrices_are_normal_with_the_stated_deviation_norms_are_one_and_biases_
     for constant, names in ((0.0, ZEROS), (1.0, ONES)):
         for parameter in names[name].split():
             assert (params[parameter] == constant).all(), parameter
-    special = {"A_log", "dt_proj_bias"} if name == "mamba" else set()
+    special = {"mamba": {"A_log", "dt_proj_bias"}, "mamba2": {"A_log", "dt_bias"}}.get(name, set())
     named = {*MATRICES[name].split(), *ZEROS[name].split(), *ONES[name].split()}
     assert params.keys() == named | special, "every parameter has its place in this test"
 
@@ -103,6 +107,15 @@ def test_mamba_begins_with_its_authors_decays_and_steps() -> None:
     assert scipy.stats.kstest(share.ravel(), "uniform").pvalue > 1e-3
     assert share.min() < 0.005 and share.max() > 0.995, "up to both ends: 2,048 are drawn"
     assert not np.intersect1d(*params["dt_proj_bias"]).size, "each layer has its own"
+
+
+def test_mamba2_begins_with_its_authors_decays_and_steps() -> None:
+    """Mamba2Mixer.init_mamba2_weights of transformers: one rate and one step for each head."""
+    params = drawn(MAMBA2)
+    np.testing.assert_allclose(np.exp(params["A_log"]), np.broadcast_to(np.arange(1, 513), (2, 512)), rtol=1e-5)
+    steps = np.logaddexp(0, params["dt_bias"].astype(np.float64))
+    share = np.log(steps / 0.001) / np.log(100)
+    assert steps.shape == (2, 512) and scipy.stats.kstest(share.ravel(), "uniform").pvalue > 1e-3
 
 
 def test_the_seed_alone_decides_the_weights_whatever_the_mesh() -> None:

@@ -14,16 +14,18 @@ from fineline_jax.errors import UserError
 from fineline_jax.models import families
 from fineline_jax.models.families.hf_config import HfConfig
 
-FAST = ("gemma2", "gptj", "deepseek_v3")
+FAST = ("gemma2", "gptj", "deepseek_v3", "mamba2", "mamba2 one group")
 """Windows by layer, caps, second norms, scaled scores; interleaved angles, one norm, a bias on the head; latent
-attention, groups of experts, a layer without them."""
+attention, groups of experts, a layer without them; states of heads, groups of heads."""
 NAMES = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in TYPES]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_model_has_the_numbers_of_transformers(name: str, tmp_path: Path) -> None:
     found = model_types.differences(name, tmp_path)
-    assert found.keys() == {"one device", "eight devices", "rows"} | ({"tree"} if name != "mamba" else set())
+    assert found.keys() == {"one device", "eight devices", "rows"} | (
+        {"tree"} if not name.startswith("mamba") else set()
+    )
     assert max(found.values()) < 1e-4, found
 
 
@@ -72,6 +74,10 @@ HARMLESS = words(
     max_window_layers attention_layers"""
 )
 """Keys that change no number."""
+MAMBA2 = words(
+    """chunk_size residual_in_fp32 rescale_prenorm_residual time_step_floor time_step_max time_step_min
+    time_step_rank"""
+)
 OF_A_TYPE = {
     "biogpt": {"layer_norm_eps"},  # its norms have torch's default
     "cohere2": {"head_dim"},  # the class derives it
@@ -90,6 +96,8 @@ OF_A_TYPE = {
         """residual_in_fp32 rescale_prenorm_residual time_step_floor time_step_init_scheme time_step_max time_step_min
         time_step_scale use_associative_scan use_mambapy"""
     ),
+    "mamba2": MAMBA2,
+    "mamba2 one group": MAMBA2,
 }
 
 

@@ -21,6 +21,12 @@ def _sizes(raw: HfConfig, fields: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _sizes_of_heads(raw: HfConfig, fields: dict[str, Any]) -> dict[str, Any]:
+    inner = fields["state_heads"] * raw.integer("head_dim", default=64)
+    raw.only("expand", inner / fields["width"], default=2)
+    return {"mlp_width": inner}
+
+
 MAMBA = Family(
     name="mamba",
     architectures=("MambaForCausalLM",),
@@ -79,7 +85,7 @@ MAMBA2 = dataclasses.replace(
         "state_groups": ("n_groups", 8),
     },
     only=MAMBA.only | {"time_step_limit": ([0.0, {"__float__": "Infinity"}], [0.0, math.inf])},
-    read_more=lambda raw, fields: {"mlp_width": raw.integer("expand", default=2) * fields["width"]},
+    read_more=_sizes_of_heads,
     write_more=lambda config: {
         "expand": config.mlp_width // config.width,
         "head_dim": config.mlp_width // max(1, config.state_heads),

@@ -129,16 +129,11 @@ def _rows(pack: Pack, header: score_files.Header, values: dict[str, Metrics]) ->
 def _values(pack: Pack, tables: list[Table], loglikelihood: np.ndarray, is_greedy: np.ndarray) -> dict[str, Metrics]:
     if len(loglikelihood) != pack.requests.num_rows:
         raise UserError(f"{len(loglikelihood)} scores for a pack of {pack.requests.num_rows} requests; score again")
-    kinds = {
-        "multiple_choice": _multiple_choice, "loglikelihood": _single, "loglikelihood_rolling": _rolling,
-        "generate_until": _means,
-    }  # fmt: skip
     values: dict[str, Metrics] = {}
     for table in tables:
         if np.isnan(loglikelihood[table.requests]).any():
             continue  # asked by a later pack than that of these scores
-        compute = _own if table.task["own_metrics"] else kinds[table.task["output_type"]]
-        values[table.task["task"]] = compute(table, loglikelihood, is_greedy)
+        values[table.task["task"]] = _of_task(table, loglikelihood, is_greedy)
     listed = {task["task"]: task["lm_eval_metrics"] for task in pack.tasks}
     for group in pack.manifest["groups"]:
         if all(task in values for task in group["tasks"]):
@@ -179,14 +174,19 @@ def _pooled(table: Table) -> list[str]:
     return sorted({"f1", "mcc"} & set(table.mode.listed_metrics) & set(table.task["lm_eval_metrics"]))
 
 
-def _means(table: Table, loglikelihood: np.ndarray, is_greedy: np.ndarray) -> Metrics:
-    """An accuracy of a value that is not finite (an empty choice) is left out."""
+def _of_task(table: Table, loglikelihood: np.ndarray, is_greedy: np.ndarray) -> Metrics:
+    """A value that is not finite (an empty choice) is left out of a mean. lm-eval is imported where a task needs it."""
+    if table.task["own_metrics"]:
+        from fineline_jax.scoring.metrics.process_results import aggregated
+
+        return aggregated(table.task, *_own_arguments(table, loglikelihood, is_greedy))
+    if table.task["output_type"] == "loglikelihood_rolling":
+        return _rolling(table, loglikelihood)
     columns = documents.columns(table, loglikelihood, is_greedy)
-    return {name: mean_and_stderr(column[np.isfinite(column)].tolist()) for name, column in columns.items()}
-
-
-def _multiple_choice(table: Table, loglikelihood: np.ndarray, is_greedy: np.ndarray) -> Metrics:
-    metrics = _means(table, loglikelihood, is_greedy)
+    metrics = {name: mean_and_stderr(column[np.isfinite(column)].tolist()) for name, column in columns.items()}
+    if table.task["output_type"] == "loglikelihood":
+        mean = mean_and_stderr(loglikelihood[table.first].tolist())
+        metrics["perplexity"] = Value(exponential(-mean.value), math.nan, mean.n)
     if pooled := _pooled(table):
         from fineline_jax.scoring.metrics.process_results import of_predictions
 
@@ -195,13 +195,7 @@ def _multiple_choice(table: Table, loglikelihood: np.ndarray, is_greedy: np.ndar
     return metrics
 
 
-def _single(table: Table, loglikelihood: np.ndarray, is_greedy: np.ndarray) -> Metrics:
-    mean = mean_and_stderr(loglikelihood[table.first].tolist())
-    metrics = _means(table, loglikelihood, is_greedy)
-    return {**metrics, "perplexity": Value(exponential(-mean.value), math.nan, mean.n)}
-
-
-def _rolling(table: Table, loglikelihood: np.ndarray, is_greedy: np.ndarray) -> Metrics:
+def _rolling(table: Table, loglikelihood: np.ndarray) -> Metrics:
     scored = loglikelihood[table.first]
     metrics: Metrics = {}
     for name, weights in (("word_perplexity", table.words), ("byte_perplexity", table.bytes)):
@@ -213,13 +207,6 @@ def _rolling(table: Table, loglikelihood: np.ndarray, is_greedy: np.ndarray) -> 
         if name == "byte_perplexity":
             metrics["bits_per_byte"] = Value(-rate.value / math.log(2), rate.stderr / math.log(2), rate.n)
     return metrics
-
-
-def _own(table: Table, loglikelihood: np.ndarray, is_greedy: np.ndarray) -> Metrics:
-    """The task's own code. lm-eval is imported here, since only such tasks need it."""
-    from fineline_jax.scoring.metrics.process_results import aggregated
-
-    return aggregated(table.task, *_own_arguments(table, loglikelihood, is_greedy))
 
 
 def _own_columns(table: Table, loglikelihood: np.ndarray, is_greedy: np.ndarray) -> documents.Columns:

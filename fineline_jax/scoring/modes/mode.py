@@ -12,15 +12,10 @@ from fineline_jax.scoring.modes.encode import Encoder, Tokens
 SOLUTION_METRICS = ("bits_per_byte", "bits_per_byte_best", "greedy_match")
 TEXT_METRICS = {
     "loglikelihood": ("acc", "perplexity", "bits_per_byte"),
-    "loglikelihood_rolling": ("word_perplexity", "byte_perplexity", "bits_per_byte"),
+    "loglikelihood_rolling": ("bits_per_byte", "word_perplexity", "byte_perplexity"),
     "generate_until": SOLUTION_METRICS,
 }
-"""Metrics of tasks without choices, the same in every mode."""
-_FIRST_TEXT_METRIC = {
-    "loglikelihood": "acc",
-    "loglikelihood_rolling": "bits_per_byte",
-    "generate_until": "bits_per_byte",
-}
+"""Metrics of tasks without choices, the same in every mode; the first is reported first where a suite names none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +52,8 @@ def first_metric(mode: Mode, output_type: str, wanted: str | None) -> str:
     if output_type == "multiple_choice":
         return mode.counterparts.get(wanted, wanted) if wanted else mode.default_metric
     if output_type == "generate_until" and wanted not in SOLUTION_METRICS:  # in a group with others
-        return _FIRST_TEXT_METRIC[output_type]
-    return wanted or _FIRST_TEXT_METRIC[output_type]
+        return SOLUTION_METRICS[0]
+    return wanted or TEXT_METRICS[output_type][0]
 
 
 def check_metric(mode: Mode, task: str, output_type: str, wanted: str, listed: Collection[str], computes: bool) -> None:

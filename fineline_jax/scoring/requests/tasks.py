@@ -133,7 +133,9 @@ def load_tasks(
             own_file = file if file and any(file.is_relative_to(folder) for folder in suite.include_path) else None
             tasks[name] = Task(name, spec, definition, own_file)
         for name, group in loaded.get("groups", {}).items():
-            groups[name] = _group(name, group, spec)
+            leaves = tuple(task.task_name for task in group.get_all_tasks())
+            metrics = lm_eval_compat.aggregated_metrics(group)
+            groups[name] = Group(name, spec.domain, spec.chance, leaves, metrics, group)
     return list(tasks.values()), list(groups.values())
 
 
@@ -356,11 +358,6 @@ def _remember_shots(definition: Any) -> None:
             return rendered[key]
 
         setattr(definition, name, render)
-
-
-def _group(name: str, group: Any, spec: TaskSpec) -> Group:
-    leaves = tuple(task.task_name for task in group.get_all_tasks())
-    return Group(name, spec.domain, spec.chance, leaves, lm_eval_compat.aggregated_metrics(group), group)
 
 
 def _gold(definition: Any, doc: dict[str, Any], choices: tuple[str, ...]) -> tuple[int, ...]:

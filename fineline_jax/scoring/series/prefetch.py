@@ -188,16 +188,12 @@ def _load_together(
         return Opened(checkpoint, *identity, None)
     if isinstance(own, Opened):
         own = Opened(checkpoint, *identity, own.model)
-        if not _is_read(own):
+        if own.model is None or own.model is _UNREAD:
             own = _load(dataclasses.replace(own, model=_UNREAD), mesh, dtype)
     if all_true(isinstance(own, Opened)):
         return own
     _drop(own)
     return own if isinstance(own, Failed) else Failed(checkpoint, "another process could not open it; see its log")
-
-
-def _is_read(opened: Opened | Failed) -> bool:
-    return isinstance(opened, Opened) and opened.model is not None and opened.model is not _UNREAD
 
 
 def _drop(opened: Opened | Failed) -> None:

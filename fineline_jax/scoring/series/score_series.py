@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fineline_jax import progress
@@ -28,7 +29,6 @@ from fineline_jax.scoring.requests.pack import Pack
 from fineline_jax.scoring.series.choice import Choice
 from fineline_jax.scoring.series.compatibility import check_tokenizer, check_vocabulary, log_policy, model_context
 from fineline_jax.scoring.series.prefetch import Failed, Opened, open_each
-from fineline_jax.scoring.series.zero_tensors import zero_tensors
 from fineline_jax.text_table import counted
 
 log = logging.getLogger(__name__)
@@ -163,8 +163,16 @@ def _score_all(job: SeriesScorer, series: Series) -> tuple[list[Failed], list[Ch
     failed: list[Failed] = []
     clock = Clock()
     choice = Choice(series, finished, job.pack, job.out, job.options.until, job.options.shard())
-    with _bar(f"score {series.name}", len(series.checkpoints) * requests, done=len(finished) * requests) as advance:
-        is_new = functools.partial(_is_new, job, series)
+
+    def is_new(checkpoint: Checkpoint, weights_hash: str) -> bool:
+        header = score_files.header_of(job.out, series.name, checkpoint.name)
+        return header is None or header.key != job.key(weights_hash)
+
+    bar: contextlib.AbstractContextManager[progress.Advance] = contextlib.nullcontext(lambda amount, note="": None)
+    if _is_first():
+        total = len(series.checkpoints) * requests
+        bar = progress.bar(f"score {series.name}", total, "requests", done=len(finished) * requests)
+    with bar as advance:
         check = functools.partial(check_tokenizer, job.pack)
         opened_each = open_each(choice.next, job.mesh, job.options.dtype, is_new, check)
         for number, opened in enumerate(opened_each, start=1):
@@ -176,8 +184,12 @@ def _score_all(job: SeriesScorer, series: Series) -> tuple[list[Failed], list[Ch
                 log.warning("%s/%s is passed over%s", series.name, opened.checkpoint.name, why)
                 failed.append(opened)
                 advance(requests, note)
-            elif opened.model is None:  # the same weights, with other times of change
-                _renew_header(job, series, opened)
+            elif opened.model is None:  # the same weights, elsewhere or with other times of change
+                if _is_first():
+                    scores = score_files.read(score_files.path_of(job.out, series.name, opened.checkpoint.name))
+                    signature, location = opened.stat_signature, series.location
+                    header = dataclasses.replace(scores.header, stat_signature=signature, location=location)
+                    score_files.write(job.out, dataclasses.replace(scores, header=header))
                 advance(requests, note)
             else:
                 _score_one(job, series, opened, opened.model, clock, advance, note)
@@ -216,12 +228,6 @@ def _without_metrics(job: SeriesScorer, series: Series) -> list[str]:
     return broadcast_from_process_0(names)
 
 
-def _is_new(job: SeriesScorer, series: Series, checkpoint: Checkpoint, weights_hash: str) -> bool:
-    """Whether `out` has no scores of these weights."""
-    header = score_files.header_of(job.out, series.name, checkpoint.name)
-    return header is None or header.key != job.key(weights_hash)
-
-
 def _score_one(
     job: SeriesScorer,
     series: Series,
@@ -239,7 +245,7 @@ def _score_one(
     if cut := truncated(job.pack.request_tokens, context):
         note = f"{note}, {cut} requests cut to {context} tokens"
     advance(0, note)
-    zeros = zero_tensors(params, job.mesh)
+    zeros = _zero_tensors(params, job.mesh)
     if zeros and _is_first():
         log.warning("%s: tensors of nothing but zeros: %s; see its weights", name, ", ".join(zeros))
     known = _scored_before(job, series, opened, context) if _is_first() else None
@@ -279,23 +285,31 @@ def _scored_before(job: SeriesScorer, series: Series, opened: Opened, context: i
     return score_files.read_for(score_files.path_of(job.out, series.name, opened.checkpoint.name), job.pack)
 
 
-def _renew_header(job: SeriesScorer, series: Series, opened: Opened) -> None:
-    """Write where and with which times of change the files of these weights are now."""
-    if _is_first():
-        scores = score_files.read(score_files.path_of(job.out, series.name, opened.checkpoint.name))
-        header = dataclasses.replace(scores.header, stat_signature=opened.stat_signature, location=series.location)
-        score_files.write(job.out, dataclasses.replace(scores, header=header))
+def _zero_tensors(params: dict[str, Any], mesh: jax.sharding.Mesh) -> list[str]:
+    """Names of parameters that are 0 everywhere, of stacked layers as name[layer]: the checkpoint was saved wrongly or
+    before it was filled. Biases, which begin as zeros, are not looked at. All processes call it."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    named = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+    with jax.set_mesh(mesh):
+        zero = _are_zero({name: leaf for name, leaf in named.items() if "bias" not in name})
+    return [
+        f"{name}[{layer}]" if _is_stacked(name) else name
+        for name, values in zero.items()
+        for layer in np.flatnonzero(np.atleast_1d(np.asarray(values)))
+    ]
+
+
+@jax.jit
+def _are_zero(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {name: jnp.all(leaf == 0, axis=tuple(range(_is_stacked(name), leaf.ndim))) for name, leaf in leaves.items()}
+
+
+def _is_stacked(name: str) -> bool:
+    return name.startswith(("layers.", "dense_layers."))
 
 
 def _is_first() -> bool:
     return jax.process_index() == 0
-
-
-def _bar(name: str, total: int, done: int) -> contextlib.AbstractContextManager[progress.Advance]:
-    """On process 0 only."""
-    if not _is_first():
-        return contextlib.nullcontext(lambda amount, note="": None)
-    return progress.bar(name, total, "requests", done=done)
 
 
 REASONS_SHOWN = 8

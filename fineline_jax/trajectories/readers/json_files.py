@@ -11,7 +11,7 @@ import pandas as pd
 
 from fineline_jax.errors import UserError, reading
 from fineline_jax.facts.tasks import chance_of
-from fineline_jax.trajectories.readers import lighteval, lm_eval, olmes
+from fineline_jax.trajectories.readers.result_layouts import lighteval_rows, lm_eval_rows, olmes_rows
 
 log = logging.getLogger(__name__)
 _DATE = re.compile(r"\d{4}-\d\d-\d\dT[\d.:-]+")
@@ -49,7 +49,7 @@ def read_json(path: Path, *, tokens_per_step: float | None = None) -> pd.DataFra
         named = _DATE.search(file.name)
         when = named[0] if named else content.get("date")
         with reading(file, "evaluate again or remove it", "damaged"):
-            own = reader.rows(file, content, root, tokens_per_step)
+            own = reader(file, content, root, tokens_per_step)
         rows += [row | {"file": str(file), "date": when} for row in own]
     if others and not rows:
         raise UserError(
@@ -83,12 +83,12 @@ def _content(file: Path) -> Any:
 
 
 def _reader(content: Any) -> Any:
-    """The module that reads this layout; None: it is none of them."""
+    """The function that reads this layout; None: it is none of them."""
     if not isinstance(content, dict):
         return None
     if isinstance(content.get("results"), dict):
-        return lighteval if "config_general" in content else lm_eval
-    return olmes if isinstance(content.get("tasks"), list) else None
+        return lighteval_rows if "config_general" in content else lm_eval_rows
+    return olmes_rows if isinstance(content.get("tasks"), list) else None
 
 
 def _newest(frame: pd.DataFrame) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """From strings to tokens exactly as lm-eval's Hugging Face backend, each distinct string once.
 
 Source of the rules: lm-eval 0.4.13, `api/model.py` (`TemplateLM.loglikelihood`, `_encode_pair`) and
-`models/huggingface.py` (`HFLM.tok_encode`).
+`models/huggingface.py` (`HFLM.tok_encode`, `HFLM.apply_chat_template`).
 """
 
 import dataclasses
@@ -9,6 +9,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+import jinja2
 import numpy as np
 
 from fineline_jax.errors import UserError
@@ -79,6 +80,18 @@ class Encoder:
                 raise UserError(f"the continuation {continuation!r} adds no tokens to its context {given[-40:]!r}")
             result.append(encoded)
         return result
+
+    def chat(self, messages: Sequence[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Messages, as {role, content}, worded by the tokenizer's chat template; without those of the system where the
+        template knows no such role. Raises ValueError if there is no template."""
+        apply = functools.partial(
+            self.tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )  # fmt: skip
+        try:
+            return apply(messages)
+        except jinja2.TemplateError:
+            return apply([message for message in messages if message["role"] != "system"])
 
     @functools.cached_property
     def start(self) -> str:

@@ -2,13 +2,11 @@
 
 import contextlib
 import dataclasses
-import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import lm_eval
 import numpy as np
 import pandas as pd
@@ -62,7 +60,7 @@ def build(suite: str | Path | Suite, tokenizer: Path, options: PackOptions = Pac
         opened = dataclasses.replace(opened, include_path=(*opened.include_path, options.include_path))
     mode = find_mode(opened.mode if options.mode is None else options.mode, "--mode")
     encoder = Encoder(open_tokenizer(tokenizer, bos), bos)
-    source, picked, chat = _source(options), _picked(options.pick), _chat(options, encoder.tokenizer, tokenizer)
+    source, picked, chat = _source(options), _picked(options.pick), _chat(options, encoder, tokenizer)
     seed = FEWSHOT_SEED if options.fewshot_seed is None else options.fewshot_seed
     columns = {name: {field: [] for field in schema.names} for name, schema in SCHEMAS.items()}
     contexts: dict[tuple[str, int], int] = {}
@@ -141,24 +139,14 @@ def _picked(file: Path | None) -> dict[str, set[int]]:
     return {str(task): set(part["document"]) for task, part in table.groupby("task")}
 
 
-def _chat(options: PackOptions, tokenizer: Any, folder: Path) -> Chat:
+def _chat(options: PackOptions, encoder: Encoder, folder: Path) -> Chat:
     """Raises UserError if the tokenizer has no chat template and one is asked for."""
     if options.chat_template is None:
         return Chat(system_instruction=options.system_instruction)
-    if not tokenizer.chat_template:
+    if not encoder.tokenizer.chat_template:
         raise UserError(f"--chat-template: the tokenizer {folder} has none; leave it out, or give another --tokenizer")
 
-    def template(messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        apply = functools.partial(
-            tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )  # fmt: skip
-        try:
-            return apply(messages)
-        except jinja2.TemplateError:  # as lm-eval: some templates know no system role
-            return apply([message for message in messages if message["role"] != "system"])
-
-    return Chat(template, options.chat_template == "multi-turn", options.system_instruction)
+    return Chat(encoder.chat, options.chat_template == "multi-turn", options.system_instruction)
 
 
 def _add_task(

@@ -395,6 +395,9 @@ def test_what_lm_eval_asks_of_a_model(place, asked):
     chat = [{"role": "user", "content": "hi"}]
     assert model.apply_chat_template(chat) == "hi</s>>"
     assert model.apply_chat_template(chat, False) == "hi"  # what is asked goes on where the chat ends
+    refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no such role') }}{% endif %}"
+    model.tokenizer.chat_template = refuses + model.tokenizer.chat_template
+    assert model.apply_chat_template([{"role": "system", "content": "Be brief."}, *chat]) == "hi</s>>"  # as HFLM
     model.loglikelihood(instances("loglikelihood", ("a", "b")))
     assert asked[0]["context"] == 96 and asked[0]["batch_tokens"] is None
 

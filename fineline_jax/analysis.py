@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from fineline_jax.scoring.requests.pack import Pack
     from fineline_jax.scoring.score_files import Scores
     from fineline_jax.trajectories.report.findings import Results
-    from fineline_jax.trajectories.table import Part
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +46,7 @@ def analyze_scores(
     """
     import pandas
 
+    from fineline_jax.checkpoints.open import open_series
     from fineline_jax.scoring import score_files
     from fineline_jax.scoring.metrics import tidy
     from fineline_jax.scoring.requests import pack as packs
@@ -54,6 +54,7 @@ def analyze_scores(
     from fineline_jax.trajectories.report.html_page import write_report
     from fineline_jax.trajectories.report.style import figure_style as style_of
     from fineline_jax.trajectories.runs.events import EVENT_CHANGES
+    from fineline_jax.trajectories.runs.item_response import ABILITY, DOCUMENTS
     from fineline_jax.trajectories.statistics.defects import NOT_SCORED
     from fineline_jax.trajectories.table import join, labelled, read_parts
 
@@ -89,11 +90,15 @@ def analyze_scores(
     if pick and not answers:
         raise UserError(f"--pick {pick}: no input is a folder of `fineline score`, which has the answers; give one")
     logs = [_log(run) for run in runs]  # before their series: a folder that is no run's is told what it lacks
-    names = _series_names(runs)
+    names = [open_series(str(run)).name for run in runs]
+    names = [name if names.count(name) == 1 else str(run) for run, name in zip(runs, names)]
     losses = pandas.concat([log.assign(series=name) for log, name in zip(logs, names)]) if runs else None
     table, of_arms = _with_recipes(join(parts, reading), dict(zip(names, runs)), group)
     table = table if arms is None else with_runs(table, arms)
-    more = _item_response(answers, pick) if pick else []
+    more = []
+    if pick:
+        joined = pandas.concat([frame for _, frame in answers])
+        more = [(one, one.compute(joined, count=pick)) for one in (ABILITY, DOCUMENTS)]
     if left_out:
         more.append((NOT_SCORED, NOT_SCORED.compute(left_out)))
     found = [*({"series": "", "event": name, "tokens": tokens} for name, tokens in events.items())]
@@ -104,14 +109,6 @@ def analyze_scores(
         table, out, title=title, facts=facts, losses=losses, compared=[*compared, *of_arms], more=more, checked=True,
         figure_style=style,
     )  # fmt: skip
-
-
-def _series_names(runs: Sequence[Path]) -> list[str]:
-    """The names of the runs' series; of two runs of one name, their paths."""
-    from fineline_jax.checkpoints.open import open_series
-
-    names = [open_series(str(run)).name for run in runs]
-    return [name if names.count(name) == 1 else str(run) for run, name in zip(runs, names)]
 
 
 def _with_recipes(
@@ -163,16 +160,6 @@ def _events(series: str, run: Path) -> "Iterator[dict]":
         if number:
             found.append((", ".join(segment.changes) or segment.why, segment.tokens))
         yield from ({"series": series, "event": what, "tokens": tokens} for what, tokens in found)
-
-
-def _item_response(answers: "Sequence[Part]", count: int) -> list:
-    """The statistics of item response with their frames."""
-    import pandas
-
-    from fineline_jax.trajectories.runs.item_response import ABILITY, DOCUMENTS
-
-    joined = pandas.concat([frame for _, frame in answers])
-    return [(one, one.compute(joined, count=count)) for one in (ABILITY, DOCUMENTS)]
 
 
 def _answers(folder: Path, pack: "Pack", read: "Sequence[Scores]", table: "pandas.DataFrame") -> "pandas.DataFrame":

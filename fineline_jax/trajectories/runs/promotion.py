@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import special, stats
 
-from fineline_jax.trajectories.runs.clock import Clock, clocks
+from fineline_jax.trajectories.runs.clock import clocks
 from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic, shots_of
 from fineline_jax.trajectories.statistics.inference import LEVEL, holm
 
@@ -37,28 +37,19 @@ def precedence(table: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """Of each (series, metric) and pair of domains: which was learned first? See `PRECEDENCE`."""
     rows = []
     for (series, metric), found in clocks(table, seed=seed).items():
-        domains = {
-            domain: _together([clock for clock in found if clock.domain == domain]) for domain in _domains(found)
-        }
+        domains = {}  # -> log2 tokens of each clock, the mean over clocks of each draw
+        for domain in dict.fromkeys(clock.domain for clock in found):
+            times, drawn = zip(*((clock.log2, clock.drawn) for clock in found if clock.domain == domain), strict=True)
+            domains[domain] = np.array(times), np.mean(drawn, axis=0)
+        earliest_first = sorted(domains, key=lambda domain: domains[domain][0].mean())
         family = []
-        for one, other in itertools.combinations(domains, 2):
+        for one, other in itertools.combinations(earliest_first, 2):
             row = {"series": series, "metric": metric, "domain": one, "other": other}
             family.append(row | _gap(domains[one], domains[other]))
         for row, p in zip(family, holm(np.array([row["p"] for row in family], float)), strict=True):
             verdict = UNRESOLVED if not p <= LEVEL else EARLIER if row["doublings"] < 0 else LATER
             rows.append(row | {"p_holm": p, "verdict": verdict})
     return PRECEDENCE.frame(rows)
-
-
-def _domains(found: list[Clock]) -> list[str]:
-    """Domains of the clocks, the earliest first."""
-    mean = lambda domain: float(np.mean([clock.log2 for clock in found if clock.domain == domain]))
-    return sorted(dict.fromkeys(clock.domain for clock in found), key=mean)
-
-
-def _together(found: list[Clock]) -> tuple[np.ndarray, np.ndarray]:
-    """(log2 tokens of each clock, the mean over clocks of each draw)."""
-    return np.array([clock.log2 for clock in found]), np.mean([clock.drawn for clock in found], axis=0)
 
 
 def _gap(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> dict:

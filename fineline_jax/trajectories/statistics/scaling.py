@@ -38,7 +38,7 @@ def forecast(runs: Sequence[Run], held: Sequence[Run], forms: Sequence[str] = FO
         if PARAMETERS[form] > len(sizes) - 1:
             continue
         try:
-            tests[form] = _error(form, before, last)
+            tests[form] = abs(_predicted(form, before, last) - float(np.mean([run.end[4] for run in last])))
         except ValueError:
             continue
     if not tests:
@@ -67,10 +67,6 @@ def forecast(runs: Sequence[Run], held: Sequence[Run], forms: Sequence[str] = FO
 
 def _predicted(form: str, runs: Sequence[Run], held: Sequence[Run]) -> float:
     return float(np.mean([predict(form, runs, *run.end[:3]) for run in held]))
-
-
-def _error(form: str, runs: Sequence[Run], held: Sequence[Run]) -> float:
-    return abs(_predicted(form, runs, held) - float(np.mean([run.end[4] for run in held])))
 
 
 def scaling(table: pd.DataFrame) -> pd.DataFrame:

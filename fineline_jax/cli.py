@@ -66,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     handler.addFilter(_is_not_raised)
     logging.basicConfig(format="%(message)s", level=logging.ERROR, handlers=[handler])
     logging.getLogger("fineline_jax").setLevel(logging.INFO)
+    sys.unraisablehook = _unraisable
     try:
         if arguments == ["--version"]:
             print(f"fineline {__version__}")
@@ -97,6 +98,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"fineline: {name}{error.strerror}; {remedy}", file=sys.stderr)
         return 2
     return 0
+
+
+def _unraisable(seen: "sys.UnraisableHookArgs") -> None:
+    """As Python does, but for what tensorstore's own threads print after a save that failed, whose error is told."""
+    if str(seen.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(seen)
 
 
 def _is_not_raised(record: logging.LogRecord) -> bool:

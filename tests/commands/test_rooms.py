@@ -455,6 +455,25 @@ def test_what_orbax_logs_and_raises_too_is_said_once():
     assert seen == [False, True, True, True]
 
 
+def test_what_tensorstore_prints_after_a_failed_save_is_not_shown(capsys, monkeypatch):
+    """Its threads ask the closed loop of Orbax to go on; Python prints what they raise with a traceback."""
+
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+    main(["--version"])
+
+    class Raises:
+        def __init__(self, error: Exception):
+            self.error = error
+
+        def __del__(self) -> None:
+            raise self.error
+
+    Raises(RuntimeError("Event loop is closed"))
+    assert capsys.readouterr().err == ""
+    Raises(ValueError("another"))
+    assert "ValueError: another" in capsys.readouterr().err
+
+
 def test_the_commands_are_listed_in_the_order_in_which_a_run_needs_them(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])

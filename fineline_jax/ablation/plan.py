@@ -1,6 +1,7 @@
 """What a sweep will take, before anything runs: runs, tokens, FLOPs, disk, hours, and what differs between its arms."""
 
 import dataclasses
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ from fineline_jax.progress import duration, short
 from fineline_jax.recipe import Recipe, fields
 from fineline_jax.text_table import counted, text_table
 from fineline_jax.training.programs import shape_of
+
+log = logging.getLogger(__name__)
 
 TIMED_STEPS = 5
 FLOAT_BYTES = 4
@@ -51,7 +54,9 @@ def _disk(trial: Trial, keep: str) -> int:
 def measured(trials: Sequence[Trial]) -> dict[Recipe, float]:
     """Seconds of one optimizer step of each shape in `trials`, the median of TIMED_STEPS on these devices; on random
     tokens, so that no data set is needed."""
-    return {shape: _seconds_per_step(shape) for shape in {shape for trial in trials for shape, _ in shapes_of(trial)}}
+    shapes = {shape for trial in trials for shape, _ in shapes_of(trial)}
+    log.info("timing optimizer steps of %s", counted(len(shapes), "shape"))
+    return {shape: _seconds_per_step(shape) for shape in shapes}
 
 
 def shapes_of(trial: Trial) -> list[tuple[Recipe, int]]:

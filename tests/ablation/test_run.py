@@ -300,34 +300,41 @@ def test_twenty_sigkills_at_random_moments_of_a_sweep_lose_and_repeat_nothing(co
     start = time.monotonic()
     subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
     seconds = time.monotonic() - start
-    draw, kills, killed = random.Random(7), 0, tmp_path / "killed"
-    folders = itertools.count(1)
-    ended: dict[str, tuple[int, bytes]] = {}
-    while True:
-        process = subprocess.Popen([*command, str(killed)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    draw, kills = random.Random(7), 0
+
+    def run(out: Path, until: float | None) -> int:
+        process = subprocess.Popen([*command, str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         try:
-            _, errors = process.communicate(timeout=draw.uniform(0.2, 1.0) * seconds if kills < 20 else None)
+            _, errors = process.communicate(timeout=until)
             assert process.returncode == 0, errors.decode()
-            if kills >= 20:
-                break
         except subprocess.TimeoutExpired:
             os.kill(process.pid, signal.SIGKILL)
             process.communicate()
-            kills += process.returncode == -signal.SIGKILL  # one that had just ended by itself was not killed
-        for record in killed.glob("runs/*/outcome.json"):
-            now = record.stat().st_mtime_ns, record.read_bytes()
-            assert ended.setdefault(record.parent.name, now) == now
-        if kills < 20 and len(ended) == 4:  # nothing left to kill: begin again
-            ended.clear()
-            killed = tmp_path / f"killed-{next(folders)}"
+        return process.returncode
+
+    for number in itertools.count():
+        killed, ended = tmp_path / f"killed-{number}", dict[str, tuple[int, bytes]]()
+        status = 1
+        while status != 0:  # ended by itself, at last without a limit
+            status = run(killed, draw.uniform(0.2, 1.0) * seconds if kills < 20 else None)
+            kills += status == -signal.SIGKILL
+            for record in killed.glob("runs/*/outcome.json"):
+                now = record.stat().st_mtime_ns, record.read_bytes()
+                assert ended.setdefault(record.parent.name, now) == now
+        _equal_sweeps(killed, tmp_path / "whole")
+        if kills >= 20:
+            break
+
+
+def _equal_sweeps(killed: Path, whole: Path) -> None:
     made = [path.relative_to(killed) for path in killed.glob("*/*.csv")]
     assert len(made) > 10
     for file in [*made, Path("losses.csv"), Path("report/findings.json"), Path("report/report.html")]:
-        assert (killed / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
-    tables = [pd.read_csv(folder / "summary.csv")[["series", *ENDS]] for folder in (tmp_path / "whole", killed)]
+        assert (killed / file).read_bytes() == (whole / file).read_bytes(), file
+    tables = [pd.read_csv(folder / "summary.csv")[["series", *ENDS]] for folder in (whole, killed)]
     pd.testing.assert_frame_equal(*tables)
     for trial in tables[0]["series"]:
-        assert lines_of(killed / "runs" / trial) == lines_of(tmp_path / "whole" / "runs" / trial)
+        assert lines_of(killed / "runs" / trial) == lines_of(whole / "runs" / trial)
 
 
 def test_a_record_that_was_changed_is_named(sweep, finished, tmp_path):

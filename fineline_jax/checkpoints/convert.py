@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from fineline_jax.atomic_files import write_atomic
 from fineline_jax.checkpoints import load
@@ -16,11 +14,10 @@ from fineline_jax.checkpoints.formats.huggingface import export_hf, load_hf
 from fineline_jax.checkpoints.registry.step_names import step_and_tokens
 from fineline_jax.checkpoints.runs.digest_record import check_path, read_record, write_record
 from fineline_jax.checkpoints.runs.retention import remove
-from fineline_jax.checkpoints.runs.store import CheckpointStore, check_intact, load_items, stored_arrays
+from fineline_jax.checkpoints.runs.store import CheckpointStore
 from fineline_jax.checkpoints.series import Checkpoint
 from fineline_jax.errors import UserError
 from fineline_jax.models.config import ModelConfig
-from fineline_jax.models.decoder import abstract_params
 from fineline_jax.recipe import Batch, Data, Optimizer, Recipe, Schedule, Source, from_json, to_json
 from fineline_jax.tokenizers.files import copy_tokenizer, holds_tokenizer
 from fineline_jax.tokenizers.identity import identity, vocabulary_size
@@ -112,23 +109,8 @@ def export_checkpoint(
     if out.exists():
         raise UserError(f"{out}: exists already; give a new folder")
     load.fetch(checkpoint)
-    if checkpoint.kind == "hf":
-        config, params = load_hf(checkpoint.location, mesh, dtype)
-    else:
-        config, params = _load_as_stored(checkpoint, mesh)
+    config, params = load.load(checkpoint, mesh, dtype if checkpoint.kind == "hf" else None)
     export_hf(config, params, out, load.tokenizer_folder(checkpoint), dtype, family=family)
-
-
-def _load_as_stored(checkpoint: Checkpoint, mesh: jax.sharding.Mesh) -> tuple[ModelConfig, dict[str, Any]]:
-    config = from_json(checkpoint.location.parent.parent / "recipe.json").model
-    check_intact(checkpoint.location, "params")
-    stored = stored_arrays(checkpoint.location, ["params"])["params"]
-    dtypes = {jax.tree_util.keystr(path): leaf.dtype for path, leaf in jax.tree_util.tree_leaves_with_path(stored)}
-    targets = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf.update(dtype=dtypes.get(jax.tree_util.keystr(path), leaf.dtype)),
-        abstract_params(config, mesh, jnp.dtype(np.float32)),
-    )
-    return config, load_items(checkpoint.location, {"params": targets})["params"]
 
 
 @contextlib.contextmanager

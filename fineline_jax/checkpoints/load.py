@@ -27,26 +27,33 @@ if TYPE_CHECKING:
 
 
 def load(
-    checkpoint: Checkpoint, mesh: "jax.sharding.Mesh", dtype: "jax.typing.DTypeLike | None" = None
+    checkpoint: Checkpoint, mesh: "jax.sharding.Mesh", dtype: "jax.typing.DTypeLike | None" = "float32"
 ) -> tuple[ModelConfig, dict[str, Any]]:
-    """The config and the parameters in `dtype` (default float32), sharded over `mesh` for the decoder.
+    """The config and the parameters in `dtype` (None: as they are stored), sharded over `mesh` for the decoder.
 
     A remote checkpoint must be here already (`fetch`). Raises UserError naming the file if the checkpoint is damaged or
     does not fit its config.
     """
-    import jax.numpy as jnp
-
-    dtype = jnp.dtype(dtype or "float32")
     if checkpoint.kind == "hf":
         from fineline_jax.checkpoints.formats.huggingface import load_hf
 
         return load_hf(checkpoint.location, mesh, dtype)
-    from fineline_jax.checkpoints.runs.store import check_intact, load_items
+    import jax
+    import jax.numpy as jnp
+
+    from fineline_jax.checkpoints.runs.store import check_intact, load_items, stored_arrays
     from fineline_jax.models.decoder import abstract_params
 
-    config = from_json(_run_folder(checkpoint) / "recipe.json").model
+    config = config_of(checkpoint)
     check_intact(checkpoint.location, "params")
-    return config, load_items(checkpoint.location, {"params": abstract_params(config, mesh, dtype)})["params"]
+    targets = abstract_params(config, mesh, jnp.dtype(dtype or "float32"))
+    if dtype is None:
+        stored = jax.tree_util.tree_leaves_with_path(stored_arrays(checkpoint.location, ["params"])["params"])
+        dtypes = {jax.tree_util.keystr(path): leaf.dtype for path, leaf in stored}
+        targets = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf.update(dtype=dtypes.get(jax.tree_util.keystr(path), leaf.dtype)), targets
+        )
+    return config, load_items(checkpoint.location, {"params": targets})["params"]
 
 
 def config_of(checkpoint: Checkpoint) -> ModelConfig:

@@ -70,7 +70,10 @@ def _open_folder(spec: str) -> Series:
     if (path / "recipe.json").is_file():
         return _run(path, spec)
     if path.name.isdigit() and (path.parent.parent / "recipe.json").is_file():
-        return _one_of_run(path, spec)
+        if (record := read_record(path)) is None:
+            raise UserError(f"{spec}: the checkpoint is damaged ({damage(path)}); give another one")
+        run = path.parent.parent
+        return Series(run.name, (_of_run(run, path, record),), location=os.path.realpath(run))
     for cache_folder in (path, *path.parents[1:2]):
         if cache_folder.name.startswith("models--") and (cache_folder / "snapshots").is_dir():
             return _hub_cache(cache_folder, spec, path)
@@ -178,12 +181,14 @@ def _remote_series(
     return Series(series, tuple(made), scoring, template)
 
 
-def _folders(path: Path, folders: Mapping[str, Path], name: str = "") -> Series:
-    """Folders with weights by the checkpoint's name. name: of the series; default: the name of `path`."""
-    name = name or path.name
-    named = entries.in_order([Named(one, *step_and_tokens(folder), "") for one, folder in folders.items()])
-    made = [Checkpoint(name, one.name, one.step, one.tokens, folders[one.name], "hf") for one in named]
-    return Series(name, tuple(made), location=_real(path))
+def _folders(path: Path, folders: Mapping[str, Path], series: str = "") -> Series:
+    """Folders with weights by the checkpoint's name. series: its name, where the folders are called by commits and
+    the names say how far each is; default: the name of `path`."""
+    steps = {name: parse_name(name) if series else step_and_tokens(folder) for name, folder in folders.items()}
+    named = entries.in_order([Named(name, *known, "") for name, known in steps.items()])
+    series = series or path.name
+    made = [Checkpoint(series, one.name, one.step, one.tokens, folders[one.name], "hf") for one in named]
+    return Series(series, tuple(made), location=os.path.realpath(path))
 
 
 def _hub_cache(cache_folder: Path, spec: str, asked: Path) -> Series:
@@ -194,18 +199,15 @@ def _hub_cache(cache_folder: Path, spec: str, asked: Path) -> Series:
     revisions = {
         file.read_text().strip(): file for file in sorted((cache_folder / "refs").rglob("*")) if file.is_file()
     }
-    found = []
+    found = {}
     for folder in sorted((cache_folder / "snapshots").iterdir()):
         if asked in (cache_folder, folder) and _is_hf(folder):
             revision = revisions.get(folder.name)
             name = revision.relative_to(cache_folder / "refs").as_posix() if revision else folder.name[:12]
-            found.append((Named(name.replace("/", "-"), *parse_name(name), ""), folder))
+            found[name.replace("/", "-")] = folder
     if not found:
         raise UserError(f"{spec}: no snapshot of this cache holds config.json and weights ({KNOWN}); download them")
-    series, at = cache_folder.name.split("--", 2)[-1], {named.name: folder for named, folder in found}
-    named = entries.in_order([named for named, _ in found])
-    made = [Checkpoint(series, one.name, one.step, one.tokens, at[one.name], "hf") for one in named]
-    return Series(series, tuple(made), location=_real(asked))
+    return _folders(asked, found, cache_folder.name.split("--", 2)[-1])
 
 
 def _run(run: Path, spec: str) -> Series:
@@ -221,24 +223,11 @@ def _run(run: Path, spec: str) -> Series:
     if not checkpoints:
         raise UserError(f"{spec}: the run has no kept checkpoint in {folder} yet; train it, or check the schedule")
     in_order = sorted(checkpoints, key=lambda checkpoint: checkpoint.step or 0)
-    return Series(run.name, tuple(in_order), location=_real(run))
-
-
-def _one_of_run(path: Path, spec: str) -> Series:
-    record = read_record(path)
-    if record is None:
-        raise UserError(f"{spec}: the checkpoint is damaged ({damage(path)}); give another one")
-    run = path.parent.parent
-    return Series(run.name, (_of_run(run, path, record),), location=_real(run))
+    return Series(run.name, tuple(in_order), location=os.path.realpath(run))
 
 
 def _of_run(run: Path, path: Path, record: dict[str, Any]) -> Checkpoint:
     return Checkpoint(run.name, f"step{record['step']}", record["step"], record["tokens"], path, "orbax")
-
-
-def _real(folder: Path) -> str:
-    """The same for the same folder, by whatever path it was named."""
-    return os.path.realpath(folder)
 
 
 def _is_hf(folder: Path) -> bool:

@@ -40,8 +40,7 @@ def traces(
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the folder that is to be published")
     if relative is None:
-        rows = [(found.file, found.kind, found.text) for found in found_in(folder)]
-        if not rows:
+        if not (rows := list(found_in(folder))):
             print(f"{folder}: no absolute path, user or host name found")
             return
         from fineline_jax.text_table import counted, text_table
@@ -55,33 +54,23 @@ def traces(
     if left := list(found_in(relative)):
         raise Incomplete(
             f"{relative}: written; left in it, as these files cannot be rewritten:"
-            f" {', '.join(dict.fromkeys(f'{found.text} in {found.file}' for found in left[:5]))}; remove them"
+            f" {', '.join(dict.fromkeys(f'{text} in {file}' for file, _, text in left[:5]))}; remove them"
         )
     print(f"{relative}: written without absolute paths, user and host names")
 
 
-@dataclasses.dataclass(frozen=True)
-class Trace:
-    """What was found."""
-
-    file: str
-    """Relative to the folder."""
-    kind: str
-    text: str
-
-
-def found_in(folder: Path) -> Iterator[Trace]:
-    """Each distinct trace of each file below `folder`, and of the files' names."""
+def found_in(folder: Path) -> Iterator[tuple[str, str, str]]:
+    """(file, kind, text) of each distinct trace of each file below `folder`, and of the files' names."""
     for file in _files(folder):
         name = file.relative_to(folder).as_posix()
         text = file.read_bytes().decode("utf-8", "replace")
         if file.suffix in _TEXTS:
-            yield from (Trace(name, "path", found) for found in dict.fromkeys(_PATH.findall(text)))
+            yield from ((name, "path", found) for found in dict.fromkeys(_PATH.findall(text)))
         elif home := next((one for one in _own_folders(folder) if one in text), ""):
-            yield Trace(name, "path", home)
+            yield name, "path", home
         for kind, word in _names():
             if (text_has := _word(word).search(text)) or _word(word).search(name):
-                yield Trace(name, kind, word if text_has else f"{word} (name of the file)")
+                yield name, kind, word if text_has else f"{word} (name of the file)"
 
 
 def write_without(folder: Path, out: Path) -> None:

@@ -38,7 +38,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_trace_is_listed_and_nothing_else(folder: Path, capsys) -> None:
-    found = {(one.file, one.kind, one.text) for one in found_in(folder)}
+    found = set(found_in(folder))
     assert found == {
         ("recipe.json", "path", "/home/ada/corpus"), ("recipe.json", "path", f"{folder}/tokenizer"),
         ("recipe.json", "user", "ada"),

@@ -128,7 +128,9 @@ def _parsed(rule: str) -> tuple[ast.expr, frozenset[str]]:
 def bind(pattern: str, name: str) -> dict[str, float] | None:
     """The numbers that `pattern` finds in `name`; None if it does not fit."""
     match = compiled(pattern).fullmatch(name)
-    return None if match is None else {key: _number(text) for key, text in match.groupdict().items()}
+    if match is None:
+        return None
+    return {key: float(text) if "." in text else int(text) for key, text in match.groupdict().items()}
 
 
 @functools.cache
@@ -143,7 +145,3 @@ def compiled(pattern: str) -> re.Pattern[str]:
         return re.compile(regex)
     except re.error as error:
         raise UserError(f"{pattern!r} is no pattern: {error.msg}") from error
-
-
-def _number(text: str) -> float:
-    return float(text) if "." in text else int(text)

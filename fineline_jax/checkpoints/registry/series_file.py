@@ -37,18 +37,18 @@ def _names(value: Any) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _table(value: Any) -> dict[str, Any]:
+def _table(value: Any, kinds: tuple[type, ...] = (object,), remedy: str = "", where: str = "") -> dict[str, Any]:
+    """The mapping `value`, if its keys are texts and its values of those kinds."""
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise ValueError(_MAPPING)
+        raise ValueError(where + _MAPPING)
+    if wrong := [key for key, one in value.items() if not isinstance(one, kinds)]:
+        raise ValueError((where or f"{wrong[0]}: ") + remedy)
     return value
 
 
 def _values(value: Any) -> dict[str, dict[str, float]]:
     for name, numbers in _table(value).items():
-        if not isinstance(numbers, dict) or not all(isinstance(key, str) for key in numbers):
-            raise ValueError(f"{name}: {_MAPPING}")
-        if not all(isinstance(number, (int, float)) for number in numbers.values()):
-            raise ValueError(f"{name}: must hold numbers, as in {{{name}: {{step: 1000}}}}")
+        _table(numbers, (int, float), f"must hold numbers, as in {{{name}: {{step: 1000}}}}", f"{name}: ")
     return value
 
 
@@ -61,17 +61,12 @@ def _count(value: Any) -> int | None:
 
 
 def _stages(value: Any) -> tuple[tuple[str, str], ...]:
-    for name, rule in _table(value).items():
-        if not isinstance(rule, (str, int, float)):
-            raise ValueError(f"{name}: must be a rule for the tokens at which it begins")
-    return tuple((name, str(rule)) for name, rule in value.items())
+    rules = _table(value, (str, int, float), "must be a rule for the tokens at which it begins")
+    return tuple((name, str(rule)) for name, rule in rules.items())
 
 
 def _options(value: Any) -> Options:
-    for key, option in _table(value).items():
-        if not isinstance(option, (str, int, float)):
-            raise ValueError(f"{key}: must be a text, a number, true or false")
-    return tuple(sorted(value.items()))
+    return tuple(sorted(_table(value, (str, int, float), "must be a text, a number, true or false").items()))
 
 
 def _scoring(value: Any) -> Scoring:

@@ -126,7 +126,8 @@ def download(file: RemoteFile, target: Path) -> None:
         before = _size(partial)
         try:
             if file.size is None or before != file.size or not partial.exists():
-                _require_room(file, partial, before)
+                if file.size is not None and shutil.disk_usage(partial.parent).free < file.size - before:
+                    raise _no_room(file, partial)
                 _append(file, partial, before)
             _verify(file, partial)
             partial.replace(target)
@@ -265,7 +266,8 @@ def _answer(
     with answer:
         status = answer.status_code
         if status in _PASSING:
-            raise TransientError(f"status {status}", _retry_after(answer))
+            after = answer.headers.get("Retry-After", "")
+            raise TransientError(f"status {status}", float(after) if after.isdecimal() else None)
         if status == 416 and past_end_is_wrong:
             raise _WrongContentError("the server's file is shorter than its listing says")
         if status >= 400:
@@ -370,11 +372,6 @@ def _verify(file: RemoteFile, path: Path) -> None:
             raise _WrongContentError(f"git hash {digest[:12]}… instead of {file.git_sha1[:12]}…")
 
 
-def _require_room(file: RemoteFile, partial: Path, have: int) -> None:
-    if file.size is not None and shutil.disk_usage(partial.parent).free < file.size - have:
-        raise _no_room(file, partial)
-
-
 def _no_room(file: RemoteFile, partial: Path) -> DiskFullError:
     free = shutil.disk_usage(partial.parent).free
     size = "an unknown number of" if file.size is None else f"{file.size - _size(partial):,}"
@@ -397,11 +394,6 @@ def _refusal(answer: requests.Response) -> str:
     if status == 404:
         return "not there (status 404)"
     return f"refused (status {status})"
-
-
-def _retry_after(answer: requests.Response) -> float | None:
-    text = answer.headers.get("Retry-After", "")
-    return float(text) if text.isdecimal() else None
 
 
 def _size(path: Path) -> int:

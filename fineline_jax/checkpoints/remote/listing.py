@@ -89,8 +89,11 @@ def list_names(template: str, options: Options = ()) -> list[str]:
     else:
         parent, _, prefix = before.rpartition("/")
         suffix = after.partition("/")[0]
-        is_http = template.startswith(("http://", "https://"))
-        names = _http_folders(parent + "/") if is_http else _bucket_folders(parent, options)
+        if template.startswith(("http://", "https://")):
+            names = [name[:-1] for name in _links(parent + "/") if name.endswith("/")]
+        else:
+            folders = [entry for entry in _bucket_entries(parent, options) if entry["type"] == "directory"]
+            names = [str(entry["name"]).rstrip("/").rpartition("/")[2] for entry in folders]
     inside = [name for name in dict.fromkeys(names) if name.startswith(prefix) and name.endswith(suffix)]
     return [name[len(prefix) : len(name) - len(suffix)] for name in inside if len(name) > len(prefix) + len(suffix)]
 
@@ -231,10 +234,6 @@ def _http_head(url: str, name: str) -> RemoteFile | None:
     return RemoteFile(name, address, int(size) if size.isdecimal() else None, version)
 
 
-def _http_folders(url: str) -> list[str]:
-    return [name[:-1] for name in _links(url) if name.endswith("/")]
-
-
 def _links(url: str) -> list[str]:
     """Names in an index page, those of folders with a slash; none if the server shows none."""
     try:
@@ -263,11 +262,6 @@ def _bucket_files(url: str, options: Options) -> list[RemoteFile]:
     if not files:
         raise FetchError(f"{url}: no files there; give the folder of a checkpoint")
     return sorted(files, key=lambda file: file.name)
-
-
-def _bucket_folders(url: str, options: Options) -> list[str]:
-    entries = _bucket_entries(url, options)
-    return [str(e["name"]).rstrip("/").rpartition("/")[2] for e in entries if e["type"] == "directory"]
 
 
 def _bucket_entries(url: str, options: Options) -> list[Mapping[str, Any]]:

@@ -21,7 +21,11 @@ def keep_only(checkpoints: Path, what: Literal["all", "weights", "last"]) -> Non
         if what == "last":
             remove(path)
         else:
-            _drop_optimizer_state(path)
+            record = read_record(path) or {"files": {}}
+            kept = {name: entry for name, entry in record["files"].items() if not name.startswith("opt_state/")}
+            if len(kept) < len(record["files"]):  # replaced first: a record may list less than there is, not more
+                write_sealed(path / RECORD, record | {"files": kept, "weights": "float32"})
+            shutil.rmtree(path / "opt_state", ignore_errors=True)
     for path in checkpoints.glob("*.deleting"):
         shutil.rmtree(path)
 
@@ -31,16 +35,3 @@ def remove(path: Path) -> None:
     doomed = path.with_suffix(".deleting")
     path.rename(doomed)
     shutil.rmtree(doomed)
-
-
-def _drop_optimizer_state(path: Path) -> None:
-    """The record is replaced first: it may list less than there is, not more."""
-    record = read_record(path)
-    if record is not None and any(_is_of_optimizer(name) for name in record["files"]):
-        files = {name: entry for name, entry in record["files"].items() if not _is_of_optimizer(name)}
-        write_sealed(path / RECORD, record | {"files": files, "weights": "float32"})
-    shutil.rmtree(path / "opt_state", ignore_errors=True)
-
-
-def _is_of_optimizer(name: str) -> bool:
-    return name.startswith("opt_state/")

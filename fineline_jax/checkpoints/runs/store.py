@@ -276,7 +276,13 @@ def load_items(path: Path, abstract_items: State) -> dict[str, Any]:
     """
     stored = stored_arrays(path, abstract_items)
     for item, target in abstract_items.items():
-        _check_arrays(path, item, _shapes(stored[item]), _shapes(target))
+        here, wanted = _named(stored[item]), _named(target)
+        for name in sorted(here.keys() | wanted.keys()):
+            shape, other = (list(side[name].shape) if name in side else "absent" for side in (here, wanted))
+            if shape != other:
+                raise UserError(
+                    f"{path}: {item}.{name} is {shape} here, {other} in the recipe; use the recipe that wrote it"
+                )
     with _options():
         return ocp.load_checkpointables(str(path.absolute()), dict(abstract_items))
 
@@ -298,15 +304,6 @@ def stored_arrays(path: Path, items: Collection[str]) -> dict[str, Any]:
     return {item: stored[item] for item in items}
 
 
-def _check_arrays(path: Path, item: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    for name in sorted(stored.keys() | wanted.keys()):
-        if stored.get(name) != wanted.get(name):
-            shape, other = (list(side[name]) if name in side else "absent" for side in (stored, wanted))
-            raise UserError(
-                f"{path}: {item}.{name} is {shape} here, {other} in the recipe; use the recipe that wrote it"
-            )
-
-
 def _check_written(stored: Mapping[str, Any], wanted: Mapping[str, Any], item: str) -> None:
     """Raise OSError naming the first array that reads back otherwise than it was."""
     for name in sorted(stored.keys() | wanted.keys()):
@@ -316,14 +313,12 @@ def _check_written(stored: Mapping[str, Any], wanted: Mapping[str, Any], item: s
 
 
 def _shapes_and_dtypes(tree: Any) -> dict[str, str]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    name = functools.partial(jax.tree_util.keystr, simple=True, separator=".")
-    return {name(path): f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}" for path, leaf in leaves}
+    return {name: f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}" for name, leaf in _named(tree).items()}
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+def _named(tree: Any) -> dict[str, Any]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape) for path, leaf in leaves}
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def _options() -> ocp.Context:

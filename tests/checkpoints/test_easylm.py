@@ -294,35 +294,50 @@ def test_every_dtype_is_read_with_its_bits(tmp_path: Path) -> None:
 HEADS = [0, 127, 128, 255, 256, 65_535, 65_536, (1 << 32) - 1, 1 << 32, -1, -32, -33, -128, -129, -32_768, -32_769,
          -(1 << 31), -(1 << 31) - 1, 1.5, None, True, False, "", "x" * 31, "x" * 32, "x" * 255, "x" * 256, "x" * 65_535,
          "x" * 65_536, b"y" * 255, b"y" * 256, b"y" * 65_536, [1] * 15, [1] * 16, [1] * 65_536,
-         {i: 0 for i in range(15)}, {i: 0 for i in range(16)}, {i: 0 for i in range(65_536)}]  # fmt: skip
+         {str(i): 0 for i in range(15)}, {str(i): 0 for i in range(16)}, {str(i): 0 for i in range(65_536)}]  # fmt: skip
 
 
 @pytest.mark.parametrize("value", HEADS, ids=lambda value: f"{type(value).__name__} {str(value)[:8]}")
 def test_the_head_of_every_msgpack_value_says_what_it_is_and_where_it_ends(value: Any) -> None:
     data = msgpack.packb(value)
     reader = _Reader(data + b"\xc1", 0, len(data))  # type: ignore[arg-type]
-    token = reader.token()
+    found = reader.value()
+    assert reader.at == len(data)
     if isinstance(value, (str, bytes)):
-        start, stop = token.value
-        assert token.kind == "text" and data[start:stop] == (value.encode() if isinstance(value, str) else value)
-        assert reader.at == len(data)
-    elif isinstance(value, (list, dict)):
-        assert (token.kind, token.value) == ("array" if isinstance(value, list) else "map", len(value))
-        assert reader.token().value in (0, 1), "the first of what it holds comes next"
+        assert found.code is None
+        assert data[found.start : found.stop] == (value.encode() if isinstance(value, str) else value)
     else:
-        assert (token.kind, token.value, reader.at) == ("value", value, len(data)) and type(token.value) is type(value)
+        assert found == value and type(found) is type(value)
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 8, 16, 3, 17, 255, 256, 65_535, 65_536])
 def test_extensions_of_every_length_are_jumped_over(size: int) -> None:
     data = msgpack.packb(msgpack.ExtType(127, b"z" * size))
     reader = _Reader(data, 0, len(data))  # type: ignore[arg-type]
-    token = reader.token()
-    assert (token.kind, token.code, data[slice(*token.value)], reader.at) == ("ext", 127, b"z" * size, len(data))
+    found = reader.value()
+    assert (found.code, data[found.start : found.stop], reader.at) == (127, b"z" * size, len(data))
     time = msgpack.packb(msgpack.Timestamp(5))
-    assert _Reader(time, 0, len(time)).token().code == -1  # type: ignore[arg-type]
+    assert _Reader(time, 0, len(time)).value().code == -1  # type: ignore[arg-type]
     with pytest.raises(Exception, match="needs"):
-        _Reader(data, 0, len(data) - 1).token()  # type: ignore[arg-type]
+        _Reader(data, 0, len(data) - 1).value()  # type: ignore[arg-type]
+
+
+def nested(depth: int) -> bytes:
+    return b"\x81\xa1a" * depth + b"\x01"
+
+
+def test_trees_too_deep_too_wide_or_with_a_name_twice_are_refused(tmp_path: Path) -> None:
+    """33 levels are the limit: `depth` of the innermost map is 32."""
+    (tmp_path / "s").write_bytes(nested(33))
+    assert read_easylm(tmp_path / "s") == {}
+    wide = b"\x81\xa1a\xdf" + struct.pack(">I", 1_000_001)
+    for content, said in ((nested(34), "too deep"), (nested(100_000), "too deep"), (wide, "too wide")):
+        (tmp_path / "s").write_bytes(content)
+        with pytest.raises(UserError, match=said):
+            read_easylm(tmp_path / "s")
+    (tmp_path / "s").write_bytes(b"\x82\xa1a\x01\xa1a\x01")
+    with pytest.raises(UserError, match="'a' is there twice"):
+        read_easylm(tmp_path / "s")
 
 
 def test_what_is_no_stream_is_not_taken_for_one(tmp_path: Path) -> None:

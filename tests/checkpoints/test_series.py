@@ -278,7 +278,7 @@ def test_names_of_checkpoints_are_fit_for_files(monkeypatch: pytest.MonkeyPatch,
 
 def test_a_checkpoint_is_loaded_in_float32_unless_another_dtype_is_named(made: Path) -> None:
     [checkpoint] = open_series(str(made / "run-a" / "checkpoints" / "2")).checkpoints
-    for dtype, expected in ((None, "float32"), ("bfloat16", "bfloat16")):
-        _, weights = load.load(checkpoint, make_mesh(), dtype)
+    for given, expected in (((), "float32"), (("bfloat16",), "bfloat16")):
+        _, weights = load.load(checkpoint, make_mesh(), *given)
         assert {leaf.dtype.name for leaf in jax.tree.leaves(weights)} == {expected}
     assert bits(weights) == bits(jax.tree.map(lambda x: x.astype("bfloat16"), params(2)))

@@ -9,9 +9,9 @@ import dataclasses
 import math
 import mmap
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -104,8 +104,8 @@ class _Broken(Exception):
 def _index(path: Path, data: mmap.mmap) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
     reader = _Reader(data, 0, len(data))
-    entries = _pairs(reader) if data[0] == 0x92 else _leaves(reader, reader.token(), (), 0)
-    for keys, leaf in entries:
+    for keys, value in _pairs(reader) if data[0] == 0x92 else _leaves(reader.value(), ()):
+        leaf = _array(data, value)
         # A training state is {step, params: {params: …}, opt_state}, its `params` part {params: …}.
         if leaf is None or keys[:1] in (("step",), ("opt_state",)):
             continue
@@ -117,89 +117,86 @@ def _index(path: Path, data: mmap.mmap) -> dict[str, StoredTensor]:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Span:
+    """Where the bytes of a text lie in the file, or those of an extension."""
+
+    start: int
+    stop: int
+    code: int | None = None
+    """Of the extension; None: a text."""
+
+
+@dataclasses.dataclass(frozen=True)
 class _Array:
     """Where an array lies in the file."""
 
     shape: tuple[int, ...]
     dtype: str
-    start: int
-    stop: int
-    more: tuple["_Array", ...] = ()
-    """The further pieces of an array that flax has cut."""
+    pieces: tuple[_Span, ...]
+    """One, but of an array that flax has cut."""
 
 
-def _pairs(reader: "_Reader") -> Iterator[tuple[tuple[str, ...], _Array | None]]:
+def _pairs(reader: "_Reader") -> Iterator[tuple[tuple[str, ...], Any]]:
     count = 0
     while reader.at < reader.end:
-        if reader.expect("array") != 2:
-            raise _Broken(f"no pair of a path and an array at byte {reader.at}")
-        keys = tuple(reader.words())
-        start, stop = reader.expect("text")
-        yield keys, _leaf(_Reader(reader.data, start, stop))
-        count += 1
-        if not keys or count > MOST_ENTRIES:
-            raise _Broken(f"an entry without a path, or too many, at byte {reader.at}")
+        match reader.value():
+            case [list(path), _Span(start, stop, None)] if path:
+                if len(path) > 32:
+                    raise _Broken(f"a path of {len(path)} parts at byte {reader.at}")
+                yield tuple(reader.word(part) for part in path), _Reader(reader.data, start, stop).value()
+            case _:
+                raise _Broken(f"no pair of a path and an array before byte {reader.at}")
+        if (count := count + 1) > MOST_ENTRIES:
+            raise _Broken(f"too many entries at byte {reader.at}")
 
 
-def _leaves(
-    reader: "_Reader", token: "_Token", keys: tuple[str, ...], depth: int
-) -> Iterator[tuple[tuple[str, ...], _Array | None]]:
-    """The arrays of a tree of maps, which `token` begins."""
-    if token.kind != "map":
-        yield keys, _leaf(reader, token)
+def _leaves(value: Any, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The values in a tree of maps, but for the maps of arrays that flax has cut."""
+    if not isinstance(value, dict) or _CHUNKED in value:
+        yield keys, value
         return
-    if depth > 32 or token.value > MOST_ENTRIES:
-        raise _Broken(f"a tree too deep or too wide at byte {reader.at}")
-    for _ in range(token.value):
-        key = reader.word()
-        if key == _CHUNKED:
-            reader.token()
-            yield keys, _chunked(reader)
-            return
-        yield from _leaves(reader, reader.token(), (*keys, key), depth + 1)
+    for key, below in value.items():
+        yield from _leaves(below, (*keys, key))
 
 
 _CHUNKED = "__msgpack_chunked_array__"
 
 
-def _leaf(reader: "_Reader", token: "_Token | None" = None) -> _Array | None:
-    """One value as flax writes it; None for what is no array (a step count)."""
-    token = token or reader.token()
-    if token.kind == "ext" and token.code == 1:
-        inner = _Reader(reader.data, *token.value)
-        if inner.expect("array") != 3:
-            raise _Broken(f"an array without shape, dtype and data at byte {inner.at}")
-        shape = tuple(inner.size() for _ in range(inner.expect("array")))
-        dtype = inner.word()
-        return _Array(shape, dtype, *inner.expect("text"))
-    if token.kind == "map" and token.value == 3 and reader.word() == _CHUNKED:
-        reader.token()
-        return _chunked(reader)
-    if token.kind in ("map", "array"):
-        raise _Broken(f"a msgpack {token.kind} where the data of a tensor should be, at byte {reader.at}")
+def _array(data: mmap.mmap, value: Any) -> _Array | None:
+    """An array as flax writes it, cut where it is above 1 GiB; None for what is none (a step count)."""
+    match value:
+        case _Span(start, stop, 1):
+            reader = _Reader(data, start, stop)
+            match reader.value():
+                case [list(shape), _Span(code=None) as dtype, _Span(code=None) as content]:
+                    return _Array(_sizes(shape, stop), reader.word(dtype), (content,))
+            raise _Broken(f"an array without shape, dtype and data at byte {start}")
+        case {"__msgpack_chunked_array__": _, "shape": dict(shape), "chunks": dict(chunks)}:
+            pieces = [_array(data, chunk) for chunk in chunks.values()]
+            whole = [piece for piece in pieces if piece is not None and len(piece.pieces) == 1]
+            spans = tuple(piece.pieces[0] for piece in whole)
+            sizes = [span.stop - span.start for span in spans]
+            if (
+                not whole
+                or len(whole) < len(pieces)
+                or list(chunks) != [str(number) for number in range(len(pieces))]
+                or len({piece.dtype for piece in whole}) > 1
+                or any(size != sizes[0] for size in sizes[:-1])
+                or sizes[-1] > sizes[0]
+            ):
+                raise _Broken("a cut array whose pieces do not fit")
+            return _Array(_sizes(shape.values(), spans[-1].stop), whole[0].dtype, spans)
+        case dict() | list():
+            kind = "map" if isinstance(value, dict) else "array"
+            raise _Broken(f"a msgpack {kind} where the data of a tensor should be")
     return None
 
 
-def _chunked(reader: "_Reader") -> _Array:
-    """The rest of {marker: true, shape: {"0": n, …}, chunks: {"0": array, …}}, which flax writes above 1 GiB."""
-    if reader.word() != "shape":
-        raise _Broken(f"a cut array without a shape at byte {reader.at}")
-    shape = []
-    for _ in range(reader.expect("map")):
-        reader.word()
-        shape.append(reader.size())
-    if reader.word() != "chunks":
-        raise _Broken(f"a cut array without pieces at byte {reader.at}")
-    pieces = []
-    for number in range(reader.expect("map")):
-        piece = _leaf(reader) if reader.word() == str(number) else None
-        if piece is None or piece.more or (pieces and piece.dtype != pieces[0].dtype):
-            raise _Broken(f"a cut array whose pieces do not fit at byte {reader.at}")
-        pieces.append(piece)
-    sizes = [piece.stop - piece.start for piece in pieces]
-    if not pieces or any(size != sizes[0] for size in sizes[:-1]) or sizes[-1] > sizes[0]:
-        raise _Broken(f"a cut array whose pieces do not fit at byte {reader.at}")
-    return _Array(tuple(shape), pieces[0].dtype, pieces[0].start, pieces[0].stop, tuple(pieces[1:]))
+def _sizes(values: Iterable[Any], at: int) -> tuple[int, ...]:
+    sizes = tuple(values)
+    if any(type(size) is not int or size < 0 for size in sizes):
+        raise _Broken(f"a size that is none before byte {at}")
+    return sizes
 
 
 def _stored(path: Path, name: str, leaf: _Array) -> StoredTensor:
@@ -208,91 +205,66 @@ def _stored(path: Path, name: str, leaf: _Array) -> StoredTensor:
     dtype = DTYPES.get(leaf.dtype)
     if dtype is None:
         raise _Broken(f"tensor {name!r} is {leaf.dtype!r}, which is not read")
-    size = sum(piece.stop - piece.start for piece in (leaf, *leaf.more))
-    if len(leaf.shape) > 32 or math.prod(leaf.shape) * dtype.itemsize != size:
-        raise _Broken(f"tensor {name!r} has {size} bytes, its shape {list(leaf.shape)} means others")
-    strides = row_major(leaf.shape, dtype.itemsize)
-    more = tuple(piece.start for piece in leaf.more)
-    return StoredTensor(name, path, dtype, leaf.shape, leaf.start, strides, leaf.stop - leaf.start, more)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Token:
-    """The head of a msgpack value. value: entries of a map or array, (start, stop) of text and ext, else the value."""
-
-    kind: Literal["map", "array", "text", "ext", "value"]
-    value: Any
-    code: int = 0
+    sizes = [piece.stop - piece.start for piece in leaf.pieces]
+    if len(leaf.shape) > 32 or math.prod(leaf.shape) * dtype.itemsize != sum(sizes):
+        raise _Broken(f"tensor {name!r} has {sum(sizes)} bytes, its shape {list(leaf.shape)} means others")
+    first, *more = (piece.start for piece in leaf.pieces)
+    return StoredTensor(
+        name, path, dtype, leaf.shape, first, row_major(leaf.shape, dtype.itemsize), sizes[0], tuple(more)
+    )
 
 
 class _Reader:
-    """Reads msgpack heads between two offsets of the file and jumps over the data behind them."""
+    """Reads msgpack values between two offsets of the file; of texts and extensions, where they lie."""
 
     def __init__(self, data: mmap.mmap, at: int, end: int):
         self.data, self.at, self.end = data, at, end
 
-    def take(self, count: int) -> bytes:
-        start, stop = self.skip(count)
-        return self.data[start:stop]
-
-    def skip(self, count: int) -> tuple[int, int]:
+    def span(self, count: int, code: int | None = None) -> _Span:
         if count > self.end - self.at:
             raise _Broken(f"it ends at byte {self.end}, what begins at {self.at} needs {count} more")
         self.at += count
-        return self.at - count, self.at
+        return _Span(self.at - count, self.at, code)
 
     def number(self, form: str) -> Any:
-        return struct.unpack(form, self.take(struct.calcsize(form)))[0]
+        where = self.span(struct.calcsize(form))
+        return struct.unpack(form, self.data[where.start : where.stop])[0]
 
-    def token(self) -> _Token:
-        head = self.take(1)[0]
+    def value(self, depth: int = 0) -> Any:
+        """A number, None, True or False; a `_Span`; a list, or a dict by words."""
+        head = self.number("B")
         if head <= 0x7F or head >= 0xE0:
-            return _Token("value", head if head <= 0x7F else head - 256)
-        if head <= 0x8F:
-            return _Token("map", head & 0x0F)
-        if head <= 0x9F:
-            return _Token("array", head & 0x0F)
-        if head <= 0xBF:
-            return _Token("text", self.skip(head & 0x1F))
+            return head if head <= 0x7F else head - 256
         if head in _CONSTANTS:
-            return _Token("value", _CONSTANTS[head])
+            return _CONSTANTS[head]
         if head in _NUMBERS:
-            return _Token("value", self.number(_NUMBERS[head]))
-        if head in _TEXTS:
-            return _Token("text", self.skip(self.number(_TEXTS[head])))
-        if head in _GROUPS:
-            kind, form = _GROUPS[head]
-            return _Token(kind, self.number(form))
+            return self.number(_NUMBERS[head])
+        if _is_text(head):
+            return self.span(self.number(_TEXTS[head]) if head in _TEXTS else head & 0x1F)
         if head in _EXTENSIONS:
             length = _EXTENSIONS[head]
             size = length if isinstance(length, int) else self.number(length)
             code = self.number("b")
-            return _Token("ext", self.skip(size), code)
-        raise _Broken(f"byte {self.at - 1} begins no msgpack value")
+            return self.span(size, code)
+        if head > 0x9F and head not in _GROUPS:
+            raise _Broken(f"byte {self.at - 1} begins no msgpack value")
+        count = self.number(_GROUPS[head]) if head in _GROUPS else head & 0x0F
+        if depth > 32 or count > MOST_ENTRIES:
+            raise _Broken(f"a tree too deep or too wide at byte {self.at}")
+        if 0x8F < head < 0xDE:
+            return [self.value(depth + 1) for _ in range(count)]
+        values: dict[str, Any] = {}
+        for _ in range(count):
+            if (key := self.word(self.value(depth + 1))) in values:
+                raise _Broken(f"{key[:120]!r} is there twice")
+            values[key] = self.value(depth + 1)
+        return values
 
-    def expect(self, kind: str) -> Any:
-        token = self.token()
-        if token.kind != kind:
-            raise _Broken(f"no {kind} before byte {self.at}")
-        return token.value
-
-    def word(self) -> str:
-        start, stop = self.expect("text")
-        if stop - start > 1000:
-            raise _Broken(f"a name of {stop - start} bytes at byte {start}")
-        return self.data[start:stop].decode()
-
-    def words(self) -> list[str]:
-        count = self.expect("array")
-        if count > 32:
-            raise _Broken(f"a path of {count} parts at byte {self.at}")
-        return [self.word() for _ in range(count)]
-
-    def size(self) -> int:
-        value = self.expect("value")
-        if type(value) is not int or value < 0:
-            raise _Broken(f"a size that is none before byte {self.at}")
-        return value
+    def word(self, where: Any) -> str:
+        """The text that lies there."""
+        if not isinstance(where, _Span) or where.code is not None or where.stop - where.start > 1000:
+            raise _Broken(f"no name before byte {self.at}")
+        return self.data[where.start : where.stop].decode()
 
 
 def _is_text(head: int) -> bool:
@@ -302,10 +274,6 @@ def _is_text(head: int) -> bool:
 _CONSTANTS = {0xC0: None, 0xC2: False, 0xC3: True}
 _NUMBERS = dict(zip(range(0xCA, 0xD4), (">f", ">d", ">B", ">H", ">I", ">Q", ">b", ">h", ">i", ">q")))
 _TEXTS = {0xC4: ">B", 0xC5: ">H", 0xC6: ">I", 0xD9: ">B", 0xDA: ">H", 0xDB: ">I"}
-_GROUPS: dict[int, tuple[Literal["map", "array"], str]] = {
-    0xDC: ("array", ">H"),
-    0xDD: ("array", ">I"),
-    0xDE: ("map", ">H"),
-    0xDF: ("map", ">I"),
-}
+_GROUPS = {0xDC: ">H", 0xDD: ">I", 0xDE: ">H", 0xDF: ">I"}
+"""Arrays, then maps."""
 _EXTENSIONS: dict[int, int | str] = {0xC7: ">B", 0xC8: ">H", 0xC9: ">I", 0xD4: 1, 0xD5: 2, 0xD6: 4, 0xD7: 8, 0xD8: 16}

@@ -1,18 +1,26 @@
 """What `fineline series` prints."""
 
+import collections
 import os
+import re
 import textwrap
+from collections.abc import Iterable
 
 from fineline_jax.checkpoints.open import open_series, series_of_entry, split_spec
-from fineline_jax.checkpoints.registry import check, entries
+from fineline_jax.checkpoints.registry import entries
 from fineline_jax.checkpoints.registry.entries import Entry
+from fineline_jax.checkpoints.registry.step_names import parse_name
 from fineline_jax.checkpoints.remote import cache
 from fineline_jax.checkpoints.remote.download import FetchError
+from fineline_jax.checkpoints.remote.listing import list_names
 from fineline_jax.checkpoints.select import select
 from fineline_jax.checkpoints.series import Series
 from fineline_jax.errors import UserError
 from fineline_jax.progress import short
 from fineline_jax.text_table import text_table
+
+MOST_SHOWN = 8
+"""Names in one finding of a comparison."""
 
 
 def overview() -> str:
@@ -33,7 +41,9 @@ def overview() -> str:
 
 
 def checked(name: str) -> tuple[str, list[str]]:
-    """What `registry.check` says of the entry `name`, or of all in the file `name`; second: the mistakes.
+    """What the listing of its location says of the entry `name`, or of all in the file `name`. Second: the mistakes,
+    which are names of an entry that are not listed, tokens in names that its rule does not give, another number of
+    checkpoints.
 
     Raises UserError for what is not registered, FetchError if a location cannot be listed.
     """
@@ -41,7 +51,7 @@ def checked(name: str) -> tuple[str, list[str]]:
     held = entries.entries(file) if file is not None else [one for one in [entries.find(name)] if one]
     if not held:
         raise UserError(f"{name}: --check: no registered series; give a name of `fineline series`, or a YAML file")
-    found = [check.check(entry) for entry in held]
+    found = [_compared(entry) for entry in held]
     return "\n".join(text for text, _ in found), [mistake for _, mistakes in found for mistake in mistakes]
 
 
@@ -103,3 +113,49 @@ def _span(entry: Entry) -> str:
     if not tokens:
         return ""
     return short(max(tokens)) if len(tokens) == 1 else f"{short(min(tokens))} to {short(max(tokens))}"
+
+
+def _compared(entry: Entry) -> tuple[str, list[str]]:
+    """What the listing of the entry's location says of it, one per line; and those findings that are mistakes."""
+    listed = entries.matching(entry, given := list_names(entry.location, entry.options))
+    named = entries.in_order([entries.named(entry, name) for name in listed])
+    lines = [f"{len(given)} names at {entry.location}, {len(named)} of them checkpoints of {entry.name}"]
+    rest = [name for name in given if name not in set(listed)]
+    for other in [one for one in entries.every_entry() if one.location == entry.location and one.name != entry.name]:
+        if theirs := set(entries.matching(other, rest)):
+            lines.append(f"of another series: {len(theirs)}, {other.name}")
+            rest = [name for name in rest if name not in theirs]
+    if rest:
+        lines.append(f"of no series: {len(rest)}, {_kinds(rest)}")
+    mistakes = []
+    if missing := [name for name in entry.names if name not in set(listed)]:
+        mistakes.append(f"not listed: {len(missing)}, {_shown(missing)}")
+    if entry.count is not None and entry.count != len(named):
+        mistakes.append(f"count: {entry.count} in the entry, {len(named)} listed")
+    said = [one for one in named if one.tokens is not None and parse_name(one.name)[1] is not None]
+    if said and entry.names_differ:
+        lines.append(f"tokens in {len(said)} names are not compared: {entry.names_differ[0]}")
+    elif said:
+        wrong = entries.disagreements(entry, listed)
+        largest = max(abs((one.tokens or 0) - (parse_name(one.name)[1] or 0)) for one in said)
+        lines.append(f"tokens in {len(said)} names, by the rule at most {short(largest)} others")
+        mistakes += [f"tokens: {len(wrong)} names say others, {_shown(wrong.values())}"] if wrong else []
+    if named:
+        ends = [
+            f"{one.name} ({'tokens unknown' if one.tokens is None else f'{short(one.tokens)} tokens'})"
+            for one in (named[0], named[-1])
+        ]
+        lines.append(f"in order of training from {ends[0]} to {ends[1]}")
+    return "\n".join([f"{entry.name}:", *(f"  {line}" for line in (*lines, *mistakes))]), mistakes
+
+
+def _kinds(names: Iterable[str]) -> str:
+    """Names that differ in their numbers only, as one with how many they are."""
+    kinds = collections.Counter(re.sub(r"\d+", "N", name) for name in names)
+    return _shown(kind if count == 1 else f"{kind} ({count})" for kind, count in kinds.most_common())
+
+
+def _shown(texts: Iterable[str]) -> str:
+    every = list(texts)
+    more = f", and {len(every) - MOST_SHOWN} more" if len(every) > MOST_SHOWN else ""
+    return ", ".join(every[:MOST_SHOWN]) + more

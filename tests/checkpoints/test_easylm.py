@@ -294,7 +294,7 @@ def test_every_dtype_is_read_with_its_bits(tmp_path: Path) -> None:
 HEADS = [0, 127, 128, 255, 256, 65_535, 65_536, (1 << 32) - 1, 1 << 32, -1, -32, -33, -128, -129, -32_768, -32_769,
          -(1 << 31), -(1 << 31) - 1, 1.5, None, True, False, "", "x" * 31, "x" * 32, "x" * 255, "x" * 256, "x" * 65_535,
          "x" * 65_536, b"y" * 255, b"y" * 256, b"y" * 65_536, [1] * 15, [1] * 16, [1] * 65_536,
-         {str(i): 0 for i in range(15)}, {str(i): 0 for i in range(16)}, {str(i): 0 for i in range(65_536)}]  # fmt: skip
+         *({str(i): 0 for i in range(size)} for size in (15, 16, 65_536))]  # fmt: skip
 
 
 @pytest.mark.parametrize("value", HEADS, ids=lambda value: f"{type(value).__name__} {str(value)[:8]}")

@@ -84,7 +84,7 @@ MAMBA2 = dataclasses.replace(
         "state_heads": ("num_heads", 128),
         "state_groups": ("n_groups", 8),
     },
-    only=MAMBA.only | {"time_step_limit": ([0.0, {"__float__": "Infinity"}], [0.0, math.inf])},
+    only={**MAMBA.only, "time_step_limit": ([0.0, {"__float__": "Infinity"}], [0.0, math.inf])},
     read_more=_sizes_of_heads,
     write_more=lambda config: {
         "expand": config.mlp_width // config.width,

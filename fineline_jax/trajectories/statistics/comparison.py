@@ -3,7 +3,7 @@
 The tasks are the replicates. For each task the difference of the two runs is averaged over a window of checkpoints;
 the mean over tasks has the standard error sd / sqrt(tasks), and t with tasks - 1 degrees of freedom says whether it is
 told from zero. Errors of one task's checkpoints share its questions and its run, so they are never counted as
-replicates; what two seeds of one run differ by is seen through the tasks, and checked on reruns (`docs/analyze.md`).
+replicates; what two seeds of one run differ by is seen through the tasks, and checked on reruns (the caveat of `COMPARISON`).
 """
 
 import math
@@ -122,7 +122,8 @@ COMPARISON = Statistic(
     "Student 1908; tasks as replicates: Miller 2024, arXiv 2411.00640",
     definition="Difference of a run from the first one with as many shots, averaged over a window of checkpoints that "
     "both have, then over tasks; its standard error is over tasks.",
-    caveat="Two seeds of one recipe also differ. Many pairs are tested at 5 %: of twenty equal pairs one is called.",
+    caveat="The error is that of tasks; what two seeds of one recipe differ by is not in it: of five reruns of OLMo's "
+    "ladder two are called over all tasks and their accuracy, none over 13 chosen tasks. Compare with a rerun.",
     chart=Chart("difference", panel="metric", reference=0.0),
     count="tasks",
 )

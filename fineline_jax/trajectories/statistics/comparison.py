@@ -3,7 +3,7 @@
 The tasks are the replicates. For each task the difference of the two runs is averaged over a window of checkpoints;
 the mean over tasks has the standard error sd / sqrt(tasks), and t with tasks - 1 degrees of freedom says whether it is
 told from zero. Errors of one task's checkpoints share its questions and its run, so they are never counted as
-replicates; what two seeds of one run differ by is seen through the tasks, and checked on reruns (the caveat of `COMPARISON`).
+replicates; what two seeds of one run differ by is seen through the tasks alone (the caveat of `COMPARISON`).
 """
 
 import math

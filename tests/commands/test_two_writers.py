@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from commands import lines_of, start
+from commands import MINI_RECIPE, lines_of, start
 from data_examples import amber, jsonl
 from scoring_examples import write_benchmarks, write_tokenizer
 from series_examples import make_series
@@ -21,17 +21,6 @@ from fineline_jax.data.corpora import prepare_amber
 from fineline_jax.data.storage import open_data_set
 from fineline_jax.scoring.requests import pack
 
-RECIPE = """
-from fineline_jax.models.config import ModelConfig
-from fineline_jax.recipe import *
-
-def recipe():
-    model = ModelConfig(vocab_size=512, width=16, layers=1, heads=2, mlp_width=16, context=96)
-    data, optimizer = Data((Source("data"),), sequence_length=8), Optimizer(Schedule())
-    compute, logging = Compute(dtype="float32", remat="none"), Logging(every_steps=1, tensorboard=False)
-    kept, mesh = Checkpoints(every=(Every(64),)), MeshShape(fsdp=1)
-    return Recipe("mini", model, data, Batch(4), optimizer, 256, kept, mesh=mesh, compute=compute, logging=logging)
-"""
 SWEEP = """
 from fineline_jax.ablation import Sweep, grid
 from fineline_jax.catalogue import load_recipe
@@ -49,7 +38,7 @@ def inputs(tmp_path_factory) -> Path:
     benchmarks = write_benchmarks(folder / "benchmarks", documents=4)
     make_series(folder / "series", tokenizer, (1, 2, 3))
     prepare_pack("piqa", tokenizer, folder / "pack", benchmarks=benchmarks)
-    (folder / "mini.py").write_text(RECIPE)
+    (folder / "mini.py").write_text(MINI_RECIPE)
     (folder / "sweep.py").write_text(SWEEP)
     windows = [[(7 * i + j) % 400 for j in range(9)] for i in range(70)]
     lines = amber(folder / "lines.jsonl", windows)

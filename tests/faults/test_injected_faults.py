@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import MINI_RECIPE
 from data_examples import amber, jsonl
 from scoring_examples import write_benchmarks, write_tokenizer
 from series_examples import make_series
@@ -79,17 +80,7 @@ def sweep():
     found.loader.exec_module(mini)
     return Sweep("small", mini.recipe(), grid({"optimizer.schedule.peak": (1e-3, 3e-3)}))
 """
-RECIPE = """
-from fineline_jax.models.config import ModelConfig
-from fineline_jax.recipe import *
-
-def recipe():
-    model = ModelConfig(vocab_size=512, width=16, layers=1, heads=2, mlp_width=16, context=96)
-    data, optimizer = Data((Source("data"),), sequence_length=8), Optimizer(Schedule())
-    compute, logging = Compute(dtype="float32", remat="none"), Logging(every_steps=1, tensorboard=True)
-    kept, mesh = Checkpoints(every=(Every(128),)), MeshShape(fsdp=1)
-    return Recipe("mini", model, data, Batch(4), optimizer, 256, kept, mesh=mesh, compute=compute, logging=logging)
-"""
+RECIPE = MINI_RECIPE.replace("tensorboard=False", "tensorboard=True").replace("Every(64)", "Every(128)")
 
 
 @pytest.fixture(scope="module")

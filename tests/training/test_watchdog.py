@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from commands import assert_same_run, in_a_process
+from commands import MINI_RECIPE, assert_same_run, in_a_process
 from data_examples import amber
 
 from fineline_jax.catalogue import load_recipe
@@ -33,17 +33,6 @@ def a_collective_that_never_ends():
     threading.Event().wait()
 
 a_collective_that_never_ends()
-"""
-RECIPE = """
-from fineline_jax.models.config import ModelConfig
-from fineline_jax.recipe import *
-
-def recipe():
-    model = ModelConfig(vocab_size=512, width=16, layers=1, heads=2, mlp_width=16, context=96)
-    data, optimizer = Data((Source("data"),), sequence_length=8), Optimizer(Schedule())
-    compute, logging = Compute(dtype="float32", remat="none"), Logging(every_steps=1, tensorboard=False)
-    kept, mesh = Checkpoints(every=(Every(64),)), MeshShape(fsdp=1)
-    return Recipe("mini", model, data, Batch(4), optimizer, 256, kept, mesh=mesh, compute=compute, logging=logging)
 """
 STUCK = """
 import sys, threading
@@ -84,7 +73,7 @@ def test_a_run_that_got_stuck_goes_on_to_the_end_of_one_that_did_not(tmp_path: P
     monkeypatch.chdir(tmp_path)
     lines = amber(tmp_path / "lines.jsonl", [[(7 * i + j) % 400 for j in range(9)] for i in range(70)])
     prepare_amber([lines], tmp_path / "data", vocab_size=512, sequence_length=8)
-    (tmp_path / "mini.py").write_text(RECIPE)
+    (tmp_path / "mini.py").write_text(MINI_RECIPE)
     assert main(["pretrain", "mini.py", "--run", "whole"]) == 0
     done = in_a_process(STUCK)
     assert done.returncode == 143 and "for 6 s (--stuck-after)" in done.stderr.splitlines()[-1], done.stderr

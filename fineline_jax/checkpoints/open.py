@@ -204,7 +204,10 @@ def _hub_cache(cache_folder: Path, spec: str, asked: Path) -> Series:
         if asked in (cache_folder, folder) and _is_hf(folder):
             revision = revisions.get(folder.name)
             name = revision.relative_to(cache_folder / "refs").as_posix() if revision else folder.name[:12]
-            found[name.replace("/", "-")] = folder
+            name = name.replace("/", "-")
+            if name in found:
+                raise UserError(f"{spec}: two snapshots of this cache are called {name}; give the folder of one")
+            found[name] = folder
     if not found:
         raise UserError(f"{spec}: no snapshot of this cache holds config.json and weights ({KNOWN}); download them")
     return _folders(asked, found, cache_folder.name.split("--", 2)[-1])

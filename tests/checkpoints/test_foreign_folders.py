@@ -174,6 +174,14 @@ def test_a_cache_of_the_hub_is_its_snapshots(trainer, capsys) -> None:
     assert (one.series, one.name) == ("tiny", "step20")
     assert main(["series", str(cache / "snapshots" / ("d" * 40))]) == 2
     assert "no snapshot of this cache holds config.json and weights" in capsys.readouterr().err
+    for ref, commit in (("pr-1", "a"), ("pr/1", "b")):
+        (cache / "refs" / ref).parent.mkdir(exist_ok=True)
+        (cache / "refs" / ref).write_text(commit * 40)
+    for ref in ("main", "step20"):
+        (cache / "refs" / ref).unlink()
+    with pytest.raises(UserError, match="two snapshots of this cache are called pr-1; give the folder of one"):
+        open_series(str(cache))
+    assert [one.name for one in open_series(str(cache / "snapshots" / ("a" * 40))).checkpoints] == ["pr-1"]
 
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"

@@ -278,6 +278,7 @@ def ablate(
     score: str | None = None,
     benchmarks: Location | None = None,
     include_path: Location | None = None,
+    until: int | None = None,
     together: int = 1,
 ) -> "SweepOutcome":
     """Train the runs of a sweep that have not ended yet, one after another, and write the table of all that have.
@@ -285,7 +286,8 @@ def ablate(
     sweep: or the name or file of one. out: its folder, None: ablations/NAME. part: I/N, only that part of the runs, for
     machines that do not talk to each other; auto: from the job's variables. score: suite or request pack, for every
     kept checkpoint of every run; benchmarks: the documents of that suite, None: the hub; include_path: folder of
-    task files that it names. together: runs of one shape that one program trains at a time. Raises UserError.
+    task files that it names. until: tokens at which every run ends, in place of the sweep's own. together: runs of one
+    shape that one program trains at a time. Raises UserError.
     """
     _prepare_cpu()
     from fineline_jax.ablation.ablate import run_sweep
@@ -293,8 +295,7 @@ def ablate(
     from fineline_jax.scoring.series.in_training import with_own_tasks
 
     _check_suite("ablate", score, benchmarks, include_path)
-    if not isinstance(sweep, Sweep):
-        sweep = load_sweep(os.fspath(sweep))
+    sweep = load_sweep(sweep if isinstance(sweep, Sweep) else os.fspath(sweep), until)
     folder = Path("ablations") / sweep.name if out is None else Path(out)
     if together < 1:
         raise UserError(f"--together {together}: give 1, one run after another, or more")

@@ -135,6 +135,8 @@ class Sweep:
                 raise UserError(f"{where}: arm {arm.name} sets {min(own)}, which the sweep does; leave it out")
         if self.branches is not None and (self.until or not self.branches.steps or self.branches.tokens < 1):
             raise UserError(f"{where}: branches have steps and tokens of their own; give both, and no until")
+        if self.until > (longest := max(trial.recipe.tokens for trial in self.trials())):
+            raise UserError(f"{where}: until {self.until:,} tokens, but the longest run has {longest:,}; give fewer")
         self._check_tokens(where)
 
     def trials(self) -> tuple[Trial, ...]:
@@ -188,8 +190,21 @@ class Sweep:
                 )
 
 
-def load_sweep(name: str) -> Sweep:
-    """The sweep of a name in configs/sweeps, or of a Python file with a function `sweep()`. Raises UserError."""
+def load_sweep(sweep: Sweep | str, until: int | None = None) -> Sweep:
+    """A sweep, or that of a name in configs/sweeps, or of a Python file with a function `sweep()`. Raises UserError.
+
+    until: tokens at which every run ends, in place of its own.
+    """
+    if not isinstance(sweep, Sweep):
+        sweep = _of_file(sweep)
+    if until is None:
+        return sweep
+    if until < 1:
+        raise UserError(f"--until {until}: give the tokens at which every run ends")
+    return dataclasses.replace(sweep, until=until)
+
+
+def _of_file(name: str) -> Sweep:
     path = Path(name).expanduser()
     if path.suffix != ".py":
         path = find_config(name, "sweeps/{}.py", "sweep")

@@ -18,6 +18,7 @@ def ablate(
     score: str | None = None,
     benchmarks: Path | None = None,
     include_path: Path | None = None,
+    until: int | None = None,
     together: int = 1,
 ) -> None:
     """Train every run of a sweep, one after another, and compare them; runs that have ended are kept.
@@ -31,6 +32,7 @@ def ablate(
         score: Suite or request pack: score every kept checkpoint of every run in memory.
         benchmarks: For --score SUITE: folder of data sets in Hugging Face layout; default: the hub.
         include_path: For --score SUITE: folder of task files of your own, which the suite names.
+        until: Tokens at which every run ends, though its schedule may be longer; default: what the sweep says.
         together: Train so many runs of one shape as one program, where they do not fill the device alone.
     """
     if plan:
@@ -38,13 +40,14 @@ def ablate(
         from fineline_jax.ablation.sweep import load_sweep
         from fineline_jax.scoring.job_shard import job_shard
 
-        planned = load_sweep(sweep)
+        planned = load_sweep(sweep, until)
         trials = job_shard(part, os.environ).of(planned.trials())
         print(plan_text(planned, trials, out or Path("ablations") / planned.name, measured(trials)))
         return
     ended = interface.ablate(
-        sweep, out, part=part, score=score, benchmarks=benchmarks, include_path=include_path, together=together
-    )
+        sweep, out, part=part, score=score, benchmarks=benchmarks, include_path=include_path, until=until,
+        together=together,
+    )  # fmt: skip
     from fineline_jax.ablation.compare import differences_text
     from fineline_jax.ablation.summary import arms_text, time_text
 

@@ -163,6 +163,18 @@ def test_the_sweep_of_ones_own_on_the_page_is_a_whole_one_in_under_fifteen_lines
     assert len(trials) == 8 and {trial.tokens for trial in trials} == {819_200}
 
 
+def test_a_horizon_given_beside_the_sweep_is_that_of_every_run():
+    sweep = Sweep("s", BASE, grid({"batch.sequences": (2, 4)}))
+    half = BASE.tokens // 2
+    assert load_sweep(sweep) is sweep
+    assert {trial.until for trial in load_sweep(sweep, half).trials()} == {half}
+    assert {trial.until for trial in load_sweep("batch_warmup_demo", 409_600).trials()} == {409_600}
+    with pytest.raises(UserError, match=r"until .* tokens, but the longest run has .*; give fewer"):
+        load_sweep(sweep, BASE.tokens + 1)
+    with pytest.raises(UserError, match="--until 0: give the tokens"):
+        load_sweep(sweep, 0)
+
+
 def test_a_sweep_is_a_value():
     sweep = Sweep("s", BASE, grid({"batch.sequences": (2, 4)}))
     assert sweep == Sweep("s", BASE, grid({"batch.sequences": (2, 4)}))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fineline_jax.ablation.changes import changed
-from fineline_jax.ablation.sweep import Sweep, Trial
+from fineline_jax.ablation.sweep import Sweep, Trial, rounding
 from fineline_jax.progress import duration, short
 from fineline_jax.recipe import Recipe, fields
 from fineline_jax.text_table import counted, text_table
@@ -119,18 +119,8 @@ def plan_text(sweep: Sweep, trials: Sequence[Trial], out: Path, step_seconds: Ma
             ]
             rows.append([*row, *([] if each.seconds is None else [duration(each.seconds)])])
     return "\n\n".join(
-        [head, text_table(rows, right=range(1, len(rows[0]))), *_rounding(trials), _differing(sweep, trials)]
+        [head, text_table(rows, right=range(1, len(rows[0]))), *rounding(trials), _differing(sweep, trials)]
     )
-
-
-def _rounding(trials: Sequence[Trial]) -> list[str]:
-    """The runs whose tokens are no whole number of steps, in a sentence; nothing where there are none."""
-    rounded = {trial.arm: trial for trial in trials if trial.parent_tokens + trial.tokens != trial.until}
-    if not rounded:
-        return []
-    most = max(rounded.values(), key=lambda one: one.until - one.parent_tokens - one.tokens)
-    left = most.until - most.parent_tokens - most.tokens
-    return [f"{counted(len(rounded), 'arm')} rounded down to whole steps: at most {left:,} tokens less ({most.arm})."]
 
 
 def _differing(sweep: Sweep, trials: Sequence[Trial]) -> str:

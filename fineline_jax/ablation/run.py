@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fineline_jax.ablation.sweep import Sweep, Trial
+from fineline_jax.ablation.sweep import Sweep, Trial, rounding
 from fineline_jax.ablation.together import run_together
 from fineline_jax.atomic_files import unsealed, write_sealed
 from fineline_jax.checkpoints.runs.retention import keep_only
@@ -66,6 +66,8 @@ def run_trials(
     left = [trial for trial in trials if ending(out / "runs" / trial.name, trial) is None]
     if not left:
         return None
+    for sentence in rounding(trials):
+        log.info("%s", sentence)
     programs, scorers, number = Programs(), _Scorers(out, left, score, benchmarks), 0
 
     def run_one(trial: Trial, programs: Programs, beside: int) -> Outcome | None:

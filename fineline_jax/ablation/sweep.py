@@ -11,6 +11,7 @@ from fineline_jax.ablation.changes import changed
 from fineline_jax.catalogue import find_config, made_by
 from fineline_jax.errors import UserError
 from fineline_jax.recipe import Clock, Recipe
+from fineline_jax.text_table import counted
 
 EXPONENTS = {"fixed": 0.0, "square_root": 0.5, "linear": 1.0}
 """Learning-rate rules: the power of the batch ratio by which peak and final rate grow."""
@@ -188,6 +189,16 @@ class Sweep:
                     f"{where}: {least.name} trains {least.tokens:,} tokens and {most.name} {most.tokens:,}; give all"
                     " arms the same tokens, or set equal_tokens=False"
                 )
+
+
+def rounding(trials: Sequence[Trial]) -> list[str]:
+    """The runs whose tokens are no whole number of steps, in a sentence; nothing where there are none."""
+    rounded = {trial.arm: trial for trial in trials if trial.parent_tokens + trial.tokens != trial.until}
+    if not rounded:
+        return []
+    most = max(rounded.values(), key=lambda one: one.until - one.parent_tokens - one.tokens)
+    left = most.until - most.parent_tokens - most.tokens
+    return [f"{counted(len(rounded), 'arm')} rounded down to whole steps: at most {left:,} tokens less ({most.arm})."]
 
 
 def load_sweep(sweep: Sweep | str, until: int | None = None) -> Sweep:

@@ -160,10 +160,14 @@ def test_the_plan_has_the_numbers_of_the_runs_before_they_are_run(sweep, finishe
     assert "small: 4 arms, 8 runs into" in text and "batch.sequences" in text and "warmup" not in text
 
 
-def test_rounding_to_whole_steps_is_said(base, tmp_path):
+def test_rounding_to_whole_steps_is_said_by_the_plan_and_before_the_first_run(base, tmp_path, monkeypatch, caplog):
     sweep = Sweep("s", base, grid({"batch.sequences": (3, 4)}))
-    text = plan_text(sweep, sweep.trials(), tmp_path, None)
-    assert "1 arm rounded down to whole steps: at most 16 tokens less (sequences-3)." in text
+    said = "1 arm rounded down to whole steps: at most 16 tokens less (sequences-3)."
+    assert said in plan_text(sweep, sweep.trials(), tmp_path, None)
+    monkeypatch.setattr(sweep_run, "run_trial", lambda *_: None)
+    with caplog.at_level("INFO"):
+        sweep_run.run_trials(sweep, sweep.trials(), tmp_path, score=None, benchmarks=None)
+    assert caplog.messages[0] == said
 
 
 def test_what_has_ended_is_not_run_again_and_a_changed_arm_is_refused(base, sweep, finished, monkeypatch):

@@ -1,6 +1,7 @@
 """Checkpoints from one layout into the other: released weights into a run, a run's weights into a released layout."""
 
 import contextlib
+import dataclasses
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from fineline_jax.checkpoints.runs.store import CheckpointStore
 from fineline_jax.checkpoints.series import Checkpoint
 from fineline_jax.errors import UserError
 from fineline_jax.models.config import ModelConfig
-from fineline_jax.recipe import Batch, Data, Optimizer, Recipe, Schedule, Source, from_json, to_json
+from fineline_jax.recipe import Batch, Data, Optimizer, Recipe, Schedule, Source, differences, from_json, to_json
 from fineline_jax.tokenizers.files import copy_tokenizer, holds_tokenizer
 from fineline_jax.tokenizers.identity import identity, vocabulary_size
 from fineline_jax.tokenizers.open import open_tokenizer
@@ -141,8 +142,10 @@ def _check_tokenizer(source: Path, rows: int, ours: Path) -> None:
 
 def _claim(run: Path, recipe: Recipe, config: ModelConfig) -> None:
     """Make `run` the run of `recipe`, or make sure that it is one of the same model."""
-    if recipe.model != config:
-        raise UserError(f"the recipe {recipe.name} is of another model than the weights; give the recipe of this model")
+    if other := differences(recipe, dataclasses.replace(recipe, model=config)):
+        raise UserError(
+            f"the recipe {recipe.name} is of another model than the weights; correct {'; '.join(other[:8])}"
+        )
     path = run / "recipe.json"
     if path.is_file():
         if from_json(path).model != config:

@@ -340,7 +340,12 @@ def test_what_does_not_fit_a_run_is_refused_and_the_run_stays_as_it_was(
     wrong: list[tuple[Path, Path, dict[str, Any], str]] = [
         (other, run, {}, "is not the tokenizer of the run"),
         (tmp_path / "small", run, {}, "is a run of another model"),
-        (tmp_path / "small", tmp_path / "new", {"recipe": recipe}, "is of another model than the weights"),
+        (
+            tmp_path / "small",
+            tmp_path / "new",
+            {"recipe": recipe},
+            "is of another model than the weights; correct model.",
+        ),
         (tmp_path / "small", tmp_path / "new", {"tokenizer": released}, "ids, the embedding 64 rows"),
         (released, tmp_path / "folder", {}, "is there and no run"),
         (released, tmp_path / "file", {}, "is a file"),

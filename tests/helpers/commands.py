@@ -48,10 +48,10 @@ def assert_same_run(run: Path, whole: Path, recipe: Recipe) -> None:
     assert states_of(run, recipe) == states_of(whole, recipe)
 
 
-def start(arguments: list[str], **environment: str) -> subprocess.Popen:
+def start(arguments: list[str], cwd: Path | None = None, **environment: str) -> subprocess.Popen:
     variables = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""} | environment
     command = [sys.executable, "-m", "fineline_jax", *arguments]
-    return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, cwd=cwd, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def in_a_process(program: str, *arguments: str) -> subprocess.CompletedProcess:

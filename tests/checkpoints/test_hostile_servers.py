@@ -1,4 +1,5 @@
-"""Servers that send without end: each attack ends in one line, with no more on the disk than was listed."""
+"""Hostile servers, also such that send without end: each answer ends in one line, with no more on the disk than was
+listed."""
 
 import asyncio
 import gzip
@@ -13,10 +14,13 @@ from typing import Any
 import fsspec.asyn
 import pytest
 from remote_examples import serving
+from tally import Tally, tallied
 
-from fineline_jax.checkpoints.remote import download, listing
+from fineline_jax.checkpoints.remote import cache, download, listing
 from fineline_jax.checkpoints.remote.download import FetchError, RemoteFile
 from fineline_jax.checkpoints.remote.listing import list_files, list_names
+from fineline_jax.checkpoints.series import Remote
+from fineline_jax.errors import UserError
 
 Send = Callable[[http.server.BaseHTTPRequestHandler], None]
 
@@ -91,6 +95,26 @@ def test_a_drip_is_broken_off(attack, tmp_path: Path, monkeypatch: pytest.Monkey
         else:
             list_files("hf://org/name")
     assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("line", [b"X: y", b"HTTP/1.1 100 Continue\r\n"])
+def test_headers_that_drip_or_have_no_end_are_left_behind(attack, monkeypatch: pytest.MonkeyPatch, line) -> None:
+    """Each arrives well within the seconds between two pieces of an answer."""
+    monkeypatch.setattr(download, "WINDOW", 0.2)
+    monkeypatch.setattr(download, "TIMEOUT", (0.3, 0.3))
+    monkeypatch.setattr(listing, "LISTING_ATTEMPTS", 2)
+
+    def headers(handler: http.server.BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(b"" if line.startswith(b"HTTP") else b"HTTP/1.1 200 OK\r\n")
+        for _ in range(90):
+            handler.wfile.write(line + b"\r\n")
+            time.sleep(0.03)
+
+    attack(headers)
+    began = time.monotonic()
+    with pytest.raises(FetchError, match=r"no end of the headers in 1 s, 2 times in a row; try again later"):
+        list_files("hf://org/name")
+    assert time.monotonic() - began < 2.5
 
 
 def test_a_listing_that_unpacks_to_too_much_is_refused(attack, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,3 +204,160 @@ def test_a_bucket_that_drips_is_broken_off_and_what_came_stays(tmp_path: Path, m
     assert drip.asked == [(0, 50), (50, 250), (250, 1050), (250, 300), (300, 500), (500, 1300)]
     [partial] = tmp_path.iterdir()
     assert partial.stat().st_size == 500
+
+
+# ---- Many answers, each to every kind of question
+
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+def body(content: bytes, headers: bytes = b"") -> bytes:
+    return OK + headers + b"Content-Length: %d\r\n\r\n" % len(content) + content
+
+
+def json_body(content: Any) -> bytes:
+    return body(json.dumps(content).encode())
+
+
+def model(*files: Any, **more: Any) -> bytes:
+    """A listing of the hub, of config.json and these files."""
+    return json_body({"sha": "c" * 40, "siblings": [{"rfilename": "config.json", "size": 2}, *files]} | more)
+
+
+def file(name: Any = "model.safetensors", **keys: Any) -> dict[str, Any]:
+    return {"rfilename": name, "size": 2} | keys
+
+
+def redirect(to: str) -> bytes:
+    return f"HTTP/1.1 302 Found\r\nLocation: {to}\r\nContent-Length: 0\r\n\r\n".encode("latin-1")
+
+
+ANSWERS: dict[str, bytes] = {
+    "nothing": b"",
+    "no HTTP": b"220 ftp ready\r\n",
+    "zeros": bytes(70_000),
+    "a status of letters": b"HTTP/1.1 abc OK\r\n\r\n",
+    "a status without end": b"HTTP/1.1 200 " + b"x" * 70_000,
+    "a header without end": OK + b"X: " + b"x" * 70_000,
+    "headers without end": OK + b"X: y\r\n" * 2000,
+    "two lengths": OK + b"Content-Length: 2\r\nContent-Length: 9\r\n\r\n{}",
+    "a negative length": OK + b"Content-Length: -1\r\n\r\n{}",
+    "a length of 5000 digits": OK + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n{}",
+    "a length of letters": OK + b"Content-Length: two\r\n\r\n{}",
+    "a length too large": OK + b"Content-Length: 1000\r\n\r\n{}",
+    "a chunk of letters": OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n",
+    "a negative chunk": OK + b"Transfer-Encoding: chunked\r\n\r\n-5\r\n{}\r\n0\r\n\r\n",
+    "a chunk cut short": OK + b"Transfer-Encoding: chunked\r\n\r\nff\r\n{}",
+    "gzip that is none": body(b"{}", b"Content-Encoding: gzip\r\n"),
+    "gzip cut short": body(gzip.compress(b'{"sha": 1}')[:-9], b"Content-Encoding: gzip\r\n"),
+    "brotli": body(b"{}", b"Content-Encoding: br\r\n"),
+    "two encodings": body(b"{}", b"Content-Encoding: gzip, gzip\r\n"),
+    "a redirect to itself": redirect("/again"),
+    "a redirect to a file": redirect("file:///etc/passwd"),
+    "a redirect to ftp": redirect("ftp://127.0.0.1/x"),
+    "a redirect to no address": redirect("http://[::1"),
+    "a redirect to a name with a point": redirect("http://.example:0/"),
+    "a redirect to a large port": redirect("http://127.0.0.1:99999999/"),
+    "a redirect to bytes": redirect("http://127.0.0.1:1/\xff\xfe"),
+    "a redirect to nowhere": b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\n\r\n",
+    "status 500 and a long wait": b"HTTP/1.1 500 No\r\nRetry-After: 0\r\nContent-Length: 0\r\n\r\n",
+    "status 418 with bytes": b"HTTP/1.1 418 \xff\xfe\x1b[2J\r\nContent-Length: 3\r\n\r\n\x1b[2",
+    "status 404 of an unknown code": b"HTTP/1.1 404 No\r\nX-Error-Code: \x1b[31m\r\nContent-Length: 0\r\n\r\n",
+    "status 401 and a message of many lines": b"HTTP/1.1 401 No\r\nX-Error-Message: a\r\n b\r\n\r\n",
+    "status 999": b"HTTP/1.1 999 What\r\nContent-Length: 0\r\n\r\n",
+    "status 206 unasked": b"HTTP/1.1 206 Part\r\nContent-Range: bytes 7-8/9\r\nContent-Length: 2\r\n\r\n{}",
+    "status 204": b"HTTP/1.1 204 None\r\n\r\n",
+    "no JSON": body(b"\xff\xfe{"),
+    "JSON 100,000 deep": body(b"[" * 100_000),
+    "a number of 5000 digits": body(b'{"sha": ' + b"9" * 5000 + b"}"),
+    "null": json_body(None),
+    "a number": json_body(5),
+    "a text": json_body("x"),
+    "a list of numbers": json_body([1, 2]),
+    "lists of lists": json_body([[[]]]),
+    "an empty object": json_body({}),
+    "files that are none": json_body({"sha": "c" * 40, "siblings": 5}),
+    "files that are texts": json_body({"sha": "c" * 40, "siblings": ["config.json"]}),
+    "a commit that is an object": model(sha={"a": 1}),
+    "a commit that leaves": model(file(), sha="../../../etc"),
+    "a name that leaves": model(file("../model.safetensors")),
+    "the name of the folder above": model(file(".."), file()),
+    "no name": model(file(""), file()),
+    "a name of half a character": model(file("\ud800"), file()),
+    "a name of a zero": model(file("a\0b"), file()),
+    "a name of lines": model(file("model.safetensors\nx")),
+    "a name of 5000 characters": model(file("x" * 5000), file()),
+    "a name that is a number": model(file(5), file()),
+    "one name twice": model(file(), file(size=7)),
+    "a size of letters": model(file(size="two")),
+    "a negative size": model(file(size=-5)),
+    "half a byte": model(file(size=0.5)),
+    "a size beyond any disk": model(file(size=10**30)),
+    "a true size": model(file(size=True)),
+    "a large file that is a number": model(file(lfs=5)),
+    "a hash that is a number": model(file(lfs={"sha256": 5, "size": 2})),
+    "a hash that is a list": model(file(blobId=[1])),
+    "a hash that leaves": model(file(lfs={"sha256": "../../../etc/passwd", "size": 2})),
+    "a hash of half a character": model(file(lfs={"sha256": "\ud800", "size": 2})),
+    "names that are objects": json_body([{"id": {}}, {"id": None}]),
+    "a page that leads to a file": body(b"[]", b'Link: <file:///etc/passwd>; rel="next"\r\n'),
+    "a page that leads nowhere": body(b"[]", b'Link: <>; rel="next"\r\n'),
+    "a page that leads to no address": body(b"[]", b'Link: <http://[::1>; rel="next"\r\n'),
+    "a link that is none": body(b"[]", b"Link: ;;;=,<\r\n"),
+    "an index of links that leave": body(
+        b'<a href="../x"><a href="%2e%2e%2fx"><a href="..%00"><a href="config.json">', b"Content-Type: text/html\r\n"
+    ),
+    "an index of half a character": body(b'<a href="%ed%a0%80"><a href="\xff">', b"Content-Type: text/html\r\n"),
+}  # fmt: skip
+
+
+def questions(url: str, folder: Path) -> dict[str, Callable[[], Any]]:
+    """What is asked of a server; each leaves its files in `folder`."""
+    remote = Remote("hf://org/name", folder / "d")
+    return {
+        "a file": lambda: download.download(RemoteFile("f", f"{url}/f", 2, "1", sha256="0" * 64), folder / "d/f"),
+        "a file without a size": lambda: download.download(RemoteFile("f", f"{url}/f", None, "1"), folder / "d/f"),
+        "files": lambda: list_files("hf://org/name"),
+        "files of a server": lambda: list_files(url),
+        "repositories": lambda: list_names("hf://org/x-{name}"),
+        "revisions": lambda: list_names("hf://org/name@{name}"),
+        "folders": lambda: list_names("hf://org/name@main/{name}"),
+        "a checkpoint": lambda: cache.fetch(remote),
+    }
+
+
+@pytest.fixture(scope="module")
+def tally(request: pytest.FixtureRequest) -> Iterator[Tally]:
+    with tallied("hostile answers", request) as counts:
+        yield counts
+
+
+@pytest.mark.parametrize("question", sorted(questions("", Path())))
+def test_every_answer_is_read_or_refused_in_one_line(question, attack, tmp_path: Path, monkeypatch, tally) -> None:
+    monkeypatch.setattr(download, "ATTEMPTS", 1)
+    monkeypatch.setattr(listing, "LISTING_ATTEMPTS", 1)
+    monkeypatch.setattr(listing, "MOST_PAGES", 5)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    wrong = []
+    for number, (name, answer) in enumerate(ANSWERS.items()):
+        folder = tmp_path / str(number)
+        url = attack(
+            lambda handler, answer=answer: (handler.wfile.write(answer), setattr(handler, "close_connection", True))
+        )
+        cache._listed.cache_clear()
+        began, ended = time.monotonic(), "read"
+        try:
+            with tally.one():
+                try:
+                    questions(url, folder)[question]()
+                except UserError as error:
+                    ended = str(error)
+                    assert ended.isprintable() and len(ended) < 2000, f"said as {ended[:300]!r}"
+                assert time.monotonic() - began < 10, "takes long"
+                files = [path for path in tmp_path.rglob("*") if not path.is_dir()]
+                places = (folder / "d", Remote("hf://org/name", folder / "d").folder)
+                assert not [path for path in files if path.is_relative_to(folder) and path.parent not in places], files
+                assert sum(path.stat().st_size for path in files if path.is_relative_to(folder)) < 200_000, files
+        except Exception as error:
+            wrong.append(f"{question}, {name}: {type(error).__name__}: {error}"[:300])
+    assert not wrong, "\n".join(wrong)

@@ -9,6 +9,7 @@ import errno
 import hashlib
 import logging
 import os
+import queue
 import re
 import shutil
 import threading
@@ -258,10 +259,10 @@ def _answer(
     url: str, headers: Mapping[str, str], method: str, past_end_is_wrong: bool = False
 ) -> Iterator[requests.Response]:
     try:
-        answer = requests.request(method, url, headers=headers, stream=True, timeout=TIMEOUT, allow_redirects=True)
+        answer = _begun(url, headers, method)
     except (requests.ConnectionError, requests.Timeout) as error:
         raise TransientError(_short(error)) from error
-    except requests.RequestException as error:
+    except (requests.RequestException, ValueError) as error:  # ValueError: a redirect to what is no address
         raise FetchError(f"{url}: {_short(error)}") from error
     with answer:
         status = answer.status_code
@@ -274,6 +275,26 @@ def _answer(
             kind = NotThereError if status in (403, 404, 405, 410) else FetchError
             raise kind(f"{url}: {_refusal(answer)}")
         yield answer
+
+
+def _begun(url: str, headers: Mapping[str, str], method: str) -> requests.Response:
+    """An answer up to its content; who sends its headers without end, or drop by drop, is left behind."""
+    came: queue.SimpleQueue[requests.Response | Exception] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            came.put(requests.request(method, url, headers=headers, stream=True, timeout=TIMEOUT, allow_redirects=True))
+        except Exception as error:
+            came.put(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        answer = came.get(timeout=sum(TIMEOUT) + WINDOW)
+    except queue.Empty:
+        raise TransientError(f"no end of the headers in {sum(TIMEOUT) + WINDOW:.0f} s") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def _blocks(answer: requests.Response) -> Iterator[bytes]:

@@ -117,6 +117,8 @@ def _hub_files(address: HubAddress) -> list[RemoteFile]:
             lfs = entry.get("lfs") or {}
             size = lfs.get("size", entry.get("size"))
             blob = entry.get("blobId") or ""
+            if not re.fullmatch("[0-9a-f]*", (lfs.get("sha256") or "") + blob):  # they are looked up by name
+                raise ValueError(f"a hash of {name}")
             files.append(
                 RemoteFile(
                     name,
@@ -165,7 +167,7 @@ def _hub_answer(where: str) -> Iterator[None]:
     """What is raised where an answer has another form than the hub's, as FetchError."""
     try:
         yield
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise FetchError(f"{endpoint()}/{where}: not an answer of the hub ({error!r})") from error
 
 
@@ -189,7 +191,7 @@ def _hub_pages(where: str) -> list[Mapping[str, Any]]:
 def _json(answer: requests.Response) -> Any:
     try:
         return json.loads(answer.content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FetchError(f"{answer.url}: not valid JSON ({error}); check the address") from error
 
 

@@ -43,6 +43,7 @@ LLAMA = {
     "rotary_fraction": 1.0, "mlp": "swiglu", "experts": 0, "experts_per_token": 0, "normalise_experts": False,
     "shared_expert_width": 0, "head": "linear", "mixer": "attention", "state_size": 0, "conv_width": 0, "step_rank": 0,
     "norm_offset": 0.0, "post_norms": False, "shared_norm": False, "embed_norm": False, "positions": "rotary",
+    "rounded_alibi": False, "state_norm_eps": 0.0,
     "position_offset": 0, "rotary_interleaved": False, "window": 0, "full_layers": (), "window_rope_theta": 0.0,
     "unrotated_layers": (), "qk_norm_after_rotary": False, "output_bias": False, "attention_scale": 0.0,
     "scale_by_layer": False, "attention_softcap": 0.0, "logit_softcap": 0.0, "embed_scale": 1.0, "residual_scale": 1.0,

@@ -55,12 +55,19 @@ class Scores(NamedTuple):
     """A score falls by this for every token between query and key (ALiBi)."""
     softcap: float = 0.0
     """Scores x become this * tanh(x / this) before all else; 0: not."""
+    rounded: float = 0.0
+    """Where it is not 0, a score rises instead by this times slope times the key's position, these two and their
+    product rounded to bfloat16 (Falcon)."""
 
-    def of(self, scores: jax.Array, distance: jax.Array | np.ndarray, slopes: jax.Array | None) -> jax.Array:
-        """The changed scores; distance: from key to query; slopes: shaped as the scores want them."""
+    def of(self, scores: jax.Array, query: Any, key: Any, slopes: jax.Array | None) -> jax.Array:
+        """The changed scores; query, key: positions; these and slopes: shaped as the scores want them."""
         scores = self.softcap * jnp.tanh(scores / self.softcap) if self.softcap else scores
-        scores = scores if slopes is None else scores - slopes * distance
-        return scores if self.window is None else jnp.where(distance < self.window, scores, -jnp.inf)
+        if slopes is not None and self.rounded:
+            bfloat16 = functools.partial(jax.lax.reduce_precision, exponent_bits=8, mantissa_bits=7)
+            scores += self.rounded * bfloat16(bfloat16(slopes) * bfloat16(jnp.asarray(key, jnp.float32)))
+        elif slopes is not None:
+            scores -= slopes * (query - key)
+        return scores if self.window is None else jnp.where(query - key < self.window, scores, -jnp.inf)
 
 
 def alibi_slopes(heads: int) -> np.ndarray:
@@ -120,7 +127,7 @@ def on_each_device(local: Callable[..., Queries], changed: Callable[..., Queries
     def attend(query: jax.Array, key: jax.Array, value: jax.Array, scores: Scores | None = None) -> jax.Array:
         if scores is None:
             return on_devices(local, in_specs=specs)(query, key, value, *of_tokens)
-        run = lambda *arrays: changed(*arrays[:-2], Scores(*arrays[-2:], softcap=scores.softcap))
+        run = lambda *arrays: changed(*arrays[:-2], scores._replace(window=arrays[-2], slopes=arrays[-1]))
         mapped = on_devices(run, in_specs=(*specs, jax.P(), jax.P("tensor")))
         return mapped(query, key, value, *of_tokens, scores.window, scores.slopes)
 
@@ -138,8 +145,10 @@ def changed(query: Queries, key: Keys, value: Keys, documents: Documents | None,
         @functools.partial(jax.checkpoint, prevent_cse=False)
         def context(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
             made = jnp.einsum("bqhgd,bkhd->bhgqk", queries, keys, preferred_element_type=jnp.float32)
-            distance = np.arange(start, stop)[:, None] - np.arange(stop)[None, :]
-            made = scores.of(made, distance, by_head) + _bias(start, stop, 0, documents)[..., None, :, :]
+            made = (
+                scores.of(made, np.arange(start, stop)[:, None], np.arange(stop)[None, :], by_head)
+                + _bias(start, stop, 0, documents)[..., None, :, :]
+            )
             weights = jax.nn.softmax(made, axis=-1).astype(values.dtype)
             return jnp.einsum("bhgqk,bkhd->bqhgd", weights, values)
 

@@ -27,7 +27,7 @@ NOT_NEGATIVE = (
 ATTENTION_ONLY = (
     *("heads", "kv_heads", "head_dim", "norm_after", "parallel_residual", "attention_bias", "qkv_bias", "mlp_bias"),
     *("qk_norm", "clip_qkv", "window", "unrotated_layers", "post_norms", "kv_lora_rank", "embed_norm", "head_bias"),
-    *("attention_softcap", "attention_scale", "norm_offset"),
+    *("attention_softcap", "attention_scale", "norm_offset", "rounded_alibi"),
 )
 
 
@@ -120,6 +120,8 @@ class ModelConfig:
     """A norm acts on the embedding (BLOOM)."""
     positions: Literal["rotary", "learned", "alibi", "none"] = "rotary"
     """learned: a table that is added to the embedding (GPT-2). alibi: scores fall with the distance (2108.12409)."""
+    rounded_alibi: bool = False
+    """With positions='alibi': Falcon's, rounded to bfloat16 (`attention.Scores.rounded`)."""
     position_offset: int = 0
     """positions='learned': the row of the first position (2: OPT)."""
     rope_scaling: RopeScaling = RopeScaling()
@@ -199,6 +201,9 @@ class ModelConfig:
     """mixer='mamba': tokens seen by the causal convolution."""
     step_rank: int = 0
     """mixer='mamba' without state_heads: rank of the projection to step sizes."""
+    state_norm_eps: float = 0.0
+    """mixer='mamba' without state_heads: steps, and what writes into and reads the states, are divided by their root
+    mean square, to whose square this is added; 0: not (Falcon-Mamba)."""
     state_heads: int = 0
     """mixer='mamba': heads, each of inner features next to each other with one decay rate and step; 0: every feature
     has its own."""
@@ -241,6 +246,8 @@ class ModelConfig:
         self._require(0 < share <= 1, "rotary_fraction", "must be above 0 and at most 1")
         even = self.positions != "rotary" or self.rotary_dim % 2 == 0 < self.rotary_dim
         self._require(even, "head_dim", f"* model.rotary_fraction={share} must be even for rotary positions")
+        known = self.positions == "alibi" or not self.rounded_alibi
+        self._require(known, "rounded_alibi", "says how positions='alibi' work; set model.positions as well")
         if self.parallel_residual and self.norm_after:
             raise UserError("model.parallel_residual and model.norm_after exclude each other; choose one")
         if self.post_norms and (self.norm_after or self.parallel_residual):
@@ -289,7 +296,8 @@ class ModelConfig:
     def _check_mamba(self) -> None:
         self._positive("state_size", "conv_width", "state_groups" if self.state_heads else "step_rank")
         if self.state_heads:
-            self._require(not self.step_rank, "step_rank", "means nothing with model.state_heads; leave it 0")
+            for name in ("step_rank", "state_norm_eps"):
+                self._require(not getattr(self, name), name, "means nothing with model.state_heads; leave it 0")
             whole = self.mlp_width % self.state_heads == 0 == self.state_heads % self.state_groups
             must = f"must divide model.mlp_width={self.mlp_width} and be a multiple of state_groups={self.state_groups}"
             self._require(whole, "state_heads", must)

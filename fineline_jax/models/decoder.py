@@ -242,7 +242,8 @@ class Decoder(nnx.Module):
             if kind.table is not None:
                 here = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, kind.table, keepdims=False), rotary)
             if not config.plain_scores:
-                scores = Scores(kind.window, slopes, config.attention_softcap)
+                rounded = config.head_dim**-0.5 if config.rounded_alibi else 0.0
+                scores = Scores(kind.window, slopes, config.attention_softcap, rounded)
                 attend_here = functools.partial(attend, scores=scores)
             if kind.scale is not None:
                 inner, scale = attend_here, kind.scale.astype(dtype)

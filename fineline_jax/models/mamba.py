@@ -8,11 +8,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
 from fineline_jax.models.cpu_kernels import linear
-from fineline_jax.models.layers import Stream, Weights
+from fineline_jax.models.layers import Stream, Weights, rms_norm
 from fineline_jax.models.sharding import HIDDEN, STREAM, spec
 
 CHUNK = 64
@@ -52,6 +53,8 @@ class Mamba(nnx.Module):
         projected = linear("bsf,fr->bsr", STREAM, x, self.x_proj[...])
         rank, states = self.config.step_rank, self.config.state_size
         dt, b, c = jnp.split(projected, [rank, rank + states], axis=-1)
+        if eps := self.config.state_norm_eps:
+            dt, b, c = (rms_norm(y, np.ones(()), eps) for y in (dt, b, c))
         dt = linear("bsr,rf->bsf", HIDDEN, dt, self.dt_proj[...]) + self.dt_proj_bias[...].astype(dtype)
         a = _rates(self.A_log)
         scanned = selective_scan(x, jax.nn.softplus(dt), a, b, c)

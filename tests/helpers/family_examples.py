@@ -107,6 +107,27 @@ def _first_olmo(tensors: Tensors, config: dict[str, Any]) -> tuple[Tensors, dict
     }
 
 
+def _bailing(tensors: Tensors, config: dict[str, Any]) -> tuple[Tensors, dict[str, Any]]:
+    """GLM-4.5 under the names and keys of BailingMoeV2ForCausalLM (Ling-mini-2.0's modeling_bailing_moe_v2.py)."""
+    torch = pytest.importorskip("torch", reason="pip install -e '.[test]'")
+    names = {
+        "embed_tokens": "word_embeddings", "e_score_correction_bias": "expert_bias", "self_attn.o_proj":
+        "attention.dense", "self_attn.q_norm": "attention.query_layernorm", "self_attn.k_norm":
+        "attention.key_layernorm",
+    }  # fmt: skip
+    for layer in range(config["num_hidden_layers"]):
+        parts = [tensors.pop(f"model.layers.{layer}.self_attn.{name}_proj.weight") for name in "qkv"]
+        tensors[f"model.layers.{layer}.attention.query_key_value.weight"] = torch.cat(parts)
+    for old, new in names.items():
+        tensors = {name.replace(old, new): tensor for name, tensor in tensors.items()}
+    older = {"n_routed_experts": "num_experts", "n_shared_experts": "num_shared_experts"}
+    raw = {older.get(key, key): value for key, value in _older(config).items() if key != "attention_bias"}
+    for key in ("use_bias", "use_qkv_bias", "norm_head", "use_sliding_window"):
+        raw[key] = False
+    raw |= {"score_function": "sigmoid", "moe_router_enable_expert_bias": True, "partial_rotary_factor": 0.5}
+    return tensors, raw | {"architectures": ["BailingMoeV2ForCausalLM"], "model_type": "bailing_moe"}
+
+
 def _older(config: dict[str, Any]) -> dict[str, Any]:
     """config.json as transformers 4 wrote it."""
     theta = config.pop("rope_parameters")["rope_theta"]
@@ -149,6 +170,13 @@ EXAMPLES = {
     "mixtral": Example("Mixtral", {"num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}),
     "qwen2_moe": Example("Qwen2Moe", QWEN_MOE | {"shared_expert_intermediate_size": 24}),
     "qwen3_moe": Example("Qwen3Moe", QWEN_MOE | {"head_dim": 12, "norm_topk_prob": True}),
+    "bailing_moe_v2": Example(
+        "Glm4Moe",
+        {"num_key_value_heads": 2, "head_dim": 8, "num_hidden_layers": 3, "moe_intermediate_size": 16, "n_group": 4}
+        | {"n_routed_experts": 8, "num_experts_per_tok": 3, "topk_group": 2, "routed_scaling_factor": 2.5}
+        | {"use_qk_norm": True, "rope_parameters": {"rope_theta": 50.0, "partial_rotary_factor": 0.5}},
+        _bailing,
+    ),
     "mamba": Example("Mamba", {"state_size": 4, "time_step_rank": 3, "conv_kernel": 3, "layer_norm_epsilon": 0.03}),
     "mamba2": Example(
         "Mamba2",

@@ -46,6 +46,11 @@ LATENT = {
     "num_experts_per_tok": 3, "initializer_range": 0.2,
 }  # fmt: skip
 FOUR_EXPERTS = {"num_experts": 4, **MOE}
+OF_V3 = GROUPED | {
+    "num_hidden_layers": 3, "first_k_dense_replace": 1, "n_routed_experts": 8, "moe_intermediate_size": 16,
+    "n_shared_experts": 2, "routed_scaling_factor": 1.7, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 3,
+    "initializer_range": 0.2,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,9 +94,33 @@ TYPES = {
             "rope_parameters": {"rope_theta": 50.0},
         },
     ),
+    "dots1": Example(
+        "Dots1",
+        OF_V3
+        | {
+            "first_k_dense_replace": 2,
+            "n_group": 1,
+            "topk_group": 1,
+            "sliding_window": 5,
+            "max_window_layers": 1,
+            "norm_topk_prob": True,
+        },
+    ),
+    "dots1 grouped": Example("Dots1", OF_V3 | {"sliding_window": None}),
     "ernie4_5": Example("Ernie4_5", GROUPED | {"use_bias": True}),
     "exaone4": Example("Exaone4", {"num_key_value_heads": 2, "num_hidden_layers": 4, "sliding_window": 5}),
+    "exaone_moe": Example(
+        "ExaoneMoe",
+        {key: value for key, value in OF_V3.items() if not key.startswith(("n_", "topk"))}
+        | {"num_experts": 8, "num_shared_experts": 2, "num_hidden_layers": 5, "sliding_window": 5},
+    ),
     "falcon": Example("Falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon with ALiBi": Example(
+        "Falcon",
+        {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True, "num_attention_heads": 6}
+        | {"hidden_size": 48},
+    ),
+    "falcon with ALiBi, parallel": Example("Falcon", {"alibi": True, "multi_query": False}),
     "falcon of one key head": Example("Falcon", {"ffn_hidden_size": 40}),
     "flex_olmo": Example("FlexOlmo", GROUPED | FOUR_EXPERTS | {"pad_token_id": 0}),
     "gemma": Example("Gemma", GROUPED),
@@ -119,6 +148,8 @@ TYPES = {
     ),
     "glm": Example("Glm", GROUPED),
     "glm4": Example("Glm4", GROUPED),
+    "glm4_moe": Example("Glm4Moe", OF_V3 | {"use_qk_norm": True}),
+    "glm4_moe biased": Example("Glm4Moe", OF_V3 | {"attention_bias": True, "first_k_dense_replace": 0}),
     "gpt-sw3": Example("GPT2", GPT, shaped=False),
     "gpt2": Example("GPT2", GPT | {"scale_attn_by_inverse_layer_idx": True}, shaped=False),
     "gpt_bigcode": Example("GPTBigCode", GPT, shaped=False),
@@ -150,6 +181,7 @@ TYPES = {
     "hyperclovax": Example("HyperCLOVAX", GROUPED | {"attention_multiplier": 0.3, "residual_multiplier": 0.5}),
     "internlm3": Example("Llama", GROUPED | {"rope_parameters": YARN}),
     "jais2": Example("Jais2", GROUPED),
+    "minimax_m2": Example("MiniMaxM2", GROUPED | MOE | {"num_local_experts": 4, "partial_rotary_factor": 0.5}),
     "ministral": Example("Ministral", GROUPED | {"sliding_window": 5}),
     "mistral": Example("Mistral", GROUPED | {"sliding_window": 5}),
     "mpt": Example(
@@ -182,6 +214,7 @@ TYPES = {
     "phi3": Example("Phi3", {"num_key_value_heads": 2, "sliding_window": 5}),
     "seed_oss": Example("SeedOss", GROUPED),
     "smollm3": Example("SmolLM3", NEXT),
+    "solar_open": Example("SolarOpen", OF_V3 | {"n_group": 1, "topk_group": 1}),
     "stablelm": Example("StableLm", {"num_key_value_heads": 2, "use_qkv_bias": True, "use_parallel_residual": True}),
     "starcoder2": Example("Starcoder2", {"num_key_value_heads": 2, "sliding_window": 5}),
     "vaultgemma": Example("VaultGemma", GROUPED | {"sliding_window": 5}),
@@ -193,6 +226,7 @@ TYPES |= {
 }
 SMALL = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
 TYPES["mamba"] = Example("Mamba", SMALL, False)
+TYPES["falcon_mamba"] = Example("FalconMamba", SMALL | {"mixer_rms_eps": 0.02}, False)
 TYPES["mamba2"] = Example("Mamba2", SMALL | {"num_heads": 8, "head_dim": 8, "n_groups": 2}, False)
 TYPES["mamba2 one group"] = Example("Mamba2", SMALL | {"num_heads": 4, "head_dim": 16, "n_groups": 1}, False)
 """By the model_type of docs/families.md."""

@@ -70,7 +70,9 @@ def test_rows_and_trees_change_scores_as_the_formula_and_rows_have_its_gradient(
     def plain(query, key, value):  # one block, nothing made again
         change, by_head = Scores(scores[0], None, softcap), None if slopes is None else scores[1][:, None, None]
         products = jnp.einsum("bqhd,bkhd->bhqk", query, jnp.repeat(key, 2, axis=2)) / 2
-        changed = jnp.where(gap >= 0, change.of(products, gap, by_head), -jnp.inf)
+        changed = jnp.where(
+            gap >= 0, change.of(products, np.arange(length)[:, None], np.arange(length)[None], by_head), -jnp.inf
+        )
         return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(changed), jnp.repeat(value, 2, axis=2))
 
     slope = jnp.asarray(np.random.default_rng(1).normal(size=query.shape), jnp.float32)

@@ -18,11 +18,13 @@ from fineline_jax.models.families.hf_config import HfConfig
 FAMILIES = (
     llama.LLAMA, llama.MISTRAL, llama.QWEN2, llama.QWEN3, gpt.GPT_NEOX, olmo.OLMO, olmo.OLMO2, olmo.OLMO3,
     mixtures.OLMOE, mixtures.FLEX_OLMO, mixtures.MIXTRAL, mixtures.QWEN2_MOE, mixtures.QWEN3_MOE, mixtures.GRANITE_MOE,
-    deepseek.DEEPSEEK_V2, deepseek.DEEPSEEK_V3, mamba.MAMBA, mamba.MAMBA2, gpt.GPT2, gpt.OPT, gpt.BLOOM, gpt.MPT,
-    gpt.FALCON, gpt.FALCON_NEW, gpt.GPT_J, gpt.CODEGEN, gpt.GPT_NEO,
+    deepseek.DEEPSEEK_V2, deepseek.DEEPSEEK_V3, deepseek.GLM4_MOE, deepseek.SOLAR_OPEN, deepseek.DOTS1,
+    deepseek.EXAONE_MOE, deepseek.MINIMAX_M2, mamba.MAMBA, mamba.MAMBA2, mamba.FALCON_MAMBA, gpt.GPT2,
+    gpt.OPT, gpt.BLOOM, gpt.MPT, gpt.FALCON, gpt.FALCON_NEW, gpt.FALCON_RW, gpt.GPT_J, gpt.CODEGEN, gpt.GPT_NEO,
     gpt.GPT_BIGCODE, gpt.BIOGPT, gpt.PHI, llama.PHI3, gpt.STARCODER2, llama.STABLELM, llama.MINISTRAL, llama.SMOLLM3,
     llama.SEED_OSS, llama.CWM, llama.ARCEE, llama.NEMOTRON, llama.JAIS2, llama.APERTUS, *scaled.SCALED,
     llama.BAICHUAN2, llama.BAICHUAN, llama.YI, olmo.OLMO_FIRST,
+    deepseek.BAILING_MOE_V2,
 )  # fmt: skip
 """In the order in which `of_config` tries them: those that transformers opens without foreign code first."""
 

@@ -293,7 +293,7 @@ MPT = BLOOM.like(
     ),
 )
 
-# The first layout, of the 7B: one key head, one norm. Models with ALiBi, rounded to bfloat16, are refused.
+# The first layout, of the 7B: one key head, one norm.
 FALCON = _GPT.like(
     "falcon",
     "FalconForCausalLM",
@@ -329,6 +329,24 @@ FALCON_NEW = FALCON.like(
     weights=(
         *lines(_BLOCK, _FALCON + " attention_norm=ln_attn mlp_norm=ln_mlp"),
         *fused(_BLOCK + "self_attention.query_key_value", GROUPED, "(heads group)"),
+    ),
+)
+
+# The RefinedWeb models: ALiBi and a key head for every query head.
+FALCON_RW = FALCON.like(
+    "falcon_rw",
+    "FalconForCausalLM",
+    model_type="falcon",
+    keys=dict.fromkeys(("parallel_residual", "shared_norm"), ("parallel_attn", True)),
+    fixed={"positions": "alibi", "rounded_alibi": True}
+    | dict.fromkeys(("parallel_residual", "shared_norm", "kv_heads")),
+    only={"alibi": (True,), "multi_query": (False,), "parallel_attn": None},
+    rope=None,
+    read_more=lambda raw, fields: raw.only("multi_query", False, default=True) or four_wide(raw, fields),
+    write_more=lambda config: {"num_kv_heads": config.heads},
+    weights=(
+        *lines(_BLOCK, _FALCON + _BLOOM),
+        *fused(_BLOCK + "self_attention.query_key_value", BY_HEAD),
     ),
 )
 

@@ -1,4 +1,4 @@
-"""Mamba and Mamba-2, as transformers names them (state-spaces/mamba-130m-hf and its sisters)."""
+"""Mamba, Falcon-Mamba and Mamba-2, as transformers names them (state-spaces/mamba-130m-hf and its sisters)."""
 
 import dataclasses
 import math
@@ -66,6 +66,8 @@ MAMBA = Family(
         Weight(_MIXER + "out_proj.weight", "layers.out_proj", "width inner -> inner width"),
     ),
 )
+
+FALCON_MAMBA = MAMBA.like("falcon_mamba", "FalconMambaForCausalLM", keys={"state_norm_eps": ("mixer_rms_eps", 1e-6)})
 
 _PARTS = {
     "z": "(inner@0-{i}/{all})",

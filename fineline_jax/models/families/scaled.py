@@ -105,21 +105,21 @@ def unrotated_where_full(windows: Windows, without_window: bool) -> Any:
     return read
 
 
-_EVERY_4TH = _one_full_in(4)
+EVERY_4TH = _one_full_in(4)
 COHERE2 = COHERE.like(
     "cohere2",
     "Cohere2ForCausalLM",
     only={"use_qk_norm": None},
-    windows=_EVERY_4TH,
-    read_more=unrotated_where_full(_EVERY_4TH, True),
+    windows=EVERY_4TH,
+    read_more=unrotated_where_full(EVERY_4TH, True),
 )
 EXAONE4 = llama.LLAMA.like(
     "exaone4",
     "Exaone4ForCausalLM",
     keys={"kv_heads": ("num_key_value_heads", 32), "norm_eps": ("rms_norm_eps", 1e-5)} | llama.NO_BIASES,
     fixed={"norm_after": True} | llama.PER_HEAD,
-    windows=_EVERY_4TH,
-    read_more=unrotated_where_full(_EVERY_4TH, False),
+    windows=EVERY_4TH,
+    read_more=unrotated_where_full(EVERY_4TH, False),
     weights=(
         *llama.OUTER,
         *lines(_LAYER, "attention_norm=post_attention_layernorm mlp_norm=post_feedforward_layernorm"),

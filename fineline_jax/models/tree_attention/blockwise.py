@@ -42,7 +42,7 @@ def reference(
     scores = jnp.einsum("bqhd,bkhd->bhqk", query * query.shape[3] ** -0.5, key, preferred_element_type=jnp.float32)
     if depth is not None:
         slopes = None if change.slopes is None else change.slopes[:, None, None]
-        scores = change.of(scores, (depth[:, :, None] - depth[:, None, :])[:, None], slopes)
+        scores = change.of(scores, depth[:, None, :, None], depth[:, None, None, :], slopes)
     weights = jax.nn.softmax(jnp.where(visible(end)[:, None], scores, -jnp.inf), axis=-1)
     return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
 
@@ -103,7 +103,7 @@ def blockwise(
             if depths is not None:
                 take = functools.partial(jax.lax.dynamic_slice_in_dim, depths)
                 own = jnp.tile(take(index * query_block, query_block), group)
-                scores = change.of(scores, own[:, None] - take(at * key_block, key_block)[None], slopes)
+                scores = change.of(scores, own[:, None], take(at * key_block, key_block)[None], slopes)
             scores = jnp.where(seen, scores, -jnp.inf)
             # Finite from the start: a query may see nothing of a block.
             new = jnp.maximum(largest, jnp.max(scores, axis=-1))

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from commands import MINI_RECIPE, lines_of, start
 from data_examples import amber, jsonl
-from scoring_examples import write_benchmarks, write_tokenizer
+from scoring_examples import write_benchmarks, write_own_task, write_tokenizer
 from series_examples import make_series
+from tally import Tally, tallied
 
 from fineline_jax import prepare_pack
 from fineline_jax.checkpoints.open import open_series
@@ -44,9 +45,16 @@ def inputs(tmp_path_factory) -> Path:
     lines = amber(folder / "lines.jsonl", windows)
     prepare_amber([lines], folder / "data", vocab_size=512, sequence_length=8, tokenizer=tokenizer)
     jsonl(folder / "text.jsonl", ["the cat runs under the house"] * 30)
+    write_own_task(folder)
     (folder / "table.csv").write_text("series,tokens,task,metric,value\na,1,piqa,acc,0.5\na,2,piqa,acc,0.6\n")
     assert main(["score", f"{folder}/series", "--pack", f"{folder}/pack", "--out", f"{folder}/scores"]) == 0
     return folder
+
+
+@pytest.fixture(scope="module")
+def tally(request: pytest.FixtureRequest) -> Iterator[Tally]:
+    with tallied("pairs of writers", request) as counts:
+        yield counts
 
 
 @pytest.fixture
@@ -133,31 +141,33 @@ EACH = [pytest.param(command, marks=[] if command in QUICK else pytest.mark.slow
 
 
 @pytest.mark.parametrize("command", EACH)
-def test_of_two_commands_that_write_one_folder_the_second_is_refused(command, here, capsys):
+def test_of_two_commands_that_write_one_folder_the_second_is_refused(command, here, capsys, tally):
     lock, folder, complete, again = WRITERS[command]
     before = {path.name for path in here.iterdir()}
-    with stopped(command, here / lock) as first:
-        assert_refused(command, first, folder, capsys)
-    assert complete(here / "x")
-    assert main(command.split()) == again
-    assert complete(here / "x")
-    assert {path.name for path in here.iterdir()} == before | {"x"}
+    with tally.one():
+        with stopped(command, here / lock) as first:
+            assert_refused(command, first, folder, capsys)
+        assert complete(here / "x")
+        assert main(command.split()) == again
+        assert complete(here / "x")
+        assert {path.name for path in here.iterdir()} == before | {"x"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["data prepare world --out x", "demo --out x"])
-def test_of_two_demos_the_second_is_refused(command, here, capsys):
+def test_of_two_demos_the_second_is_refused(command, here, capsys, tally):
     process = start(command.split())
     while not (here / ".x.lock").is_file() or not (here / ".x.lock").stat().st_size:
         assert process.poll() is None, process.communicate()
         time.sleep(0.002)
-    assert_refused(command, process.pid, "x", capsys)
+    with tally.one():
+        assert_refused(command, process.pid, "x", capsys)
     process.kill()
     process.communicate()
 
 
-def test_parts_score_at_once_into_one_folder(here, capsys):
-    with stopped(f"{SCORE} --part 1/2", here / "x/.series.0-of-2.lock") as first:
+def test_parts_score_at_once_into_one_folder(here, capsys, tally):
+    with tally.one(), stopped(f"{SCORE} --part 1/2", here / "x/.series.0-of-2.lock") as first:
         assert main(f"{SCORE} --part 2/2".split()) == 0
         assert [path.name for path in (here / "x/series").iterdir()] == ["step2.parquet"]
         assert_refused(f"{SCORE} --part 1/2", first, "x/series", capsys)
@@ -165,9 +175,9 @@ def test_parts_score_at_once_into_one_folder(here, capsys):
     assert scored(here / "x")
 
 
-def test_a_run_that_trains_and_scores_is_read_meanwhile(here, capsys):
+def test_a_run_that_trains_and_scores_is_read_meanwhile(here, capsys, tally):
     score = "score x --pack pack --out"
-    with stopped("pretrain mini.py --run x --score pack", here / "x/checkpoints/0/complete.json") as first:
+    with tally.one(), stopped("pretrain mini.py --run x --score pack", here / "x/checkpoints/0/complete.json") as first:
         assert_refused("pretrain mini.py --run x", first, "x", capsys)
         assert_refused(f"{score} x/scores", first, "x/scores/x", capsys)
         assert main(f"{score} other --watch --watch-timeout 0".split()) == 0
@@ -180,12 +190,28 @@ def test_a_run_that_trains_and_scores_is_read_meanwhile(here, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", WRITERS)
-def test_two_commands_started_at_once_leave_what_one_leaves(command, here):
+def test_two_commands_started_at_once_leave_what_one_leaves(command, here, tally):
     _, _, complete, _ = WRITERS[command]
     before = {path.name for path in here.iterdir()}
-    both = [start(command.split()) for _ in range(2)]
-    said = [process.communicate(timeout=300) for process in both]
-    statuses = sorted(process.returncode for process in both)
-    assert statuses in ([0, 0], [0, 2]), said  # 0, 0: the second began when the first had ended
-    assert complete(here / "x")
-    assert {path.name for path in here.iterdir()} == before | {"x"}
+    with tally.one():
+        both = [start(command.split()) for _ in range(2)]
+        said = [process.communicate(timeout=300) for process in both]
+        statuses = sorted(process.returncode for process in both)
+        assert statuses in ([0, 0], [0, 2]), said  # 0, 0: the second began when the first had ended
+        assert complete(here / "x")
+        assert {path.name for path in here.iterdir()} == before | {"x"}
+
+
+@pytest.mark.slow
+def test_two_lm_evals_at_once_leave_the_files_of_both(here, tmp_path_factory, tally):
+    """lm-eval's files have the microsecond of their run in their names: no lock is needed, none replaces another."""
+    command = "lm-eval --model fineline --model_args pretrained=series/step1,dtype=float32 --tasks tiny --include_path"
+    own = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path_factory.mktemp("datasets"))}
+    with tally.one():
+        both = [start(f"{command} tasks --output_path x --log_samples".split(), **own) for _ in range(2)]
+        said = [process.communicate(timeout=300) for process in both]
+        assert [process.returncode for process in both] == [0, 0], said
+        results = [json.loads(file.read_text())["results"]["tiny"] for file in (here / "x").rglob("results_*.json")]
+        samples = [file.read_text().splitlines() for file in (here / "x").rglob("samples_tiny_*.jsonl")]
+        assert len(results) == 2 and results[0] == results[1] and "acc,none" in results[0]
+        assert [[json.loads(line)["doc_id"] for line in lines] for lines in samples] == [[0, 1, 2, 3]] * 2

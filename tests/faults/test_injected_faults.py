@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from commands import MINI_RECIPE
 from data_examples import amber, jsonl
-from scoring_examples import write_benchmarks, write_tokenizer
+from scoring_examples import write_benchmarks, write_own_task, write_tokenizer
 from series_examples import make_series
 
 from fineline_jax import prepare_pack
@@ -60,17 +60,6 @@ REPLACES = ("tasks prepare", "analyze", "export-scores")
 """Commands that run again over a result; it is there when the fault comes."""
 LONG = {"data prepare world": 8, "ablate": 8, "demo": 3}
 """Places of the commands that take long, where no number is asked for."""
-TASK = """
-task: tiny
-dataset_path: json
-dataset_kwargs: {data_files: {test: tiny.jsonl}}
-output_type: multiple_choice
-test_split: test
-doc_to_text: "{{question}}"
-doc_to_choice: "{{choices}}"
-doc_to_target: gold
-metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
-"""
 SWEEP = """
 import importlib.util
 from fineline_jax.ablation import Sweep, grid
@@ -134,10 +123,7 @@ def make_scores(ask: Any) -> None:
     tokenizer, benchmarks = ask.inputs / "tokenizer", write_benchmarks(ask.inputs / "benchmarks", documents=4)
     prepare_pack("piqa", tokenizer, ask.inputs / "pack", benchmarks=benchmarks)
     make_series(ask.inputs / "series", tokenizer, (1, 2))
-    (ask.inputs / "tasks").mkdir()
-    (ask.inputs / "tasks" / "tiny.yaml").write_text(TASK)
-    documents = [{"question": "the cat", "choices": [" runs", " house"], "gold": number % 2} for number in range(4)]
-    (ask.inputs / "tiny.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
+    write_own_task(ask.inputs)
     (ask.inputs / "sweep.py").write_text(SWEEP)
     done = run(ask, "score series --pack pack --out scores", ask.inputs)
     assert done["status"] == 0, done

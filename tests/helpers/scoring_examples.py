@@ -1,5 +1,6 @@
 """Small documents in the layout of --benchmarks, and a small tokenizer, for the tests of scoring."""
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,27 @@ def write_benchmarks(folder: Path, documents: int = 24) -> Path:
     )  # fmt: skip
     write("truthfulqa__truthful_qa/multiple_choice", "validation", truthful)
     return folder
+
+
+OWN_TASK = """
+task: tiny
+dataset_path: json
+dataset_kwargs: {data_files: {test: tiny.jsonl}}
+output_type: multiple_choice
+test_split: test
+doc_to_text: "{{question}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: gold
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
+
+
+def write_own_task(folder: Path) -> None:
+    """The task `tiny` of lm-eval, FOLDER/tasks/tiny.yaml, of four documents; to be run in FOLDER."""
+    (folder / "tasks").mkdir()
+    (folder / "tasks/tiny.yaml").write_text(OWN_TASK)
+    documents = [{"question": "the cat", "choices": [" runs", " house"], "gold": number % 2} for number in range(4)]
+    (folder / "tiny.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
 
 
 def write_tokenizer(folder: Path, adds_bos: bool) -> Path:

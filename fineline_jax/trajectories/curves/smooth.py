@@ -24,20 +24,30 @@ def end_level(values: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     return values[..., np.searchsorted(tokens, tokens[-1] / np.sqrt(2)) :].mean(axis=-1)
 
 
-def checkpoint_noise(values: np.ndarray, tokens: np.ndarray) -> float:
-    """Checkpoint-to-checkpoint standard deviation of the second half of a curve, its trend removed.
+FEWEST = 5
+"""Checkpoints, untrained ones apart, from which a scatter is measured."""
 
-    Each inner point is compared with the line through its two neighbours in log tokens; the pseudo-residuals are scaled
-    to unit variance (Gasser, Sroka, Jennen-Steinmetz 1986, Biometrika 73:625). NaN with fewer than 3 inner points, 0
-    where all that is left is rounding.
+
+def pseudo_residuals(values: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """[C - 2] of the C trained checkpoints: each inner one minus the line through its two neighbours in log tokens.
+
+    Scaled to the variance of the checkpoints' errors, where these are independent, whatever smooth curve they are
+    around (Gasser, Sroka, Jennen-Steinmetz 1986, Biometrika 73:625).
     """
     keep = tokens > 0
     y, x = values[keep], np.log(tokens[keep])
-    if len(y) < 5:
-        return float("nan")
     gap = x[2:] - x[:-2]
     right = np.divide(x[1:-1] - x[:-2], gap, out=np.full(len(gap), 0.5), where=gap > 0)
-    residual = y[1:-1] - (1 - right) * y[:-2] - right * y[2:]
-    scaled = residual**2 / (1 + right**2 + (1 - right) ** 2)
-    noise = float(np.sqrt(scaled[-max(3, len(scaled) // 2) :].mean()))
-    return noise if noise > 1e-12 * float(np.abs(y).max()) else 0.0
+    return (y[1:-1] - (1 - right) * y[:-2] - right * y[2:]) / np.sqrt(1 + right**2 + (1 - right) ** 2)
+
+
+def checkpoint_noise(values: np.ndarray, tokens: np.ndarray) -> float:
+    """Checkpoint-to-checkpoint standard deviation of the second half of a curve, its trend removed.
+
+    By `pseudo_residuals`. NaN with fewer than 3 of them, 0 where all that is left is rounding.
+    """
+    rest = pseudo_residuals(values, tokens)
+    if len(rest) + 2 < FEWEST:
+        return float("nan")
+    noise = float(np.sqrt((rest[-max(3, len(rest) // 2) :] ** 2).mean()))
+    return noise if noise > 1e-12 * float(np.abs(values[tokens > 0]).max()) else 0.0

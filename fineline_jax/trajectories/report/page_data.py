@@ -11,7 +11,7 @@ from fineline_jax.facts.metrics import METRICS, metric_of
 from fineline_jax.trajectories.codes import codes_of
 from fineline_jax.trajectories.report.findings import Results, short
 from fineline_jax.trajectories.report.style import order_by_size
-from fineline_jax.trajectories.statistics.columns import Statistic, shots_of, size_of
+from fineline_jax.trajectories.statistics.columns import Statistic, flops_per_token, shots_of, size_of
 from fineline_jax.trajectories.statistics.dynamics import OUTCOMES
 
 _LOSS_POINTS = 1500  # more points than pixels make the page heavy and the line no clearer
@@ -48,7 +48,7 @@ def page_data(
     every = sum(map(len, grids.values()))
     if len(table) > _MOST_SCORES:
         grids = {name: grid.iloc[_spread(len(grid), len(table) // len(grid))] for name, grid in grids.items()}
-    roles, flops = _roles(table), _flops_per_token(table)
+    roles, flops = _roles(table), flops_per_token(table)
     arms = dict(zip(table["series"], table["arm"])) if "arm" in table else {}
     held = {} if losses is None or losses.empty else _losses_at(table, grids, losses)
     place = {
@@ -94,13 +94,6 @@ def _roles(table: pd.DataFrame) -> dict[str, str]:
     means = who["seed"].isna()
     of_arm = who["arm"].isin(who["arm"][means])
     return {str(name): "mean" if mean else "seed" for name, mean in zip(who["series"][of_arm], means[of_arm])}
-
-
-def _flops_per_token(table: pd.DataFrame) -> dict[str, float]:
-    """By series: what its recipe says, else 6 x the parameters that its name states, else NaN."""
-    stated = table.groupby("series")["flops_per_token"].first() if "flops_per_token" in table else {}
-    names = table["series"].unique()
-    return {name: known if (known := stated.get(name, np.nan)) == known else 6 * size_of(name) for name in names}
 
 
 def _losses_at(table: pd.DataFrame, grids: dict[str, pd.DataFrame], losses: pd.DataFrame) -> dict[str, np.ndarray]:

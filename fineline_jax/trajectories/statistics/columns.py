@@ -141,6 +141,16 @@ def size_of(series: str) -> float:
     return found.pop() if len(found) == 1 else float("nan")
 
 
+def flops_per_token(table: pd.DataFrame) -> dict[str, float]:
+    """Training FLOPs per token by series: as stated, else 6 x its parameters, stated or by its name, else NaN."""
+    stated, names = table.groupby("series", observed=True), table["series"].unique()
+    found = {str(name): 6 * size_of(str(name)) for name in names}
+    for column, factor in (("parameters", 6.0), ("flops_per_token", 1.0)):
+        if column in table:
+            found |= {str(name): factor * value for name, value in stated[column].first().dropna().items()}
+    return found
+
+
 def format_tokens(tokens: float) -> str:
     """Tokens for people: 0, 950, 1.2 M, 3.5 B, 1.04 T."""
     value, unit = float(tokens), 0

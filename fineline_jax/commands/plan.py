@@ -1,5 +1,7 @@
 """Planning: what a training or scoring step needs on devices that are not here."""
 
+import functools
+import sys
 from typing import Annotated
 
 import tyro
@@ -34,6 +36,7 @@ def plan(arguments: list[str]) -> int:
         topology: tuple[str, ...],
         full: bool = False,
         search: bool = False,
+        search_seconds: float = 300.0,
         mfu: float | None = None,
         flags: str = "",
         recipe: Annotated[Recipe, arg(name="")] = default,
@@ -43,7 +46,9 @@ def plan(arguments: list[str]) -> int:
         Args:
             topology: Devices: v4-512, v5p-128, v5e-256, v6e-256, 2xv5e-256 (two slices), h100x8, h200x64.
             full: Compile to the end instead of stopping when the memory is planned.
-            search: Try recomputation, meshes and micro-batches, and list what fits, the fastest first.
+            search: Try recomputation, meshes and micro-batches, and list what fits, the fastest first; what was tried
+                is on standard error meanwhile.
+            search_seconds: Of --search: begin no compilation after so many seconds.
             mfu: Model FLOPs utilisation for speed and time, 0.4 for 40 %; default: the middle of what was published.
             flags: Named groups of options of the compiler, with commas between; see docs/plan.md.
             recipe: Fields of the recipe.
@@ -57,9 +62,13 @@ def plan(arguments: list[str]) -> int:
 
         if mfu is not None and not 0 < mfu < 1:
             raise UserError(f"--mfu {mfu}: give a share between 0 and 1, such as 0.4")
+        if not search_seconds >= 0:
+            raise UserError(f"--search-seconds {search_seconds}: must be at least 0")
+        say = functools.partial(print, file=sys.stderr, flush=True)
         for number, wanted in enumerate(map(described, topology)):
             job = Job(wanted, recipe.mesh, recipe, flags=flags_of(flags, wanted), full=full)
-            print("\n" * bool(number) + (table(search_all(job)) if search else report(compiled(job), mfu)), flush=True)
+            text = table(search_all(job, search_seconds, say)) if search else report(compiled(job), mfu)
+            print("\n" * bool(number) + text, flush=True)
         return 0
 
     return call_with_recipe(f"fineline plan {name}", options, default.model, arguments)

@@ -1,6 +1,7 @@
 """What a step and a run take on named devices: time at a stated utilisation, disk, and all of it as text."""
 
-from fineline_jax.plan.compiled import Compiled
+from fineline_jax.models.config import GATED
+from fineline_jax.plan.compiled import Compiled, Job
 from fineline_jax.plan.topologies import GIB, Chip
 from fineline_jax.progress import duration, short
 from fineline_jax.recipe import Recipe
@@ -26,6 +27,51 @@ def least_bytes(recipe: Recipe, parameters: int, moments: int, rows: int) -> int
     itemsize = {"float32": 4, "bfloat16": 2}[recipe.compute.dtype]
     inputs = rows * recipe.data.sequence_length * recipe.model.width * itemsize * recipe.model.layers
     return 2 * parameters + moments + (0 if recipe.compute.remat == "offload" else inputs)
+
+
+def saved_bytes(recipe: Recipe, rows: int, tensor: int) -> int:
+    """Bytes that the policy of recomputation keeps on a device besides the inputs of the layers, at least; of layers in
+    a loop, whose kernel of attention needs its operands and its result. rows: as of `least_bytes`."""
+    model, compute = recipe.model, recipe.compute
+    if model.mixer != "attention" or model.v_head_dim or compute.attention == "xla" or not compute.scan_layers:
+        return 0
+    context, qkv = model.heads * model.head_dim, (model.heads + 2 * model.kv_heads) * model.head_dim
+    # Operands of the products (two norms, what goes down) and of what stands between gate, up and down.
+    dense = 0 if model.experts else 2 * model.width + (3 if model.mlp in GATED else 2) * model.mlp_width
+    features = {"context": context, "qkv_context": context + qkv, "none": context + qkv + dense}.get(compute.remat, 0)
+    itemsize = {"float32": 4, "bfloat16": 2}[compute.dtype]
+    return rows * recipe.data.sequence_length * features * itemsize * model.layers // tensor
+
+
+def least_seconds(job: Job) -> tuple[float, float]:
+    """Of a training step: its products, and the traffic that no program is without, both as in `step_seconds`, which is
+    not less than either.
+
+    Products: of the model, and of layers in a loop what the policy computes again: all matrices but the MLP's last, no
+    attention; `offload` counts as `full`, for the copies to the host. Traffic: weights are gathered over `fsdp` for
+    each micro-batch, those of the layers once more for the backward pass, and gradients are scattered once; over
+    `tensor`, two sums a layer of the hidden states, forward and backward.
+    """
+    recipe, chip, mesh = job.recipe, job.topology.chip, job.mesh
+    assert recipe is not None
+    model, devices = recipe.model, job.topology.count
+    flops = model.train_flops_per_token(recipe.data.sequence_length)
+    if model.mixer == "attention" and not model.experts and not model.v_head_dim and recipe.compute.scan_layers:
+        mlp, qkv = (
+            (2 if model.mlp in GATED else 1) * model.mlp_width,
+            (model.heads + 2 * model.kv_heads) * model.head_dim,
+        )
+        again = {"none": 0, "qkv_context": mlp + model.heads * model.head_dim}
+        flops += 2.0 * model.layers * model.width * again.get(recipe.compute.remat, again["qkv_context"] + qkv)
+    itemsize = {"float32": 4, "bfloat16": 2}[recipe.compute.dtype]
+    outside = model.vocab_size * model.width * (1 if model.tied_embeddings else 2)
+    gathered = (2 * model.active_parameters - outside) * recipe.batch.accumulation + model.active_parameters
+    sums = 0.0
+    if mesh.tensor > 1:
+        sums = 8.0 * model.layers * model.width * recipe.tokens_per_step / (mesh.replica * mesh.fsdp)
+    traffic = gathered / mesh.tensor * (1 - 1 / mesh.fsdp) + sums * (1 - 1 / mesh.tensor)
+    flops *= recipe.tokens_per_step / devices
+    return flops / (EFFICIENCY * PEAK_TFLOPS[chip.kind] * 1e12), itemsize * traffic / chip.bandwidth
 
 
 def step_flops(step: Compiled) -> float:

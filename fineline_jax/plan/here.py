@@ -10,6 +10,7 @@ from fineline_jax.plan.costs import least_bytes, tokens_per_second
 from fineline_jax.plan.topologies import CHIPS, GIB
 from fineline_jax.progress import duration, short
 from fineline_jax.recipe import Recipe
+from fineline_jax.scoring.series.auto_mesh import memory_of_device
 from fineline_jax.training.loop import LESS_MEMORY
 from fineline_jax.training.step import abstract_state, padded_rows
 
@@ -18,20 +19,19 @@ _LOG = logging.getLogger(__name__)
 
 def check_memory(recipe: Recipe) -> None:
     """Log memory, speed and time of the run on these devices; nothing on a CPU. Raises UserError where the least that
-    the step can need is more than a device has."""
-    device = jax.local_devices()[0]
-    if device.platform == "cpu":
-        return
-    mesh = make_mesh(recipe.mesh)
+    the step can need is more than a device has, on a CPU its part of the machine's memory."""
+    device, mesh = jax.local_devices()[0], make_mesh(recipe.mesh)
     state = abstract_state(recipe, mesh)
     sequences = max(recipe.batch.sizes)
     rows = padded_rows(sequences, recipe, mesh)
     of_device = rows // recipe.batch.accumulation // batch_shards(mesh)
     least = least_bytes(recipe, device_bytes(state["params"]), device_bytes(state["opt_state"]), of_device)
-    limit = (device.memory_stats() or {}).get("bytes_limit", 0)
+    limit = memory_of_device() * (jax.local_device_count() / mesh.local_mesh.size if device.platform == "cpu" else 1)
     needs = f"at least {least / GIB:.2f} GiB of {limit / GIB:.2f} per device"
     if 0 < limit < least:
         raise UserError(f"{recipe.name} cannot fit on {mesh.size} x {device.device_kind}: {needs}; {LESS_MEMORY}")
+    if device.platform == "cpu":
+        return
     said = f"{recipe.name} on {mesh.size} x {device.device_kind}: {needs}"
     if rows != sequences:
         said += f"; {rows - sequences} of {rows} rows of a batch are filler ({1 - sequences / rows:.1%} for nothing)"

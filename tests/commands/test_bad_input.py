@@ -121,6 +121,11 @@ CASES: list[tuple[str, Spoil, str]] = [
     ("pretrain mini.py --run x --score piqa --benchmarks nowhere", as_it_is, "--benchmarks nowhere: no such folder"),
     ("pretrain mini.py --run x --score no_suite --benchmarks benchmarks", as_it_is, "no task or group .* 'no_suite'"),
     ("pretrain mini.py --run x --data.sequence-length 4", as_it_is, "data: prepared with sequence_length=8"),
+    (  # 192 G parameters of 16 bytes: weights, two moments, gradient
+        "pretrain mini.py --run x --model.mlp-width 4000000000",
+        as_it_is,
+        r"mini cannot fit on 1 x cpu: at least 2861\.\d\d GiB of \d+\.\d\d per device; more --batch.accumulation, ",
+    ),
     ("pretrain mini.py --run x --mesh.fsdp -1 --mesh.tensor -1", as_it_is, "at most one axis may be -1"),
     # data
     (

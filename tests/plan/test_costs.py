@@ -1,7 +1,8 @@
 """Arithmetic of a plan, against numbers that others published and against the definitions."""
 
 import dataclasses
-from typing import Any
+import re
+from collections.abc import Callable
 
 import pytest
 
@@ -74,27 +75,104 @@ def test_what_the_compiler_says_of_too_little_memory_is_read(message: str, gib: 
     assert _wanted(message) == (None if gib is None else pytest.approx(gib * GIB, rel=1e-6))
 
 
-def test_a_search_takes_the_policy_that_computes_least_again_and_orders_by_cost(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    tried: list[tuple[Any, ...]] = []
+def test_what_a_policy_saves_is_counted_by_hand() -> None:
+    """Eight windows of 2048 tokens, 32 layers, 2 bytes: 2**20 bytes per feature. `context` has 4096 features, queries,
+    keys and values 3 x 4096, two norms, gate, up and their product 2 x 4096 + 3 x 11008; two devices of `tensor` share
+    them."""
+    for remat, features in (("full", 0), ("offload", 0), ("context", 4096), ("qkv_context", 16384), ("none", 57600)):
+        recipe = dataclasses.replace(RECIPE, compute=dataclasses.replace(RECIPE.compute, remat=remat, dtype="bfloat16"))
+        assert costs.saved_bytes(recipe, 8, 1) == features * 2**20
+        assert costs.saved_bytes(recipe, 8, 2) == features * 2**19
+    unrolled = dataclasses.replace(RECIPE.compute, remat="none", scan_layers=False)
+    assert costs.saved_bytes(dataclasses.replace(RECIPE, compute=unrolled), 8, 1) == 0, "the compiler may compute again"
+
+
+def test_the_least_time_is_that_of_the_products_and_of_the_traffic_counted_by_hand() -> None:
+    """6,738,415,616 weights, 2 x 32000 x 4096 of them outside the layers; 4,194,304 tokens a step."""
+    compute = dataclasses.replace(RECIPE.compute, dtype="bfloat16")
+    recipe = dataclasses.replace(RECIPE, batch=dataclasses.replace(RECIPE.batch, accumulation=2), compute=compute)
+    products, traffic = costs.least_seconds(Job(topology("v4-512"), MeshShape(4, 64, 1), recipe))
+    again = 2 * 32 * 4096 * (4 * 4096 + 2 * 11008)  # under `full` of each layer all matrices but the last
+    of_model = RECIPE.model.train_flops_per_token(2048)
+    assert products == pytest.approx(4194304 * (of_model + again) / 256 / (0.7 * 275e12))
+    for remat, less in (("none", again), ("context", 0), ("qkv_context", 2 * 32 * 4096 * 3 * 4096)):
+        one = dataclasses.replace(recipe, compute=dataclasses.replace(compute, remat=remat))
+        seconds = costs.least_seconds(Job(topology("v4-512"), MeshShape(4, 64, 1), one))[0]
+        assert seconds == pytest.approx(4194304 * (of_model + again - less) / 256 / (0.7 * 275e12))
+    outside, weights = 2 * 32000 * 4096, 6_738_415_616
+    gathers = 2 * (2 * (weights - outside) + outside) + weights  # two micro-batches; the gradient once
+    assert traffic == pytest.approx(2 * gathers * 63 / 64 / 300e9)
+    _, sharded = costs.least_seconds(Job(topology("v4-512"), MeshShape(2, 64, 2), recipe))
+    sums = 32 * 4 * 2 * 4096 * 4194304 / 128 / 2  # an all-reduce goes round twice; of two devices half is sent
+    assert sharded == pytest.approx(2 * (gathers / 2 * 63 / 64 + sums) / 300e9)
+
+
+def searched(
+    monkeypatch: pytest.MonkeyPatch, fits: Callable[[str, int], bool], seconds: float = 300.0
+) -> tuple[list[search.Tried], list[tuple[MeshShape, int, str]], list[str]]:
+    """What a search finds where policy and micro-batches fit by `fits`, what it compiled, and what it said."""
+    compiled: list[tuple[MeshShape, int, str]] = []
 
     def compile_(job: Job) -> Compiled:
         assert job.recipe is not None
         remat, micro = job.recipe.compute.remat, job.recipe.batch.accumulation
-        tried.append((job.mesh, micro, remat))
-        fits = remat in ("full", "offload") or (remat == "context" and micro > 1)
-        return step_of(job, peak=9 * GIB if fits else 99 * GIB, products=1e17 if remat == "context" else 2e17)
+        compiled.append((job.mesh, micro, remat))
+        peak = 9 * GIB if fits(remat, micro) else 99 * GIB
+        return step_of(job, peak=peak, products=2.2e17 if remat == "context" else 3e17)
 
     monkeypatch.setattr(search, "compiled", compile_)
-    found = search.search(Job(topology("v4-512"), MeshShape(), RECIPE))
-    policies = [one.step.job.recipe.compute.remat for one in found if one.step.job.recipe]
-    assert policies == sorted(policies) and {"context", "full"} == set(policies), "the cheaper ones first"
-    assert all(mesh.replica * mesh.fsdp * mesh.tensor == 256 for mesh, _, _ in tried)
-    assert not [one for one in tried if one[2] == "offload"], "full fits"
+    monkeypatch.setattr(search, "environment", lambda wanted: {})
+    said: list[str] = []
+    compute = dataclasses.replace(RECIPE.compute, dtype="bfloat16")
+    recipe = dataclasses.replace(RECIPE, compute=compute)
+    return search.search(Job(topology("v4-512"), MeshShape(), recipe), seconds, said.append), compiled, said
+
+
+def test_a_search_compiles_what_may_fit_and_may_be_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    fits = lambda remat, micro: remat in ("full", "offload") or (remat == "context" and micro > 1)
+    found, compiled, said = searched(monkeypatch, fits)
+    assert [one.seconds for one in found] == sorted(one.seconds for one in found)
+    assert all(mesh.replica * mesh.fsdp * mesh.tensor == 256 for mesh, _, _ in compiled)
+    on_one = {(micro, remat) for mesh, micro, remat in compiled if mesh == MeshShape(4, 64, 1)}
+    # `none` in one micro-batch saves 56 GiB. `context` fits in two micro-batches: in more it has more traffic, and what
+    # computes more again in two is slower. `offload` in one is behind `full`, which fits.
+    assert (1, "none") not in on_one and (2, "context") in on_one
+    assert not {(4, "context"), (8, "context"), (2, "full"), (1, "offload")} & on_one
+    assert len(said) == len(compiled) + 1 and said[-1].startswith(f"compiled {len(compiled)}; ")
+    assert "mesh 4,64,1, 2 micro-batches, context: 9.00 GiB, fits, a step in " in "\n".join(said)
+    assert "mesh 4,64,1, 1 micro-batches, context: 99.00 GiB, does not fit" in said
     assert "GiB" in search.table(found)
-    monkeypatch.setattr(search, "compiled", lambda job: step_of(job, peak=99 * GIB))
+
+
+def test_a_search_leaves_out_what_cannot_be_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one takes the least time of all: nothing else is compiled. Where it is twice that, other meshes are."""
+    monkeypatch.setattr(search, "step_seconds", lambda step: 3.43)  # the products of the model alone take 3.51 s
+    _, compiled, said = searched(monkeypatch, lambda remat, micro: True)
+    assert len(compiled) == 1 and "cannot be faster" in said[-1]
+    monkeypatch.setattr(search, "step_seconds", lambda step: 7.0)
+    meshes = [mesh for mesh, _, _ in searched(monkeypatch, lambda remat, micro: True)[1]]
+    assert len(set(meshes)) > 1 and len(meshes) < 24
+
+
+def test_a_search_ends_in_time_and_says_what_it_has_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 10**6, 10))
+    monkeypatch.setattr(search.time, "monotonic", lambda: next(clock))
+    found, compiled, said = searched(monkeypatch, lambda remat, micro: True, seconds=40)
+    assert len(compiled) == 4 and found
+    assert re.search(r"compiled 4; .* \d+ were not tried in 40 s \(--search-seconds\)", said[-1])
+    with pytest.raises(UserError, match="--search-seconds 40: nothing of 4 that were tried fits; give more"):
+        searched(monkeypatch, lambda remat, micro: False, seconds=40)
+
+
+def test_a_search_without_what_fits_says_the_least(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"--topology v4-512: nothing fits; the least was 99.00 GiB; take more devices"):
+        searched(monkeypatch, lambda remat, micro: False)
+
+    def refused(job: Job) -> Compiled:
+        raise UserError("mesh.fsdp=64 cannot be laid over these devices; choose other sizes")
+
+    monkeypatch.setattr(search, "compiled", refused)
+    with pytest.raises(UserError, match="cannot be laid over"):
         search.search(Job(topology("v4-512"), MeshShape(), RECIPE))
 
 

@@ -57,10 +57,11 @@ def config_from_hf(path: Path) -> ModelConfig:
     return _read_config(path)[1]
 
 
-def _read_config(path: Path, unnamed: Family | None = None) -> tuple[Family, ModelConfig, dict[str, Any]]:
-    """And how the weights are quantized. unnamed: the family of a file that names no architectures."""
+def _read_config(path: Path, of: Weights | None = None) -> tuple[Family, ModelConfig, dict[str, Any]]:
+    """And how the weights are quantized. of: weights whose format knows the family, or all that the file would say."""
+    unnamed, made = (of.format.family, of.format.config) if of else (None, None)
     with reading(path, "give a folder with a Hugging Face config.json, or fetch the file again", "not valid JSON"):
-        raw = json.loads(path.read_bytes())
+        raw = made(of.location) if of and made and not path.exists() else json.loads(path.read_bytes())
     if unnamed and isinstance(raw, dict) and not raw.get("architectures"):
         raw["architectures"] = [unnamed.architectures[0]]
     how: dict[str, Any] = {}
@@ -88,7 +89,7 @@ def load_hf(
     if isinstance(config, ModelConfig):
         family = families.of_config(config)
     else:
-        family, config, how = _read_config(config or config_file(folder), weights.format.family)
+        family, config, how = _read_config(config or config_file(folder), weights)
         if how:
             weights = dataclasses.replace(weights, tensors=dequantized(weights.tensors, how))
     layout = _layout(weights, family)

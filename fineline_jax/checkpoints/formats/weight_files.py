@@ -11,11 +11,12 @@ from fineline_jax.checkpoints.formats.safetensors_files import SAFETENSORS, unam
 from fineline_jax.checkpoints.formats.torch_bin import TORCH_BIN
 from fineline_jax.checkpoints.formats.trainers import lora
 from fineline_jax.checkpoints.formats.trainers.gguf import GGUF
+from fineline_jax.checkpoints.formats.trainers.llama2c import LLAMA2C
 from fineline_jax.checkpoints.formats.trainers.torch_distributed import DCP
 from fineline_jax.checkpoints.formats.weight_format import WeightFormat
 from fineline_jax.errors import UserError, reading, refuse_lfs_pointer
 
-FORMATS = (SAFETENSORS, TORCH_BIN, DCP, GGUF, EASYLM)
+FORMATS = (SAFETENSORS, TORCH_BIN, DCP, GGUF, LLAMA2C, EASYLM)
 """In the order in which they are preferred. A file of unknown suffix is read as the last."""
 FIXED_NAMES = tuple(name for one in FORMATS if one.single for name in (one.single, one.index))
 """Names that a folder of weights is recognised by, and that can be asked for where nothing is listed."""
@@ -75,7 +76,7 @@ def open_weights(folder: Path) -> Weights:
         raise UserError(f"{folder}: holds no weights; looked for {KNOWN}")
     files, weight_format, index = located
     tensors: dict[str, Tensor] = {}
-    for file in files:
+    for file in files[:1] if weight_format.key else files:
         refuse_lfs_pointer(file)
         for name, tensor in weight_format.read(file).items():
             if name in tensors:
@@ -92,7 +93,9 @@ def _locate(folder: Path) -> tuple[list[Path], WeightFormat, dict[str, Path]] | 
     if lora.is_adapter(folder):
         return [folder / lora.CONFIG, folder / lora.WEIGHTS], SAFETENSORS, {}
     if folder.is_file():
-        return [folder], next((one for one in FORMATS if folder.suffix in one.suffixes), FORMATS[-1]), {}
+        known = [one for one in FORMATS if folder.suffix in one.suffixes]
+        sure = [one for one in known if one.recognises and one.recognises(folder)]
+        return [folder], [*sure, *(one for one in known if not one.recognises), FORMATS[-1]][0], {}
     for one in FORMATS:
         if one.single and (folder / one.single).is_file():
             return [folder / one.single], one, {}

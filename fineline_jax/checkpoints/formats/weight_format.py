@@ -4,6 +4,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from fineline_jax.checkpoints.formats.lazy_tensor import Tensor
 from fineline_jax.models.families.family import Family
@@ -27,6 +28,11 @@ class WeightFormat:
     """Whether a local file has this format; None: its name fits the pattern. Not asked where `single` is given."""
     one_file: bool = True
     """Without `single`: of several files in a folder one has to be given; False: together they hold the weights."""
+    key: str = ""
+    """The file whose `read` gives the tensors of a whole folder; the others, also of its subfolders, are named by the
+    pattern as paths in the folder, and hold their data."""
+    config: Callable[[Path], dict[str, Any]] | None = None
+    """What config.json says, of a folder or file without one."""
     family: Family | None = None
     """The only family of models in such files, with the names and axes that its tensors have there; None: any family,
     as in Hugging Face's folders."""
@@ -42,6 +48,12 @@ class WeightFormat:
         return self.single if count == 1 else f"{stem}-{number:05d}-of-{count:05d}.{suffix}"
 
     def files(self, folder: Path) -> list[Path]:
-        """The files of this format in `folder`, sorted."""
+        """The files of this format in `folder`, sorted; with a key, it is the first."""
+        if self.key:
+            if not (folder / self.key).is_file():
+                return []
+            inside = {path: path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+            named = [path for path, name in inside.items() if re.fullmatch(self.pattern, name)]
+            return sorted(named, key=lambda path: (inside[path] != self.key, path))
         recognises = self.recognises or (lambda path: bool(re.fullmatch(self.pattern, path.name)))
         return sorted(path for path in folder.glob("*") if path.is_file() and recognises(path))

@@ -23,8 +23,7 @@ FAMILIES = (
     gpt.OPT, gpt.BLOOM, gpt.MPT, gpt.FALCON, gpt.FALCON_NEW, gpt.FALCON_RW, gpt.GPT_J, gpt.CODEGEN, gpt.GPT_NEO,
     gpt.GPT_BIGCODE, gpt.BIOGPT, gpt.PHI, llama.PHI3, gpt.STARCODER2, llama.STABLELM, llama.MINISTRAL, llama.SMOLLM3,
     llama.SEED_OSS, llama.CWM, llama.ARCEE, llama.NEMOTRON, llama.JAIS2, llama.APERTUS, *scaled.SCALED,
-    llama.BAICHUAN2, llama.BAICHUAN, llama.YI, olmo.OLMO_FIRST,
-    deepseek.BAILING_MOE_V2,
+    deepseek.BAILING_MOE_V2, llama.BAICHUAN2, llama.BAICHUAN, llama.YI, olmo.OLMO_FIRST,
 )  # fmt: skip
 """In the order in which `of_config` tries them: those that transformers opens without foreign code first."""
 

@@ -51,12 +51,10 @@ _NORMS_BEHIND = {
 
 
 def read_dcp(path: Path) -> dict[str, Tensor]:
-    """The tensors of the model by name, of `.metadata`; a `.distcp` file by itself has none.
+    """The tensors of the model by name, of `.metadata`.
 
     Raises UserError naming the file for metadata that are damaged or hold more than tensors need.
     """
-    if path.name != METADATA:
-        return {}
     try:
         found = _tensors(path.parent, read_pickle(path.read_bytes(), RECORDS))
     except OSError as error:
@@ -71,7 +69,7 @@ def read_dcp(path: Path) -> dict[str, Tensor]:
 
 
 DCP = WeightFormat(
-    "torch distributed checkpoints", r"\.metadata|__\d+_\d+\.distcp", read_dcp, suffixes=(METADATA,), one_file=False
+    "torch distributed checkpoints", r"\.metadata|__\d+_\d+\.distcp", read_dcp, key=METADATA, one_file=False
 )
 
 

@@ -56,6 +56,21 @@ COMMANDS = {
     "demo": ("demo", "demo --out x --tokens 104448"),
 }
 """What `fault_server.state_of` reads of the result, and the command."""
+LIBRARIES = {
+    "TFDS: ArrayRecord": ("data prepare text", "array_record"),
+    "TFDS: metadata": ("data prepare amber", "dataset_info.json"),
+    "TensorBoard": ("pretrain", "tfevents"),
+    "Orbax and TensorStore": ("pretrain", "opt_state"),
+    "safetensors": ("export", ".safetensors"),
+    "Arrow": ("score", ".parquet"),
+    "pandas": ("analyze", "tidy.parquet"),
+    "plotly": ("analyze", "report.html"),
+    "matplotlib: PNG": ("analyze", ".png"),
+    "matplotlib: SVG": ("analyze", ".svg"),
+    "lm-eval's tracker, ours": ("export-scores", "samples_"),
+    "lm-eval's tracker": ("lm-eval", "results_"),
+}
+"""Who writes files for us: a command that has it do so, and a word in the files' paths. kaleido has no part in any."""
 REPLACES = ("tasks prepare", "analyze", "export-scores")
 """Commands that run again over a result; it is there when the fault comes."""
 LONG = {"data prepare world": 8, "ablate": 8, "demo": 3}
@@ -112,13 +127,22 @@ def ask(tmp_path_factory) -> Iterator[Callable[..., dict[str, Any]]]:
 
 
 def run(
-    ask: Any, command: str, folder: Path, kind: str = "", error: int = 0, at: int = 0, once: bool = False
+    ask: Any,
+    command: str,
+    folder: Path,
+    kind: str = "",
+    error: int = 0,
+    at: int = 0,
+    once: bool = False,
+    only: str = "",
 ) -> dict[str, Any]:
-    return ask(arguments=command.split(), folder=str(folder), kind=kind, error=error, at=at, once=once)
+    return ask(arguments=command.split(), folder=str(folder), kind=kind, error=error, at=at, once=once, only=only)
 
 
 def make_scores(ask: Any) -> None:
-    """What the commands read that have to do with models."""
+    """What the commands read that have to do with models, once."""
+    if (ask.inputs / "pack").exists():
+        return
     ask(load=True)
     tokenizer, benchmarks = ask.inputs / "tokenizer", write_benchmarks(ask.inputs / "benchmarks", documents=4)
     prepare_pack("piqa", tokenizer, ask.inputs / "pack", benchmarks=benchmarks)
@@ -140,9 +164,10 @@ def fresh(ask: Any, name: str) -> Path:
 
 
 def injected(
-    ask: Any, command: str, fault: str, points: int, reruns: bool = True
+    ask: Any, command: str, fault: str, points: int, reruns: bool = True, only: str = ""
 ) -> tuple[collections.Counter, list[str]]:
-    """Inject a fault at up to `points` of its places; returns how often what happened, and what should not have.
+    """Inject a fault at up to `points` of its places, with `only` of those in files of that word in their paths;
+    returns how often what happened, and what should not have.
 
     reruns: whether the command is run again after each; else only after the one in the middle.
     """
@@ -153,7 +178,7 @@ def injected(
     if not whole.exists():
         run(ask, line, fresh(ask, whole.name), kind)
     counting = whole if command in REPLACES else fresh(ask, "counting")
-    counted = run(ask, line, counting, kind, error)
+    counted = run(ask, line, counting, kind, error, only=only)
     right = counted["state"]
     assert counted["status"] == 0 and right, counted
     seen["places"] = counted["count"]
@@ -162,7 +187,7 @@ def injected(
         folder = fresh(ask, "faulty")
         if command in REPLACES:
             shutil.copytree(whole / "x", folder / "x")
-        done = run(ask, line, folder, kind, error, at, once)
+        done = run(ask, line, folder, kind, error, at, once, only)
         label = f"{command}, {fault} at {at}: {done['status']}"
         seen["tried"] += 1
         if done["status"] == 0:
@@ -220,3 +245,19 @@ def test_every_command_under_every_fault(ask, capsys) -> None:
     with capsys.disabled():
         print("\n" + text_table(rows))
     assert not wrong
+
+
+@pytest.mark.slow
+def test_what_other_libraries_write_is_told_when_the_disk_is_full(ask, capsys) -> None:
+    rows, wrong = [("library", "command", "places", "tried", "refused", "wrong")], []
+    make_scores(ask)
+    for library, (command, word) in LIBRARIES.items():
+        seen, bad = injected(ask, command, "ENOSPC", points=3, reruns=False, only=word)
+        counted = (str(seen[name]) for name in ("places", "tried", "refused"))
+        rows.append((library, command, *counted, str(len(bad))))
+        with capsys.disabled():
+            print(*rows[-1], *bad, sep="\n  ", flush=True)
+        wrong += bad if seen["refused"] else [*bad, f"{library}: no fault of it is told: {seen}"]
+    with capsys.disabled():
+        print("\n" + text_table(rows))
+    assert not wrong, "\n".join(wrong)

@@ -1,7 +1,7 @@
 """Runs commands of `fineline` under injected faults, each in a fork of a process that has the libraries imported.
 
-Started with faults.c in LD_PRELOAD. Reads lines of JSON, {"arguments", "folder", "error", "at", "once", "kind"}: run
-the command in `folder` and look at its result, `folder`/x; without arguments only look. {"load"}: import
+Started with faults.c in LD_PRELOAD. Reads lines of JSON, {"arguments", "folder", "error", "at", "once", "only",
+"kind"}: run the command in `folder` and look at its result, `folder`/x; without arguments only look. {"load"}: import
 what all commands do. Answers a line each.
 """
 
@@ -109,6 +109,7 @@ def command(asked: dict[str, Any], answer: int) -> None:
     """In the child."""
     library = ctypes.CDLL(None)
     os.chdir(asked["folder"])
+    library.fault_only(asked["only"].encode())
     library.fault_arm(asked["folder"].encode(), asked["error"], asked["at"], int(asked["once"]))
     from fineline_jax.cli import main
 

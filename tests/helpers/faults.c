@@ -1,6 +1,7 @@
 /* LD_PRELOAD: makes the n-th change of files below a folder fail, and all later ones, or that one alone.
 
 fault_arm(root, error, at, once) begins to count; at = 0 only counts. fault_count() is the number of changes so far.
+fault_only(word): of paths with this word in them.
 ENOSPC meets what needs room, EIO what goes to the disk, EROFS every change of a file or a name. Error -1: the process is
 killed before the n-th change; what a kill leaves on the disk depends on nothing else. */
 #define _GNU_SOURCE
@@ -17,7 +18,7 @@ killed before the n-th change; what a kill leaves on the disk depends on nothing
 #include <unistd.h>
 
 enum { FILES = 65536, MAKE = 1, WRITE = 2, SYNC = 4, NAME = 8 };
-static char root[PATH_MAX], below[FILES];
+static char root[PATH_MAX], only[256], below[FILES];
 static int error, at, once, count, kinds;
 
 void fault_arm(const char *folder, int number, int place, int single) {
@@ -25,6 +26,7 @@ void fault_arm(const char *folder, int number, int place, int single) {
     error = number; at = place; once = single; count = 0;
     kinds = number == -1 ? MAKE | WRITE | SYNC | NAME : number == ENOSPC ? MAKE | WRITE : number == EIO ? WRITE | SYNC : MAKE | WRITE | NAME;
 }
+void fault_only(const char *word) { strncpy(only, word, sizeof only - 1); }
 int fault_count(void) { return count; }
 
 static int inside(int folder, const char *path) {
@@ -40,7 +42,7 @@ static int inside(int folder, const char *path) {
     }
     snprintf(whole, sizeof whole, "%s%s%s", start, start[0] ? "/" : "", path);
     size_t n = strlen(root);
-    return !strncmp(whole, root, n) && (whole[n] == '/' || !whole[n]);
+    return !strncmp(whole, root, n) && (whole[n] == '/' || !whole[n]) && strstr(whole + n, only);
 }
 static int fails(int kind) {
     if (!(kind & kinds)) return 0;

@@ -203,6 +203,10 @@ def analyze(
     group: str | None = None,
     events: Mapping[str, float] = {},
     pick: int = 0,
+    series: Sequence[str] = (),
+    tasks: Sequence[str] = (),
+    reference: str | None = None,
+    live: str | None = None,
     figure_style: str = "screen",
 ) -> Path:
     """Write the report of scores into the folder `out`: tables, figures, report.html, whose path is returned.
@@ -214,7 +218,10 @@ def analyze(
     the score that tokens are counted to, a share of the way from guessing to perfect, or task or metric -> score.
     ceiling: the highest score that can be reached, instead of 1. group: FACET=FIELD,… of the runs' recipes; runs alike
     in these are the seeds of one arm. events: name -> tokens, at which a change is looked for. pick: documents of each
-    task that item response picks. figure_style: screen, paper or slides, with a width in inches as in paper:3.25.
+    task that item response picks. series, tasks: names or patterns (m-*) of those that are kept. reference: the series
+    that others are compared with, instead of the first. live: a series that still trains, whose newest checkpoint is
+    compared with the others, or with the reference. figure_style: screen, paper or slides, with a width in inches as
+    in paper:3.25.
     Raises UserError naming what cannot be read.
     """
     from fineline_jax.analysis import analyze_scores
@@ -239,11 +246,14 @@ def analyze(
         float(to_score) if isinstance(to_score, int | float) else None,
         ceiling,
         to_score if isinstance(to_score, Mapping) else {},
+        series,
+        tasks,
+        reference,
     )
     with writing(Path(out), "--out"):
         return analyze_scores(
             list(map(Path, paths)), Path(out), runs=folders, title=title, reading=reading, figure_style=figure_style,
-            group=group, pick=pick, events=events,
+            group=group, pick=pick, events=events, live=live,
         )  # fmt: skip
 
 

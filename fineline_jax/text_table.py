@@ -29,3 +29,10 @@ def amount(text: str) -> float:
 def counted(number: int, noun: str) -> str:
     """`1 task`, `9,501 tasks`"""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def listed(names: Iterable[object], most: int = 20) -> str:
+    """a, b, c; of more than `most` the first, and how many more there are."""
+    every = list(map(str, names))
+    more = f" and {len(every) - most} more" if len(every) > most else ""
+    return ", ".join(every[:most]) + more

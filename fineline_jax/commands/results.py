@@ -51,6 +51,10 @@ def analyze(
     group: str | None = None,
     event: tuple[str, ...] = (),
     pick: int = 0,
+    series: tuple[str, ...] = (),
+    task: tuple[str, ...] = (),
+    reference: str | None = None,
+    live: str | None = None,
     figure_style: str = "screen",
 ) -> None:
     """Tables, statistics and curves of scores: report.html, findings.json, figures.
@@ -72,6 +76,10 @@ def analyze(
             fields of their recipes, parameters or flops_per_token; runs alike in these are the seeds of an arm.
         event: NAME=TOKENS: what happened in training, beside what the schedules of --runs say; the change is measured.
         pick: Documents of each task that item response picks: the fewest that say how able a checkpoint is.
+        series: Only these series; m-* for all that begin so.
+        task: Only these tasks, likewise.
+        reference: The series that others are compared with, instead of the first.
+        live: A series that still trains: is its newest checkpoint ahead of the others, or of the reference?
         figure_style: Of the figures: screen, paper or slides, with a width in inches as in paper:3.25.
     """
     labels = dict[str, Path]()
@@ -87,7 +95,7 @@ def analyze(
             scores, out, runs=runs, title=title, tokens_per_step=tokens_per_step, percent=percent, labels=labels,
             tasks_table=tasks_table, until=None if until is None else _tokens("--until", until),
             to_score=_score(to_score), ceiling=ceiling, group=group, events=_events(event), pick=pick,
-            figure_style=figure_style,
+            series=series, tasks=task, reference=reference, live=live, figure_style=figure_style,
         )
     )  # fmt: skip
 

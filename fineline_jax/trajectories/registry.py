@@ -4,8 +4,10 @@ from fineline_jax.trajectories.ablation.differences import DIFFERENCES
 from fineline_jax.trajectories.ablation.final_map import FACET_COST, FINAL_MAP
 from fineline_jax.trajectories.ablation.tokens_to import TOKENS_TO
 from fineline_jax.trajectories.runs.agreement import DIPS, ORDER_AGREEMENT
+from fineline_jax.trajectories.runs.early_slopes import EARLY_SLOPES
 from fineline_jax.trajectories.runs.events import EVENT_CHANGES
 from fineline_jax.trajectories.runs.item_response import ABILITY, DOCUMENTS
+from fineline_jax.trajectories.runs.live import LIVE_STATE
 from fineline_jax.trajectories.runs.promotion import CONCORDANCE, PRECEDENCE
 from fineline_jax.trajectories.runs.quality import EARLY_DECISIONS, PHASE_QUALITY
 from fineline_jax.trajectories.statistics.columns import Statistic
@@ -22,6 +24,7 @@ STATISTICS: tuple[Statistic, ...] = (
 )  # fmt: skip
 """In the order of the page; the first is what the timeline and the table of numbers show."""
 ON_REQUEST: tuple[Statistic, ...] = (
-    DIFFERENCES, TOKENS_TO, FINAL_MAP, FACET_COST, EVENT_CHANGES, ABILITY, DOCUMENTS, NOT_SCORED,
+    DIFFERENCES, TOKENS_TO, FINAL_MAP, FACET_COST, EARLY_SLOPES, LIVE_STATE, EVENT_CHANGES, ABILITY, DOCUMENTS,
+    NOT_SCORED,
 )  # fmt: skip
-"""Of options of `fineline analyze` and of what lies beside scores: no functions of the table alone."""
+"""Of several series, of options of `fineline analyze` and of what lies beside scores: no functions of every table."""

@@ -4,6 +4,7 @@ Its columns are those of `facts.score_table`. Files are read by `readers/`; here
 written.
 """
 
+import fnmatch
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from fineline_jax.errors import UserError
 from fineline_jax.facts.metrics import METRICS, metric_of
 from fineline_jax.facts.score_table import COLUMNS, KEY, NUMBERS, TEXT
 from fineline_jax.facts.tasks import chance_of, task_of
+from fineline_jax.text_table import listed
 from fineline_jax.trajectories.codes import codes_of, each
 from fineline_jax.trajectories.csv_cells import write_csv
 from fineline_jax.trajectories.readers.files import DRAWS_FILE, read_file
@@ -99,7 +101,7 @@ def join(parts: Sequence[Part], options: ReadOptions = ReadOptions()) -> pd.Data
         raise UserError(
             f"{where}: {_describe(clash.iloc[0])} is given with different values; rename one series or drop a file"
         )
-    joined = _facts_shared(joined)
+    joined = _picked(_facts_shared(joined), options)
     if options.tasks_table is not None:
         joined = _with_tasks(joined, options.tasks_table)
     if options.until is not None:
@@ -267,6 +269,29 @@ def _facts_shared(table: pd.DataFrame) -> pd.DataFrame:
         table["domain"] = each(table["task"], lambda task: known.get(task, "other"))
         table["chance"] = table["chance"].fillna(table.groupby(["task", "metric"])["chance"].transform("first"))
     return table
+
+
+def _picked(table: pd.DataFrame, options: ReadOptions) -> pd.DataFrame:
+    """The rows of the series and tasks that the options name, those of the reference first."""
+    for column, option, wanted in (("series", "--series", options.series), ("task", "--task", options.tasks)):
+        there = list(map(str, table[column].unique()))
+        found = {one: [name for name in there if name == one or fnmatch.fnmatchcase(name, one)] for one in wanted}
+        for pattern, names in found.items():
+            if not names:
+                raise UserError(f"{option} {pattern}: there is none of that name; there are {listed(there)}")
+        if found:
+            table = table[table[column].isin([name for names in found.values() for name in names])]
+    if table.empty:
+        raise UserError(
+            f"--task {' '.join(options.tasks)}: none of --series {' '.join(options.series)} has scores of it"
+        )
+    if options.reference is None:
+        return table
+    first = table["series"] == options.reference
+    if not first.any():
+        there = listed(map(str, table["series"].unique()))
+        raise UserError(f"--reference {options.reference}: there is no series of that name; there are {there}")
+    return pd.concat([table[first], table[~first]], ignore_index=True)
 
 
 def _with_tasks(table: pd.DataFrame, path: Path) -> pd.DataFrame:

@@ -71,7 +71,7 @@ def test_sentences_say_what_rose_what_moves_and_what_cannot_be_said() -> None:
         "Still rising at the last checkpoint: boolq. Their final level is not known.",
         "Declined since their peak: lambada.",
     ]  # fmt: skip
-    assert said["What the comparisons say"] == ["Is it better? yes: 1; no: 1 (of 2)."]
+    assert said["What the comparisons say"] == ["Is it better? yes: 1 (a); no: 1 (of 2)."]
     assert said["What cannot be said"] == [
         "Not distinguishable from chance: wsc.", "Is it better? No answer for 2 of 4: one task.",
     ]  # fmt: skip

@@ -1,7 +1,8 @@
 """How many tokens an arm takes to reach a loss or a score, and how many times those of another arm.
 
 Of every run the tokens are where the isotonic fit of its curve first reaches the target; arms are compared by the
-mean over seeds of their logarithm, with the variance between runs pooled over the arms (`arms.run_variance`).
+mean over seeds of their logarithm, with the variance between runs pooled over the arms (`arms.run_variance`). Series
+that are no arms are compared by their tokens to the fixed score of `DYNAMICS`, whose intervals are of the questions.
 """
 
 import math
@@ -14,6 +15,8 @@ from fineline_jax.facts.metrics import metric_of
 from fineline_jax.trajectories.ablation.arms import arms_of, end_values, run_variance
 from fineline_jax.trajectories.curves.isotonic import crossing
 from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic
+from fineline_jax.trajectories.statistics.comparison import pairs_with_first
+from fineline_jax.trajectories.statistics.dynamics import BEFORE_FIRST, REACHED
 from fineline_jax.trajectories.statistics.inference import interval, student
 
 
@@ -62,6 +65,36 @@ def tokens_to(
     return TOKENS_TO.frame(rows)
 
 
+def to_fixed_score(summary: pd.DataFrame) -> pd.DataFrame:
+    """TOKENS_TO of every series, metric and task that has a fixed score; the reference is the first with as many shots.
+
+    summary: a frame of `DYNAMICS`. Tasks whose score no series reached are left out. Ratios have the errors of both
+    times, half the width of their intervals in log2 over 1.96, as if their questions were not the same.
+    """
+    scored = summary[summary["score"].notna()]
+    scored = scored[scored.groupby(["metric", "task"], observed=True)["to_score"].transform("count") > 0]
+    first, clocks, rows = dict(pairs_with_first(map(str, summary["series"].unique()))), {}, []
+    for one in scored.to_dict("records"):
+        of = one["metric"], one["task"], one["score"]
+        ends = [math.log2(one[name]) for name in ("to_score_low", "to_score_high") if 0 < one[name] < math.inf]
+        half = (ends[1] - ends[0]) / 2 if len(ends) == 2 else math.nan
+        clocks[one["series"], *of] = math.log2(one["to_score"]) if one["to_score"] > 0 else math.nan, half
+    for one in scored.to_dict("records"):
+        series, of = one["series"], (one["metric"], one["task"], one["score"])
+        row = {"arm": series, "reference": first.get(series, series)} | dict(zip(("metric", "task", "target"), of))
+        row |= {"runs": 1, "reached": int(one["to_score_outcome"] in (REACHED, BEFORE_FIRST))}
+        (log2, half), (base, base_half) = clocks[series, *of], clocks.get((row["reference"], *of), (math.nan, math.nan))
+        if math.isnan(log2):
+            rows.append(row | {"reason": one["to_score_outcome"]})
+            continue
+        row |= {"tokens": one["to_score"], "low": one["to_score_low"], "high": one["to_score_high"]}
+        if row["reference"] != series:
+            gap, error = log2 - base, math.hypot(half, base_half)
+            row |= {"log2_ratio": gap, "ratio_low": gap - error, "ratio_high": gap + error}
+        rows.append(row)
+    return TOKENS_TO.frame(rows)
+
+
 def run_tokens(part: pd.DataFrame, target: float, better: int) -> pd.DataFrame:
     """Columns series, arm, seed, log2 (of the tokens to `target`, NaN: never), last (log2), censored: reached at the
     first checkpoint; a row per series of one metric and task. Checkpoints without tokens are left out."""
@@ -82,22 +115,22 @@ def run_tokens(part: pd.DataFrame, target: float, better: int) -> pd.DataFrame:
 
 TOKENS_TO = Statistic(
     "tokens_to",
-    "How many tokens does an arm take to reach the same value?",
+    "How many tokens does an arm or run take to reach the same value?",
     tokens_to,
     (
-        *Column.texts(arm="the arm", reference="the arm it is compared with"),
+        *Column.texts(arm="the arm, or the run", reference="what it is compared with"),
         *Column.texts(metric="the metric", task="the task or validation set"),
-        Column("target", "score", "the value to reach: the end of the worst run, or as given"),
+        Column("target", "score", "the value to reach: the end of the worst run, or as given; of runs the fixed score"),
         Column("runs", "1", "runs (seeds) of the arm"),
         Column("reached", "1", "of them, those that reached it"),
         Column("tokens", "tokens", "geometric mean over the runs", "where a run did not", interval=("low", "high")),
-        *Column.ends("tokens", "with one seed per arm", "between seeds"),
+        *Column.ends("tokens", "with one seed per arm", "between seeds; without arms, of the questions"),
         Column(
             "log2_ratio", "doublings", "log2 of its tokens over the reference's: 1 is twice as many",
             "of the reference, or where a run of either did not reach it", ("ratio_low", "ratio_high"),
         ),
-        *Column.ends("doublings", "with one seed per arm", prefix="ratio_"),
-        Column("p", "1", "two-sided, Student's t", "as ratio_low"),
+        *Column.ends("doublings", "with one seed per arm", "as of tokens", prefix="ratio_"),
+        Column("p", "1", "two-sided, Student's t over seeds", "without seeds"),
         Column("reason", "", "what is missing", "where nothing is"),
     ),
     "isotonic regression: Barlow et al. 1972; Student's t of log2 tokens",

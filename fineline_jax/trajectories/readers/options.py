@@ -1,6 +1,6 @@
 """What a user says about the inputs that the inputs do not say themselves."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,3 +25,9 @@ class ReadOptions:
     """The highest score that can be reached, to which the way from guessing is counted; None: 1, or the table's."""
     scores: Mapping[str, float] = field(default_factory=dict)
     """Metric, or task with a chance level -> that score; counts before `share`."""
+    series: Sequence[str] = ()
+    """Names or patterns (m-*) of the series that are kept; none: all."""
+    tasks: Sequence[str] = ()
+    """The same of tasks."""
+    reference: str | None = None
+    """The series that comes first: what others are compared with."""

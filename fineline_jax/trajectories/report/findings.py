@@ -10,8 +10,10 @@ import pandas as pd
 
 from fineline_jax import __version__
 from fineline_jax.atomic_files import write_atomic
+from fineline_jax.trajectories.ablation.tokens_to import TOKENS_TO, to_fixed_score
 from fineline_jax.trajectories.csv_cells import write_frame
 from fineline_jax.trajectories.registry import STATISTICS
+from fineline_jax.trajectories.runs.early_slopes import EARLY_SLOPES
 from fineline_jax.trajectories.statistics.columns import Statistic
 
 FORMAT = 1
@@ -19,8 +21,13 @@ Results = Sequence[tuple[Statistic, pd.DataFrame]]
 
 
 def compute(table: pd.DataFrame) -> list[tuple[Statistic, pd.DataFrame]]:
-    """Every registered statistic with its frame of a normalised tidy table."""
-    return [(statistic, statistic.compute(table)) for statistic in STATISTICS]
+    """Every registered statistic with its frame of a normalised tidy table; of several series that are no arms, also
+    those of the dynamics of all."""
+    found = [(statistic, statistic.compute(table)) for statistic in STATISTICS]
+    if "arm" not in table and table["series"].nunique() > 1:
+        summary = found[0][1]
+        found += [(TOKENS_TO, to_fixed_score(summary)), (EARLY_SLOPES, EARLY_SLOPES.compute(table, summary))]
+    return found
 
 
 def write_results(results: Results, sentences: Mapping[str, Sequence[str]], out: Path, *, title: str) -> None:

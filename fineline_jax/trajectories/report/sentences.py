@@ -46,12 +46,22 @@ def _counts(statistic: Statistic, said: pd.DataFrame) -> str:
     """Verdicts counted; without verdicts, the middle of the number that is drawn."""
     if "verdict" in said:
         counts = said["verdict"].value_counts()
-        return f"{'; '.join(f'{verdict}: {count}' for verdict, count in counts.items())} (of {len(said)})."
+        told = [f"{verdict}: {count}{_which(statistic, said, verdict)}" for verdict, count in counts.items()]
+        return f"{'; '.join(told)} (of {len(said)})."
     assert statistic.chart is not None
     column = next(column for column in statistic.columns if column.name == statistic.chart.value)
     low, middle, high = said[column.name].quantile([0.1, 0.5, 0.9])
     of = f"{column.meaning}: median {column.text(middle)}"
     return f"{of}; from {column.text(low)} to {column.text(high)} for eight of ten (of {len(said)})."
+
+
+def _which(statistic: Statistic, said: pd.DataFrame, verdict: object) -> str:
+    """The few rows of a verdict that says something, by their keys: what all rows share is not said."""
+    rows = said[said["verdict"] == verdict]
+    if len(rows) > _NAMED or str(verdict).startswith("no"):
+        return ""
+    keys = [key for i, key in enumerate(statistic.keys) if i == 0 or key == "metric" or said[key].nunique() > 1]
+    return f" ({'; '.join(', '.join(map(str, row)) for row in rows[keys].itertuples(index=False, name=None))})"
 
 
 def _learned(rows: pd.DataFrame, metric: str) -> list[str]:

@@ -156,16 +156,18 @@ def one_sample(of_tasks: np.ndarray, between: RunError | None = None, documents:
     return row | {"verdict": verdict, "reason": ""}
 
 
-def over_tasks(family: list[dict], value: str, words: tuple[str, str] = (BETTER, WORSE)) -> list[dict]:
+def over_tasks(
+    family: list[dict], value: str, words: tuple[str, str] = (BETTER, WORSE), between: RunError | None = None
+) -> list[dict]:
     """The rows of a metric's tasks with p_holm and verdict, and a row of all tasks, their mean `value` by `one_sample`.
 
-    words: what a value above 0 is called, and one below.
+    words: what a value above 0 is called, and one below. between: see `one_sample`.
     """
     rows = []
     for row, p in zip(family, holm(np.array([row.get("p", math.nan) for row in family], float)), strict=True):
         called = UNRESOLVED if "p" in row and p > LEVEL else words[0] if row.get(value, 0) > 0 else words[1]
         rows.append(row | {"p_holm": p, "verdict": called if "p" in row else DECLINED})
-    whole = one_sample(np.array([row[value] for row in family if value in row], float))
+    whole = one_sample(np.array([row[value] for row in family if value in row], float), between)
     said = {name: whole[name] for name in ("stderr", "low", "high", "p", "reason") if name in whole}
     verdict = dict(zip((BETTER, WORSE), words, strict=True)).get(whole["verdict"], whole["verdict"])
     return [*rows, {"task": ALL_TASKS, value: whole.get("difference", math.nan), "verdict": verdict} | said]

@@ -11,6 +11,7 @@ The scatter does not see what differs between two seeds from checkpoint to check
 and the last rule are calibrated on the five reruns of OLMo's ladder, 190M to 3B (docs/analyze.md).
 """
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -56,8 +57,13 @@ def run_error(differences: pd.DataFrame, window: str) -> RunError:
         # squares of neighbouring pseudo-residuals correlate by 4/9 and 1/36: half as many are independent
         apart = square / len(differences.iloc[averaged]), len(rest) / 2
         return RunError(CHECKPOINTS, (apart, (LASTING**2 * square, CALIBRATED)))
-    of_tasks = differences.iloc[averaged].mean(axis=0)
-    return RunError(TASKS, ((float(of_tasks.var(ddof=1)) / len(of_tasks), len(of_tasks) - 1.0),))
+    return over_tasks_again(differences.iloc[averaged].mean(axis=0).to_numpy())
+
+
+def over_tasks_again(of_tasks: np.ndarray) -> RunError:
+    """As large as the error over tasks of one difference per task, [tasks]."""
+    variance = float(of_tasks.var(ddof=1)) / len(of_tasks) if len(of_tasks) > 1 else math.nan
+    return RunError(TASKS, ((variance, len(of_tasks) - 1.0),))
 
 
 def between_reruns(curves: Mapping[str, pd.DataFrame], arms: Mapping[str, str]) -> dict[tuple[str, str], RunError]:

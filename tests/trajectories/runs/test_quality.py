@@ -103,12 +103,28 @@ def test_a_loss_is_ahead_where_it_is_lower_and_all_tasks_are_replicates():
         parts.append(curve("ref", 5 - np.log2(TOKENS), TOKENS, metric="loss", task=f"t{task}"))
         parts.append(curve("live", [5 - 2 - gap], [4.0], metric="loss", task=f"t{task}"))
     row = live_state(pd.concat(parts), run="live").set_index("task").loc["all tasks"]
-    oracle = stats.ttest_1samp(gaps, 0)
-    assert (row.difference, row.p, row.verdict) == (pytest.approx(gaps.mean()), pytest.approx(oracle.pvalue), "ahead")
+    # of one reference the error between runs is as large as that over tasks
+    p = 2 * stats.t.sf(stats.ttest_1samp(gaps, 0).statistic / np.sqrt(2), 3)
+    assert (row.difference, row.p, row.verdict) == (pytest.approx(gaps.mean()), pytest.approx(p), "ahead")
+
+
+def test_over_all_tasks_a_run_is_held_against_the_spread_of_its_references_too():
+    """Two tasks: the references' means are .3, .31, .29 and .305, whatever the tasks add to them."""
+    levels, gaps = np.array([0.30, 0.31, 0.29, 0.305]), np.array([0.08, 0.10])
+    parts = [references(levels + sign * 0.05, task=task) for task, sign in (("t", 1), ("u", -1))]
+    at = 0.3 + levels
+    for task, sign, gap in (("t", 1, gaps[0]), ("u", -1, gaps[1])):
+        parts.append(curve("live", [at.mean() + sign * 0.05 + gap], [8.0], task=task))
+    row = live_state(pd.concat(parts), run="live").set_index("task").loc["all tasks"]
+    between, tasks = levels.var(ddof=1) * (1 + 1 / 4), gaps.var(ddof=1) / 2
+    assert row.difference == pytest.approx(0.09) and row.stderr == pytest.approx(np.sqrt(between + tasks))
 
 
 def test_series_that_are_not_there_are_refused():
-    with pytest.raises(UserError, match="series 'x': not in the table"):
+    with pytest.raises(UserError, match="live run or reference 'x': there is no series .* there are ref0, ref1"):
         live_state(references([0.3, 0.4]), run="x")
     with pytest.raises(UserError, match="no other series"):
         live_state(references([0.3]))
+    shots = references([0.3, 0.4]).assign(series=lambda t: t.series.map({"ref0": "a (0-shot)", "ref1": "b (5-shot)"}))
+    with pytest.raises(UserError, match="no other series"):
+        live_state(shots)

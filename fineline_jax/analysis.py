@@ -33,6 +33,7 @@ def analyze_scores(
     group: str | None = None,
     pick: int = 0,
     events: Mapping[str, float] = {},
+    live: str | None = None,
 ) -> Path:
     """Write the report of score folders, result trees of other tools and tables; returns report.html.
 
@@ -40,7 +41,7 @@ def analyze_scores(
     columns series, arm, seed. reading: what the inputs do not say themselves. figure_style: see
     `report.style.figure_style`. group: facets of the runs' recipes, as `runs.facets.parse_group` reads them; runs alike
     in all but the seed are replicates. pick: documents that item response picks per task, 0: none. events: name ->
-    tokens, of all series, beside those of the runs.
+    tokens, of all series, beside those of the runs. live: the series whose state is compared, as `live_state` does.
     A scored checkpoint whose tokens stay unknown is no point of a curve: it is left out, with a warning.
     Raises UserError naming what cannot be read, or a folder of which nothing is left.
     """
@@ -55,6 +56,7 @@ def analyze_scores(
     from fineline_jax.trajectories.report.style import figure_style as style_of
     from fineline_jax.trajectories.runs.events import EVENT_CHANGES
     from fineline_jax.trajectories.runs.item_response import ABILITY, DOCUMENTS
+    from fineline_jax.trajectories.runs.live import LIVE_STATE
     from fineline_jax.trajectories.statistics.defects import NOT_SCORED
     from fineline_jax.trajectories.table import join, labelled, read_parts
 
@@ -99,6 +101,9 @@ def analyze_scores(
     if pick:
         joined = pandas.concat([frame for _, frame in answers])
         more = [(one, one.compute(joined, count=pick)) for one in (ABILITY, DOCUMENTS)]
+    if live is not None:
+        references = [] if reading.reference is None else [reading.reference]
+        more.append((LIVE_STATE, LIVE_STATE.compute(table, run=live, references=references)))
     if left_out:
         more.append((NOT_SCORED, NOT_SCORED.compute(left_out)))
     found = [*({"series": "", "event": name, "tokens": tokens} for name, tokens in events.items())]

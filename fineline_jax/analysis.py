@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from fineline_jax.trajectories.readers.options import ReadOptions
 if TYPE_CHECKING:
     import pandas
 
+    from fineline_jax.recipe import Recipe
     from fineline_jax.scoring.requests.pack import Pack
     from fineline_jax.scoring.score_files import Scores
     from fineline_jax.trajectories.report.findings import Results
@@ -52,6 +53,7 @@ def analyze_scores(
     from fineline_jax.scoring.metrics import tidy
     from fineline_jax.scoring.requests import pack as packs
     from fineline_jax.trajectories.ablation.arms import with_runs
+    from fineline_jax.trajectories.ablation.compare import loss_table
     from fineline_jax.trajectories.report.html_page import write_report
     from fineline_jax.trajectories.report.style import figure_style as style_of
     from fineline_jax.trajectories.runs.events import EVENT_CHANGES
@@ -60,18 +62,21 @@ def analyze_scores(
     from fineline_jax.trajectories.statistics.defects import NOT_SCORED
     from fineline_jax.trajectories.table import join, labelled, read_parts
 
-    if not scores:
-        raise UserError("analyze: name at least one folder of scores or table")
+    if not scores and (group is None or not runs):
+        raise UserError(
+            "analyze: name at least one folder of scores or table; or --runs with --group, for their losses"
+        )
     if any(path.resolve() == out.resolve() for path in scores):
         raise UserError(f"--out {out}: is one of the inputs; give another folder for the report")
     style = style_of(figure_style)
-    parts, answers, left_out, facts = [], [], [], dict[str, Any]()
+    parts, answers, left_out, facts, scored = [], [], [], dict[str, Any](), []
     for path in scores:
         if (path / "pack" / "manifest.json").is_file():
             pack = packs.load(path / "pack")
             manifest = pack.manifest
             read = [score_files.read_for(file, pack) for file in tidy.usable(path)]
             own = _own_scores(path, pack, read, reading.tokens_per_step)
+            scored.append((reading.labels.get(path), pack, read))
             parts += labelled([(str(path), own)], path, reading)
             for series in own["series"].unique():
                 name = reading.labels.get(path, series)
@@ -91,11 +96,15 @@ def analyze_scores(
             parts += read_parts(path, reading)
     if pick and not answers:
         raise UserError(f"--pick {pick}: no input is a folder of `fineline score`, which has the answers; give one")
-    logs = [_log(run) for run in runs]  # before their series: a folder that is no run's is told what it lacks
+    logs = [read_log(run) for run in runs]  # before their series: a folder that is no run's is told what it lacks
     names = [open_series(str(run)).name for run in runs]
     names = [name if names.count(name) == 1 else str(run) for run, name in zip(runs, names)]
     losses = pandas.concat([log.assign(series=name) for log, name in zip(logs, names)]) if runs else None
-    table, of_arms = _with_recipes(join(parts, reading), dict(zip(names, runs)), group)
+    if losses is not None and group is not None:
+        held = loss_table(losses)
+        given = {series for _, part in parts for series in part["series"][part["metric"] == "loss"]}
+        parts.append(("the validation losses of --runs", held[~held["series"].isin(given)]))
+    table, of_arms = _with_recipes(join(parts, reading), dict(zip(names, runs)), group, losses, scored)
     table = table if arms is None else with_runs(table, arms)
     more = []
     if pick:
@@ -117,21 +126,29 @@ def analyze_scores(
 
 
 def _with_recipes(
-    table: "pandas.DataFrame", runs: Mapping[str, Path], group: str | None
-) -> "tuple[pandas.DataFrame, list]":
+    table: "pandas.DataFrame",
+    runs: Mapping[str, Path],
+    group: str | None,
+    losses: "pandas.DataFrame | None",
+    scored: "Sequence[tuple[str | None, Pack, Sequence[Scores]]]",
+) -> "tuple[pandas.DataFrame, Results]":
     """The table with what the recipes of the runs (series -> folder) say: size, FLOPs, and with `group` facets, arm and
-    seed; and the statistics of arms that can be computed then."""
+    seed; and the statistics of arms that can be computed then, with the documents of what was scored here."""
+    from fineline_jax.checkpoints.runs.history import read_history
     from fineline_jax.recipe import from_json
     from fineline_jax.trajectories.ablation.arms import with_runs
-    from fineline_jax.trajectories.ablation.final_map import arm_statistics
+    from fineline_jax.trajectories.ablation.compare import compare_arms
     from fineline_jax.trajectories.runs.facets import facets, parse_group
 
-    recipes = {}
+    recipes, branches = {}, {}
     for name, run in runs.items():
         recipe = from_json(run / "recipe.json")
         size: dict[str, float] = {"parameters": recipe.model.parameters}
         size["flops_per_token"] = recipe.model.train_flops_per_token(recipe.data.sequence_length)
         recipes[name] = dataclasses.asdict(recipe) | size
+        history = read_history(run)
+        begun = [one.tokens for one in (history.segments if history else ()) if one.why == "branch"]
+        branches |= {name: begun[-1]} if begun else {}
     for column in ("parameters", "flops_per_token") if recipes else ():
         table[column] = table["series"].map({name: recipe[column] for name, recipe in recipes.items()})
     if group is None:
@@ -139,9 +156,49 @@ def _with_recipes(
     if not recipes:
         raise UserError(f"--group {group}: the fields are those of recipes; name the folders of the runs with --runs")
     wanted = parse_group(group)
-    table = with_runs(table, facets(recipes, wanted))
-    several = [name for name in wanted if name != "seed" and table[name].nunique() > 1]
-    return table, list(arm_statistics(table, several).items())
+    who = facets(recipes, wanted)
+    several = [name for name in wanted if name != "seed" and who[name].nunique() > 1]
+    batch = next((name for name, field in wanted.items() if field == "batch.sequences"), None)
+    table = with_runs(table, who)
+    if len(branches) == len(recipes):
+        who["branch"] = who["series"].map(branches)
+    documents = document_scores(table, scored)
+    return table, list(compare_arms(table, who, several, logs=losses, documents=documents, batch=batch).items())
+
+
+def document_scores(
+    table: "pandas.DataFrame", scored: "Iterable[tuple[str | None, Pack, Iterable[Scores]]]"
+) -> "pandas.DataFrame | None":
+    """Columns series, metric, task, document, value: the score of each document at the end of each run, in the first
+    metric of each task; None: there are none.
+
+    table: the scores. scored: the name of the one series (None: each has its own), the pack and the scores of each
+    folder. The mean over documents is the run's end in `end_values`; a metric that is no mean over documents (a ratio
+    of sums, F1) is left out.
+    """
+    import pandas
+
+    from fineline_jax.scoring.metrics import tidy
+    from fineline_jax.trajectories.ablation.arms import end_values, late_checkpoints
+
+    key, rows = ["series", "metric", "task"], []
+    for name, pack, read in scored:
+        first = {task["task"]: task["metric"] for task in pack.tasks}
+        own = table[table["metric"] == table["task"].map(first)]
+        late = [late_checkpoints(part) for _, part in own.groupby(key[1:], sort=False, observed=True)]
+        at = dict(tuple(pandas.concat(late).groupby(["series", "checkpoint"], observed=True))) if late else {}
+        for scores in read:
+            place = name or scores.header.series, scores.header.checkpoint
+            if place in at:
+                each = tidy.of_documents(pack, scores.loglikelihood, scores.is_greedy)
+                rows.append(each.merge(at[place][key], on=["metric", "task"]))
+    if not rows:
+        return None
+    ends = pandas.concat(rows).rename(columns={"doc": "document"}).groupby([*key, "document"])["value"].mean()
+    means = ends.groupby(key).mean().rename("mean").reset_index().merge(end_values(table), on=key)
+    other = means["task"][(means["mean"] - means["value"]).abs() > 1e-9]
+    ends = ends.reset_index()
+    return ends[~ends["task"].isin(other)]
 
 
 def _events(series: str, run: Path) -> "Iterator[dict]":
@@ -231,7 +288,9 @@ def _with_known_tokens(table: "pandas.DataFrame", folder: Path, tokens_per_step:
     return table[~unknown]
 
 
-def _log(run: Path) -> "pandas.DataFrame":
+def read_log(run: Path) -> "pandas.DataFrame":
+    """The training log of a run with the column flops, and where the norms of micro-batches were logged those of
+    `noise_scale`. Raises UserError for a folder without one."""
     import pandas
 
     from fineline_jax.recipe import from_json
@@ -244,4 +303,20 @@ def _log(run: Path) -> "pandas.DataFrame":
     if "loss" not in frame:
         raise UserError(f"{run / 'metrics.jsonl'}: holds no loss yet; analyze the run when it has trained")
     recipe = from_json(run / "recipe.json")
-    return frame.assign(flops=frame["tokens"] * recipe.model.train_flops_per_token(recipe.data.sequence_length))
+    frame["flops"] = frame["tokens"] * recipe.model.train_flops_per_token(recipe.data.sequence_length)
+    return with_batches(frame, recipe) if "micro_gradient_norm" in frame else frame
+
+
+def with_batches(log: "pandas.DataFrame", recipe: "Recipe") -> "pandas.DataFrame":
+    """The log of a run with the columns sequences, micro_sequences and tokens_per_sequence of each step's batch."""
+    import numpy as np
+
+    length, sizes = recipe.data.sequence_length, recipe.batch.sizes
+    before = [[tokens - size * length for size in sizes] for tokens in log["tokens"]]
+    # the update that ended at these tokens began one batch before, and that batch is the one due there
+    sequences = [
+        next((n for n, start in zip(sizes, starts, strict=True) if recipe.batch.sequences_at(start) == n), sizes[-1])
+        for starts in before
+    ]
+    micro = np.array(sequences) / recipe.batch.accumulation
+    return log.assign(sequences=sequences, micro_sequences=micro, tokens_per_sequence=length)

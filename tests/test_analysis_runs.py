@@ -81,7 +81,7 @@ def made(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def report(made) -> Path:
     arguments = ["analyze", str(made / "scores"), "--out", str(made / "report"), "--runs"]
-    arguments += [str(made / "runs" / name) for name in RUNS]
+    arguments += [str(made / "runs" / name) for name in reversed(RUNS)]  # arms are ordered by their facets all the same
     arguments += ["--group", "size=model.width,seed=seed", "--event", "half=64K", "--pick", "5"]
     assert main(arguments) == 0
     return made / "report"
@@ -123,6 +123,23 @@ def test_arms_are_compared(report):
     found = pd.read_csv(report / "arm_differences.csv")
     assert set(found["arm"]) == {"size=16"} and set(found["reference"]) == {"size=8"}
     assert set(pd.read_csv(report / "tokens_to.csv")["runs"]) == {2}
+    # losses of both widths are alike; scores count the documents, as in a sweep
+    ends = found.set_index(["metric", "task"])
+    assert ends["difference"]["loss", "held_out"] == pytest.approx(0) and np.isnan(
+        ends["stderr_documents"]["loss", "held_out"]
+    )
+    assert (ends["stderr_documents"]["acc_norm"].drop("all tasks") > 0).all()
+    assert sorted(pd.read_csv(report / "instability.csv")["series"]) == sorted(RUNS)
+
+
+def test_losses_alone_are_compared(made, tmp_path):
+    """Without a score: the validation losses of the runs are the table."""
+    runs = [str(made / "runs" / name) for name in RUNS]
+    assert (
+        main(["analyze", "--runs", *runs, "--group", "size=model.width,seed=seed", "--out", str(tmp_path / "r")]) == 0
+    )
+    found = pd.read_csv(tmp_path / "r/arm_differences.csv")
+    assert found[["arm", "metric", "task"]].to_numpy().tolist() == [["size=16", "loss", "held_out"]]
 
 
 def test_changes_at_events_of_schedule_and_command(report):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fineline_jax.ablation.compare import STATISTICS, Logs, comparisons, loss_table, read_logs, write_comparisons
+from fineline_jax.ablation.compare import comparisons, read_logs, write_comparisons
 from fineline_jax.ablation.run import run_trials
 from fineline_jax.ablation.summary import write_summary
 from fineline_jax.ablation.sweep import Sweep
@@ -15,7 +15,9 @@ from fineline_jax.atomic_files import atomic_file
 from fineline_jax.folder_lock import writing
 from fineline_jax.scoring.job_shard import job_shard
 from fineline_jax.scoring.requests.suite import Suite
+from fineline_jax.trajectories.ablation.compare import loss_table
 from fineline_jax.trajectories.csv_cells import write_csv
+from fineline_jax.trajectories.statistics.columns import Statistic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,21 +56,22 @@ def run_sweep(
     with writing(out / "summary", "--out", wait=60):
         table = write_summary(sweep, out)
         left = len(trials) - len(table)
-        logs = read_logs(table, out) if len(table) else {}
-        found = comparisons(sweep, table, logs, out) if logs else {}
+        found, report = {}, None
+        if len(table):
+            logs = read_logs(table, out)
+            found = comparisons(sweep, table, logs, out)
+            report = None if left else _write_page(sweep, table, loss_table(logs), found, out)
         write_comparisons(found, out / "comparison")
-        report = None
-        if not left:
-            report = _write_page(sweep, table, logs, found, out)
-    return SweepOutcome(out, table, found, left, report, None if stopped is None else stopped.stopped_by)
+    by_name = {one.name: frame for one, frame in found.items()}
+    return SweepOutcome(out, table, by_name, left, report, None if stopped is None else stopped.stopped_by)
 
 
 def _write_page(
-    sweep: Sweep, table: pd.DataFrame, logs: Logs, found: dict[str, pd.DataFrame], out: Path
+    sweep: Sweep, table: pd.DataFrame, losses: pd.DataFrame, found: dict[Statistic, pd.DataFrame], out: Path
 ) -> Path | None:
     """The page of `fineline analyze` of all runs, their validation losses as a table and their scores, with what the
     comparisons found before the rest."""
-    losses, inputs = loss_table(logs), []
+    inputs = []
     if len(losses):
         inputs.append(out / "losses.csv")
         with atomic_file(out / "losses.csv", exclusive=True) as partial:
@@ -77,7 +80,6 @@ def _write_page(
         inputs.append(out / "scores")
     if not inputs:
         return None
-    runs = [out / "runs" / series for series in logs]
-    compared = [(statistic, found[name]) for name, statistic in STATISTICS.items() if name in found]
-    arms = table[["series", "arm", "seed"]]
-    return analyze_scores(inputs, out / "report", runs=runs, title=f"Sweep {sweep.name}", compared=compared, arms=arms)
+    runs, arms = [out / "runs" / series for series in table["series"]], table[["series", "arm", "seed"]]
+    title = f"Sweep {sweep.name}"
+    return analyze_scores(inputs, out / "report", runs=runs, title=title, compared=list(found.items()), arms=arms)

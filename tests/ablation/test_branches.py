@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from sweep_examples import one_device_and_no_page, played, small_recipe, write_corpus
+from sweep_examples import compared, one_device_and_no_page, played, small_recipe, write_corpus
 
 from fineline_jax import interface
 from fineline_jax.ablation import Sweep, batch_branches, changed, cooldowns, grid
@@ -83,7 +83,7 @@ def test_arms_are_compared_by_the_means_of_their_validation_losses_over_seeds(re
     seeds = {0: -0.01, 1: 0.0, 2: 0.01}
     losses = {t.name: means[t.arm] + seeds[t.seed] for t in sweep.trials()}
     table = played(sweep, tmp_path, losses)
-    found = comparisons(sweep, table, read_logs(table, tmp_path), tmp_path)
+    found = compared(sweep, table, tmp_path)
     assert set(found) == {"instability", "arm_differences", "tokens_to", "final_map", "facet_cost"}
     frame = found["arm_differences"].set_index("arm")
     assert frame["difference"].tolist() == pytest.approx([0.1, -0.2, 0.0])  # better by: a loss is better when lower
@@ -92,7 +92,7 @@ def test_arms_are_compared_by_the_means_of_their_validation_losses_over_seeds(re
     assert sorted(found["instability"]["series"]) == sorted(losses)
     text = differences_text(found).splitlines()
     assert text[0] == f"Against {arms[0].name}:" and len(text) == 2 + 3
-    write_comparisons(found, tmp_path / "comparison")
+    write_comparisons(comparisons(sweep, table, read_logs(table, tmp_path), tmp_path), tmp_path / "comparison")
     for name, frame in found.items():
         assert len(pd.read_csv(tmp_path / "comparison" / f"{name}.csv")) == len(frame)
         assert list(pd.read_parquet(tmp_path / "comparison" / f"{name}.parquet")) == list(frame)
@@ -103,7 +103,7 @@ def test_a_run_that_diverged_counts_in_the_instability_alone(recipe, tmp_path):
     sweep = Sweep("s", recipe, arms)
     table = played(sweep, tmp_path, {t.name: 3.0 for t in sweep.trials()})
     table.loc[1, "diverged"] = "loss nan"
-    found = comparisons(sweep, table, read_logs(table, tmp_path), tmp_path)
+    found = compared(sweep, table, tmp_path)
     assert list(found["arm_differences"]["arm"]) == [arms[2].name]
     assert len(found["instability"]) == 3
 

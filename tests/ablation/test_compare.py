@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from metric_examples import docs, packed, task
-from sweep_examples import played, small_recipe
+from sweep_examples import compared, played, small_recipe
 
 from fineline_jax.ablation import Arm, Sweep, crossed, grid, ladder
-from fineline_jax.ablation.compare import comparisons, read_logs, with_batches
+from fineline_jax.analysis import with_batches
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.recipe import Batch, Data, Optimizer, Recipe, Schedule, Source
 from fineline_jax.scoring import score_files
@@ -49,7 +49,7 @@ def test_scores_of_documents_are_handed_to_the_differences(tmp_path):
             header = score_files.Header(trial.name, f"step{step}", step, 32 * step, 8, key)
             score_files.write(tmp_path / "scores", score_files.Scores(header, scores, scores > 0))
         right.append(scores[:120].reshape(40, 3).argmax(axis=1) == gold)  # step 8 alone lies in the last quarter
-    found = comparisons(sweep, table, read_logs(table, tmp_path), tmp_path)["arm_differences"].set_index("task")
+    found = compared(sweep, table, tmp_path)["arm_differences"].set_index("task")
     arms = np.array([trial.arm for trial in sweep.trials()])
     matrix = np.array(right, float)
     means = matrix.mean(axis=1)
@@ -72,7 +72,7 @@ def test_choices_at_every_size_are_compared_in_their_order_and_each_size_by_itse
         for choice, rank in zip(choices, of_size, strict=True)
     }
     table = played(sweep, tmp_path, losses)
-    found = comparisons(sweep, table, read_logs(table, tmp_path), tmp_path)
+    found = compared(sweep, table, tmp_path)
     (row,) = found["transfer"].to_dict("records")
     sizes = [trial.recipe.model.parameters for trial in sweep.trials()]
     assert (row["small"], row["large"], row["arms"]) == (min(sizes), max(sizes), 5)

@@ -12,6 +12,7 @@ import pytest
 from data_examples import amber
 
 from fineline_jax.ablation import Sweep, ablate
+from fineline_jax.ablation.compare import comparisons, read_logs
 from fineline_jax.data.corpora import prepare_amber
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.recipe import (
@@ -26,6 +27,7 @@ from fineline_jax.recipe import (
     Schedule,
     Source,
     Validation,
+    to_json,
 )
 from fineline_jax.training import loop
 
@@ -80,9 +82,15 @@ def played(sweep: Sweep, out: Path, losses: dict[str, float]) -> pd.DataFrame:
         lines = [f'{{"step": {s}, "tokens": {32 * s}, "loss": {loss + 8 - s}, "gradient_norm": 1.0}}' for s in (4, 8)]
         held = f'{{"step": 8, "tokens": 256, "validation_loss/held_out": {loss}}}'
         half = f'{{"step": 4, "tokens": 128, "validation_loss/held_out": {loss + 1}}}'
+        (run / "recipe.json").write_text(to_json(trial.recipe))
         (run / "metrics.jsonl").write_text("\n".join([lines[0], half, lines[1], held]) + "\n")
         rows.append({"series": trial.name, "arm": trial.arm, "seed": trial.seed, "diverged": ""})
         rows[-1] |= {
             field: value for arm in sweep.arms if arm.name == trial.arm for field, value in arm.changes.items()
         }
     return pd.DataFrame(rows)
+
+
+def compared(sweep: Sweep, table: pd.DataFrame, out: Path) -> dict[str, pd.DataFrame]:
+    """The comparisons of runs that were `played`, by name."""
+    return {one.name: frame for one, frame in comparisons(sweep, table, read_logs(table, out), out).items()}

@@ -1,15 +1,12 @@
 """The end of training over two facets, such as batch and warmup, and what a level of one facet costs."""
 
 import math
-from collections.abc import Sequence
 
 import pandas as pd
 
 from fineline_jax.errors import UserError
 from fineline_jax.facts.metrics import metric_of
 from fineline_jax.trajectories.ablation.arms import arms_of, end_values, run_variance
-from fineline_jax.trajectories.ablation.differences import DIFFERENCES
-from fineline_jax.trajectories.ablation.tokens_to import TOKENS_TO
 from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic
 from fineline_jax.trajectories.statistics.comparison import BETTER, DECLINED, UNRESOLVED, WORSE
 from fineline_jax.trajectories.statistics.inference import LEVEL, holm, interval, student
@@ -31,28 +28,6 @@ def final_map(table: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
             row |= {"runs": cell["size"], "value": cell["mean"], "stderr": error, "low": low, "high": high}
             rows.append(row | {"behind": better * (best - cell["mean"])})
     return FINAL_MAP.frame(rows)
-
-
-def arm_statistics(
-    table: pd.DataFrame,
-    facets: Sequence[str],
-    *,
-    parts: Sequence[pd.DataFrame] | None = None,
-    documents: pd.DataFrame | None = None,
-) -> dict[Statistic, pd.DataFrame]:
-    """Frames of the statistics that every comparison of arms has: differences, clocks, and of two facets map and costs.
-
-    facets: columns of the table that are not the seed and take several values. parts: tables whose arms are compared
-    only among themselves; None: the table. documents: see `differences`. Without a second arm there are none.
-    """
-    if table["arm"].nunique() < 2:
-        return {}
-    differences = [DIFFERENCES.compute(part, documents=documents) for part in ([table] if parts is None else parts)]
-    found = {DIFFERENCES: pd.concat(differences), TOKENS_TO: TOKENS_TO.compute(table)}
-    if len(facets) == 2:
-        found[FINAL_MAP] = FINAL_MAP.compute(table, *facets)
-        found[FACET_COST] = pd.concat([FACET_COST.compute(table, *pair) for pair in (facets, facets[::-1])])
-    return found
 
 
 def facet_cost(table: pd.DataFrame, facet: str, *others: str) -> pd.DataFrame:

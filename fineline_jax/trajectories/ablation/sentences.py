@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 import pandas as pd
 
 from fineline_jax.facts.metrics import metric_of
-from fineline_jax.text_table import counted
+from fineline_jax.text_table import counted, listed
 from fineline_jax.trajectories.ablation.critical_batch import CRITICAL_BATCH
 from fineline_jax.trajectories.ablation.differences import ALL_TASKS, DIFFERENCES, RESOLUTION
 from fineline_jax.trajectories.ablation.final_map import FACET_COST, FINAL_MAP
@@ -53,18 +53,24 @@ def _facets(frame: pd.DataFrame) -> Iterator[str]:
 
 
 def _arms(frame: pd.DataFrame) -> Iterator[str]:
+    """What can be said of several losses, or of several metrics, alike is said once; the losses first."""
     shown = frame[(frame["metric"] == LOSS) | (frame["task"] == ALL_TASKS)]
+    alike: dict[tuple[bool, str, str, str], list[tuple[str, float]]] = {}
     for (metric, task), rows in (shown if len(shown) else frame).groupby(["metric", "task"], sort=False):
-        what = f"loss on {task}" if metric == LOSS else f"{metric_of(str(metric)).label}, {task}"
         reference, verdicts = rows["reference"].iloc[0], rows["verdict"].value_counts()
         counts = ", ".join(f"{verdicts[one]} {one}" for one in (BETTER, WORSE, UNRESOLVED, DECLINED) if one in verdicts)
-        needed = rows["seeds_needed"][rows["verdict"] == UNRESOLVED]
-        runs = counted(int(rows["runs"].max()), "seed")
-        line = f"Of {counted(len(rows), 'arm')} against {reference} in {what}: {counts} (with {runs} each)"
-        if len(needed) and math.isfinite(needed.max()):
-            line += f"; to resolve {RESOLUTION:g} it takes about {needed.max():,.0f} seeds per arm"
-        elif len(needed):
-            line += f"; to resolve {RESOLUTION:g} it takes more documents, not more seeds"
+        begin = f"Of {counted(len(rows), 'arm')} against {reference} in"
+        end = f": {counts} (with {counted(int(rows['runs'].max()), 'seed')} each)"
+        name, after = (f"loss on {task}", "") if metric == LOSS else (metric_of(str(metric)).label, f", {task}")
+        needed = rows["seeds_needed"][rows["verdict"] == UNRESOLVED].max()
+        alike.setdefault((metric != LOSS, begin, after, end), []).append((name, needed))
+    for (_, begin, after, end), metrics in sorted(alike.items(), key=lambda group: group[0][0]):
+        first, needed = metrics[0]
+        line = f"{begin} {listed((name for name, _ in metrics), most=3)}{after}{end}"
+        if math.isfinite(needed):
+            line += f"; to resolve {RESOLUTION:g} in {first} it takes about {needed:,.0f} seeds per arm"
+        elif not math.isnan(needed):
+            line += f"; to resolve {RESOLUTION:g} in {first} it takes more documents, not more seeds"
         yield f"{line}."
     yield "A verdict holds over all comparisons of its metric (Holm), so an interval without 0 is not yet one."
 

@@ -34,7 +34,8 @@ def facets(recipes: Mapping[str, Mapping[str, Any]], group: Mapping[str, str] | 
     """Columns series, one per facet, arm, seed: a row per run.
 
     recipes: the content of recipe.json by series. group: facet -> dotted field; None: every field in which the runs
-    differ, under its own name. arm: the values of all facets but `seed`; runs of one arm are its seeds.
+    differ, under its own name. arm: the values of all facets but `seed`; runs of one arm are its seeds. Rows are in the
+    order of the facets' values, so that the first arm has the smallest.
     Raises UserError where a recipe lacks a field, or two runs are of one arm and seed.
     """
     flat = {series: _flat(recipe) for series, recipe in recipes.items()}
@@ -55,7 +56,7 @@ def facets(recipes: Mapping[str, Mapping[str, Any]], group: Mapping[str, str] | 
         row.setdefault("seed", "/".join(dict.fromkeys(map(str, seeds))) or "0")
         arms = [f"{name}={_text(row[name])}" for name in group if name != "seed"]
         rows.append(row | {"arm": ", ".join(arms) or "all"})
-    frame = pd.DataFrame(rows)
+    frame = pd.DataFrame(sorted(rows, key=lambda row: [_rank(row[name]) for name in group if name != "seed"]))
     twice = frame[frame.duplicated(["arm", "seed"], keep=False)]
     if len(twice):
         names = " and ".join(twice[(twice["arm"] == twice.iloc[0]["arm"])]["series"].astype(str))
@@ -94,6 +95,11 @@ def _flat(recipe: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     for name, value in recipe.items():
         found |= _flat(value, f"{above}{name}.") if isinstance(value, Mapping) else {f"{above}{name}": value}
     return found
+
+
+def _rank(value: Any) -> tuple[bool, float, str]:
+    """Numbers by size, before all else by its text."""
+    return (False, value, "") if isinstance(value, int | float) else (True, 0.0, str(value))
 
 
 def _text(value: Any) -> str:

@@ -6,7 +6,9 @@ import pytest
 from scipy import stats
 
 from fineline_jax.errors import UserError
-from fineline_jax.trajectories.ablation.final_map import FACET_COST, FINAL_MAP, arm_statistics, facet_cost, final_map
+from fineline_jax.trajectories.ablation.compare import compare_arms
+from fineline_jax.trajectories.ablation.differences import DIFFERENCES
+from fineline_jax.trajectories.ablation.final_map import FACET_COST, FINAL_MAP, facet_cost, final_map
 from fineline_jax.trajectories.ablation.instability import instability, spikes
 from fineline_jax.trajectories.ablation.tokens_to import tokens_to
 
@@ -116,7 +118,16 @@ def test_a_longer_warmup_gains_at_each_batch_and_over_both():
 def test_two_facets_have_a_map_and_the_costs_of_both_one_facet_neither():
     table = grid()
     table["arm"] = table["batch"].astype(str) + "-" + table["warmup"].astype(str)
-    both = arm_statistics(table, ["batch", "warmup"])
+    runs = table[["series", "arm", "seed", "batch", "warmup"]].drop_duplicates("series")
+    both = compare_arms(table, runs, ["batch", "warmup"])
     assert FINAL_MAP in both and set(both[FACET_COST]["facet"]) == {"batch", "warmup"}
-    assert {one.name for one in arm_statistics(table, ["batch"])} == {"arm_differences", "tokens_to"}
-    assert arm_statistics(table[table.arm == "8-0"], []) == {}
+    assert {one.name for one in compare_arms(table, runs, ["batch"])} == {"arm_differences", "tokens_to"}
+    assert compare_arms(table[table.arm == "8-0"], runs, []) == {}
+
+
+def test_the_first_of_the_runs_is_the_reference_whatever_the_order_of_the_scores():
+    table = grid()
+    table["arm"] = table["batch"].astype(str) + "-" + table["warmup"].astype(str)
+    runs = table[["series", "arm", "seed", "batch", "warmup"]].drop_duplicates("series")
+    found = compare_arms(table[::-1], runs, ["batch", "warmup"])
+    assert set(found[DIFFERENCES]["reference"]) == {runs["arm"].iloc[0]}

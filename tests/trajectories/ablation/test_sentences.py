@@ -41,10 +41,37 @@ def test_what_was_found_is_said_with_intervals_and_what_was_not_with_the_seeds_i
     close = ends({(8, 0): 3.0, (8, 1): 3.004, (16, 0): 3.0, (16, 1): 3.0})
     line, _ = sentences({"arm_differences": differences(close)})
     needed = differences(close)["seeds_needed"].max()
-    assert "3 no difference resolved (with 3 seeds each); to resolve 0.01 it takes about" in line
+    assert "3 no difference resolved (with 3 seeds each); to resolve 0.01 in loss on held it takes about" in line
     assert f"about {needed:.0f} seeds per arm." in line
     unresolved = sentences({"facet_cost": facet_cost(close, "warmup", "batch")})
     assert unresolved[0].startswith("warmup (loss on held, against 0): at 1 no difference resolved, -0.002 (95 %: -0.0")
+
+
+def test_metrics_of_which_the_same_can_be_said_are_one_sentence_behind_the_losses():
+    """Six runs of each arm, in which no metric differs but the Brier score, .1 apart where seeds differ by .01."""
+    rows = [
+        {
+            "series": f"{arm}{seed}",
+            "arm": arm,
+            "seed": seed,
+            "tokens": 1e6,
+            "task": task,
+            "metric": metric,
+            "stderr": 0.0,
+        }
+        | {"value": 0.5 + SEEDS[seed % 3] + (0.1 if metric == "brier_score" and arm == "b" else 0.0)}
+        for metric in ("acc", "acc_norm", "exact_match", "acc_bytes", "brier_score", "loss")
+        for task in (("held",) if metric == "loss" else ("t", "u"))
+        for arm in "ab"
+        for seed in range(6)
+    ]
+    first, others, worse, holm = sentences({"arm_differences": differences(pd.DataFrame(rows))})
+    assert first.startswith("Of 1 arm against a in loss on held: 1 no difference resolved (with 6 seeds each)")
+    assert others.startswith(
+        "Of 1 arm against a in accuracy, accuracy, length-normalised (characters), exact match and 1"
+    )
+    assert "more, all tasks: 1 no difference resolved (with 6 seeds each); to resolve 0.01 in accuracy it" in others
+    assert worse == "Of 1 arm against a in Brier score, all tasks: 1 worse (with 6 seeds each)." and "Holm" in holm
 
 
 def test_divergence_and_the_critical_batch_are_said():

@@ -217,7 +217,10 @@ def _http_files(url: str) -> list[RemoteFile]:
             weight_map = content.get("weight_map") if isinstance(content, dict) else None
             if not isinstance(weight_map, dict):
                 raise FetchError(f"{files[index].url}: not an index of weight files; check the address")
-            for name in sorted({str(part) for part in weight_map.values()}):
+            parts = sorted({str(part) for part in weight_map.values()})
+            if len(parts) > MOST_FILES:
+                raise FetchError(f"{files[index].url}: names {len(parts)} files; give the folder of a checkpoint")
+            for name in parts:
                 if "/" not in name and (file := _http_head(url, name)) is not None:
                     files[name] = file
     if not files:
@@ -233,7 +236,7 @@ def _http_head(url: str, name: str) -> RemoteFile | None:
         return None
     size = headers.get("Content-Length", "")
     version = headers.get("ETag") or headers.get("Last-Modified") or size
-    return RemoteFile(name, address, int(size) if size.isdecimal() else None, version)
+    return RemoteFile(name, address, int(size) if size.isdecimal() and len(size) < 20 else None, version)
 
 
 def _links(url: str) -> list[str]:

@@ -12,12 +12,13 @@ from fineline_jax.checkpoints.formats.torch_bin import TORCH_BIN
 from fineline_jax.checkpoints.formats.trainers import lora
 from fineline_jax.checkpoints.formats.trainers.gguf import GGUF
 from fineline_jax.checkpoints.formats.trainers.llama2c import LLAMA2C
+from fineline_jax.checkpoints.formats.trainers.nanotron import NANOTRON
 from fineline_jax.checkpoints.formats.trainers.neox import NEOX
 from fineline_jax.checkpoints.formats.trainers.torch_distributed import DCP
 from fineline_jax.checkpoints.formats.weight_format import WeightFormat
 from fineline_jax.errors import UserError, reading, refuse_lfs_pointer
 
-FORMATS = (SAFETENSORS, TORCH_BIN, DCP, NEOX, GGUF, LLAMA2C, EASYLM)
+FORMATS = (SAFETENSORS, TORCH_BIN, DCP, NEOX, NANOTRON, GGUF, LLAMA2C, EASYLM)
 """In the order in which they are preferred. A file of unknown suffix is read as the last."""
 FIXED_NAMES = tuple(name for one in FORMATS if one.single for name in (one.single, one.index))
 """Names that a folder of weights is recognised by, and that can be asked for where nothing is listed."""
@@ -104,7 +105,7 @@ def _locate(folder: Path) -> tuple[list[Path], WeightFormat, dict[str, Path]] | 
             file_of_tensor = _read_index(folder / one.index)
             return sorted(set(file_of_tensor.values())), one, file_of_tensor
         files = [] if one.single else one.files(folder)
-        if len(files) > 1 and one.one_file:
+        if len(files) > 1 and one.one_file and not one.key:
             raise UserError(f"{folder}: holds several {one.label} ({files[0].name}, {files[1].name}); name one file")
         if files:
             return files, one, {}

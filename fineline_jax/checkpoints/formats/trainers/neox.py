@@ -54,7 +54,7 @@ def read_neox(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-NEOX = WeightFormat("GPT-NeoX layers", _FILE, read_neox, key=KEY, one_file=False)
+NEOX = WeightFormat("GPT-NeoX layers", _FILE, read_neox, key=KEY)
 
 
 def _joined(meant: str, name: str, parts: Sequence[Tensor]) -> Tensor:

@@ -68,9 +68,7 @@ def read_dcp(path: Path) -> dict[str, Tensor]:
     return {_renamed(name, found): tensor for name, tensor in found.items()}
 
 
-DCP = WeightFormat(
-    "torch distributed checkpoints", r"\.metadata|__\d+_\d+\.distcp", read_dcp, key=METADATA, one_file=False
-)
+DCP = WeightFormat("torch distributed checkpoints", r"\.metadata|__\d+_\d+\.distcp", read_dcp, key=METADATA)
 
 
 def _tensors(folder: Path, metadata: Any) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from fineline_jax.atomic_files import write_atomic
+from fineline_jax.atomic_files import atomic_folder, write_atomic
 from fineline_jax.checkpoints import load
 from fineline_jax.checkpoints.formats.huggingface import export_hf, load_hf
 from fineline_jax.checkpoints.registry.step_names import step_and_tokens
@@ -79,7 +79,8 @@ def import_checkpoint(
     with _or_as_it_was(run):
         _claim(run, recipe or _without_data(run.name, config, tokens), config)
         if brings_one and not holds_tokenizer(run / "tokenizer"):  # it keeps its own, settings and all
-            copy_tokenizer(source, run / "tokenizer")
+            with atomic_folder(run / "tokenizer", exclusive=True, replace=True) as copy:
+                copy_tokenizer(source, copy)
         recipe = from_json(run / "recipe.json")
         with jax.set_mesh(mesh):
             state = {"params": params, **more_state(recipe, params)}

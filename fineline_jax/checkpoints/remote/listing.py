@@ -221,7 +221,7 @@ def _http_files(url: str) -> list[RemoteFile]:
             if len(parts) > MOST_FILES:
                 raise FetchError(f"{files[index].url}: names {len(parts)} files; give the folder of a checkpoint")
             for name in parts:
-                if "/" not in name and (file := _http_head(url, name)) is not None:
+                if "/" not in name and name.isprintable() and (file := _http_head(url, name)) is not None:
                     files[name] = file
     if not files:
         raise FetchError(f"{url}: no files there; give the folder of a checkpoint")

@@ -26,28 +26,25 @@ def early_slopes(table: pd.DataFrame, summary: pd.DataFrame | None = None) -> pd
     onset: dict[tuple, float] = dict(zip(keys, begun.astype(float), strict=True))
     curves, rows = curves_of(table), []
     for run, reference in pairs_with_first(curves):
-        difference = paired(curves[run], curves[reference])
-        for metric in difference.columns.unique(0):
-            found = []
-            for name in (column for column in difference.columns if column[0] == metric):
-                begins = np.fmin(onset.get((run, *name), np.nan), onset.get((reference, *name), np.nan))
-                known = difference[name].dropna().index
-                at = known[(known >= begins) & (known > 0)][:EARLY]
-                if len(at) >= FEWEST:
-                    doublings = np.log2(at.to_numpy(float))
-                    found.append([_slope(doublings, one.loc[at, name]) for one in (curves[run], curves[reference])])
+        shared = paired(curves[run], curves[reference])
+        tokens, known = shared.index.to_numpy(float), shared.notna().to_numpy() & (shared.index > 0)[:, None]
+        both = [curves[one].reindex_like(shared).to_numpy(float) for one in (run, reference)]
+        slopes: dict[str, list[list[float]]] = {metric: [] for metric in shared.columns.unique(0)}
+        for k, name in enumerate(shared.columns):
+            begins = np.fmin(onset.get((run, *name), np.nan), onset.get((reference, *name), np.nan))
+            at = np.flatnonzero(known[:, k] & (tokens >= begins))[:EARLY]
+            if len(at) >= FEWEST:
+                doublings = np.log2(tokens[at]) - np.log2(tokens[at]).mean()
+                slopes[name[0]].append([doublings @ values[at, k] / (doublings @ doublings) for values in both])
+        for metric, of_tasks in slopes.items():
+            of_runs = np.array(of_tasks).reshape(-1, 2).T
             row = {"run": run, "reference": reference, "metric": metric}
-            slopes = np.array(found).reshape(-1, 2)
-            if len(slopes):
-                row |= {"slope": slopes[:, 0].mean(), "reference_slope": slopes[:, 1].mean()}
-            difference_of = slopes[:, 0] - slopes[:, 1]
-            rows.append(row | one_sample(difference_of, over_tasks_again(difference_of)))
+            if of_tasks:
+                row |= dict(zip(("slope", "reference_slope"), of_runs.mean(axis=1), strict=True))
+            difference = of_runs[0] - of_runs[1]
+            row |= one_sample(difference, over_tasks_again(difference))
+            rows.append(row | ({"reason": "fewer than two tasks with an onset"} if len(of_tasks) < 2 else {}))
     return EARLY_SLOPES.frame(rows)
-
-
-def _slope(x: np.ndarray, y: pd.Series) -> float:
-    centred = x - x.mean()
-    return float(centred @ y.to_numpy(float) / (centred @ centred))
 
 
 _TESTED = {column.name: column for column in COMPARISON.columns}

@@ -10,10 +10,11 @@ from fineline_jax.errors import UserError
 from fineline_jax.facts.metrics import metric_of
 from fineline_jax.text_table import listed
 from fineline_jax.trajectories.curves import isotonic
+from fineline_jax.trajectories.curves.smooth import checkpoint_noise
 from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic, shots_of
 from fineline_jax.trajectories.statistics.comparison import over_tasks
 from fineline_jax.trajectories.statistics.inference import student
-from fineline_jax.trajectories.statistics.rerun_error import RunError, over_tasks_again
+from fineline_jax.trajectories.statistics.rerun_error import LASTING, RunError, over_tasks_again
 
 AHEAD, BEHIND = "ahead", "behind"
 
@@ -83,12 +84,17 @@ def _against(live: pd.DataFrame, others: dict[str, pd.DataFrame], better: int) -
         error = float(levels.std(ddof=1)) * math.sqrt(1 + 1 / len(levels))
         freedom = len(levels) - 1.0
     else:
-        error, freedom = math.hypot(float(live["stderr"].iloc[-1]), float(errors.iloc[0])), math.inf
+        one = next(iter(reaching.values()))
+        scatter = checkpoint_noise(one["value"].to_numpy(float), one["tokens"].to_numpy(float))
+        between = math.sqrt(2 * (1 + LASTING**2)) * np.nan_to_num(scatter)  # of two runs that scatter alike
+        asked = np.nan_to_num([float(live["stderr"].iloc[-1]), float(errors.iloc[0])])
+        error, freedom = math.hypot(between, *asked), math.inf
     ahead = [_doublings(live, one, better) for one in reaching.values()]
     row["doublings_ahead"] = float(np.nanmean(ahead)) if np.isfinite(ahead).any() else math.nan
     if not error > 0:
         return row | {"reason": "there is no error to compare the difference with"}, levels
-    note = "one reference: the error is of the questions alone" if len(levels) == 1 else ""
+    note = "one reference: the error is of the questions, and of its scatter between checkpoints"
+    note = note if len(levels) == 1 else ""
     return row | {"stderr": error, "reason": note} | student(difference, error, freedom), levels
 
 
@@ -113,7 +119,12 @@ LIVE_STATE = Statistic(
         Column("references", "1", "reference series that were scored on both sides of these tokens", "of all tasks"),
         Column("reference", "score", "their mean there, interpolated in log tokens", "without a reference"),
         Column("difference", "score", "of the run to it, above 0: ahead", "without a reference", ("low", "high")),
-        Column("stderr", "score", "of the spread of references, of one reference that of the questions", "without"),
+        Column(
+            "stderr",
+            "score",
+            "of the spread of references; of one reference that of the questions and its scatter",
+            "without",
+        ),
         *Column.ends("score", "without an error"),
         Column("p", "1", "two-sided, Student's t", "without an error"),
         Column("p_holm", "1", "p controlled over the tasks of the metric (Holm)", "of all tasks"),

@@ -65,15 +65,14 @@ def paired(curves: pd.DataFrame, reference: pd.DataFrame, dearer: float = 1.0) -
     many FLOPs, linear in their logarithm between its checkpoints.
     """
     if dearer != 1:
-        at, known = np.log(curves.index.to_numpy(float)[curves.index > 0]), reference[reference.index > 0]
-        grid = np.log(known.index.to_numpy(float) * dearer)
-        columns = {}
-        for name, values in known.items():
-            there = values.notna().to_numpy()
-            if there.any():
-                columns[name] = np.interp(at, grid[there], values[there], left=np.nan, right=np.nan)
-        reference = pd.DataFrame(columns, index=curves.index[curves.index > 0])
-        reference.columns = pd.MultiIndex.from_tuples(columns, names=curves.columns.names)
+        trained = curves.index[curves.index > 0]
+        at, grid = np.log(trained.to_numpy(float)), reference.index.to_numpy(float) * dearer
+        values = reference.to_numpy(float)[grid > 0]
+        grid, known = np.log(grid[grid > 0]), np.isfinite(values)
+        taken = np.full((len(at), values.shape[1]), np.nan)
+        for k in np.flatnonzero(known.any(axis=0)):
+            taken[:, k] = np.interp(at, grid[known[:, k]], values[known[:, k], k], left=np.nan, right=np.nan)
+        reference = pd.DataFrame(taken, trained, reference.columns)
     one, other = curves.align(reference, join="inner")
     return (one - other).dropna(how="all").dropna(axis=1, how="all")
 

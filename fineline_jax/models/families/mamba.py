@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
-from fineline_jax.models.families.family import Family
+from fineline_jax.models.families.family import Family, Turned
 from fineline_jax.models.families.hf_config import HfConfig
 from fineline_jax.models.families.lines import lines
 from fineline_jax.models.families.name_map import Weight
@@ -67,7 +67,9 @@ MAMBA = Family(
     ),
 )
 
-FALCON_MAMBA = MAMBA.like("falcon_mamba", "FalconMambaForCausalLM", keys={"state_norm_eps": ("mixer_rms_eps", 1e-6)})
+FALCON_MAMBA = MAMBA.like(
+    "falcon_mamba", "FalconMambaForCausalLM", keys={"state_norm_eps": Turned("mixer_rms_eps", 1e-6, float, float)}
+)
 
 _PARTS = {
     "z": "(inner@0-{i}/{all})",

@@ -15,7 +15,7 @@ import numpy as np
 from fineline_jax.checkpoints.formats.lazy_tensor import StoredTensor, Tensor, permuted, row_major
 from fineline_jax.checkpoints.formats.trainers.gguf import rotary_rows
 from fineline_jax.checkpoints.formats.weight_format import WeightFormat
-from fineline_jax.errors import UserError
+from fineline_jax.errors import UserError, reading
 
 _SIZES = struct.Struct("<7i")
 _MAGIC = 0x616B3432
@@ -26,26 +26,26 @@ MOST = 1 << 24
 
 def read_llama2c(path: Path) -> dict[str, Tensor]:
     """The tensors of the file by Hugging Face's names; reads the header only. Raises UserError naming the file."""
-    _, sizes, tied, spans = _opened(path)
+    version, sizes, tied = _opened(path)
+    *spans, (_, _, end) = _spans(version, sizes, tied)
+    if (size := path.stat().st_size) != end:
+        raise UserError(f"{path}: has {size} bytes, its header means {end}; fetch it again")
     found: dict[str, Tensor] = {}
     for name, shape, offset in spans:
         tensor: Tensor = StoredTensor(name, path, np.dtype("<f4"), shape, offset, row_major(shape, 4))
         if name.endswith(("q_proj.weight", "k_proj.weight")):
             tensor = permuted(tensor, rotary_rows(sizes[4] if "k_proj" in name else sizes[3], shape[0]))
-        if name and not (tied and name == "lm_head.weight"):
-            found[name] = tensor
-    return found
+        found[name] = tensor
+    return {name: tensor for name, tensor in found.items() if name}
 
 
 def config_of(path: Path) -> dict[str, Any]:
-    """The config.json of the model in the file."""
-    _, (width, hidden, layers, heads, kv_heads, vocabulary, context), tied, _ = _opened(path)
-    return {
-        "architectures": ["LlamaForCausalLM"], "hidden_size": width, "intermediate_size": hidden,
-        "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv_heads,
-        "vocab_size": vocabulary, "max_position_embeddings": context, "tie_word_embeddings": tied,
-        "rms_norm_eps": 1e-5, "rope_theta": 10_000.0,
-    }  # fmt: skip
+    """The config.json of the model in the file. Raises UserError naming it."""
+    _, sizes, tied = _opened(path)
+    keys = "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads vocab_size"
+    named = dict(zip(f"{keys} max_position_embeddings".split(), sizes, strict=True))
+    fixed = {"architectures": ["LlamaForCausalLM"], "rms_norm_eps": 1e-5, "rope_theta": 10_000.0}
+    return fixed | named | {"tie_word_embeddings": tied}
 
 
 def is_llama2c(path: Path) -> bool:
@@ -77,19 +77,12 @@ def _header(path: Path) -> tuple[int, tuple[int, ...], bool]:
     return version, sizes, tied
 
 
-def _opened(path: Path) -> tuple[int, tuple[int, ...], bool, list[tuple[str, tuple[int, ...], int]]]:
-    try:
+def _opened(path: Path) -> tuple[int, tuple[int, ...], bool]:
+    with reading(path, what="not a checkpoint of llama2.c"):
         version, sizes, tied = _header(path)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}; fetch it") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not a whole checkpoint of llama2.c: {error}; fetch it again") from error
     if version > 1:
         raise UserError(f"{path}: version {version} of llama2.c's format is quantized and not read; export version 1")
-    spans = _spans(version, sizes, tied)
-    if (size := path.stat().st_size) != spans[-1][2]:
-        raise UserError(f"{path}: has {size} bytes, its header means {spans[-1][2]}; fetch it again")
-    return version, sizes, tied, spans
+    return version, sizes, tied
 
 
 def _spans(version: int, sizes: tuple[int, ...], tied: bool) -> list[tuple[str, tuple[int, ...], int]]:

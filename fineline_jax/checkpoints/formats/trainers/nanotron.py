@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fineline_jax.checkpoints.formats.lazy_tensor import ComputedTensor, StoredTensor, Tensor, joined, permuted
+from fineline_jax.checkpoints.formats.lazy_tensor import ComputedTensor, Tensor, joined, permuted
 from fineline_jax.checkpoints.formats.safetensors_files import read_safetensors
 from fineline_jax.checkpoints.formats.trainers.gguf import rotary_rows
 from fineline_jax.checkpoints.formats.weight_format import WeightFormat
@@ -53,14 +53,12 @@ def read_nanotron(path: Path) -> dict[str, Tensor]:
         shards.setdefault(name, []).append(file)
     raw = config_of(path.parent)
     tensors = {name: _whole(name, files) for name, files in shards.items()}
-    if raw.get("rope_interleaved"):
-        heads = int(raw["num_attention_heads"])
-        keys = int(raw.get("num_key_value_heads") or heads)
-        for name, tensor in tensors.items():
-            if ".qkv_proj." in name:
-                turned = tensor.shape[0] // (heads + 2 * keys) * (heads + keys)
-                rows = np.concatenate([rotary_rows(heads + keys, turned), np.arange(turned, tensor.shape[0])])
-                tensors[name] = permuted(tensor, rows)
+    with reading(path.parent / CONFIG, what="does not fit the weights"):
+        for name in [name for name in tensors if raw.get("rope_interleaved") and ".qkv_proj." in name]:
+            heads, size = raw["num_attention_heads"], tensors[name].shape[0]
+            turned = heads + (raw.get("num_key_value_heads") or heads)
+            rows = size // (2 * turned - heads) * turned
+            tensors[name] = permuted(tensors[name], np.append(rotary_rows(turned, rows), np.arange(rows, size)))
     return tensors
 
 
@@ -99,7 +97,10 @@ def _whole(name: str, files: list[Path]) -> Tensor:
                 (begins, sizes), (there, same) = map(_box, pair.split("#"), (tensor.shape, shape))
                 if sizes != same:
                     raise ValueError(f"{pair} pairs boxes of two sizes")
-                pieces.append((there, _cut(tensor, begins, sizes)))
+                read = lambda index, of=tensor, begins=begins: of[
+                    [slice(part.start + begin, part.stop + begin) for part, begin in zip(index, begins)]
+                ]
+                pieces.append((there, ComputedTensor(name, file, tensor.dtype, tuple(sizes), read)))
     if sum(math.prod(box.shape) for _, box in pieces) != math.prod(shape):
         raise UserError(
             f"{files[0].parent}: tensor {name} is not covered once by its files; keep all of one run's ranks"
@@ -116,10 +117,3 @@ def _box(text: str, shape: tuple[int, ...]) -> tuple[list[int], list[int]]:
             raise ValueError(f"{text} is no box")
         spans.append((first, last - first))
     return [first for first, _ in spans], [size for _, size in spans]
-
-
-def _cut(tensor: StoredTensor, begins: list[int], sizes: list[int]) -> ComputedTensor:
-    def read(index: tuple[slice, ...]) -> np.ndarray:
-        return tensor[[slice(part.start + begin, part.stop + begin) for part, begin in zip(index, begins)]]
-
-    return ComputedTensor(tensor.name, tensor.file, tensor.dtype, tuple(sizes), read)

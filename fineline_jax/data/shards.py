@@ -12,7 +12,7 @@ import json
 import logging
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ from fineline_jax.data.documents import Document, read_documents, read_lines
 from fineline_jax.data.storage import WINDOWS_PER_WRITE, WindowWriter
 from fineline_jax.data.windows import WindowCutter, with_markers
 from fineline_jax.errors import UserError
-from fineline_jax.tokenizers.identity import encode, identity
+from fineline_jax.tokenizers.identity import identity
 from fineline_jax.tokenizers.open import open_tokenizer
+from fineline_jax.tokenizers.words import word_encoder
 
 BATCH_CHARACTERS = 1 << 21  # given to the tokenizer at a time
 NAMED_LINES = 10
@@ -109,7 +110,7 @@ def _write_text(shard: Shard, folder: Path, advance: Callable[[int], None]) -> d
     """Tokenize and pack the documents of the shard's files; returns the counts of each split."""
     settings = shard.settings
     assert shard.tokenizer is not None
-    model = _tokenizer(shard.tokenizer, settings["tokenizer_hash"])
+    model, encoded = _tokenizer(shard.tokenizer, settings["tokenizer_hash"])
     fraction, vocab_size = settings["validation_fraction"], settings["vocab_size"]
     bos_id = model.bos_token_id if settings["bos"] else None
     eos_id = model.eos_token_id if settings["eos"] else None
@@ -145,8 +146,8 @@ def _write_text(shard: Shard, folder: Path, advance: Callable[[int], None]) -> d
 
     for batch in _batches_by_length(all_documents()):
         runs: dict[str, list[np.ndarray]] = {split: [] for split in splits}
-        encoded = encode(model, [document.text for _, document in batch])
-        for (split, document), ids in zip(batch, encoded, strict=True):
+        ids_of_each = encoded([document.text for _, document in batch])
+        for (split, document), ids in zip(batch, ids_of_each, strict=True):
             run = with_markers(ids, bos_id, eos_id)
             if run.max() >= vocab_size:
                 raise UserError(
@@ -209,12 +210,12 @@ class _BadLines:
 
 
 @functools.lru_cache(maxsize=1)
-def _tokenizer(path: Path, tokenizer_hash: str) -> Any:
-    """Opened once for all the shards that a process writes."""
+def _tokenizer(path: Path, tokenizer_hash: str) -> tuple[Any, Callable[[Sequence[str]], list[np.ndarray]]]:
+    """A tokenizer and its `word_encoder`, once for all the shards that a process writes."""
     model = open_tokenizer(path)
     if identity(model).tokenizer_hash != tokenizer_hash:
         raise UserError(f"{path}: not the tokenizer that the preparation began with; restore it and run again")
-    return model
+    return model, word_encoder(model)
 
 
 def _batches_by_length(documents: Iterator[tuple[str, Document]]) -> Iterator[list[tuple[str, Document]]]:

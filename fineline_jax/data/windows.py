@@ -33,8 +33,8 @@ class WindowCutter:
         return stream[:full].reshape(-1, self.window_tokens)
 
 
-def with_markers(ids: Sequence[int], bos_id: int | None, eos_id: int | None) -> np.ndarray:
+def with_markers(ids: Sequence[int] | np.ndarray, bos_id: int | None, eos_id: int | None) -> np.ndarray:
     """One document's ids, int32, with BOS before and EOS after where an id is given."""
     before = [] if bos_id is None else [bos_id]
     after = [] if eos_id is None else [eos_id]
-    return np.array([*before, *ids, *after], np.int32)
+    return np.concatenate([before, ids, after], dtype=np.int32, casting="unsafe")  # an empty list is of floats

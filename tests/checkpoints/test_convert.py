@@ -366,6 +366,23 @@ def test_what_does_not_fit_a_run_is_refused_and_the_run_stays_as_it_was(
     assert contents(tmp_path) == before and not (tmp_path / "new").exists() and not any((tmp_path / "empty").iterdir())
 
 
+def test_half_a_tokenizer_does_not_stay_in_the_way_of_the_next_import(released: Path, tmp_path: Path) -> None:
+    """The disk becomes read-only within the copy of a file: what was begun cannot be removed either."""
+
+    def half(source: Path, target: Path) -> None:
+        Path(target).write_bytes(Path(source).read_bytes()[:20])
+        raise OSError(30, "Read-only file system")
+
+    run = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="Read-only"):
+        patch.setattr(shutil, "copyfile", half)
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+        convert.import_checkpoint(released, run, one_device())
+    assert list(run.iterdir())
+    convert.import_checkpoint(released, run, one_device())
+    assert contents(run / "tokenizer")["tokenizer.json"] == (released / "tokenizer.json").read_bytes()
+
+
 def test_a_run_keeps_its_tokenizer_with_its_settings_whatever_is_imported_into_it(
     released: Path, tmp_path: Path
 ) -> None:

@@ -1,0 +1,1 @@
+"""What models of several sizes say of each other: gaps, tokens saved, clocks shifted from one size to the next."""

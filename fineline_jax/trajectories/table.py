@@ -281,10 +281,6 @@ def _picked(table: pd.DataFrame, options: ReadOptions) -> pd.DataFrame:
                 raise UserError(f"{option} {pattern}: there is none of that name; there are {listed(there)}")
         if found:
             table = table[table[column].isin([name for names in found.values() for name in names])]
-    if table.empty:
-        raise UserError(
-            f"--task {' '.join(options.tasks)}: none of --series {' '.join(options.series)} has scores of it"
-        )
     if options.reference is None:
         return table
     first = table["series"] == options.reference

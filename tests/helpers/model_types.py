@@ -115,12 +115,12 @@ TYPES = {
         | {"num_experts": 8, "num_shared_experts": 2, "num_hidden_layers": 5, "sliding_window": 5},
     ),
     "falcon": Example("Falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
-    "falcon with ALiBi": Example(
+    "falcon_rw": Example(
         "Falcon",
-        {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True, "num_attention_heads": 6}
-        | {"hidden_size": 48},
+        {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True, "num_attention_heads": 16}
+        | {"hidden_size": 64},
     ),
-    "falcon with ALiBi, parallel": Example("Falcon", {"alibi": True, "multi_query": False}),
+    "falcon_rw parallel": Example("Falcon", {"alibi": True, "multi_query": False}),
     "falcon of one key head": Example("Falcon", {"ffn_hidden_size": 40}),
     "flex_olmo": Example("FlexOlmo", GROUPED | FOUR_EXPERTS | {"pad_token_id": 0}),
     "gemma": Example("Gemma", GROUPED),

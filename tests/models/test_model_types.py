@@ -14,9 +14,9 @@ from fineline_jax.errors import UserError
 from fineline_jax.models import families
 from fineline_jax.models.families.hf_config import HfConfig
 
-FAST = ("gemma2", "gptj", "deepseek_v3", "mamba2", "mamba2 one group")
+FAST = ("gemma2", "gptj", "deepseek_v3", "glm4_moe", "mamba2", "mamba2 one group", "falcon_mamba", "falcon_rw")
 """Windows by layer, caps, second norms, scaled scores; interleaved angles, one norm, a bias on the head; latent
-attention, groups of experts, a layer without them; states of heads, groups of heads."""
+attention, groups of experts, a layer without them; states of heads, groups of heads; norms of states; rounded ALiBi."""
 NAMES = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in TYPES]
 
 
@@ -92,8 +92,8 @@ OF_A_TYPE = {
     "glm4_moe": {"num_nextn_predict_layers"},  # no layer of the model
     "glm4_moe biased": {"num_nextn_predict_layers"},
     "solar_open": words("topk_group first_k_dense_replace intermediate_size"),  # all its layers have experts
-    "falcon with ALiBi": words("intermediate_size num_kv_heads rope_parameters"),
-    "falcon with ALiBi, parallel": words("intermediate_size num_kv_heads rope_parameters"),
+    "falcon_rw": words("intermediate_size num_kv_heads rope_parameters"),
+    "falcon_rw parallel": words("intermediate_size num_kv_heads rope_parameters"),
     "falcon of one key head": {"num_kv_heads", "intermediate_size"},  # multi_query has one
     "falcon": {"intermediate_size"},
     "mpt": {"learned_pos_emb"},  # alibi stands before it

@@ -33,6 +33,7 @@ def analyze_scores(
     figure_style: str = "screen",
     group: str | None = None,
     pick: int = 0,
+    growth: bool = False,
     events: Mapping[str, float] = {},
     live: str | None = None,
 ) -> Path:
@@ -41,7 +42,8 @@ def analyze_scores(
     runs: run folders whose loss is drawn beside. compared: statistics of a sweep's arms, which come first; arms: its
     columns series, arm, seed. reading: what the inputs do not say themselves. figure_style: see
     `report.style.figure_style`. group: facets of the runs' recipes, as `runs.facets.parse_group` reads them; runs alike
-    in all but the seed are replicates. pick: documents that item response picks per task, 0: none. events: name ->
+    in all but the seed are replicates. pick: documents that item response picks per task, 0: none.
+    growth: whether a law of each curve's growth is fitted. events: name ->
     tokens, of all series, beside those of the runs. live: the series whose state is compared, as `live_state` does.
     A scored checkpoint whose tokens stay unknown is no point of a curve: it is left out, with a warning.
     Raises UserError naming what cannot be read, or a folder of which nothing is left.
@@ -60,6 +62,7 @@ def analyze_scores(
     from fineline_jax.trajectories.runs.item_response import ABILITY, DOCUMENTS
     from fineline_jax.trajectories.runs.live import LIVE_STATE
     from fineline_jax.trajectories.statistics.defects import NOT_SCORED
+    from fineline_jax.trajectories.statistics.growth import GROWTH
     from fineline_jax.trajectories.table import join, labelled, read_parts
 
     if not scores and (group is None or not runs):
@@ -113,6 +116,8 @@ def analyze_scores(
     if live is not None:
         references = [] if reading.reference is None else [reading.reference]
         more.append((LIVE_STATE, LIVE_STATE.compute(table, run=live, references=references)))
+    if growth:
+        more.append((GROWTH, GROWTH.compute(table)))
     if left_out:
         more.append((NOT_SCORED, NOT_SCORED.compute(left_out)))
     found = [*({"series": "", "event": name, "tokens": tokens} for name, tokens in events.items())]

@@ -203,6 +203,7 @@ def analyze(
     group: str | None = None,
     events: Mapping[str, float] = {},
     pick: int = 0,
+    growth: bool = False,
     series: Sequence[str] = (),
     tasks: Sequence[str] = (),
     reference: str | None = None,
@@ -218,10 +219,10 @@ def analyze(
     the score that tokens are counted to, a share of the way from guessing to perfect, or task or metric -> score.
     ceiling: the highest score that can be reached, instead of 1. group: FACET=FIELD,… of the runs' recipes; runs alike
     in these are the seeds of one arm. events: name -> tokens, at which a change is looked for. pick: documents of each
-    task that item response picks. series, tasks: names or patterns (m-*) of those that are kept. reference: the series
-    that others are compared with, instead of the first. live: a series that still trains, whose newest checkpoint is
-    compared with the others, or with the reference. figure_style: screen, paper or slides, with a width in inches as
-    in paper:3.25.
+    task that item response picks. growth: a law of each curve's growth is fitted (slow). series, tasks: names or
+    patterns (m-*) of those that are kept. reference: the series that others are compared with, instead of the first.
+    live: a series that still trains, whose newest checkpoint is compared with the others, or with the reference.
+    figure_style: screen, paper or slides, with a width in inches as in paper:3.25.
     Raises UserError naming what cannot be read.
     """
     from fineline_jax.analysis import analyze_scores
@@ -253,7 +254,7 @@ def analyze(
     with writing(Path(out), "--out"):
         return analyze_scores(
             list(map(Path, paths)), Path(out), runs=folders, title=title, reading=reading, figure_style=figure_style,
-            group=group, pick=pick, events=events, live=live,
+            group=group, pick=pick, growth=growth, events=events, live=live,
         )  # fmt: skip
 
 

@@ -51,6 +51,7 @@ def analyze(
     group: str | None = None,
     event: tuple[str, ...] = (),
     pick: int = 0,
+    growth: bool = False,
     series: tuple[str, ...] = (),
     task: tuple[str, ...] = (),
     reference: str | None = None,
@@ -76,6 +77,7 @@ def analyze(
             fields of their recipes, parameters or flops_per_token; runs alike in these are the seeds of an arm.
         event: NAME=TOKENS: what happened in training, beside what the schedules of --runs say; the change is measured.
         pick: Documents of each task that item response picks: the fewest that say how able a checkpoint is.
+        growth: Fit a law of growth to each curve: what a doubling of tokens still gives. Some tenths of a second each.
         series: Only these series; m-* for all that begin so.
         task: Only these tasks, likewise.
         reference: The series that others are compared with, instead of the first.
@@ -95,6 +97,7 @@ def analyze(
             scores, out, runs=runs, title=title, tokens_per_step=tokens_per_step, percent=percent, labels=labels,
             tasks_table=tasks_table, until=None if until is None else _tokens("--until", until),
             to_score=_score(to_score), ceiling=ceiling, group=group, events=_events(event), pick=pick,
+            growth=growth,
             series=series, tasks=task, reference=reference, live=live, figure_style=figure_style,
         )
     )  # fmt: skip

@@ -215,7 +215,9 @@ def test_the_demo_is_its_four_commands(steps, tmp_path, capsys):
             "figure_style": "screen",
             "group": None,
             "pick": 0,
+            "growth": False,
             "events": {},
+            "live": None,
         },
     )
     assert main(["demo", "--out", str(tmp_path)]) == 0

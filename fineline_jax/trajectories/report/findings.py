@@ -14,6 +14,7 @@ from fineline_jax.trajectories.ablation.tokens_to import TOKENS_TO, to_fixed_sco
 from fineline_jax.trajectories.csv_cells import write_frame
 from fineline_jax.trajectories.registry import STATISTICS
 from fineline_jax.trajectories.runs.early_slopes import EARLY_SLOPES
+from fineline_jax.trajectories.sizes.declines import SIZE_DECLINES
 from fineline_jax.trajectories.statistics.columns import Statistic
 
 FORMAT = 1
@@ -24,6 +25,9 @@ def compute(table: pd.DataFrame) -> list[tuple[Statistic, pd.DataFrame]]:
     """Every registered statistic with its frame of a normalised tidy table; of several series that are no arms, also
     those of the dynamics of all."""
     found = [(statistic, statistic.compute(table)) for statistic in STATISTICS]
+    sizes = {"parameters": table["parameters"]} if "parameters" in table else {}
+    declines = SIZE_DECLINES.compute(found[0][1], pd.DataFrame({"series": table["series"]} | sizes))
+    found += [(SIZE_DECLINES, declines)] if len(declines) else []
     if "arm" not in table and table["series"].nunique() > 1:
         summary = found[0][1]
         found += [(TOKENS_TO, to_fixed_score(summary)), (EARLY_SLOPES, EARLY_SLOPES.compute(table, summary))]

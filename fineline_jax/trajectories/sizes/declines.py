@@ -9,10 +9,10 @@ from fineline_jax.trajectories.statistics.dynamics import DECLINED
 NONE, ALL, SMALLER, LARGER, MIXED = "none", "all", "the smaller sizes", "the larger sizes", "some sizes"
 
 
-def size_declines(summary: pd.DataFrame) -> pd.DataFrame:
-    """Of each (family, metric, task) of `dynamics.summarise`, with its column `parameters` or without."""
+def size_declines(summary: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """Of each (family, metric, task) of `dynamics.summarise`; table: that of the scores, for the sizes."""
     rows = []
-    for family, sizes in families(summary):
+    for family, sizes in families(table):
         size_of = {name: size for size, names in sizes.items() for name in names}
         for key, part in groups(summary[summary["series"].isin(list(size_of))], "metric", "task"):
             size, fell = part["series"].map(size_of), part["verdict"] == DECLINED

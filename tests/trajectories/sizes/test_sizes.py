@@ -126,7 +126,7 @@ def test_sizes_that_decline_are_named() -> None:
                             "task": np.repeat(["a", "b", "c", "d"], 3)})  # fmt: skip
     words = ["declined since its peak", "settled"]
     summary["verdict"] = [words[int(c)] for c in "001" + "110" + "111" + "010"]
-    found = size_declines(summary).set_index("task")
+    found = size_declines(summary, summary).set_index("task")
     assert list(found.verdict) == ["the smaller sizes", "the larger sizes", "none", "some sizes"]
     assert list(found.declined) == ["70 M, 160 M", "410 M", "", "70 M, 410 M"] and set(found.sizes) == {3}
     assert list(found.reset_index().columns[1:]) == [c.name for c in SIZE_DECLINES.columns if c.name != "task"]

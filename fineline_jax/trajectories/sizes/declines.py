@@ -37,5 +37,6 @@ SIZE_DECLINES = Statistic(
     ),
     "the verdict of dynamics, which controls false discoveries over the tasks of a series",
     definition="The sizes of a family of which a task's last three checkpoints are below its best three.",
+    caveat="A size that is at chance does not decline, and says nothing of the larger ones.",
     count="sizes",
 )

@@ -27,7 +27,8 @@ def early_slopes(table: pd.DataFrame, summary: pd.DataFrame | None = None) -> pd
     curves, rows = curves_of(table), []
     for run, reference in pairs_with_first(curves):
         shared = paired(curves[run], curves[reference])
-        tokens, known = shared.index.to_numpy(float), shared.notna().to_numpy() & (shared.index > 0)[:, None]
+        tokens = shared.index.to_numpy(float)
+        known = shared.notna().to_numpy(bool) & (tokens > 0)[:, None]
         both = [curves[one].reindex_like(shared).to_numpy(float) for one in (run, reference)]
         slopes: dict[str, list[list[float]]] = {metric: [] for metric in shared.columns.unique(0)}
         for k, name in enumerate(shared.columns):

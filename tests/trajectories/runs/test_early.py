@@ -48,6 +48,9 @@ def test_tasks_that_never_rise_have_no_slope():
     row = early_slopes(flat).iloc[0]
     assert (row.tasks, row.verdict, row.reason) == (0, "declined", "fewer than two tasks with an onset")
     assert np.isnan(row.slope)
+    # two series without a common checkpoint have nothing to compare, and say nothing
+    apart = flat.assign(tokens=flat["tokens"] + 0.5 * (flat["series"] == "a"))
+    assert early_slopes(apart).empty
 
 
 def test_series_that_are_no_arms_are_compared_by_tokens_to_a_fixed_score():

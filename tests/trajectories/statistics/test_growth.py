@@ -1,10 +1,13 @@
 """The growth of one curve: fits against scipy's, gains that hold planted ones, refusals."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import optimize
 
+from fineline_jax.interface import analyze
 from fineline_jax.trajectories.curves import growth_forms
 from fineline_jax.trajectories.statistics.growth import GROWTH, growth
 
@@ -95,3 +98,16 @@ def test_nine_of_ten_intervals_at_least_hold_the_planted_gain(form: str, count: 
         held = (kept[f"{name}_low"] <= truth) & (truth <= kept[f"{name}_high"])
         assert held.mean() >= 0.9
         assert ((kept[f"{name}_high"] - kept[f"{name}_low"]).median()) < 0.08  # and they say something
+
+
+def test_analyze_fits_curves_when_it_is_asked_to(tmp_path: Path) -> None:
+    tokens = np.linspace(6e9, 3e11, 50)
+    table = curves(PLANTED["power_law"](tokens)[None], tokens).assign(domain="d", n=1000)
+    table.to_csv(tmp_path / "scores.csv", index=False)
+    for growth_too in (False, True):
+        out = tmp_path / f"report_{growth_too}"
+        analyze(tmp_path / "scores.csv", out, growth=growth_too)
+        assert (out / "growth.csv").is_file() == growth_too
+        assert (out / "size_gaps.csv").is_file() and not (out / "size_declines.csv").is_file()  # no family of sizes
+    row = pd.read_csv(tmp_path / "report_True" / "growth.csv").iloc[0]
+    assert row.verdict == "kept" and "What does a doubling" in (out / "report.html").read_text(encoding="utf-8")

@@ -7,6 +7,7 @@ import difflib
 import importlib.resources
 import importlib.util
 import logging
+import traceback
 from pathlib import Path
 from typing import TypeVar
 
@@ -95,7 +96,9 @@ def made_by(path: Path, function: str, kind: type[Made]) -> Made:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{path}: {type(error).__name__}: {error}; correct the file") from error
+        own = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        where = f"{path}:{own[-1]}" if own else str(path)
+        raise UserError(f"{where}: {type(error).__name__}: {error}; correct the file") from error
     if not isinstance(made, kind):
         raise UserError(f"{path}: {function}() returned {type(made).__name__}; return a {wanted}")
     return made

@@ -534,7 +534,7 @@ def test_an_unknown_name_lists_the_known_ones():
     ("text", "message"),
     [
         ("def recipe():\n    return 3\n", r"mine\.py: recipe\(\) returned int"),
-        ("def recipe():\n    return 3 / 0\n", r"mine\.py: ZeroDivisionError: division by zero; correct the file"),
+        ("def recipe():\n    return 3 / 0\n", r"mine\.py:2: ZeroDivisionError: division by zero; correct the file"),
         ("def recipe(:\n", r"mine\.py: SyntaxError"),
         ("recipe = 3\n", r"mine\.py: has no function recipe\(\)"),
     ],

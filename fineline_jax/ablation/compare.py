@@ -1,5 +1,6 @@
 """The comparison of a sweep's arms: its losses and scores through the statistics of `trajectories.ablation`."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from fineline_jax.scoring.requests import pack as packs
 from fineline_jax.text_table import text_table
 from fineline_jax.trajectories.ablation.compare import compare_arms, loss_table
 from fineline_jax.trajectories.ablation.differences import ALL_TASKS, DIFFERENCES
+from fineline_jax.trajectories.ablation.sentences import OVER_ALL
 from fineline_jax.trajectories.csv_cells import write_frame
 from fineline_jax.trajectories.statistics.columns import Statistic
+from fineline_jax.trajectories.statistics.comparison import DECLINED
 
 
 def read_logs(runs: pd.DataFrame, out: Path) -> pd.DataFrame:
@@ -71,16 +74,24 @@ def differences_text(found: Mapping[str, pd.DataFrame]) -> str:
     for row in frame.to_dict("records"):
         low, high = (shown[name].text(row[name]) for name in ("low", "high"))
         cells = [str(row[name]) for name in ("arm", "metric", "task")]
-        cells += [shown["difference"].text(row["difference"]), f"{low} to {high}", str(row["verdict"])]
-        rows.append([*cells, shown["seeds_needed"].text(row["seeds_needed"])])
-    return f"Against {frame['reference'].iloc[0]}:\n" + text_table(rows, right=(3, 6))
+        verdict = f"{row['verdict']}: {row['reason']}" if row["verdict"] == DECLINED else str(row["verdict"])
+        cells += [shown["difference"].text(row["difference"]), f"{low} to {high}", verdict]
+        needed = (
+            "more documents" if math.isinf(row["seeds_needed"]) else shown["seeds_needed"].text(row["seeds_needed"])
+        )
+        rows.append([*cells, needed])
+    head = f"Against {frame['reference'].iloc[0]}, means of the last checkpoints of each run:"
+    return "\n".join([head, text_table(rows, right=(3, 6)), OVER_ALL])
 
 
 def first_metrics(scores: Path) -> pd.DataFrame:
-    """The tidy table of a folder of scores, of each task its first metric."""
-    table = tidy.tidy(scores)
-    first = {task["task"]: task["metric"] for task in packs.load(scores / "pack").tasks}
-    return table[table["metric"] == table["task"].map(first)]
+    """The tidy table of a folder of scores, of each task its first metric; a group stands for its members, as in
+    `fineline analyze`."""
+    table, pack = tidy.tidy(scores), packs.load(scores / "pack")
+    groups = pack.manifest["groups"]
+    first = {task["task"]: task["metric"] for task in pack.tasks} | {one["group"]: one["metric"] for one in groups}
+    members = {task for group in groups for task in group["tasks"]}
+    return table[(table["metric"] == table["task"].map(first)) & ~table["task"].isin(members)]
 
 
 def _plain(frame: pd.DataFrame) -> dict:

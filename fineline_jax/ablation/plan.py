@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fineline_jax.ablation.changes import changed
 from fineline_jax.ablation.sweep import Sweep, Trial, rounding
+from fineline_jax.errors import UserError
 from fineline_jax.progress import duration, short
 from fineline_jax.recipe import Recipe, fields
 from fineline_jax.text_table import counted, text_table
@@ -119,8 +120,28 @@ def plan_text(sweep: Sweep, trials: Sequence[Trial], out: Path, step_seconds: Ma
             ]
             rows.append([*row, *([] if each.seconds is None else [duration(each.seconds)])])
     return "\n\n".join(
-        [head, text_table(rows, right=range(1, len(rows[0]))), *rounding(trials), _differing(sweep, trials)]
+        [
+            head,
+            text_table(rows, right=range(1, len(rows[0]))),
+            *rounding(trials),
+            *_lacking(trials),
+            _differing(sweep, trials),
+        ]
     )
+
+
+def _lacking(trials: Sequence[Trial]) -> list[str]:
+    """What the data of the runs lack, in a sentence each; those in a bucket are not looked at."""
+    from fineline_jax.data.loader import open_sources
+
+    lacking = []
+    for data, vocabulary in {(trial.recipe.data, trial.recipe.model.vocab_size): None for trial in trials}:
+        try:
+            if not any("://" in source.path for source in data.sources):
+                open_sources(data, vocabulary)
+        except UserError as error:
+            lacking.append(f"It cannot run yet: {error}.")
+    return lacking
 
 
 def _differing(sweep: Sweep, trials: Sequence[Trial]) -> str:

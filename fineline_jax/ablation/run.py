@@ -17,6 +17,7 @@ from fineline_jax.ablation.sweep import Sweep, Trial, rounding
 from fineline_jax.ablation.together import run_together
 from fineline_jax.atomic_files import unsealed, write_sealed
 from fineline_jax.checkpoints.runs.retention import keep_only
+from fineline_jax.data.loader import open_sources
 from fineline_jax.errors import UserError
 from fineline_jax.folder_lock import writing
 from fineline_jax.progress import Stopwatch
@@ -61,14 +62,16 @@ def run_trials(
 
     score: suite or request pack, for every kept checkpoint of every run; it is prepared once. benchmarks: its
     documents. together: runs that one program trains at a time, where their shapes are the same (`together.py`).
-    Raises UserError for a run folder that holds another recipe.
+    Raises UserError for a run folder that holds another recipe; before the first run, for data that one of them lacks.
     """
     left = [trial for trial in trials if ending(out / "runs" / trial.name, trial) is None]
     if not left:
         return None
+    for data, vocabulary in {(trial.recipe.data, trial.recipe.model.vocab_size): None for trial in left}:
+        open_sources(data, vocabulary)
     for sentence in rounding(trials):
         log.info("%s", sentence)
-    programs, scorers, number = Programs(), _Scorers(out, left, score, benchmarks), 0
+    programs, scorers, number = Programs(), _Scorers(out, left, score, benchmarks), len(trials) - len(left)
 
     def run_one(trial: Trial, programs: Programs, beside: int) -> Outcome | None:
         run = out / "runs" / trial.name
@@ -80,7 +83,7 @@ def run_trials(
     for group in grouped(left, together):
         for trial in group:
             number += 1
-            log.info("run %d of %d: %s", number, len(left), trial.name)
+            log.info("run %d of %d: %s", number, len(trials), trial.name)
         outcomes = run_together(group, programs, run_one) if len(group) > 1 else [run_one(group[0], programs, 1)]
         if stopped := [outcome for outcome in outcomes if outcome is not None]:
             return stopped[0]

@@ -5,7 +5,7 @@ import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 from fineline_jax.ablation.changes import changed
 from fineline_jax.catalogue import find_config, made_by
@@ -121,6 +121,8 @@ class Sweep:
 
     def __post_init__(self) -> None:
         where = f"sweep {self.name}"
+        for value in (self, self.branches):
+            _check_choices(where, value)
         names = [arm.name for arm in self.arms]
         for name in (self.name, *names):
             if not re.fullmatch(r"[\w+-][\w.+-]*", name):
@@ -189,6 +191,14 @@ class Sweep:
                     f"{where}: {least.name} trains {least.tokens:,} tokens and {most.name} {most.tokens:,}; give all"
                     " arms the same tokens, or set equal_tokens=False"
                 )
+
+
+def _check_choices(where: str, value: Sweep | Branches | None) -> None:
+    """Raise UserError for a field that is none of the words it can be."""
+    for field in dataclasses.fields(value) if value is not None else ():
+        words = get_args(field.type) if get_origin(field.type) is Literal else ()
+        if words and (given := getattr(value, field.name)) not in words:
+            raise UserError(f"{where}: {field.name}={given!r}: give one of {', '.join(words)}")
 
 
 def rounding(trials: Sequence[Trial]) -> list[str]:

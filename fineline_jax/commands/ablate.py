@@ -52,7 +52,7 @@ def ablate(
     from fineline_jax.ablation.summary import arms_text, time_text
 
     if len(ended.table):
-        print(f"{arms_text(ended.table)}\n\n{differences_text(ended.comparisons)}".rstrip())
+        print(f"At the last checkpoint:\n{arms_text(ended.table)}\n\n{differences_text(ended.comparisons)}".rstrip())
         print(time_text(ended.table))
     if ended.stopped_by:
         print(f"stopped by {ended.stopped_by}, saved; run the same command again to go on")

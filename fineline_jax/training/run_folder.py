@@ -161,7 +161,10 @@ def beginning(branch: Branch | None, recipe: Recipe, sources: tuple[str, ...]) -
     if branch.optimizer_state == "kept" and not (checkpoint / "opt_state").is_dir():
         beside = sorted(int(path.parent.name) for path in checkpoint.parent.glob("[0-9]*/opt_state"))
         have = f"begin at step {', '.join(map(str, beside))}, or " if beside else ""
-        raise UserError(f"{checkpoint}: holds no optimizer state; {have}give --optimizer-state fresh")
+        raise UserError(
+            f"{checkpoint}: holds no optimizer state; {have}give --optimizer-state fresh, in a sweep"
+            " optimizer_state='fresh'"
+        )
     refuse_another_order(before.segments[-1], recipe, sources)
     record = read_record(checkpoint) or {}
     lines = changes(before.segments[-1], recipe, sources, MAY_DIFFER)

@@ -91,7 +91,7 @@ def test_arms_are_compared_by_the_means_of_their_validation_losses_over_seeds(re
     assert cells.to_dict() == pytest.approx({(4, 1e-2): 3.0, (4, 2e-2): 2.9, (8, 1e-2): 3.2, (8, 2e-2): 3.0})
     assert sorted(found["instability"]["series"]) == sorted(losses)
     text = differences_text(found).splitlines()
-    assert text[0] == f"Against {arms[0].name}:" and len(text) == 2 + 3
+    assert text[0] == f"Against {arms[0].name}, means of the last checkpoints of each run:" and len(text) == 3 + 3
     write_comparisons(comparisons(sweep, table, read_logs(table, tmp_path), tmp_path), tmp_path / "comparison")
     for name, frame in found.items():
         assert len(pd.read_csv(tmp_path / "comparison" / f"{name}.csv")) == len(frame)

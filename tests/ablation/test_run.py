@@ -167,7 +167,17 @@ def test_rounding_to_whole_steps_is_said_by_the_plan_and_before_the_first_run(ba
     monkeypatch.setattr(sweep_run, "run_trial", lambda *_: None)
     with caplog.at_level("INFO"):
         sweep_run.run_trials(sweep, sweep.trials(), tmp_path, score=None, benchmarks=None)
-    assert caplog.messages[0] == said
+    assert next(line for line in caplog.messages if "rounded" in line or line.startswith("run ")) == said
+
+
+def test_data_that_are_not_there_are_told_by_the_plan_and_before_the_first_run(base, tmp_path, monkeypatch):
+    """The second arm's: else the first would train before it is known."""
+    arms = (Arm("a"), Arm("b", {"data.sources.0.path": "nowhere"}))
+    sweep = Sweep("s", base, arms)
+    assert "It cannot run yet: nowhere: no such data set" in plan_text(sweep, sweep.trials(), tmp_path, None)
+    monkeypatch.setattr(sweep_run, "run_trial", lambda *_: pytest.fail("trained"))
+    with pytest.raises(UserError, match="nowhere: no such data set"):
+        interface.ablate(sweep, tmp_path)
 
 
 def test_what_has_ended_is_not_run_again_and_a_changed_arm_is_refused(base, sweep, finished, monkeypatch):

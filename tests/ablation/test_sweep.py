@@ -140,17 +140,32 @@ def test_a_sweep_that_cannot_be_is_refused_in_one_line_that_names_what(values, m
     assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"learning_rate_rule": "sqrt"}, "learning_rate_rule='sqrt': give one of fixed, square_root, linear"),
+        ({"seeded": "weight"}, "seeded='weight': give one of both, weights, data"),
+        ({"keep": "none"}, "keep='none': give one of all, weights, last"),
+        ({"branches": Branches("run", (1,), 64, "new")}, "optimizer_state='new': give one of kept, fresh"),
+    ],
+)
+def test_a_word_that_a_field_cannot_be_is_answered_with_those_it_can(fields, message):
+    with pytest.raises(UserError) as refused:
+        Sweep("s", BASE, grid({"batch.sequences": (2,)}), **fields)
+    assert str(refused.value) == f"sweep s: {message}"
+
+
 def test_a_file_without_a_sweep_is_named(tmp_path):
     file = tmp_path / "mine.py"
     for text, message in (
-        ("", "has no function sweep(); define one that returns a fineline_jax.ablation.sweep.Sweep"),
-        ("def sweep(): return 3", "sweep() returned int; return a fineline_jax.ablation.sweep.Sweep"),
-        ("def sweep(): return 1 / 0", "ZeroDivisionError: division by zero; correct the file"),
+        ("", ": has no function sweep(); define one that returns a fineline_jax.ablation.sweep.Sweep"),
+        ("def sweep(): return 3", ": sweep() returned int; return a fineline_jax.ablation.sweep.Sweep"),
+        ("def sweep(): return 1 / 0", ":1: ZeroDivisionError: division by zero; correct the file"),
     ):
         file.write_text(text)
         with pytest.raises(UserError) as refused:
             load_sweep(str(file))
-        assert str(refused.value) == f"{file}: {message}"
+        assert str(refused.value) == f"{file}{message}"
     with pytest.raises(UserError, match="no sweep named 'batch_warmup'; did you mean 'batch_warmup_demo'"):
         load_sweep("batch_warmup")
 

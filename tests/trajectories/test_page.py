@@ -519,7 +519,7 @@ def test_a_sweep_begins_with_what_it_found_and_draws_its_ends_as_a_map(run_page,
     made = write_report(table, tmp_path, compared=compared)
     found = r'class="wide" open><summary><h3>What the sweep found</h3></summary><p>(.*?)</p>'
     first = re.search(found, made.read_text())
-    assert first is not None and first[1].startswith("The loss on held is lowest, 5.005 (95 %: ")
+    assert first is not None and "last checkpoints, is lowest, 5.005 (95 %: " in first[1]
     [plot] = run_page(made, "look().filter((p) => p.traces[0].type === 'heatmap')")
     [heat] = plot["traces"]
     assert (heat["x"], heat["y"]) == (["8", "16"], ["0", "1"])

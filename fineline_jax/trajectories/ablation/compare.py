@@ -59,12 +59,12 @@ def compare_arms(
 
 
 def loss_table(logs: pd.DataFrame) -> pd.DataFrame:
-    """The validation losses behind the first step as a tidy table, of training logs with a column series.
+    """The validation losses as a tidy table, of training logs with a column series.
 
     Checkpoints are called as those of a run folder, so that losses and scores of one step are one point.
     """
     held = [str(name) for name in logs if str(name).startswith(HELD)]
-    long = logs[logs["step"] > 0].melt(["series", "step", "tokens"], held, "task").dropna(subset=["value"])
+    long = logs.melt(["series", "step", "tokens"], held, "task").dropna(subset=["value"])
     long = long.assign(checkpoint="step" + long["step"].astype(int).astype(str), domain="loss", metric="loss")
     long["task"] = long["task"].str.removeprefix(HELD)
     return long.reindex(columns=list(COLUMNS))

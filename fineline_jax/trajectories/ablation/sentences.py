@@ -16,6 +16,7 @@ from fineline_jax.trajectories.statistics.columns import format_tokens
 from fineline_jax.trajectories.statistics.comparison import BETTER, DECLINED, UNRESOLVED, WORSE
 
 LOSS = "loss"
+OVER_ALL = "A verdict holds over all comparisons of its metric (Holm), so an interval without 0 is not yet one."
 
 
 def sentences(found: Mapping[str, pd.DataFrame]) -> list[str]:
@@ -36,7 +37,8 @@ def _lowest(frame: pd.DataFrame) -> Iterator[str]:
     for task, cells in frame[frame["metric"] == LOSS].groupby("task", sort=False):
         best = min(cells.to_dict("records"), key=lambda cell: cell["value"])
         place = " and ".join(f"{best[facet]} {_plain(best[f'{facet}_value'])}" for facet in ("x", "y"))
-        yield f"The loss on {task} is lowest, {best['value']:.3f}{_between(best)} nats, at {place}."
+        value = f"{best['value']:.3f}{_between(best)} nats"
+        yield f"The loss on {task}, mean of each run's last checkpoints, is lowest, {value}, at {place}."
 
 
 def _facets(frame: pd.DataFrame) -> Iterator[str]:
@@ -72,7 +74,7 @@ def _arms(frame: pd.DataFrame) -> Iterator[str]:
         elif not math.isnan(needed):
             line += f"; to resolve {RESOLUTION:g} in {first} it takes more documents, not more seeds"
         yield f"{line}."
-    yield "A verdict holds over all comparisons of its metric (Holm), so an interval without 0 is not yet one."
+    yield OVER_ALL
 
 
 def _critical(frame: pd.DataFrame) -> Iterator[str]:

@@ -69,7 +69,8 @@ def _learned(rows: pd.DataFrame, metric: str) -> list[str]:
     things = "curves" if many else "tasks"
     rose = rows[rows["verdict"].isin(ROSE)]
     of = f"{counted(rows['task'].nunique(), 'task')} in {rows['series'].nunique()} series"
-    lines = [f"By {metric_of(metric).label}, {len(rose)} of {len(rows)} {things} ({of}) rose."]
+    said = "rose" if metric_of(metric).better == 1 else "fell"
+    lines = [f"By {metric_of(metric).label}, {len(rose)} of {len(rows)} {things} ({of}) {said}."]
     clock = "to_score" if rows["to_score"].notna().any() else "t50"
     what = "The fixed score" if clock == "to_score" else "Half of the gain"
     timed = rose[rose[clock].notna()]

@@ -31,7 +31,7 @@ def test_what_was_found_is_said_with_intervals_and_what_was_not_with_the_seeds_i
     lines = sentences(found)
     half = 2.306 * 0.01 / 3**0.5
     place = f"(95 %: {2.9 - half:.3f} to {2.9 + half:.3f}) nats, at batch 8 and warmup 100,000."
-    assert lines[0] == f"The loss on held is lowest, 2.900 {place}"
+    assert lines[0] == f"The loss on held, mean of each run's last checkpoints, is lowest, 2.900 {place}"
     half = 2.306 * 0.01 * (2 * 2 / 3 / 4) ** 0.5  # of the mean of two differences of means of three
     ends_of = lambda gain: f"(95 %: {gain - half:.3f} to {gain + half:.3f})"
     assert lines[1] == f"batch (loss on held, against 8): at 16 worse by 0.200 {ends_of(0.2)}."

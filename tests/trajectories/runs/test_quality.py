@@ -121,7 +121,7 @@ def test_over_all_tasks_a_run_is_held_against_the_spread_of_its_references_too()
 
 
 def test_series_that_are_not_there_are_refused():
-    with pytest.raises(UserError, match="live run or reference 'x': there is no series .* there are ref0, ref1"):
+    with pytest.raises(UserError, match=r"live run or reference 'x': there is no series .* there are ref0, ref1"):
         live_state(references([0.3, 0.4]), run="x")
     with pytest.raises(UserError, match="no other series"):
         live_state(references([0.3]))

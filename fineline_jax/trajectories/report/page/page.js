@@ -108,8 +108,8 @@ function drawNumbers() {
 }
 
 function drawOverview() {
-  const tokens = data.series.flatMap((s) => s.tokens), checkpoints = data.series.reduce((sum, s) => sum + s.tokens.length, 0);
-  const facts = [["series", data.series.length], ["checkpoints", checkpoints], ["tasks", data.tasks.length], ["domains", data.domains.length], ["training tokens", tokens.length > 1 ? `${formatTokens(Math.min(...tokens))} – ${formatTokens(Math.max(...tokens))}` : formatTokens(tokens[0])]];
+  const tokens = data.series.flatMap((s) => s.tokens), checkpoints = data.series.reduce((sum, s) => sum + (s.role === "mean" ? 0 : s.tokens.length), 0);
+  const facts = [["series", data.series.filter((s) => s.role !== "mean").length], ["checkpoints", checkpoints], ["tasks", data.tasks.length], ["domains", data.domains.length], ["training tokens", tokens.length > 1 ? `${formatTokens(Math.min(...tokens))} – ${formatTokens(Math.max(...tokens))}` : formatTokens(tokens[0])]];
   document.getElementById("overview").innerHTML = facts.map(([name, v]) => `<div><dt>${name}</dt><dd>${v}</dd></div>`).join("");
 }
 

@@ -538,14 +538,14 @@ def from_json(path: Path) -> Recipe:
     return recipe
 
 
-def differences(old: Recipe, new: Recipe) -> list[str]:
-    """One line per field that differs: `path: old -> new`."""
+def differences(old: Recipe | ModelConfig, new: Recipe | ModelConfig) -> list[str]:
+    """One line per field that differs, of two recipes or two models: `path: old -> new`."""
     before, after = fields(old), fields(new)
     keys = list(dict.fromkeys([*before, *after]))
     return [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in keys if before.get(key) != after.get(key)]
 
 
-def fields(recipe: Recipe) -> dict[str, Any]:
+def fields(recipe: Recipe | ModelConfig) -> dict[str, Any]:
     """The value of every field by its dotted name, as `fineline pretrain` has options."""
     return _flat(dataclasses.asdict(recipe))
 

@@ -143,7 +143,7 @@ def _check_tokenizer(source: Path, rows: int, ours: Path) -> None:
 
 def _claim(run: Path, recipe: Recipe, config: ModelConfig) -> None:
     """Make `run` the run of `recipe`, or make sure that it is one of the same model."""
-    if other := differences(recipe, dataclasses.replace(recipe, model=config)):
+    if other := [f"model.{line}" for line in differences(recipe.model, config)]:
         raise UserError(
             f"the recipe {recipe.name} is of another model than the weights; correct {'; '.join(other[:8])}"
         )

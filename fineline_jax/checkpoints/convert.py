@@ -1,7 +1,6 @@
 """Checkpoints from one layout into the other: released weights into a run, a run's weights into a released layout."""
 
 import contextlib
-import dataclasses
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path

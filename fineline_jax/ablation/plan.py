@@ -132,13 +132,12 @@ def plan_text(sweep: Sweep, trials: Sequence[Trial], out: Path, step_seconds: Ma
 
 def _lacking(trials: Sequence[Trial]) -> list[str]:
     """What the data of the runs lack, in a sentence each; those in a bucket are not looked at."""
-    from fineline_jax.data.loader import open_sources
+    from fineline_jax.data.loader import check_local_sources
 
     lacking = []
     for data, vocabulary in {(trial.recipe.data, trial.recipe.model.vocab_size): None for trial in trials}:
         try:
-            if not any("://" in source.path for source in data.sources):
-                open_sources(data, vocabulary)
+            check_local_sources(data, vocabulary)
         except UserError as error:
             lacking.append(f"It cannot run yet: {error}.")
     return lacking

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from fineline_jax import recipe
-from fineline_jax.atomic_files import check_local
+from fineline_jax.atomic_files import address_of, check_local
 from fineline_jax.checkpoints.remote.staging import fetch_data
 from fineline_jax.data.order import Chunks, Mixed, Order, Position, Seeds
 from fineline_jax.data.storage import DataSet, open_data_set
@@ -196,6 +196,12 @@ def open_sources(data: recipe.Data, vocab_size: int) -> list[DataSet]:
         open_fitting(Path(source.path), f"--data.sources.{position}.path", data, vocab_size)
         for position, source in enumerate(data.sources)
     ]
+
+
+def check_local_sources(data: recipe.Data, vocab_size: int) -> None:
+    """Raise UserError as `open_sources`, but fetch nothing: data of which a part lies in a bucket are not looked at."""
+    if not any(address_of(source.path) for source in data.sources):
+        open_sources(data, vocab_size)
 
 
 def open_fitting(path: Path, option: str, data: recipe.Data, vocab_size: int) -> DataSet:

@@ -171,6 +171,8 @@ def draw(tables: dict[str, Rows], lines: tuple[tuple[str, ...], ...], path: Path
             for name in names:
                 panel.plot([one[axis] for one in rows], [one[name] for one in rows], "o-", markersize=3, label=name)
             panel.set(title="" if row else title, xlabel=axis, ylim=(0, None))
+            panel.tick_params(length=0)
+            panel.locator_params(nbins=4)
             if place == len(tables):
                 panel.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "growth"}):

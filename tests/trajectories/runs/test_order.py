@@ -81,12 +81,25 @@ def test_the_interval_of_the_half_covers_it():
 
 
 def test_one_domain_precedes_another():
-    at = {"a1": 8.0, "a2": 9.0, "b1": 12.0, "b2": 12.5, "c1": 8.5}
+    at = {"a1": 8.0, "a2": 9.0, "a3": 8.5, "b1": 12.0, "b2": 12.5, "b3": 12.2, "c1": 8.5}
     found = precedence(learned(at, np.random.default_rng(4))).set_index(["domain", "other"])
     row = found.loc[("a", "b")]
-    assert row.verdict == "earlier" and row.doublings == pytest.approx(-3.75, abs=0.4)
-    assert row.p_tasks == pytest.approx(stats.ttest_ind([8, 9], [12, 12.5], equal_var=False).pvalue, abs=0.05)
+    assert row.verdict == "earlier" and row.doublings == pytest.approx(-3.73, abs=0.4)
+    expected = stats.ttest_ind([8, 9, 8.5], [12, 12.5, 12.2], equal_var=False).pvalue
+    assert row.p_tasks == pytest.approx(expected, abs=0.02)
     assert found.loc[("a", "c"), "verdict"] == "no order resolved" and np.isnan(found.loc[("a", "c"), "p_tasks"])
+
+
+def test_domains_whose_tasks_come_from_one_distribution_are_ordered_at_the_nominal_rate():
+    """Tasks learned at any time, whatever their domain; the curves' errors are small. At most 5 of 40 at 5 %; by those
+    errors alone nearly all would be called."""
+    called, by_errors = 0, 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        at = {f"{domain}{k}": time for domain in "ab" for k, time in enumerate(rng.normal(10, 1.5, 3))}
+        row = precedence(learned(at, rng), seed=seed).iloc[0]
+        called, by_errors = called + (row["verdict"] != "no order resolved"), by_errors + (row["p"] < 0.05)
+    assert called <= 5 and by_errors > 20
 
 
 def test_domains_learned_together_are_ordered_at_the_nominal_rate():

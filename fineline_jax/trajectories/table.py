@@ -233,7 +233,9 @@ def _as_shares(frame: pd.DataFrame, source: str, percent: bool) -> pd.DataFrame:
     if not scaled.any():
         return frame
     names = ", ".join(map(str, frame["metric"][scaled].unique()))
-    log.warning("%s: percentages are divided by 100: %s", source, names)
+    small = scaled & (values > 0) & (values < 1)
+    below = f"; {int(small.sum())} of them are below 1 %, such as {frame['task'][small].iloc[0]}" if small.any() else ""
+    log.warning("%s: percentages are divided by 100: %s%s", source, names, below)
     frame = frame.assign(value=values.where(~scaled, values / 100))
     if "stderr" in frame:
         errors = _numbers(frame, "stderr", source)

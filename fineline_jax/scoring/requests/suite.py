@@ -84,7 +84,7 @@ def open_suite(text: "str | Path | Suite") -> Suite:
     if isinstance(text, Suite):
         return text
     text = str(text)
-    if text.endswith(_YAML) and ("," not in text or Path(text).is_file()) and not _defined_in(Path(text)):
+    if text.endswith(_YAML) and ("," not in text or Path(text).is_file()) and not defined_in(Path(text)):
         return read_suite(Path(text))
     if text in config_names(_PATTERN):
         return read_suite(find_config(text, _PATTERN, "suite"))
@@ -109,7 +109,7 @@ def _with_places(suite: Suite, base: Path) -> Suite:
     for spec in suite.tasks:
         path = base / spec.task
         if spec.task.endswith(_YAML):
-            if not (name := _defined_in(path)):
+            if not (name := defined_in(path)):
                 raise UserError(f"{path}: defines no task of lm-eval; give a file with the key `task` or `group`")
             include.append(path.parent)
             spec = dataclasses.replace(TaskSpec(name), **_given(spec))
@@ -128,7 +128,7 @@ def _given(spec: TaskSpec) -> dict[str, Any]:
     return {key: value for key, value in vars(spec).items() if key != "task" and value != getattr(plain, key)}
 
 
-def _defined_in(path: Path) -> str:
+def defined_in(path: Path) -> str:
     """The task or group that a task file of lm-eval defines; "" where it is none, such as a suite. Nothing is run."""
     try:
         root = yaml.compose(path.read_text())

@@ -26,7 +26,7 @@ from fineline_jax.errors import UserError
 from fineline_jax.scoring import lm_eval_compat
 from fineline_jax.scoring.lm_eval_compat import Entry, Kind, TaskIndex, TaskManager
 from fineline_jax.scoring.requests import gold_solutions
-from fineline_jax.scoring.requests.suite import Suite, TaskSpec
+from fineline_jax.scoring.requests.suite import Suite, TaskSpec, defined_in
 from fineline_jax.scoring.requests.texts import text_entries
 from fineline_jax.world.catalogue import TASKS_FOLDER
 
@@ -107,6 +107,7 @@ def load_tasks(
     for folder in suite.include_path:
         if not folder.is_dir():
             raise UserError(f"--include-path {folder}: no such folder; give one of lm-eval's task files")
+    _refuse_namesakes(suite)
     with lm_eval_compat.without_warnings():
         manager = TaskManager(include_defaults=False, include_path=[str(TASKS_FOLDER), *map(str, suite.include_path)])
     index = lm_eval_compat.task_index(manager)
@@ -137,6 +138,17 @@ def load_tasks(
             metrics = lm_eval_compat.aggregated_metrics(group)
             groups[name] = Group(name, spec.domain, spec.chance, leaves, metrics, group)
     return list(tasks.values()), list(groups.values())
+
+
+def _refuse_namesakes(suite: Suite) -> None:
+    """Raise UserError where two files of one's own define a task that is asked for: lm-eval takes either."""
+    found: dict[str, Path] = {}
+    for path in sorted({file for folder in suite.include_path for file in folder.rglob("*.yaml")}):
+        text = path.read_text(errors="replace")
+        name = defined_in(path) if any(spec.task in text for spec in suite.tasks) else ""
+        if name in found and any(spec.task == name for spec in suite.tasks):
+            raise UserError(f"task {name!r} is defined in {found[name]} and in {path}; rename it in one of them")
+        found[name] = path
 
 
 def definition_file(name: str, config_sha256: str = "") -> Path | None:

@@ -236,3 +236,16 @@ def test_a_file_of_ones_own_comes_before_lm_evals_task_of_the_same_name(place, t
     (tmp_path / "own/piqa.yaml").write_text(text)
     made = prepare_pack("piqa", place / "tokenizer", tmp_path / "p", include_path=tmp_path / "own")
     assert made.tasks[0]["task"] == "piqa" and made.tasks[0]["documents"] == 8
+
+
+def test_two_files_that_define_one_task_are_named(place, tmp_path) -> None:
+    """lm-eval takes whichever it comes upon first, also where the other was asked for by its file."""
+    (tmp_path / "own").mkdir()
+    for name in ("a", "z"):
+        (tmp_path / f"own/{name}.yaml").write_text((place / "my_mc.yaml").read_text())
+    for asked in ("my_mc", str(tmp_path / "own/z.yaml")):
+        with pytest.raises(UserError, match=r"task 'my_mc' is defined in .*a\.yaml and in .*z\.yaml; rename it in one"):
+            prepare_pack(asked, place / "tokenizer", tmp_path / "p", include_path=tmp_path / "own")
+    made = (place / "my_mc.yaml").read_text().replace("task: my_mc", "task: other")
+    (tmp_path / "own/z.yaml").write_text(made)
+    assert prepare_pack("other", place / "tokenizer", tmp_path / "p", include_path=tmp_path / "own").tasks

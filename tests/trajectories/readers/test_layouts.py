@@ -293,6 +293,7 @@ def test_percentages_are_recognised_where_nothing_else_can_be_meant(tmp_path, ca
     assert "percentages are divided by 100: acc" in caplog.text
     mixed = text(tmp_path / "u.csv", TIDY + "x,1,t,acc,34\nx,2,t,acc,.5\n")
     assert list(read_table(mixed, percent=True).value) == pytest.approx([0.34, 0.005])
+    assert "by 100: acc; 1 of them are below 1 %, such as t" in caplog.text
 
 
 @settings(max_examples=20, deadline=None)

@@ -4,6 +4,7 @@ Its columns are those of `facts.score_table`. Files are read by `readers/`; here
 written.
 """
 
+import difflib
 import fnmatch
 import logging
 from collections.abc import Iterable, Sequence
@@ -18,7 +19,6 @@ from fineline_jax.errors import UserError
 from fineline_jax.facts.metrics import METRICS, metric_of
 from fineline_jax.facts.score_table import COLUMNS, KEY, NUMBERS, TEXT
 from fineline_jax.facts.tasks import chance_of, task_of
-from fineline_jax.text_table import listed
 from fineline_jax.trajectories.codes import codes_of, each
 from fineline_jax.trajectories.csv_cells import write_csv
 from fineline_jax.trajectories.readers.files import DRAWS_FILE, read_file
@@ -280,16 +280,24 @@ def _picked(table: pd.DataFrame, options: ReadOptions) -> pd.DataFrame:
         found = {one: [name for name in there if name == one or fnmatch.fnmatchcase(name, one)] for one in wanted}
         for pattern, names in found.items():
             if not names:
-                raise UserError(f"{option} {pattern}: there is none of that name; there are {listed(there)}")
+                raise UserError(f"{option} {pattern}: there is none of that name; there are {_nearest(pattern, there)}")
         if found:
             table = table[table[column].isin([name for names in found.values() for name in names])]
     if options.reference is None:
         return table
     first = table["series"] == options.reference
     if not first.any():
-        there = listed(map(str, table["series"].unique()))
+        there = _nearest(options.reference, list(map(str, table["series"].unique())))
         raise UserError(f"--reference {options.reference}: there is no series of that name; there are {there}")
     return pd.concat([table[first], table[~first]], ignore_index=True)
+
+
+def _nearest(wanted: str, names: list[str], most: int = 8) -> str:
+    """The names; of more than `most` those most like `wanted`, and how many more there are."""
+    if len(names) <= most:
+        return ", ".join(names)
+    near = difflib.get_close_matches(wanted, names, n=most, cutoff=0)
+    return f"{', '.join(near)} and {len(names) - most} more"
 
 
 def _with_tasks(table: pd.DataFrame, path: Path) -> pd.DataFrame:

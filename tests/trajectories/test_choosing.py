@@ -92,3 +92,11 @@ def test_tasks_are_those_of_the_series_that_are_kept(tmp_path):
     pd.DataFrame(rows, columns=["series", "tokens", "task", "metric", "value"]).to_csv(tmp_path / "t.csv", index=False)
     with pytest.raises(UserError, match="--task sciq: there is none of that name; there are piqa"):
         read_table(tmp_path / "t.csv", series=["a"], tasks=["sciq"])
+
+
+def test_of_many_names_those_most_like_the_one_asked_for_are_told(tmp_path):
+    rows = [f"m-{size}b (5-shot),{tokens},piqa,acc,.3" for size in range(30) for tokens in (1, 2)]
+    path = tmp_path / "t.csv"
+    path.write_text("series,tokens,task,metric,value\n" + "\n".join(rows) + "\n")
+    with pytest.raises(UserError, match=r"there are m-17b \(5-shot\), .* and 22 more$"):
+        read_table(path, series=("m-17b",))

@@ -66,7 +66,6 @@ def pretrain(
     _prepare_cpu()
     from fineline_jax.catalogue import load_recipe, run_folder
     from fineline_jax.checkpoints.remote.staging import fetch_recipe, staged
-    from fineline_jax.data.loader import check_local_sources
     from fineline_jax.multihost import check_on_process_0, writing_as_one
     from fineline_jax.plan.here import check_memory
     from fineline_jax.training.loop import pretrain as train
@@ -83,11 +82,7 @@ def pretrain(
     check_local(run, "--run", or_bucket=True)
     place, run = run, local_folder(run)
     begin = None if branch is None else branch_at(branch, optimizer_state)
-    try:
-        check_memory(recipe)
-    except UserError:
-        check_local_sources(recipe.data, recipe.model.vocab_size)  # what is to be done first is said first
-        raise
+    check_memory(recipe)
     with contextlib.ExitStack() as stack:
         stack.enter_context(writing_as_one(run, "--run"))
         check_on_process_0(lambda: stack.enter_context(staged(place, alone=True)))

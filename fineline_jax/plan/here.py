@@ -4,6 +4,7 @@ import logging
 
 import jax
 
+from fineline_jax.data.loader import check_local_sources
 from fineline_jax.errors import UserError
 from fineline_jax.mesh import batch_shards, device_bytes, make_mesh
 from fineline_jax.plan.costs import least_bytes, tokens_per_second
@@ -29,6 +30,7 @@ def check_memory(recipe: Recipe) -> None:
     limit = memory_of_device() * (jax.local_device_count() / mesh.local_mesh.size if device.platform == "cpu" else 1)
     needs = f"at least {least / GIB:.2f} GiB of {limit / GIB:.2f} per device"
     if 0 < limit < least:
+        check_local_sources(recipe.data, recipe.model.vocab_size)  # what is to be done first is said first
         raise UserError(f"{recipe.name} cannot fit on {mesh.size} x {device.device_kind}: {needs}; {LESS_MEMORY}")
     if device.platform == "cpu":
         return

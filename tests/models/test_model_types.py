@@ -14,9 +14,9 @@ from fineline_jax.errors import UserError
 from fineline_jax.models import families
 from fineline_jax.models.families.hf_config import HfConfig
 
-FAST = ("gemma2", "gptj", "deepseek_v3", "glm4_moe", "mamba2", "mamba2 one group", "falcon_mamba", "falcon_rw")
-"""Windows by layer, caps, second norms, scaled scores; interleaved angles, one norm, a bias on the head; latent
-attention, groups of experts, a layer without them; states of heads, groups of heads; norms of states; rounded ALiBi."""
+FAST = ("gemma2", "deepseek_v3", "mamba2", "falcon_mamba", "falcon_rw")
+"""Windows by layer, caps, second norms, scaled scores; latent attention, groups of experts, a layer without them; states
+of heads; norms of states; rounded ALiBi."""
 NAMES = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in TYPES]
 
 

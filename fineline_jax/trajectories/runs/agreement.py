@@ -18,6 +18,7 @@ from fineline_jax.trajectories.curves import isotonic
 from fineline_jax.trajectories.curves.smooth import end_level, mean_of_three
 from fineline_jax.trajectories.curves.split import CURVE, Points, split
 from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic, groups, shots_of
+from fineline_jax.trajectories.statistics.comparison import DECLINED
 from fineline_jax.trajectories.statistics.inference import LEVEL, false_discovery, kendall_interval
 
 FEWEST_TASKS = 5
@@ -91,12 +92,15 @@ def dips(table: pd.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> pd.DataFr
     rows, normals = [], dict[int, np.ndarray]()
     for key, curve in split(table, CURVE):
         better, tokens = metric_of(key[1]).better, curve.tokens
-        values, error = better * curve.value, curve.errors()
-        if len(values) < 5 or not np.isfinite(error).all() or not error.all():
+        values, error = better * curve.value, curve.stderr
+        if len(values) < 5 or not error.all():
             continue
         depth, at = dip(values)
         row = dict(zip(CURVE, key, strict=True)) | {"checkpoints": len(values)}
         row |= {"depth": float(depth), "tokens": tokens[int(at)], "value": float(better * values[int(at)])}
+        if not np.isfinite(error).all():  # scatter of late checkpoints is no error of early ones
+            rows.append(row | {"p": math.nan, "verdict": DECLINED, "reason": "no standard errors"})
+            continue
         if depth < CLEAR * float(np.median(error)):
             rows.append(row | {"p": 1.0})
             continue
@@ -107,7 +111,8 @@ def dips(table: pd.DataFrame, *, draws: int = DRAWS, seed: int = 0) -> pd.DataFr
         rows.append(row | {"p": p if p > NO_DIP else _dip_p(float(depth), rising + noise * error.astype(np.float32))})
     rates = false_discovery(np.array([row["p"] for row in rows], float))
     for row, rate in zip(rows, rates, strict=True):
-        row |= {"q": rate, "verdict": "falls and rises again" if rate <= LEVEL else "no dip resolved"}
+        called = "falls and rises again" if rate <= LEVEL else "no dip resolved"
+        row |= {"q": rate, "verdict": row.get("verdict", called), "reason": row.get("reason", "")}
     return DIPS.frame(rows)
 
 
@@ -164,7 +169,8 @@ DIPS = Statistic(
         Column("value", "score", "the score there"),
         Column("p", "1", "chance that a curve without a dip (the isotonic fit with this noise) dips as deep"),
         Column("q", "1", "p as false discovery rate over all curves (Benjamini-Hochberg)"),
-        *Column.texts(verdict="falls and rises again (q at most 5 %), no dip resolved"),
+        *Column.texts(verdict="falls and rises again (q at most 5 %), no dip resolved, declined"),
+        Column("reason", "", "why there is no answer", "where there is one"),
     ),
     "parametric bootstrap under monotonicity, Gumbel's tail by moments; Benjamini and Hochberg 1995",
     definition="How far a mean of three checkpoints lies below the highest before and the highest after it, against "

@@ -43,7 +43,7 @@ def facets(recipes: Mapping[str, Mapping[str, Any]], group: Mapping[str, str] | 
         fields = {field: None for recipe in flat.values() for field in recipe}
         differing = [field for field in fields if len({_text(recipe.get(field)) for recipe in flat.values()}) > 1]
         group = {field: field for field in differing if field.partition(".")[0] not in NOT_LEARNED}
-    rows = []
+    rows = list[dict[str, Any]]()
     for series, recipe in flat.items():
         row: dict[str, Any] = {"series": series}
         for name, field in group.items():
@@ -56,7 +56,8 @@ def facets(recipes: Mapping[str, Mapping[str, Any]], group: Mapping[str, str] | 
         row.setdefault("seed", "/".join(dict.fromkeys(map(str, seeds))) or "0")
         arms = [f"{name}={_text(row[name])}" for name in group if name != "seed"]
         rows.append(row | {"arm": ", ".join(arms) or "all"})
-    frame = pd.DataFrame(sorted(rows, key=lambda row: [_rank(row[name]) for name in group if name != "seed"]))
+    rows.sort(key=lambda row: [_rank(row[name]) for name in group if name != "seed"])
+    frame = pd.DataFrame(rows)
     twice = frame[frame.duplicated(["arm", "seed"], keep=False)]
     if len(twice):
         names = " and ".join(twice[(twice["arm"] == twice.iloc[0]["arm"])]["series"].astype(str))

@@ -4,6 +4,7 @@ The clock of a task is log2 of the tokens at half of its rise. No lagged correla
 """
 
 import itertools
+import math
 
 import numpy as np
 import pandas as pd
@@ -46,8 +47,8 @@ def precedence(table: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
         for one, other in itertools.combinations(earliest_first, 2):
             row = {"series": series, "metric": metric, "domain": one, "other": other}
             family.append(row | _gap(domains[one], domains[other]))
-        # a domain is more than the tasks at hand: both kinds of error have to leave no doubt
-        doubts = np.array([max(row["p"], row.get("p_tasks", 0.0)) for row in family], float)
+        # a domain is more than the tasks at hand: both kinds of error have to leave no doubt, and one task says nothing
+        doubts = np.array([np.maximum(row["p"], row.get("p_tasks", math.nan)) for row in family], float)
         for row, p in zip(family, holm(doubts), strict=True):
             verdict = UNRESOLVED if not p <= LEVEL else EARLIER if row["doublings"] < 0 else LATER
             rows.append(row | {"p_holm": p, "verdict": verdict})
@@ -140,11 +141,11 @@ PRECEDENCE = Statistic(
         Column("p", "1", "two-sided, of these tasks: bootstrap of the curves' errors"),
         Column("p_tasks", "1", "two-sided, of tasks like these: Welch's t over tasks", "with one task in a domain"),
         Column("p_holm", "1", "the larger of p and p_tasks, controlled over the pairs of the series and metric (Holm)"),
-        Column("verdict", "", "earlier, later (p_holm at most 5 %), no order resolved"),
+        Column("verdict", "", "earlier, later (p_holm at most 5 %), no order resolved, as where a domain has one task"),
     ),
     "arXiv 2404.01204, Cross-domain Promotion; Efron and Tibshirani 1993; Welch 1947",
     definition="Difference of the mean log2 tokens at half of the rise between tasks of two domains.",
-    caveat="It says what was learned first, not that the one helped the other. A domain with one task is that task.",
+    caveat="It says what was learned first, not that the one helped the other. A domain with one task has no order.",
     chart=Chart("doublings", panel="metric", reference=0.0),
     count="tasks",
 )

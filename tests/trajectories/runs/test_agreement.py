@@ -72,3 +72,5 @@ def test_curves_that_fall_and_rise_are_named_and_monotone_ones_are_not():
     assert called.value["u"] == pytest.approx(0.2, abs=0.06)
     falls = dips(table.assign(metric="bits_per_byte", value=-table["value"])).set_index("task")
     assert falls.verdict.to_dict() == found.verdict.to_dict()
+    without = dips(table.assign(stderr=np.nan))
+    assert set(without.verdict) == {"declined"} and set(without.reason) == {"no standard errors"}

@@ -49,11 +49,13 @@ def clocks(
         if not np.isfinite(error).all() or level - baseline <= RISE_Z * error[-1]:
             continue
         weights, count = np.ones(len(values)), len(values)
-        if count not in normals:
-            normals[count] = rng.standard_normal((draws, count), np.float32)
-        # the same draws in another order for each curve: those of two curves have nothing to do with each other
-        noise = normals[count][rng.permutation(draws)] * error.astype(np.float32)
-        drawn = np.vstack([values, isotonic.fit(values, weights) + noise], dtype=np.float32, casting="same_kind")
+        drawn = values[None].astype(np.float32)
+        if draws:
+            if count not in normals:
+                normals[count] = rng.standard_normal((draws, count), np.float32)
+            # the same draws in another order for each curve: those of two curves have nothing to do with each other
+            noise = normals[count][rng.permutation(draws)] * error.astype(np.float32)
+            drawn = np.vstack([drawn, isotonic.fit(values, weights) + noise], dtype=np.float32, casting="same_kind")
         targets = baseline + share * (end_level(drawn, tokens) - baseline)
         at = np.log2(isotonic.crossing(drawn, weights, tokens, targets[:, None])[:, 0])
         at = np.where(np.isnan(at), np.log2(tokens[-1]), at)

@@ -1,6 +1,8 @@
 """What the pictures draw, read back from matplotlib's artists before they become pixels."""
 
 import math
+import re
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,9 @@ from trajectories_simulated import simulated_table
 from fineline_jax.errors import UserError
 from fineline_jax.trajectories.report import figures
 from fineline_jax.trajectories.report.figures import draw_figures
+from fineline_jax.trajectories.report.findings import compute
 from fineline_jax.trajectories.report.style import COLOURS, FigureStyle, figure_style, looks, order_by_size
+from fineline_jax.trajectories.sizes.gaps import SIZE_GAPS
 from fineline_jax.trajectories.statistics.comparison import COMPARISON
 from fineline_jax.trajectories.statistics.domains import domain_curves
 from fineline_jax.trajectories.statistics.dynamics import DYNAMICS, summarise
@@ -53,6 +57,11 @@ def rows(tasks: dict[str, float], series: tuple[str, ...] = ("s",), domain: str 
             )
             parts.append(part.assign(metric="acc", domain=domain, chance=chance, n=500))
     return pd.concat(parts)
+
+
+def apart(frame: pd.DataFrame) -> pd.DataFrame:
+    """Each curve of `rows` with a slope of its own, so that none is a constant answer or another's copy."""
+    return frame.assign(value=frame["value"] + frame["stderr"] * np.tile(np.linspace(0, 1, 11), len(frame) // 11))
 
 
 def data_of(axes) -> dict[str, np.ndarray]:
@@ -120,8 +129,7 @@ def test_several_series_are_lines_of_a_plot_per_task(drawn) -> None:
 
 @pytest.mark.parametrize(("count", "crowded"), [(8, False), (9, True)])
 def test_more_than_eight_tasks_are_faint_under_their_mean(drawn, count: int, crowded: bool) -> None:
-    frame = rows({f"t{i}": 0.5 for i in range(count)})
-    frame["value"] += frame["stderr"] * np.tile(np.linspace(0, 1, 11), count)  # each rises, and none is another's copy
+    frame = apart(rows({f"t{i}": 0.5 for i in range(count)}))
     [axes] = drawn(frame)["one"].axes
     lines = data_of(axes)
     if not crowded:
@@ -212,8 +220,6 @@ def test_one_checkpoint_is_drawn(drawn, tokens: list[float]) -> None:
 
 
 def test_the_simulated_world_has_a_figure_per_domain_at_its_resolution(tmp_path: Path) -> None:
-    import struct
-
     table = normalise(simulated_table(checkpoints=5))
     table = table[table.domain == "facts"]
     style = FigureStyle(inches=4.0, points=8)
@@ -222,9 +228,32 @@ def test_the_simulated_world_has_a_figure_per_domain_at_its_resolution(tmp_path:
     )
     kinds = ("pdf", "svg", "png")
     assert [path.name for path in paths] == [f"{name}.{kind}" for name in ("overview", "facts") for kind in kinds]
-    width, _ = struct.unpack(">II", paths[5].read_bytes()[16:24])
-    assert width == 4.0 * 160
+    assert [width_of(path) for path in paths] == pytest.approx([4.0] * 6, abs=1e-3)
     assert paths[3].read_bytes()[:5] == b"%PDF-" and "<svg" in paths[4].read_text()[:600]
+
+
+@pytest.mark.slow
+def test_every_figure_of_an_analysis_is_as_wide_as_asked(tmp_path: Path) -> None:
+    """The files themselves say their width: PDF in its MediaBox, in points of 1/72 inch, SVG in its attribute."""
+    tasks = {f"a task of a long name, number {i}": 0.25 for i in range(5)}
+    names = ("m-70m", "m-1b", "m-7b")
+    table = normalise(apart(pd.concat([rows(tasks, names), rows({f"t{i}": 0.5 for i in range(9)}, names, "many")])))
+    results, style = compute(table), figure_style("paper:3.3")
+    paths = draw_figures(table, results, domain_curves(table), tmp_path, metric="acc", title="T", style=style)
+    drawn = {path.stem for path in paths}
+    assert drawn > {"overview", "one", "many", "size_gaps", "comparison", "similarity"}
+    widths = {path.name: width_of(path) for path in paths}
+    assert widths == pytest.approx(dict.fromkeys(widths, 3.3), abs=1e-3)
+
+
+def width_of(path: Path) -> float:
+    """Inches. A PNG has 160 dots an inch."""
+    if path.suffix == ".png":
+        return struct.unpack(">I", path.read_bytes()[16:20])[0] / 160
+    said = rb"/MediaBox \[ *0 +0 +([\d.]+) " if path.suffix == ".pdf" else rb'<svg[^>]* width="([\d.]+)pt"'
+    found = re.search(said, path.read_bytes())
+    assert found is not None, path
+    return float(found[1]) / 72
 
 
 def test_no_text_of_a_figure_is_outside_it(tmp_path: Path, monkeypatch) -> None:
@@ -248,6 +277,29 @@ def test_no_text_of_a_figure_is_outside_it(tmp_path: Path, monkeypatch) -> None:
                 box = text.get_window_extent()
                 assert box.x0 >= -1 and box.x1 <= figure.bbox.x1 + 1, (name, text.get_text())
                 assert box.y0 >= -1 and box.y1 <= figure.bbox.y1 + 1, (name, text.get_text())
+
+
+def test_gap_and_ratio_are_curves_over_tokens_with_their_intervals(monkeypatch) -> None:
+    names = ("m-70m", "m-1b", "m-7b")
+    table = normalise(apart(pd.concat([rows({"a": 0.5}, names), rows({"b": 0.25}, names, "two")])))
+    frame, found = SIZE_GAPS.compute(table), []
+    monkeypatch.setattr(figures, "_save", lambda figure, path: [found.append(figure) or path])
+    results = [*results_of(table), (SIZE_GAPS, frame)]
+    draw_figures(table, results, domain_curves(table), Path("/tmp"), metric="acc", title="T")
+    plots = found[-1].axes
+    assert [axes.get_title(loc="left") for axes in plots] == ["one: gap", "one: ratio", "two: gap", "two: ratio"]
+    assert found[-1].get_suptitle().replace("\n", " ").endswith("m-7b")
+    for axes in plots:
+        domain, _, column = axes.get_title(loc="left").partition(": ")
+        assert {line.get_ydata()[0] for line in axes.lines if len(line.get_ydata()) == 2} == {float(column == "ratio")}
+        curves = [line for line in axes.lines if line.get_marker() == "o"]
+        assert len(curves) == 2
+        for line, small, band in zip(curves, ("m-70m", "m-1b"), axes.collections, strict=True):
+            part = frame[(frame.small == small) & (frame.domain == domain)]
+            np.testing.assert_allclose(line.get_xdata(), np.log10(part.tokens))
+            np.testing.assert_array_equal(line.get_ydata(), part[column])
+            edges = band.get_paths()[0].vertices[:, 1]
+            assert {part[f"{column}_low"].iloc[-1], part[f"{column}_high"].iloc[-1]} <= set(edges)
 
 
 def test_no_two_of_sixteen_series_look_alike() -> None:

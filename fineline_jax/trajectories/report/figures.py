@@ -1,5 +1,6 @@
 """Figures for papers and slides, as PDF, SVG and PNG: the timeline, the curves of each domain, every statistic."""
 
+import itertools
 import math
 import re
 from pathlib import Path
@@ -30,7 +31,7 @@ from fineline_jax.trajectories.report.style import (
     position,
     token_axis,
 )  # fmt: skip
-from fineline_jax.trajectories.statistics.columns import Column, Statistic
+from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic
 from fineline_jax.trajectories.statistics.domains import normalised
 
 FORMATS = ("pdf", "svg", "png")
@@ -103,17 +104,15 @@ def _domain(
     tasks = list(table["task"].unique())
     crowded = len(tasks) > _CROWDED
     apart = len(tints) > 1 and not crowded
-    columns = min(3, len(tasks)) if apart else 1
-    rows = -(-len(tasks) // columns) if apart else 1
-    width = style.inches if columns == 1 else max(style.inches, 0.55 * style.inches * columns)
+    columns = min(style.columns, len(tasks)) if apart else 1
+    rows, width = -(-len(tasks) // columns) if apart else 1, style.inches
     present = set(table["series"].unique())
     wanted = [name for name in tints if name in present]
     labels = wanted if len(tints) > 1 else tasks
     of_mean = f"mean of {len(tasks)} tasks" if crowded else ""
-    letters = max(map(len, [of_mean] if of_mean and len(tints) == 1 else labels)) + len(of_mean) * (len(tints) > 1)
-    beside = min(4, max(1, int(width * 72 / (0.9 * style.points * (0.6 * letters + 6)))))
-    legend = -(-len(labels) // beside) * 1.7 * 0.9 * style.points / 72
-    height = (0.62 * style.inches if rows == 1 else 0.48 * style.inches * rows) + legend
+    labels = [of_mean] if of_mean and len(tints) == 1 else [f"{of_mean}{label}" for label in labels]
+    beside, legend = _legend_size(labels, style)
+    height = rows * (0.62 if columns == 1 else 0.95 / columns) * width + legend
     figure = Figure(figsize=(width, height), layout="constrained")
     plots = figure.subplots(rows, columns, squeeze=False).ravel()
     for spare in plots[len(tasks) if apart else 1 :]:
@@ -121,7 +120,7 @@ def _domain(
     handles = {}
     for i, axes in enumerate(plots[: len(tasks) if apart else 1]):
         shown = table[table["task"] == tasks[i]] if apart else table
-        lowest = token_axis(axes, shown["tokens"].to_numpy(float))
+        lowest = token_axis(axes, shown["tokens"].to_numpy(float), 0.75 * width / columns)
         chances = sorted(set(shown["chance"].dropna()))
         for series in wanted:
             look = tints[series]
@@ -141,12 +140,25 @@ def _domain(
         name = tasks[i] if apart else domain[:1].upper() + domain[1:]
         axes.set_title(style.wrapped(name, width / columns - 0.6))
         axes.set_ylabel(style.wrapped(metric_of(metric).label, height / rows) if i % columns == 0 else "")
+        if apart and i + columns < len(tasks):
+            axes.set_xlabel("")
         lines, labels = axes.get_legend_handles_labels()
         handles |= dict(zip(labels, lines, strict=True))
+    _legend(figure, handles, beside)
+    return figure
+
+
+def _legend_size(labels: list[str], style: FigureStyle) -> tuple[int, float]:
+    """(its columns, its height in inches)."""
+    beside = int(style.inches * 72 / (0.9 * style.points * (0.6 * max(map(len, labels)) + 6)))
+    beside = min(4, max(1, beside))
+    return beside, -(-len(labels) // beside) * 1.7 * 0.9 * style.points / 72
+
+
+def _legend(figure: Figure, handles: dict[str, Any], beside: int) -> None:
     if handles:
         layout: dict[str, Any] = {"loc": "outside lower center", "ncols": min(beside, len(handles))}
         figure.legend(list(handles.values()), list(handles), handlelength=2.6, **layout)
-    return figure
 
 
 def _line(axes: Axes, curve: pd.DataFrame, lowest: float, look: Look, label: str, *, faint: bool) -> None:
@@ -169,10 +181,10 @@ def _overview(table: pd.DataFrame, summary: pd.DataFrame, series: str, title: st
     table, summary = table[table["series"] == series], summary[summary["series"] == series]
     # tasks without chance are shown by the share of their own final gain
     rows = summary.sort_values("rank", kind="stable")
-    width, high = 1.15 * style.inches, style.points / 9
-    figure = Figure(figsize=(width, (1.6 + 0.27 * len(rows)) * high), layout="constrained")
+    high = style.points / 9
+    figure = Figure(figsize=(style.inches, (1.6 + 0.27 * len(rows)) * high), layout="constrained")
     axes = figure.add_subplot()
-    lowest = token_axis(axes, table["tokens"].to_numpy(float))
+    lowest = token_axis(axes, table["tokens"].to_numpy(float), 0.45 * style.inches)
     by_task = {str(task): curve.sort_values("tokens") for task, curve in table.groupby("task", observed=True)}
     records = rows.to_dict("records")
     scores = []
@@ -200,26 +212,18 @@ def _overview(table: pd.DataFrame, summary: pd.DataFrame, series: str, title: st
         at = np.flatnonzero(rows[column].notna().to_numpy())
         x = position(rows[column].to_numpy(float)[at], lowest)
         edge, line = (None, 1.8) if marker == "|" else ("black" if face == "white" else "white", 0.9)
-        axes.scatter(
-            x,
-            at,
-            marker=marker,
-            s=30,
-            c=face,
-            zorder=4,
-            label=column.replace("_", " "),
-            edgecolors=edge,
-            linewidths=line,
-        )
-    axes.set_yticks(range(len(rows)), rows["task"])
+        shape: dict[str, Any] = {"marker": marker, "s": 30, "c": face, "edgecolors": edge, "linewidths": line}
+        axes.scatter(x, at, zorder=4, label=column.replace("_", " "), **shape)
+    axes.set_yticks(range(len(rows)), style.shortened(rows["task"], 0.4))
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.grid(visible=False)
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    figure.suptitle(style.wrapped(title, width - 0.3), x=0.01, ha="left", weight="bold", size=1.1 * style.points)
+    _heading(figure, title, style)
     figure.legend(loc="outside lower right", ncols=3)
     shade = ScalarMappable(norm=norm, cmap=_SHADES)
-    bar = figure.colorbar(shade, ax=axes, fraction=0.03, pad=0.1, label="score above chance")
+    below: dict[str, Any] = {"location": "bottom", "aspect": 40, "pad": 0.3 / (1.6 + 0.27 * len(rows))}
+    bar = figure.colorbar(shade, ax=axes, label="score above chance", **below)
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
     return figure
 
@@ -230,36 +234,72 @@ def _statistic(statistic: Statistic, frame: pd.DataFrame, metric: str, style: Fi
     if chart is None:
         return None
     rows = frame[frame["metric"] == metric] if "metric" in frame else frame
-    rows = rows[rows[chart.value].notna()].sort_values(chart.value, kind="stable")
+    rows = rows[rows[chart.value].notna()]
     if rows.empty:
         return None
-    count = len(rows)
+    if chart.over:
+        return _courses(statistic, chart, rows, style)
+    count, rows = len(rows), rows.sort_values(chart.value, kind="stable")
     rows = rows.iloc[np.unique(np.linspace(0, count - 1, min(count, _MOST_ROWS)).round().astype(int))]
     column = next(column for column in statistic.columns if column.name == chart.value)
     keys = [key for key in statistic.keys if key != "metric" and rows[key].nunique() > 1] or statistic.keys[:1]
     figure = Figure(figsize=(style.inches, (1.3 + 0.2 * len(rows)) * style.points / 9 + 0.2), layout="constrained")
     axes = figure.add_subplot()
-    _points(axes, rows, column, chart.reference)
+    _points(axes, rows, column, chart.reference, 0.4 * style.inches)
     names = [" · ".join(filter(None, map(str, row))) for row in rows[keys].to_numpy()]
-    most = max(12, int(0.55 * style.inches * 72 / (0.6 * style.points)))
-    axes.set_yticks(range(len(rows)), [n if len(n) <= most else f"{n[: most // 2]}…{n[-most // 2 :]}" for n in names])
+    axes.set_yticks(range(len(rows)), style.shortened(names, 0.55))
     axes.set_ylim(len(rows) - 0.4, -0.6)
     unit = "" if column.unit in ("1", "tokens") else f" ({column.unit})"
     axes.set_xlabel("")
     figure.supxlabel(style.wrapped(column.meaning + unit, style.inches * 0.9), size=style.points, color="#3c424b")
     part = f" ({len(rows)} of {count} rows)" if len(rows) < count else ""
-    heading = f"{statistic.title}{part}"
-    figure.suptitle(
-        style.wrapped(heading, style.inches - 0.3), x=0.01, ha="left", weight="bold", size=1.1 * style.points
-    )
+    _heading(figure, statistic.title + part, style)
     return figure
 
 
-def _points(axes: Axes, rows: pd.DataFrame, column: Column, reference: float | None) -> None:
+def _courses(statistic: Statistic, chart: Chart, rows: pd.DataFrame, style: FigureStyle) -> Figure:
+    """Curves over tokens with intervals: a row of plots per panel, of the second key's value with the most rows."""
+    line, whose = statistic.keys[:2]
+    chosen = rows[whose].value_counts().index[0]
+    more = f" (1 of {count})" if (count := rows[whose].nunique()) > 1 else ""
+    rows = rows[rows[whose] == chosen]
+    tints, panels = looks(*order_by_size(list(rows[line].unique()))), list(rows[chart.panel].unique())
+    beside, legend = _legend_size(list(tints), style)
+    height = 0.36 * style.inches * len(panels) + legend + 4 * style.points / 72
+    figure, handles = Figure(figsize=(style.inches, height), layout="constrained"), dict[str, Any]()
+    plots = figure.subplots(len(panels), 2, squeeze=False)
+    ends = {column.name: column.interval for column in statistic.columns if column.interval}
+    for i, (panel, name) in enumerate(itertools.product(panels, (chart.value, chart.ratio))):
+        axes, part, nothing = plots[i // 2][i % 2], rows[rows[chart.panel] == panel], 1.0 if i % 2 else chart.reference
+        lowest, (low, high) = token_axis(axes, part[chart.over].to_numpy(float), 0.37 * style.inches), ends[name]
+        for series, (tint, dash) in tints.items():
+            curve = part[part[line] == series]
+            x = position(curve[chart.over].to_numpy(float), lowest)
+            shape: dict[str, Any] = {"color": tint, "linestyle": dash, "linewidth": 1.3, "marker": "o", "markersize": 2}
+            handles[series] = axes.plot(x, curve[name], **shape)[0]
+            axes.fill_between(x, curve[low], curve[high], color=tint, alpha=0.1, linewidth=0)
+        axes.axhline(nothing, color="#5c6470", linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+        seen = [*part[name].dropna(), nothing]  # the ends of a ratio near guessing are far away
+        room = 0.3 * (max(seen) - min(seen)) or 1.0
+        axes.set_ylim(min(seen) - room, max(seen) + room)
+        axes.set_xlim(*position(part[chart.over].agg(["min", "max"]).to_numpy(float) * [0.7, 1.4], lowest))
+        axes.set_title(style.wrapped(f"{panel}: {name}", 0.5 * style.inches - 0.3))
+        axes.set_xlabel("training tokens" if i // 2 == len(panels) - 1 else "")
+    _heading(figure, f"{statistic.title} {chosen}{more}", style)
+    _legend(figure, handles, beside)
+    return figure
+
+
+def _heading(figure: Figure, text: str, style: FigureStyle) -> None:
+    lines = style.wrapped(text, style.inches - 0.3)
+    figure.suptitle(lines, x=0.01, ha="left", weight="bold", size=1.1 * style.points)
+
+
+def _points(axes: Axes, rows: pd.DataFrame, column: Column, reference: float | None, wide: float) -> None:
     value, at = rows[column.name].to_numpy(float), np.arange(len(rows))
     turn = np.asarray
     if column.unit == "tokens":
-        lowest = token_axis(axes, value)
+        lowest = token_axis(axes, value, wide)
         turn = lambda tokens: position(np.asarray(tokens, float), lowest)
     if column.interval is not None:
         low, high = (rows[name].to_numpy(float) for name in column.interval)

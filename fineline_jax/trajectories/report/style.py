@@ -2,10 +2,12 @@
 
 import math
 import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
@@ -45,9 +47,19 @@ class FigureStyle:
             "figure.dpi": 160, "svg.hashsalt": "fineline", "pdf.fonttype": 42, "svg.fonttype": "none",
         }  # fmt: skip
 
+    @property
+    def columns(self) -> int:
+        """Plots beside each other: fifteen letters' height each at least, three at most."""
+        return max(1, min(3, int(self.inches * 72 / (15 * self.points))))
+
     def wrapped(self, text: str, inches: float) -> str:
         """A bold title in lines that fit this width."""
         return "\n".join(textwrap.wrap(text, max(12, int(inches * 72 / (0.66 * 1.1 * self.points)))))
+
+    def shortened(self, names: Iterable[str], share: float) -> list[str]:
+        """Names without the middle of those that are longer than this share of the width."""
+        most = max(12, int(share * self.inches * 72 / (0.6 * self.points)))
+        return [name if len(name) <= most else f"{name[: most // 2]}…{name[-most // 2 :]}" for name in names]
 
 
 def figure_style(text: str) -> FigureStyle:
@@ -102,20 +114,20 @@ def apart_from_zero(x: np.ndarray, y: np.ndarray, lowest: float) -> tuple[np.nda
     return (np.insert(x, at, np.nan), np.insert(y, at, np.nan)) if 0 < at < len(x) else (x, y)
 
 
-def token_axis(axes: Axes, tokens: np.ndarray) -> float:
-    """Ticks for people on a log axis of tokens, 0 apart from it by a break; the lowest positive tokens."""
+def token_axis(axes: Axes, tokens: np.ndarray, wide: float) -> float:
+    """Ticks for people on a log axis of tokens, `wide` inches, 0 apart by a break; the lowest positive tokens."""
     positive = tokens[tokens > 0]
     lowest = float(positive.min()) if len(positive) else 1.0
     low, high = math.log10(lowest), math.log10(float(positive.max()) if len(positive) else 10.0)
     multiples = (1, 2, 5) if high - low < 2.5 else (1,)
     ticks = [math.log10(m) + d for d in range(math.floor(low), math.ceil(high) + 1) for m in multiples]
     ticks = [t for t in ticks if low - 0.02 <= t <= high + 0.05]
-    most = max(3, int(axes.figure.get_figwidth() * 1.2))  # pyright: ignore[reportAttributeAccessIssue]
+    most = max(2, int(wide * 72 / (4.2 * rcParams["font.size"])))
     ticks = ticks[:: max(1, -(-len(ticks) // most))]
     zero_at = None
     if (tokens == 0).any():
         zero_at = math.log10(lowest / 2.0)
-        ticks = [zero_at, *(t for t in ticks if t - zero_at > 0.04 * (high - low) + 0.1)]
+        ticks = [zero_at, *(t for t in ticks if t - zero_at > 0.6 * (high - zero_at) / most)]
         middle = (zero_at + low) / 2
         low_edge: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "clip_on": False, "linestyle": "none"}
         axes.plot([middle], [0], marker=[(-1, -2), (1, 2)], markersize=9, color="#8a8f98", zorder=5, **low_edge)

@@ -84,5 +84,5 @@ SIZE_GAPS = Statistic(
     "their ratio, at equal tokens. A family differs in its size alone.",
     caveat="Errors are those of questions, as if both runs had been asked others: wide, as they share them; without "
     "them the scatter from checkpoint to checkpoint. A ratio of scores near guessing says little.",
-    chart=Chart("gap", panel="metric", reference=0.0),
+    chart=Chart("gap", panel="domain", reference=0.0, over="tokens", ratio="ratio"),
 )

@@ -64,6 +64,10 @@ class Chart:
     """Key column of which one value at a time is shown."""
     reference: float | None = None
     """Where nothing would lie: 0 of a difference."""
+    over: str = ""
+    """Column of tokens along which rows are curves, one per value of the first key, in a plot per value of `panel`."""
+    ratio: str = ""
+    """Column drawn beside those curves, 1 where nothing would lie."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
+from fineline_jax.atomic_files import address_of
 from fineline_jax.data.documents import TextUnit
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def prepare_text(
     Args:
         inputs: Files or folders of .jsonl (one {"text": ...} per line), .parquet or .txt, also .gz or .zst.
         tokenizer: Folder with tokenizer.json or tokenizer.model, or one of these files.
-        out: Folder to write.
+        out: Folder to write, also in a bucket, gs://… or s3://….
         sequence_length: Tokens the model is fed per window.
         bos: BOS before each document (OpenLLaMA: yes, Amber: no).
         eos: EOS after each document (both: yes).
@@ -65,7 +66,7 @@ def prepare_amber(
 
     Args:
         inputs: The chunk files, in training order.
-        out: Folder to write.
+        out: Folder to write, also in a bucket, gs://… or s3://….
         tokenizer: Folder whose files are copied beside the data, so that scoring finds them.
         vocab_size: Ids must be smaller.
         sequence_length: Tokens the model is fed per window; a line has one more.
@@ -94,4 +95,4 @@ def prepare_world(out: Path = Path("data/world"), seed: int = 0) -> None:
 
 def _say_prepared(made: "Prepared") -> None:
     counts = ", ".join(f"{split}: {count:,} windows" for split, count in made.windows.items())
-    print(f"{made.path}: {'already prepared' if made.already_done else 'prepared'} ({counts})")
+    print(f"{address_of(made.path) or made.path}: {'already prepared' if made.already_done else 'prepared'} ({counts})")

@@ -46,6 +46,10 @@ OF_COMMAND = {
 """The same where a command has another answer, or where only some commands lack the option."""
 
 
+IN_BUCKETS = ("pretrain --run", "score --out", "data prepare text --out", "data prepare amber --out")
+"""Options whose folder may be in a bucket."""
+
+
 def check_options(arguments: Sequence[str]) -> None:
     """Raise UserError, which names ours, for lm-eval's command written with an underscore, and its options; and for a
     bucket where only folders can be written or trained on."""
@@ -56,7 +60,8 @@ def check_options(arguments: Sequence[str]) -> None:
         option = argument.partition("=")[0]
         is_data = re.fullmatch(r"--(data|logging)\..*path", option) is not None
         if option in ("--out", "--run") or is_data:
-            or_bucket = is_data or (arguments[0], option) in (("pretrain", "--run"), ("score", "--out"))
+            command = " ".join([*arguments[:3], option]) if arguments[0] == "data" else f"{arguments[0]} {option}"
+            or_bucket = is_data or command in IN_BUCKETS
             check_local(argument.partition("=")[2] or following, option, or_bucket=or_bucket)
         if option.startswith("--") and (ours := answers.get(option[2:].replace("-", "_"))):
             raise UserError(f"{option} is an option of lm-eval; {ours}")

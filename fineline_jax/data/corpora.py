@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from fineline_jax import progress
-from fineline_jax.atomic_files import put_in_place, unsealed, write_sealed
+from fineline_jax.atomic_files import address_of, local_folder, put_in_place, unsealed, write_sealed
+from fineline_jax.checkpoints.remote.staging import staged_data
 from fineline_jax.data.documents import TextUnit, input_files, suffix_of
 from fineline_jax.data.shards import Shard, Written, inputs_of, source_of, write_shard
 from fineline_jax.data.storage import merge_shards, open_data_set, write_metadata
@@ -69,7 +70,8 @@ def prepare_text(
     Args:
       inputs: files or folders of .jsonl (one {"text": ...} per line), .json (same), .parquet or .txt; also with .gz
         or .zst (but .parquet).
-      out: folder to write; it must not exist, be empty, or hold this same preparation.
+      out: folder to write, also gs://… or s3://… (`checkpoints.remote.staging`); it must not exist, be empty, or hold
+        this same preparation.
       tokenizer: folder with tokenizer.json or tokenizer.model, or one of these files.
       sequence_length: tokens the model is fed per window; a stored window has one more.
       bos: put BOS before each document (OpenLLaMA: yes, Amber: no).
@@ -127,10 +129,9 @@ def prepare_text(
         "skip_bad_lines": skip_bad_lines,
     }
     streams = [files] if beam_options is None else [[file] for file in files]
-    folder = _work_folder(out) / "shards"
+    folder = _work_folder(local_folder(out)) / "shards"
     shards = [Shard(folder / f"{i:06d}", tuple(stream), settings, tokenizer) for i, stream in enumerate(streams)]
-    with writing(out, "--out"):
-        return _prepare(out, shards, settings, tokenizer, beam_options=beam_options)
+    return _prepare(out, shards, settings, tokenizer, beam_options=beam_options)
 
 
 def prepare_amber(
@@ -151,7 +152,7 @@ def prepare_amber(
 
     Args:
       inputs: the chunk files (.jsonl, also .gz or .zst) in training order, or a folder of them (sorted by name).
-      out: folder to write; it must not exist, be empty, or hold this same preparation.
+      out: folder to write, as of `prepare_text`.
       vocab_size: token ids must be smaller. 32,000: the Llama tokenizer's (LLM360/Amber).
       sequence_length: a line must have one token more. 2048: LLM360/AmberDatasets.
       tokenizer: tokenizer to copy beside the windows, for scoring; no text is tokenized.
@@ -187,24 +188,28 @@ def prepare_amber(
         "eos_id": None if model is None else model.eos_token_id,
     }
     needed = {name: settings[name] for name in ("format", "kind", "sequence_length", "vocab_size")}
-    folder = _work_folder(out) / "shards"
+    folder = _work_folder(local_folder(out)) / "shards"
     shards = [Shard(folder / split, tuple((split, file) for file in group), needed) for split, group in splits]
-    with writing(out, "--out"):
-        return _prepare(out, shards, settings, tokenizer, processes=processes, beam_options=beam_options)
+    return _prepare(out, shards, settings, tokenizer, processes=processes, beam_options=beam_options)
 
 
 def _prepare(
-    out: Path,
-    shards: list[Shard],
-    settings: dict[str, Any],
-    tokenizer: Path | None,
-    *,
-    processes: int = 1,
-    beam_options: str | None = None,
+    place: Path, shards: list[Shard], settings: dict[str, Any], tokenizer: Path | None, **how: Any
 ) -> Prepared:
-    """Write the shards, merge them in their order, and give the result its name in one rename."""
-    if (done := _already_done(out, settings, shards)) is not None:
-        return done
+    """The data set in the folder, or at the address, `place`; as it is if it is there. how: options of `_write_all`."""
+    out = local_folder(place)
+    with writing(out, "--out"), staged_data(place) as at_address:
+        done = at_address and _already_done(at_address, address_of(place), settings, shards)
+        done = done or _already_done(out, out, settings, shards)
+        windows = done or _write_and_merge(out, shards, settings, tokenizer, **how)
+        shutil.rmtree(_work_folder(out), ignore_errors=True)  # left if it was killed just after its last rename
+    return Prepared(place, windows, already_done=done is not None)
+
+
+def _write_and_merge(
+    out: Path, shards: list[Shard], settings: dict[str, Any], tokenizer: Path | None, **how: Any
+) -> dict[str, int]:
+    """Write the shards, merge them in their order, and give the result its name in one rename; windows per split."""
     work = _work_folder(out)
     plan = work / "merging.json"
     # Merging moves record files out of the shards; what another merge has moved cannot be identified afterwards.
@@ -214,7 +219,7 @@ def _prepare(
     for left_over in (work / "shards").glob("*.incomplete"):
         shutil.rmtree(left_over, ignore_errors=True)
     try:
-        written = _write_all(shards, out.name, processes, beam_options)
+        written = _write_all(shards, out.name, **how)
     except BaseException:
         if not any((shard.folder / "shard.json").exists() for shard in shards):  # nothing to continue from
             shutil.rmtree(work, ignore_errors=True)
@@ -245,11 +250,10 @@ def _prepare(
     if out.exists():
         out.rmdir()  # empty, or _already_done would have refused it
     put_in_place(merged, out)
-    shutil.rmtree(work)
-    return Prepared(out, {split: count["windows"] for split, count in counts.items()}, already_done=False)
+    return {split: count["windows"] for split, count in counts.items()}
 
 
-def _write_all(shards: list[Shard], name: str, processes: int, beam_options: str | None) -> list[Written]:
+def _write_all(shards: list[Shard], name: str, processes: int = 1, beam_options: str | None = None) -> list[Written]:
     """Write the shards here, in a pool of processes, or by Beam."""
     title = f"prepare {name}"
     if beam_options is not None:
@@ -333,8 +337,11 @@ def _work_folder(out: Path) -> Path:
     return out.parent / f".{out.name}.incomplete"
 
 
-def _already_done(out: Path, settings: dict[str, Any], shards: Sequence[Shard]) -> Prepared | None:
-    """The finished data set in `out` if it was prepared from the same; None if `out` is free; else UserError."""
+def _already_done(
+    out: Path, name: Path | str | None, settings: dict[str, Any], shards: Sequence[Shard]
+) -> dict[str, int] | None:
+    """Windows per split of the finished data set in `out`, called `name`, if it was prepared from the same; None if
+    `out` is free; else UserError."""
     refuse_occupied(out)
     if not (out / "metadata.json").is_file():
         return None
@@ -344,6 +351,5 @@ def _already_done(out: Path, settings: dict[str, Any], shards: Sequence[Shard]) 
     if different is None and existing.metadata.get("sources") != list(sources):
         different = "input"
     if different is not None:
-        raise UserError(f"{out}: holds a data set of another {different}; name another folder or remove it")
-    shutil.rmtree(_work_folder(out), ignore_errors=True)  # left if it was killed just after its last rename
-    return Prepared(out, existing.splits, already_done=True)
+        raise UserError(f"{name}: holds a data set of another {different}; name another folder or remove it")
+    return existing.splits

@@ -298,6 +298,122 @@ def test_a_data_set_is_staged_once(bucket: Files, tmp_path, monkeypatch) -> None
         open_fitting(Path("gs://b/nothing"), "x", data, 512)
 
 
+def changes_of(monkeypatch: pytest.MonkeyPatch, kind: str, kill_at: int = 0) -> list[str]:
+    """Every change of the bucket from now on, "put_file name"; before that number the process is killed."""
+    made: list[str] = []
+    system = staging.bucket(f"{kind}://bucket/x")
+
+    def counted(name: str, act: Any, place: int) -> Any:
+        def change(*arguments: Any, **options: Any) -> Any:
+            made.append(f"{name} {arguments[place].partition('://')[2].partition('/')[2]}")
+            if len(made) == kill_at:
+                raise Killed
+            return act(*arguments, **options)
+
+        return change
+
+    for name, place in (("put_file", 1), ("pipe_file", 0), ("rm_file", 0)):
+        monkeypatch.setattr(system, name, counted(name, getattr(system, name), place))
+    return made
+
+
+def lines_and_tokenizer(folder: Path) -> tuple[Path, Path]:
+    windows = [[(7 * i + j) % 400 for j in range(9)] for i in range(70)]
+    return amber(folder / "lines.jsonl", windows), write_tokenizer(folder / "tokenizer", adds_bos=True)
+
+
+@pytest.mark.parametrize("kind", ["gs", pytest.param("s3", marks=pytest.mark.slow)])
+def test_a_data_set_prepared_into_a_bucket_is_that_of_a_folder(kind: str, tmp_path, monkeypatch, capsys) -> None:
+    lines, tokenizer = lines_and_tokenizer(tmp_path)
+    command = ["data", "prepare", "amber", str(lines), "--tokenizer", str(tokenizer), "--vocab-size", "512", "--out"]
+    place, shape = f"{kind}://bucket/a/data", ["--sequence-length", "8"]
+    with google(monkeypatch) if kind == "gs" else amazon(monkeypatch):
+        assert main([*command, str(tmp_path / "here"), *shape]) == 0 == main([*command, place, *shape])
+        assert f"{place}: prepared (chunk_000: 70 windows)" in capsys.readouterr().out
+        system = fsspec.filesystem(kind)
+        found = {path.removeprefix("bucket/a/data/"): system.cat_file(path) for path in system.find("bucket/a/data")}
+        assert found == files_of(tmp_path / "here")
+        for machine in (tmp_path / "staging", tmp_path / "another"):  # which has nothing of it
+            monkeypatch.setenv("FINELINE_STAGING", str(machine))
+            with monkeypatch.context() as patch:
+                changed = changes_of(patch, kind)
+                assert main([*command, place, *shape]) == 0
+                assert f"{place}: already prepared (chunk_000: 70 windows)" in capsys.readouterr().out
+                assert main([*command, place, "--sequence-length", "7"]) == 2
+                told = f"{place}: holds a data set of another sequence_length; name another folder or remove it"
+                assert capsys.readouterr().err == f"fineline: {told}\n"
+            assert {name.rpartition("/")[2] for name in changed} == {"lease.json", "sending.json"}
+            assert all(name.startswith("rm_file") for name in changed if name.endswith("sending.json"))
+        data = Data((Source(place),), sequence_length=8)
+        read = open_fitting(Path(place), "x", data, 512).read("chunk_000", [69, 0])
+        assert read.tolist() == [[(7 * i + j) % 400 for j in range(9)] for i in (69, 0)]
+        system.pipe_file("bucket/b/notes.txt", b"x")
+        assert main([*command, f"{kind}://bucket/b", *shape]) == 2
+        assert f"{kind}://bucket/b: exists and is not empty" in capsys.readouterr().err
+        assert system.find("bucket/b") == ["bucket/b/notes.txt"]
+
+
+def test_a_data_set_is_none_until_all_of_it_is_in_the_bucket_and_a_killed_sending_goes_on(
+    bucket: Files, tmp_path, monkeypatch
+) -> None:
+    lines, tokenizer = lines_and_tokenizer(tmp_path)
+    options = {"vocab_size": 512, "sequence_length": 8, "tokenizer": tokenizer}
+    prepare_amber([lines], tmp_path / "here", **options)
+    here, number, resumed = files_of(tmp_path / "here"), 1, 0
+    data, reader = Data((Source("gs://b/data"),), sequence_length=8), str(tmp_path / "reader")
+    monkeypatch.setattr(staging, "AT_A_TIME", 1)
+    while True:
+        bucket.clear()
+        with monkeypatch.context() as patch:
+            changed = changes_of(patch, "gs", kill_at=number)
+            with contextlib.suppress(Killed):
+                prepare_amber([lines], Path("gs://b/data"), **options)
+        if len(changed) < number:
+            break
+        left = {name.removeprefix("b/data/") for name in bucket}
+        with monkeypatch.context() as patch:  # another machine reads all of it, or is told that it is not there
+            patch.setenv("FINELINE_STAGING", f"{reader}{number}")
+            if "metadata.json" in left:
+                assert open_fitting(Path("gs://b/data"), "x", data, 512).read("chunk_000", [69])[0, 0] == 483 % 400
+            else:
+                with pytest.raises(UserError, match="gs://b/data: no prepared data set there; prepare it with"):
+                    open_fitting(Path("gs://b/data"), "x", data, 512)
+        with monkeypatch.context() as patch:
+            changed = changes_of(patch, "gs")
+            assert prepare_amber([lines], Path("gs://b/data"), **options).windows == {"chunk_000": 70}
+        sent = {name.removeprefix("put_file ").removeprefix("data/") for name in changed if name.startswith("put_file")}
+        assert sent == (set() if "metadata.json" in left else set(here) - left)
+        resumed += len(sent) < len(here) - 1
+        assert {name.removeprefix("b/data/"): file for name, file in bucket.items()} == here
+        number += 1
+    assert number > len(here) and resumed > 2
+
+
+def test_what_another_preparation_left_in_the_bucket_is_not_mixed_with_this_one(bucket: Files, tmp_path) -> None:
+    lines, tokenizer = lines_and_tokenizer(tmp_path)
+    options = {"vocab_size": 512, "sequence_length": 8, "tokenizer": tokenizer}
+    prepare_amber([lines], tmp_path / "here", **options)
+    here = files_of(tmp_path / "here")
+    for name, content in here.items():  # of the same sizes
+        bucket[f"b/data/{name}"] = b"x" * len(content)
+    bucket["b/data/sending.json"] = bucket.pop("b/data/metadata.json")
+    bucket["b/data/windows-train.array_record-00001-of-00002"] = b"x"
+    prepare_amber([lines], Path("gs://b/data"), **options)
+    assert {name.removeprefix("b/data/"): content for name, content in bucket.items()} == here
+
+
+def test_another_machine_that_prepares_the_same_address_is_refused(bucket: Files, tmp_path, monkeypatch) -> None:
+    lines, tokenizer = lines_and_tokenizer(tmp_path)
+    monkeypatch.setattr(staging, "BEAT_SECONDS", 0.05)
+    with staging._leased("gs://b/data", tmp_path), monkeypatch.context() as patch:
+        patch.setattr(staging.socket, "gethostname", lambda: "other")
+        with pytest.raises(
+            UserError, match=r"gs://b/data: being written by process \d+ on host .*; wait for it to end"
+        ):
+            prepare_amber([lines], Path("gs://b/data"), vocab_size=512, sequence_length=8, tokenizer=tokenizer)
+    assert not bucket and not list((tmp_path / "staging").rglob("windows-*"))
+
+
 def recipe_of(data: str) -> Recipe:
     model = ModelConfig(vocab_size=512, width=16, layers=1, heads=2, mlp_width=16, context=96)
     return Recipe(

@@ -13,8 +13,9 @@ from fineline_jax.errors import UserError
 @pytest.mark.parametrize(
     ("command", "told"),
     [
-        ("data prepare text absent --tokenizer absent --out gs://b/x", "--out gs://b/x"),
-        ("data prepare amber absent --out=s3://b/x", "--out s3://b/x"),
+        ("data prepare text absent --tokenizer absent --out az://b/x", "--out az://b/x"),
+        ("data prepare amber absent --out=az://b/x", "--out az://b/x"),
+        ("data prepare world --out=s3://b/x", "--out s3://b/x"),
         ("tasks prepare absent --tokenizer absent --out gs://b", "--out gs://b"),
         ("pretrain absent --run az://b/x", "--run az://b/x"),
         ("pretrain demo --data.sources.0.path az://b/x", "--data.sources.0.path az://b/x"),

@@ -4,6 +4,7 @@ first, and in the bucket a little later.
     BUCKET/checkpoints/<step>/…, complete.json   the record follows when all files that it names are there
     BUCKET/metrics/<offset>.jsonl                metrics.jsonl in parts, by the bytes before each
     BUCKET/lease.json                            who writes it; renewed while that process lives
+    BUCKET/sending.json, …, metadata.json        a data set: the metadata.json to come, its other files, and it last
 
 Every object appears whole. A kill loses nothing: what the bucket lacks is on the local disk, and what the record of a
 checkpoint names is in the bucket.
@@ -18,6 +19,7 @@ import os
 import re
 import shutil
 import socket
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -37,7 +39,7 @@ from fineline_jax.checkpoints.remote.download import (
 )
 from fineline_jax.checkpoints.runs.digest_record import RECORD, read_record
 from fineline_jax.errors import UserError
-from fineline_jax.progress import periodically
+from fineline_jax.progress import bar, periodically
 
 SEND_SECONDS = 10.0
 """Between two looks at what is new on the local disk."""
@@ -50,6 +52,9 @@ MOST_PARTS = 64
 AT_A_TIME = 8
 """Files."""
 METRICS, LEASE = "metrics.jsonl", "lease.json"
+DATA, SENDING = "metadata.json", "sending.json"
+DATA_FILES = re.compile(rf"(dataset_info|features)\.json|windows-[^/]+|tokenizer/.+|{SENDING}")
+"""Of a data set that is not complete yet."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -91,18 +96,68 @@ def fetch_data(path: str | os.PathLike[str]) -> Path:
     if address is None:
         return local_folder(path)
     folder, files = local_folder(path), files_in(address)
-    record = files.pop("metadata.json", None)
+    record = files.pop(DATA, None)
     if record is None:
-        raise FetchError(f"{address}: no prepared data set there; prepare it with `fineline data prepare` and copy it")
+        raise FetchError(
+            f"{address}: no prepared data set there; prepare it with `fineline data prepare --out {address}`"
+        )
     content, here = content_of(record.url), folder / record.name
     with locked(folder):
         same = here.is_file() and here.read_bytes() == content
-        for file in files.values():
+        for file in [file for name, file in files.items() if name not in (LEASE, SENDING)]:
             target = folder / file.name
             if not (same and target.is_file() and target.stat().st_size == file.size):
                 download(file, target)
         here.write_bytes(content)
     return folder
+
+
+@contextlib.contextmanager
+def staged_data(path: Path) -> Iterator[Path | None]:
+    """Inside, this process alone writes the data set `path`, in `local_folder(path)`, whose lock it has
+    (`folder_lock.writing`). Of an address the data set made there is sent at the end, its metadata.json last.
+
+    Gives a folder with the records of the data set that is at the address, to which nothing is sent then; None: no
+    complete one is there. Raises UserError where something else is there, another process writes it, or sending
+    fails: the same command goes on with it.
+    """
+    address = address_of(path)
+    if address is None:
+        yield None
+        return
+    with _leased(address, local_folder(path)), tempfile.TemporaryDirectory() as records:
+        there = files_in(address)
+        there.pop(LEASE, None)
+        if DATA in there:
+            for name in (DATA, "dataset_info.json", "features.json"):
+                (Path(records) / name).write_bytes(content_of(f"{address}/{name}"))
+            yield Path(records)
+            _remove(bucket(address), f"{address}/{SENDING}")
+            return
+        if not all(map(DATA_FILES.fullmatch, there)):
+            raise UserError(f"{address}: exists and is not empty; name another folder or remove it")
+        yield None
+        _send_data(Mirror(address, local_folder(path)), there)
+
+
+def _send_data(mirror: "Mirror", there: Mapping[str, RemoteFile]) -> None:
+    """there: what is left at the address of a sending that was killed; of this data set it is not sent again."""
+    folder, content = mirror.folder, (mirror.folder / DATA).read_bytes()
+    files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    del files[DATA]
+    mirror.there = set(there)
+    if SENDING in there and content_of(there[SENDING].url) == content:
+        whole = [name for name, size in files.items() if name in there and there[name].size == size]
+        mirror.sent = {name: _state(folder / name) for name in whole}
+    else:
+        mirror._drop(list(there))
+        tried(mirror.address, lambda: mirror.system.pipe_file(f"{mirror.address}/{SENDING}", content))
+    with bar(
+        f"send {mirror.address}", sum(files.values()), "bytes", sum(files[name] for name in mirror.sent)
+    ) as advance:
+        mirror._send(list(files), advance)
+    mirror._send([DATA])
+    mirror._drop([SENDING])
 
 
 def fetch_recipe(name: str) -> str:
@@ -263,12 +318,13 @@ class Mirror:
     def _is_sent(self, name: str) -> bool:
         return self.sent.get(name) == _state(self.folder / name)
 
-    def _send(self, names: list[str]) -> None:
+    def _send(self, names: list[str], advance: Callable[[int], None] = lambda size: None) -> None:
         def send(name: str) -> None:
             state, url = _state(self.folder / name), f"{self.address}/{name}"
             tried(url, lambda: self.system.put_file(str(self.folder / name), url))
             self.sent[name] = state
             self.there.add(name)
+            advance(state[0])
 
         with concurrent.futures.ThreadPoolExecutor(AT_A_TIME, thread_name_prefix="send") as pool:
             list(pool.map(send, [name for name in names if not self._is_sent(name)]))

@@ -17,9 +17,6 @@ from fineline_jax.errors import UserError
 AXES = ("replica", "fsdp", "tensor")
 BATCH = ("replica", "fsdp")
 """The axes over which rows of a batch are spread."""
-STAGED_FROM, INNER = 16, 4
-"""Devices from which on a sum that is scattered over all of them is scattered in two stages, and those of the second
-stage: with 8 or 16 TPUs made the whole sum of some of the arrays."""
 
 
 class Shape(Protocol):
@@ -75,19 +72,28 @@ def batch_shards(mesh: jax.sharding.Mesh) -> int:
 
 
 def scattered_sum(x: jax.Array) -> jax.Array:
-    """Inside `jax.shard_map`: the sum of x over `fsdp`, of whose first axis each device keeps its part.
-
-    Over some of the devices TPUs scatter it as they sum; over all of them they would make the whole sum everywhere,
-    twice the traffic, so there it is done in two stages, each over some.
-    """
+    """Inside `jax.shard_map`: the sum of x over `fsdp`, of whose first axis each device keeps its part."""
     scatter = functools.partial(jax.lax.psum_scatter, axis_name="fsdp", tiled=True)
     mesh = jax.sharding.get_abstract_mesh()
-    shards = mesh.shape["fsdp"]
-    if shards < mesh.size or shards < STAGED_FROM or shards % INNER:
+    shards, device = mesh.shape["fsdp"], mesh.abstract_device
+    inner = second_stage(device.device_kind, shards) if device is not None and shards == mesh.size else 1
+    if shards % inner or inner == 1:
         return scatter(x)
-    outer, inner = range(shards // INNER), range(INNER)
-    x = scatter(x, axis_index_groups=[[i * INNER + j for i in outer] for j in inner])
-    return scatter(x, axis_index_groups=[[i * INNER + j for j in inner] for i in outer])
+    outer = shards // inner
+    x = scatter(x, axis_index_groups=[[i * inner + j for i in range(outer)] for j in range(inner)])
+    return scatter(x, axis_index_groups=[[i * inner + j for j in range(inner)] for i in range(outer)])
+
+
+def second_stage(kind: str, devices: int) -> int:
+    """Devices of the second of two stages in which a sum is scattered over all devices of a kind; 1: one stage does it.
+
+    TPUs scatter a sum over some devices as they sum. Over all of them, from 16 on and on 8 of a torus of three
+    dimensions, they make the whole sum everywhere, twice the traffic, and in a stage of 32 as well
+    (tests/plan/test_lowering.py). The fewer take part in the second stage, the less is moved twice.
+    """
+    if not kind.startswith("TPU") or devices < (16 if "lite" in kind else 8):
+        return 1
+    return 4 if devices == 64 else 2
 
 
 def device_bytes(tree: Any) -> int:

@@ -53,7 +53,9 @@ class Compiled:
     kinds: Mapping[str, int]
     """Bytes of the arguments: parameters, moments, batch."""
     peak: int
-    """Bytes that the step needs at most."""
+    """Bytes that the compiler allots to the step, with the room between arrays."""
+    living: int
+    """Bytes of the arrays that live at the fullest moment, without that room; 0: not compiled to the end."""
     products: float
     """FLOPs of the step's products over all devices, recomputed ones included; attention kernels are not in it."""
     collectives: tuple[hlo.Collective, ...]
@@ -83,13 +85,8 @@ def compiled(job: Job) -> Compiled:
         lowered, finished = _read(folder / "lowered.json"), _read(folder / "compiled.json")
         modules = sorted((folder / "dump").glob(_PLANNED))
         module = modules[-1].read_text() if modules else ""
-        if failed:
-            peak = _wanted(failed["compiler"])
-        elif finished:
-            peak = finished["peak"]
-        else:
-            peak = _planned(folder / "dump")
-        if not lowered or peak is None:
+        peak = _wanted(failed["compiler"]) if failed else _planned(folder / "dump")
+        if not lowered or peak is None or (job.full and not (finished or failed)):
             last = " ".join((failed.get("compiler") or log).split())[-300:]
             raise UserError(f"--topology {job.topology.name}: the step was not compiled: {last}")
     return Compiled(
@@ -97,6 +94,7 @@ def compiled(job: Job) -> Compiled:
         tuple(lowered["mesh"]),
         lowered["kinds"],
         peak,
+        finished.get("living", 0),
         lowered["products"],
         tuple(hlo.collectives(module)) if module else (),
         tuple(hlo.largest(module)) if module else (),

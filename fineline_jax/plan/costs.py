@@ -111,7 +111,8 @@ def report(step: Compiled, mfu: float | None = None) -> str:
         f"memory   {gib(step.peak)} of {gib(chip.memory)} per device: "
         + (f"fits, {gib(left)} left" if left >= 0 else f"does NOT fit, {gib(-left)} too much"),
         "         " + ", ".join(f"{kind} {gib(amount)}" for kind, amount in step.kinds.items())
-        + f", all else {gib(max(0, step.peak - sum(step.kinds.values())))}",
+        + f", all else {gib(max(0, step.peak - sum(step.kinds.values())))}"
+        + (f"; {gib(step.living)} live at the fullest moment" if step.living else ""),
     ]  # fmt: skip
     lines += [f"         {value.shape} {gib(value.bytes)} {value.scope}".rstrip() for value in step.largest]
     for kind in dict.fromkeys(one.kind for one in step.collectives):

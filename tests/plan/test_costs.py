@@ -3,11 +3,13 @@
 import dataclasses
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from fineline_jax.catalogue import load_recipe
 from fineline_jax.errors import UserError
+from fineline_jax.plan import compiled as compiling
 from fineline_jax.plan import costs, flags, search
 from fineline_jax.plan.compiled import Compiled, Job, _wanted
 from fineline_jax.plan.hlo import Collective
@@ -18,12 +20,11 @@ RECIPE = load_recipe("open_llama_7b")
 
 
 def step_of(
-    job: Job, peak: float = 9 * GIB, collectives: tuple[Collective, ...] = (), products: float = 2e17
+    job: Job, peak: float = 9 * GIB, collectives: tuple[Collective, ...] = (), products: float = 2e17, living: int = 0
 ) -> Compiled:
     mesh = (job.mesh.replica, job.mesh.fsdp, job.mesh.tensor)
-    return Compiled(
-        job, mesh, {"parameters": GIB, "moments": 2 * GIB}, int(peak), products, collectives, (), 0, 1.0, ""
-    )
+    kinds = {"parameters": GIB, "moments": 2 * GIB}
+    return Compiled(job, mesh, kinds, int(peak), living, products, collectives, (), 0, 1.0, "")
 
 
 def test_tokens_per_second_are_those_of_the_published_utilisation() -> None:
@@ -181,3 +182,19 @@ def test_groups_of_options_are_named() -> None:
     assert flags.flags_of("", topology("h100x8")) == {}
     with pytest.raises(UserError, match="--flags fast: no such group for h100x8; there is latency_hiding"):
         flags.flags_of("fast", topology("h100x8"))
+
+
+def test_the_bytes_of_a_plan_are_those_of_the_buffers_and_a_full_one_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a compiler that dies behind its plan of the memory, as one that the machine has no memory for."""
+
+    def dies(job: Job, folder: Path) -> str:
+        (folder / "dump").mkdir()
+        (folder / "dump" / "m.after_optimizations-memory-usage-report.txt").write_text("Total bytes: 4567666176 (4GiB)")
+        (folder / "lowered.json").write_text('{"mesh": [4, 64, 1], "kinds": {}, "products": 1.0}')
+        return "Killed"
+
+    monkeypatch.setattr(compiling, "_run", dies)
+    job = Job(topology("v4-512"), MeshShape(4, 64), RECIPE)
+    assert compiling.compiled(job).peak == 4567666176
+    with pytest.raises(UserError, match="--topology v4-512: the step was not compiled: Killed"):
+        compiling.compiled(dataclasses.replace(job, full=True))

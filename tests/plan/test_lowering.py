@@ -17,10 +17,11 @@ from fineline_jax.plan.costs import least_seconds, step_seconds
 from fineline_jax.plan.flags import TPU
 from fineline_jax.plan.topologies import GIB, environment, topology
 from fineline_jax.recipe import MeshShape
+from fineline_jax.scoring.series.auto_mesh import placement
 
 
 @functools.cache
-def planned(name: str, devices: str, remat: str, flags: str = "", full: bool = False) -> Compiled:
+def planned(name: str, devices: str, remat: str, flags: str = "") -> Compiled:
     """The step in bfloat16; skips without the compiler. On eight GPUs eight windows of a device at a time."""
     described = topology(devices)
     try:
@@ -32,7 +33,7 @@ def planned(name: str, devices: str, remat: str, flags: str = "", full: bool = F
     if described.is_gpu:
         batch = dataclasses.replace(recipe.batch, accumulation=recipe.batch.sequences // 64)
         recipe = dataclasses.replace(recipe, batch=batch, mesh=MeshShape())
-    return compiled(Job(described, recipe.mesh, recipe, flags=TPU[flags] if flags else {}, full=full))
+    return compiled(Job(described, recipe.mesh, recipe, flags=TPU[flags] if flags else {}))
 
 
 def planned_job(job: Job) -> Compiled:
@@ -133,11 +134,30 @@ def test_on_gpus_the_policy_context_runs_the_attention_kernel_once() -> None:
 
 
 @pytest.mark.slow
-def test_what_is_planned_is_what_is_compiled() -> None:
-    """Within 5 %."""
-    for devices in ("v4-512", "v5e-256"):
-        plan, whole = (planned("open_llama_7b", devices, "full", full=full) for full in (False, True))
-        assert plan.peak == pytest.approx(whole.peak, rel=0.05)
+@pytest.mark.parametrize("devices", ["v4-8", "v5e-8", "v5p-8", "h100x8"])
+def test_what_is_planned_is_what_is_compiled(devices: str) -> None:
+    """A scoring step, which compiles in 1 to 3 minutes: the same bytes. What the compiler itself counts as living
+    behind code generation is less, by the room between arrays, 6 % at most (v5e-8)."""
+    model = load_recipe("open_llama_7b").model
+    mesh = placement(model.parameters, "bfloat16", topology(devices).count, topology(devices).chip.memory)
+    plan, whole = (planned_job(Job(topology(devices), mesh, model=model, full=full)) for full in (False, True))
+    assert plan.peak == whole.peak and not plan.living
+    assert 0.93 * plan.peak <= whole.living <= plan.peak
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("devices", "chips", "most"), [("v4-16", 8, 21.6), ("v4-32", 16, 14.5), ("v4-128", 64, 9.25)])
+def test_gradients_are_scattered_over_all_devices(devices: str, chips: int, most: float) -> None:
+    """8 windows of a device; in two stages, of which the second moves a half or a quarter of the first's result again:
+    twice the parameters in bytes, and at most the quarter more."""
+    recipe = load_recipe("open_llama_7b")
+    compute = dataclasses.replace(recipe.compute, dtype="bfloat16", remat="full")
+    batch, mesh = dataclasses.replace(recipe.batch, sequences=8 * chips), MeshShape(1, chips, 1)
+    recipe = dataclasses.replace(recipe, compute=compute, batch=batch, mesh=mesh)
+    step = planned_job(Job(topology(devices), mesh, recipe))
+    holds(step, most)
+    scattered = sum(one.bytes * one.times for one in step.collectives if one.kind == "reduce-scatter")
+    assert 2 * recipe.model.parameters <= scattered <= 1.27 * 2 * recipe.model.parameters
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import os
 import struct
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -43,12 +44,18 @@ _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """torch.serialization.MAGIC_NUMBER as a pickle, with which a file of torch < 1.6 begins."""
 
 
-def read_torch_bin(path: Path) -> dict[str, StoredTensor]:
+def read_torch_bin(
+    path: Path, records: str = "", chosen: Callable[[Any], Any] = lambda state: state
+) -> dict[str, StoredTensor]:
     """The tensors of the file `path` by name; keeps nothing of the data in memory, but reads it once for its CRC-32.
+
+    records: as of `torch_pickle.read_pickle`. chosen: the tensors by name in the value of the file; of others the data
+    are not read.
 
     Raises UserError naming the file, and the tensor or the name in the pickle that is to blame.
     """
-    state, entries, prefix = _opened(path)
+    state, entries, prefix = _opened(path, records=records)
+    state = chosen(state)
     if not isinstance(state, dict):
         raise UserError(f"{path}: holds a {type(state).__name__} instead of tensors by name; save the state dict alone")
     tensors = {}
@@ -59,8 +66,14 @@ def read_torch_bin(path: Path) -> dict[str, StoredTensor]:
                 f"{path}: {str(name)[:120]!r} is {kind}, not a tensor; save the state dict of the model alone"
             )
         tensors[name] = _stored(path, name, view, entries, prefix)
-    _check_crc32(path, entries)
+    used = {f"{prefix}data/{view.storage.key}" for view in state.values()}
+    _check_crc32(path, {name: entry for name, entry in entries.items() if name in used or "/data/" not in name})
     return tensors
+
+
+def torch_value(path: Path, records: str) -> Any:
+    """All that the file `path` holds, tensors as `torch_pickle.View`. Raises UserError naming the file."""
+    return _opened(path, records=records)[0]
 
 
 def tensor_at(path: Path, name: str, begin: int, length: int) -> StoredTensor:
@@ -71,7 +84,9 @@ def tensor_at(path: Path, name: str, begin: int, length: int) -> StoredTensor:
     return _stored(path, name, view, entries, prefix)
 
 
-def _opened(path: Path, begin: int = 0, length: int | None = None) -> tuple[Any, dict[str, tuple[int, int, int]], str]:
+def _opened(
+    path: Path, begin: int = 0, length: int | None = None, records: str = ""
+) -> tuple[Any, dict[str, tuple[int, int, int]], str]:
     """The value in a file, or a part of it, that torch.save wrote; its entries, and what their names begin with."""
     entries = _entries(path, begin, length)
     pickles = [name for name in entries if name.rpartition("/")[2] == "data.pkl" and name.count("/") == 1]
@@ -84,7 +99,7 @@ def _opened(path: Path, begin: int = 0, length: int | None = None) -> tuple[Any,
     if order is not None and _read(path, order, 16) != b"little":
         raise UserError(f"{path}: written by a big-endian machine, which is not read; {CONVERT}")
     try:
-        return read_pickle(_read(path, entries[pickles[0]], LARGEST)), entries, prefix
+        return read_pickle(_read(path, entries[pickles[0]], LARGEST), records), entries, prefix
     except Refused as refused:
         raise UserError(
             f"{path}: holds {refused}; only tensors and containers are read, nothing is executed: use another file"

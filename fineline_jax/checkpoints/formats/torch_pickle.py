@@ -9,7 +9,8 @@ torch/_tensor.py `__reduce_ex__`, torch/_utils.py `_rebuild_*`.
 import dataclasses
 import io
 import pickletools
-from collections.abc import Callable, Collection
+import re
+from collections.abc import Callable
 from typing import Any
 
 LARGEST = 1 << 22
@@ -67,15 +68,16 @@ class Record:
     """What the pickle sets as the fields: a dict, where the class does not say otherwise."""
 
 
-def read_pickle(data: bytes, records: Collection[str] = ()) -> Any:
-    """The value of the pickle: dict, list, tuple, str, int, float, bool, None, `View`, `Record` of the classes named.
+def read_pickle(data: bytes, records: str = "") -> Any:
+    """The value of the pickle: dict, list, tuple, str, int, float, bool, None, `View`, `Record` of the classes whose
+    names fit the regular expression `records`.
 
     Raises Refused for anything else, at the first opcode or name that is not known. Attributes set on a container
     (`_metadata` of a state dict) are dropped.
     """
     if len(data) > LARGEST:
         raise Refused(f"a pickle of {len(data)} bytes, above the limit of {LARGEST}")
-    machine, program = _Machine(frozenset(records)), io.BytesIO(data)
+    machine, program = _Machine(records), io.BytesIO(data)
     try:
         while (code := program.read(1)) != b".":
             opcode = _OPCODES.get(code)
@@ -108,8 +110,8 @@ class _Dict(dict):
 class _Machine:
     """Stack and memo. Every opcode takes bytes, and adds one value at most, so all is bounded by the size."""
 
-    def __init__(self, records: frozenset[str]):
-        self.records = records
+    def __init__(self, records: str):
+        self.records = re.compile(records or "(?!)")
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
 
@@ -151,7 +153,7 @@ class _Machine:
         self.push(value)
 
     def global_name(self, text: str) -> None:
-        if text not in STORAGES and text not in DTYPES and text not in _CALLS and text not in self.records:
+        if text not in STORAGES and text not in DTYPES and text not in _CALLS and not self.records.fullmatch(text):
             raise Refused(f"the name {text[:120]!r}, which is neither a tensor nor a container")
         self.push(Name(text))
 
@@ -172,14 +174,14 @@ class _Machine:
     def reduce(self) -> None:
         arguments, function = self.pop(), self.pop()
         name = function.text if isinstance(function, Name) else type(function).__name__
-        if type(arguments) is not tuple or name not in (*_CALLS, *self.records):
+        if type(arguments) is not tuple or (name not in _CALLS and not self.records.fullmatch(name)):
             raise Refused(f"a call of {name}")
         self.push(_CALLS[name](arguments) if name in _CALLS else Record(name, arguments))
 
     def new_object(self) -> None:
         """A `Record`, whose fields follow; never a call."""
         arguments, kind = self.pop(), self.pop()
-        if not isinstance(kind, Name) or kind.text not in self.records or arguments != ():
+        if not isinstance(kind, Name) or not self.records.fullmatch(kind.text) or arguments != ():
             raise Refused("the pickle opcode NEWOBJ")
         self.push(Record(kind.text))
 

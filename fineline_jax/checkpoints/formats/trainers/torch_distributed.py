@@ -56,7 +56,7 @@ def read_dcp(path: Path) -> dict[str, Tensor]:
     Raises UserError naming the file for metadata that are damaged or hold more than tensors need.
     """
     try:
-        found = _tensors(path.parent, read_pickle(path.read_bytes(), RECORDS))
+        found = _tensors(path.parent, read_pickle(path.read_bytes(), "|".join(map(re.escape, RECORDS))))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; fetch it") from error
     except Refused as refused:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 from fineline_jax.errors import UserError
@@ -67,9 +67,9 @@ class ModelConfig:
     width: int
     """Features of the residual stream."""
     layers: int
-    """Blocks of attention and MLP, or of Mamba, one after the other."""
+    """Blocks of a mixer and an MLP, or of Mamba, one after the other."""
     heads: int
-    """Query heads; 0 for mixer='mamba'."""
+    """Query heads; 0 where no layer has attention."""
     mlp_width: int
     """Features of the MLP's hidden layer, of each expert where there are some; of the inner stream of mixer='mamba'."""
     kv_heads: int = 0
@@ -96,7 +96,7 @@ class ModelConfig:
     norm_offset: float = 0.0
     """Added to the scale of every norm (1: Gemma)."""
     norm_after: bool = False
-    """Norms act on what attention and MLP give, not on what they get (OLMo 2)."""
+    """Norms act on what attention and MLP give, not on what they get (OLMo 2); not in recurrent layers."""
     parallel_residual: bool = False
     """Attention and MLP both read the layer's input (GPT-NeoX)."""
     rotary_fraction: float = 1.0
@@ -192,21 +192,28 @@ class ModelConfig:
     """With kv_lora_rank: features of a head's values."""
     head: Literal["linear", "normalised"] = "linear"
     """normalised: every token's row of the head has length 1 (Baichuan 2)."""
-    mixer: Literal["attention", "mamba"] = "attention"
+    mixer: Literal["attention", "mamba", "gated_delta"] = "attention"
     """mamba: each layer is a selective state-space block instead of attention and MLP (2312.00752; with state_heads
-    that of Mamba-2, 2405.21060)."""
+    that of Mamba-2, 2405.21060). gated_delta: a gated delta rule (2412.06464) stands for attention."""
+    attention_layers: tuple[int, ...] = ()
+    """mixer='gated_delta': layers, from 0, with attention all the same (OLMo Hybrid)."""
+    inner_width: int = 0
+    """mixer='gated_delta': features of the values of all heads."""
+    negative_eigenvalues: bool = False
+    """mixer='gated_delta': the strength of a correction is up to 2, not up to 1 (2411.12537)."""
     state_size: int = 0
-    """mixer='mamba': numbers of state per inner feature."""
+    """Another mixer than attention: numbers of state per inner feature."""
     conv_width: int = 0
-    """mixer='mamba': tokens seen by the causal convolution."""
+    """Another mixer than attention: tokens seen by the causal convolution."""
     step_rank: int = 0
     """mixer='mamba' without state_heads: rank of the projection to step sizes."""
     state_norm_eps: float = 0.0
     """mixer='mamba' without state_heads: steps, and what writes into and reads the states, are divided by their root
-    mean square, to whose square this is added; 0: not (Falcon-Mamba)."""
+    mean square, to whose square this is added; 0: not (Falcon-Mamba). mixer='gated_delta': the same of the norm of
+    what is read from the states; 0: as norm_eps."""
     state_heads: int = 0
-    """mixer='mamba': heads, each of inner features next to each other with one decay rate and step; 0: every feature
-    has its own."""
+    """Another mixer than attention: heads, each of inner features next to each other with one decay rate and step; 0:
+    every feature has its own (Mamba)."""
     state_groups: int = 0
     """With state_heads: groups of heads that share what writes into the state and what reads it."""
 
@@ -216,6 +223,11 @@ class ModelConfig:
             self._check_mamba()
         else:
             self._check_attention()
+        if self.mixer == "gated_delta":
+            self._check_hybrid()
+        else:
+            for name in ("attention_layers", "inner_width", "negative_eigenvalues"):
+                self._require(not getattr(self, name), name, "needs model.mixer='gated_delta'; set it as well")
         if self.experts:
             self._check_experts()
         for other, names in SAY_HOW.items():
@@ -306,6 +318,36 @@ class ModelConfig:
         if self.norm != "rms":
             raise UserError(f"model.norm={self.norm!r} is not computed for model.mixer='mamba'; use 'rms'")
 
+    def _check_hybrid(self) -> None:
+        self._positive("inner_width", "state_size", "conv_width", "state_heads", "state_groups")
+        must = f"must divide model.inner_width={self.inner_width} and be a multiple of state_groups={self.state_groups}"
+        whole = self.inner_width % self.state_heads == 0 == self.state_heads % self.state_groups
+        self._require(whole, "state_heads", must)
+        at = self.attention_layers
+        some = sorted({*at}) == [*at] and 0 < len(at) < self.layers and 0 <= at[0] <= at[-1] < self.layers
+        self._require(some, "attention_layers", f"must name some, not all, of layers 0 to {self.layers - 1}, in order")
+        for name in ("step_rank", "parallel_residual", "post_norms", "kv_lora_rank"):
+            self._require(not getattr(self, name), name, f"is not computed with model.mixer={self.mixer!r}; leave it 0")
+
+    def layers_of(self, stack: str) -> Sequence[int]:
+        """The numbers, from 0, of the layers whose parameters are stacked under this name: `layers`, `dense_layers` or,
+        of a model that has attention beside another mixer, `recurrent_layers`."""
+        if not self.attention_layers:
+            ends = {"dense_layers": (0, self.dense_layers), "layers": (self.dense_layers, self.layers)}
+            return range(*ends.get(stack, (0, 0)))
+        others = [layer for layer in range(self.layers) if layer not in self.attention_layers]
+        return {"layers": self.attention_layers, "recurrent_layers": others}.get(stack, ())
+
+    @property
+    def key_heads(self) -> int:
+        """mixer='gated_delta': heads of queries and keys, which may be split over devices; else 0."""
+        return self.state_groups if self.mixer == "gated_delta" else 0
+
+    @property
+    def value_dim(self) -> int:
+        """mixer='gated_delta': features of the values of a head."""
+        return self.inner_width // self.state_heads
+
     @property
     def rotary_dim(self) -> int:
         """Features of each head that rotate."""
@@ -360,13 +402,14 @@ class ModelConfig:
         into = 2 if self.mlp in GATED else 1  # projections into the hidden layer
         mlp = (into + 1) * self.width * self.mlp_width + (4 if self.mlp == "xielu" else 0)
         mlp += into * self.mlp_width + self.width if self.mlp_bias else 0
-        others = 0  # what the layers without experts have more
+        others, norms = 0, 4 if self.post_norms else 1 if self.shared_norm else 2
+        if self.mixer == "gated_delta":  # what its layers have more, as below what those without experts have
+            others = len(self.layers_of("recurrent_layers")) * (self._delta_parameters() - attention)
         if self.experts:
             mlp = experts * mlp + self.width * self.experts + (self.experts if self.router == "sigmoid" else 0)
             gate = 0 if self.ungated_shared_expert else self.width
             mlp += 3 * self.width * self.shared_expert_width + gate if self.shared_expert_width else 0
             others = self.dense_layers * (3 * self.width * self.dense_mlp_width - mlp)
-        norms = 4 if self.post_norms else 1 if self.shared_norm else 2
         return tables + self.layers * (attention + mlp + norms * norm) + others + norm
 
     def _latent_parameters(self) -> int:
@@ -380,6 +423,11 @@ class ModelConfig:
     def state_io_width(self) -> int:
         """Mamba-2: features of what writes into the states and what reads them, of all groups."""
         return 2 * self.state_groups * self.state_size
+
+    def _delta_parameters(self) -> int:
+        keys, heads = 2 * self.state_groups * self.state_size, self.state_heads
+        projections = self.width * (keys + 3 * self.inner_width + 2 * heads)
+        return projections + self.conv_width * (keys + self.inner_width) + 2 * heads + self.value_dim
 
     def _mamba_parameters(self) -> int:
         if self.state_heads:
@@ -395,14 +443,15 @@ class ModelConfig:
 
         6 per weight the token goes through (the input embedding is a look-up and not counted) plus
         6 * layers * heads * head_dim * sequence_length for the two attention products (of which latent attention has
-        half with v_head_dim); for mixer='mamba' instead
-        3 * 7 * layers * mlp_width * state_size for the scan (step * A, exp, state * decay, input * B, their sum,
-        state * C, its sum).
+        half with v_head_dim); for a layer of another mixer instead 3 * 7 * inner width * state_size: Mamba's scan
+        (step * A, exp, state * decay, input * B, their sum, state * C, its sum), or the gated delta rule token by token
+        (state * decay, and products and sums of what a key reads, what is written, and what a query reads).
         """
         weights = self.active_parameters - (0 if self.tied_embeddings else self.vocab_size * self.width)
-        attention = 3.0 * self.layers * self.heads * (self.head_dim + (self.v_head_dim or self.head_dim))
+        recurrent = 0 if self.mixer == "attention" else self.layers - len(self.attention_layers)
+        attention = 3.0 * (self.layers - recurrent) * self.heads * (self.head_dim + (self.v_head_dim or self.head_dim))
         attention *= sequence_length
-        return 6.0 * weights + attention + 21.0 * self.layers * self.mlp_width * self.state_size
+        return 6.0 * weights + attention + 21.0 * recurrent * (self.inner_width or self.mlp_width) * self.state_size
 
 
 def following(model: ModelConfig, changed: Collection[str]) -> dict[str, int]:

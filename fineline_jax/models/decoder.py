@@ -14,6 +14,8 @@ Parameters live outside as a nested pure dict (stacked over layers), so that che
     layers.shared_router [L, width]
     with dense_layers: these under dense_layers.*, the others under layers.*
     with kv_lora_rank the weights of attention are those of `layers.LatentAttention`
+    with mixer='gated_delta': layers.* are those with attention, and recurrent_layers.* [R, …] those of
+    `gated_delta.GatedDelta` behind mixer_norm, with mlp_norm, gate, up and down
     with mixer='mamba' the layers are those of `mamba.Mamba` or `mamba.Mamba2`, behind layers.mixer_norm [L, width]
 
 Rotary positions use Hugging Face's half-split layout natively, so no weight is permuted on import or export.
@@ -32,8 +34,10 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int32
 
 from fineline_jax.mesh import abstract
+from fineline_jax.models import layer_order
 from fineline_jax.models.attention import Attend, Scores, alibi_slopes
 from fineline_jax.models.config import ModelConfig
+from fineline_jax.models.gated_delta import GatedDelta
 from fineline_jax.models.layers import MLP, Attention, LatentAttention, Norm, Stream, Weights
 from fineline_jax.models.mamba import Mamba, Mamba2
 from fineline_jax.models.moe import Experts, Routing
@@ -113,10 +117,12 @@ def _structure(config: ModelConfig) -> tuple[nnx.GraphDef, list[tuple[str, ...]]
 def _parameter_path(path: tuple[str, ...]) -> tuple[str, ...]:
     """The path of a weight in the tree of parameters, in which a layer is flat: layers.attention.q is layers.q there,
     layers.mlp_norm.scale layers.mlp_norm, and layers.mlp.shared.up layers.shared_up."""
-    outer, inner = (path[:1], path[1:]) if path[0] in ("layers", "dense_layers") else ((), path)
+    outer, inner = (path[:1], path[1:]) if path[0].endswith("layers") else ((), path)
     return *outer, "_".join(name for name in inner if name not in ("attention", "mlp", "mixer", "scale"))
 
 
+STACKS = ("dense_layers", "layers", "recurrent_layers")
+"""Where the parameters of layers are (`ModelConfig.layers_of`)."""
 Select = Callable[[jax.Array], jax.Array]
 """Takes the tokens of [batch, length, ...] for which a layer's output is wanted."""
 
@@ -161,21 +167,29 @@ class Block(nnx.Module):
         return self.mlp(x) if isinstance(self.mlp, Experts) else (self.mlp(x), None)
 
 
-class MambaBlock(nnx.Module):
-    """A Mamba layer behind its norm and added to the stream; it sees no mask and no positions, so its rows must hold
-    one sequence each."""
+class RecurrentBlock(nnx.Module):
+    """A Mamba layer, or a gated delta rule and an MLP, each behind its norm and added to the stream; it sees no mask
+    and no positions, so its rows must hold one sequence each."""
 
     def __init__(self, config: ModelConfig, key: jax.Array):
-        key, dt_key = jax.random.split(key)
+        self.config = config
+        key, own_key = jax.random.split(key)
         weights = Weights(config, key)
+        delta = config.mixer == "gated_delta"
         self.mixer_norm = Norm(weights)
-        self.mixer = (Mamba2 if config.state_heads else Mamba)(weights, dt_key)
+        self.mixer = (GatedDelta if delta else Mamba2 if config.state_heads else Mamba)(weights, own_key)
+        self.mlp_norm = Norm(weights) if delta else None
+        self.mlp = MLP(weights) if delta else None
 
     def __call__(
         self, stream: Stream, rotary: Rotary | None, attend: Attend | None, select: Select = lambda x: x
     ) -> tuple[Stream, None]:
-        mixed = self.mixer(self.mixer_norm(stream), select)
-        return select(stream) + mixed, None
+        scale = self.config.residual_scale
+        added = lambda y: y if scale == 1 else y * scale
+        stream = select(stream) + added(self.mixer(self.mixer_norm(stream), select))
+        if self.mlp is None or self.mlp_norm is None:
+            return stream, None
+        return stream + added(self.mlp(self.mlp_norm(stream))), None
 
 
 class Kind(NamedTuple):
@@ -208,10 +222,16 @@ class Decoder(nnx.Module):
         self.embed = weights.normal("vocab_size width")
         self.position_embed = weights.normal("position_rows width") if config.positions == "learned" else None
         self.embed_norm = Norm(weights) if config.embed_norm else None
-        block = Block if config.mixer == "attention" else MambaBlock
-        keys, dense = jax.random.split(layers_key, config.layers), config.dense_layers
-        self.dense_layers = jax.vmap(lambda k: Block(config, k, dense=True))(keys[:dense]) if dense else None
-        self.layers = jax.vmap(lambda k: block(config, k))(keys[dense:])
+        keys = jax.random.split(layers_key, config.layers)
+
+        def stack(name: str, block: Callable[..., Any]) -> Any:
+            of = config.layers_of(name)
+            own = keys[of.start : of.stop] if isinstance(of, range) else keys[np.array(of, int)]
+            return jax.vmap(lambda k: block(config, k))(own) if len(of) else None
+
+        self.dense_layers = stack("dense_layers", functools.partial(Block, dense=True))
+        self.layers = stack("layers", RecurrentBlock if config.mixer == "mamba" else Block)
+        self.recurrent_layers = stack("recurrent_layers", RecurrentBlock)
         self.norm = Norm(weights)
         if not config.tied_embeddings:
             self.head = Weights(config, head_key).normal("width vocab_size")
@@ -250,22 +270,18 @@ class Decoder(nnx.Module):
                 attend_here = lambda query, *others: inner(query * scale, *others)
             return block(checkpoint_name(stream, "layer_input"), here, attend_here, select)
 
-        routing = None
-        dense, last = config.dense_layers, config.layers - config.dense_layers - 1
-        stacks: list[tuple[Any, Kind, int]] = [(self.layers, jax.tree.map(lambda x: x[dense:], kinds), last)]
-        if self.dense_layers is not None:
-            stacks.insert(0, (self.dense_layers, jax.tree.map(lambda x: x[:dense], kinds), dense))
+        of_stack = {name: np.array(config.layers_of(name), int) for name in STACKS}
+        stacks = {
+            name: (getattr(self, name), jax.tree.map(lambda x, of=of: x[of], kinds)) for name, of in of_stack.items()
+        }
+        order = [name for _, name in sorted((layer, name) for name, of in of_stack.items() for layer in of)]
         if flat_index is None:
             every = rematerialized(lambda stream, block: layer(stream, *block), remat)
-            for blocks, of_blocks, _ in stacks:
-                stream, routing = jax.lax.scan(every, stream, (blocks, of_blocks), unroll=not scan_layers)
+            stream, routing = layer_order.scan(every, stream, stacks, order, unroll=not scan_layers)
         else:
-            for blocks, of_blocks, count in stacks:
-                stacked = blocks, jax.tree.map(jnp.asarray, of_blocks)
-                one = lambda i, x, stacked=stacked: layer(x, *layer_of(stacked, i))[0]
-                stream = jax.lax.fori_loop(0, count, one, stream)
-            block, kind = layer_of(stacked, last)
-            stream, _ = layer(stream, block, kind, functools.partial(take_tokens, flat_index))
+            stream = layer_order.loop(lambda stream, block: layer(stream, *block)[0], stream, stacks, order[:-1])
+            block, kind = layer_order.layer_of(stacks[order[-1]], len(of_stack[order[-1]]) - 1)
+            stream, routing = layer(stream, block, kind, functools.partial(take_tokens, flat_index))
         states = self.norm(stream)
         if config.logit_scale != 1:
             states = states * jnp.asarray(config.logit_scale, dtype)
@@ -290,7 +306,7 @@ class Decoder(nnx.Module):
         """The table of rotary factors; where layers differ, three of them: the model's, that of layers with a window,
         and one that turns nothing."""
         config = self.config
-        if config.positions != "rotary" or config.mixer != "attention":
+        if config.positions != "rotary" or not config.heads:
             return None
         of = functools.partial(rotary_factors, positions, config.rotary_dim, dtype=dtype)
         usual = of(config.rope_theta, scaling=config.rope_scaling, interleaved=config.rotary_interleaved)
@@ -304,11 +320,6 @@ class Decoder(nnx.Module):
 def bias_rows() -> int:
     """Features that stand for a head's bias: so many that the mesh splits them like the others."""
     return jax.sharding.get_abstract_mesh().shape["fsdp"]
-
-
-def layer_of(stacked: Any, index: jax.typing.ArrayLike) -> Any:
-    """One of the layers that are stacked along the first axis of every parameter."""
-    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), stacked)
 
 
 def take_tokens(flat_index: Int32[Array, "shards selected"], x: Float[Array, "batch length ..."]) -> jax.Array:

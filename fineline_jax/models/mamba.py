@@ -41,7 +41,7 @@ class Mamba(nnx.Module):
         self.out_proj = weights.normal("mlp_width width")
         rates = jnp.log(jnp.arange(1, states + 1, dtype=jnp.float32))  # as the authors begin
         self.A_log = nnx.Param(jnp.broadcast_to(rates, (inner, states), out_sharding=spec("mlp_width state_size")))
-        self.dt_proj_bias = _first_steps(dt_key, inner, "mlp_width")
+        self.dt_proj_bias = first_steps(dt_key, inner, "mlp_width")
 
     @jax.named_scope("mamba")
     def __call__(self, y: Stream, select: Callable[[jax.Array], jax.Array]) -> Stream:
@@ -56,7 +56,7 @@ class Mamba(nnx.Module):
         if eps := self.config.state_norm_eps:
             dt, b, c = (rms_norm(y, np.ones(()), eps) for y in (dt, b, c))
         dt = linear("bsr,rf->bsf", HIDDEN, dt, self.dt_proj[...]) + self.dt_proj_bias[...].astype(dtype)
-        a = _rates(self.A_log)
+        a = rates(self.A_log)
         scanned = selective_scan(x, jax.nn.softplus(dt), a, b, c)
         mixed = (scanned + x * self.D[...]).astype(dtype) * jax.nn.silu(z)
         return linear("bsf,fd->bsd", STREAM, select(mixed), self.out_proj[...])
@@ -80,7 +80,7 @@ class Mamba2(nnx.Module):
         self.conv1d_bias = weights.constant(0.0, "mlp_width")
         self.conv1d_io = weights.normal("conv_width state_io_width")
         self.conv1d_io_bias = weights.constant(0.0, "state_io_width")
-        self.dt_bias = _first_steps(dt_key, config.state_heads, "state_heads")
+        self.dt_bias = first_steps(dt_key, config.state_heads, "state_heads")
         rates = jnp.log(jnp.arange(1, config.state_heads + 1, dtype=jnp.float32))
         self.A_log = nnx.Param(jax.reshard(rates, spec("state_heads")))
         self.D = weights.constant(1.0, "state_heads")
@@ -98,7 +98,7 @@ class Mamba2(nnx.Module):
         convolved = lambda x, weight, bias: jax.nn.silu(causal_convolution(x, weight.astype(dtype), bias.astype(dtype)))
         x = convolved(x, self.conv1d[...], self.conv1d_bias[...])
         io = convolved(io, self.conv1d_io[...], self.conv1d_io_bias[...])
-        a = _rates(self.A_log)
+        a = rates(self.A_log)
         of_heads = spec("state_heads")
         on_device = functools.partial(_local_mamba2, groups=self.config.state_groups, eps=self.config.norm_eps)
         specs = (HIDDEN, HIDDEN, HIDDEN, of_heads, of_heads, STREAM)
@@ -124,22 +124,23 @@ def _local_mamba2(
     return y * jax.lax.rsqrt(squares / size + eps)[..., group]
 
 
-def _rates(log: nnx.Param) -> jax.Array:
+def rates(log: nnx.Param) -> jax.Array:
+    """Of the logarithms that are trained: below 0, float32."""
     return -jnp.exp(log[...].astype(jnp.float32))
 
 
-def _first_steps(key: jax.Array, count: int, axis: str) -> nnx.Param:
+def first_steps(key: jax.Array, count: int, axis: str) -> nnx.Param:
     """Biases that give steps from 0.001 to 0.1, evenly in the logarithm, as the authors begin."""
     steps = jax.random.uniform(key, (count,), jnp.float32, out_sharding=spec(axis))
     return nnx.Param(jnp.log(jnp.expm1(0.001 * 100.0**steps)))
 
 
 def causal_convolution(
-    x: Float[Array, "batch length features"], weight: Float[Array, "tokens features"], bias: Float[Array, " features"]
-) -> Float[Array, "batch length features"]:
+    x: Float[Array, "batch length ..."], weight: Float[Array, "tokens ..."], bias: jax.typing.ArrayLike = 0.0
+) -> Float[Array, "batch length ..."]:
     """Each feature's own convolution over its last tokens."""
     tokens, length = weight.shape[0], x.shape[1]
-    padded = jnp.pad(x, ((0, 0), (tokens - 1, 0), (0, 0)))
+    padded = jnp.pad(x, [(0, 0), (tokens - 1, 0), *[(0, 0)] * (x.ndim - 2)])
     return bias + sum(padded[:, i : i + length] * weight[i] for i in range(tokens))
 
 

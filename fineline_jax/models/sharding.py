@@ -13,6 +13,7 @@ SPLIT: dict[str, str | tuple[str, ...]] = {
     "kv_heads": "tensor",
     "mlp_width": "tensor",
     "state_heads": "tensor",
+    "key_heads": "tensor",
     "shared_expert_width": "tensor",
     "dense_mlp_width": "tensor",
     "vocab_size": "tensor",
@@ -20,7 +21,7 @@ SPLIT: dict[str, str | tuple[str, ...]] = {
     "kv_lora_rank": "fsdp",
 }
 """The mesh axis that splits an axis; every other axis is whole on each device. A parameter's axes are named as the
-fields of `ModelConfig`; `features` are those of the residual stream where they are not split."""
+fields and properties of `ModelConfig`; `features` are those of the residual stream where they are not split."""
 
 
 def spec(axes: str) -> jax.P:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from family_examples import SHAPE, VOCABULARY
 from request_examples import ragged
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from fineline_jax.checkpoints.formats import huggingface
 from fineline_jax.mesh import make_mesh
@@ -209,6 +209,27 @@ TYPES = {
             },
         },
     ),
+    "olmo_hybrid": Example(
+        "OlmoHybrid",
+        {
+            "num_hidden_layers": 5,
+            "layer_types": [*["linear_attention", "linear_attention", "full_attention"] * 2][:5],
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 6,
+            "linear_value_head_dim": 10,
+            "rope_parameters": {"rope_type": "default", "rope_theta": None},
+        },
+    ),
+    "olmo_hybrid turned": Example(
+        "OlmoHybrid",
+        {
+            "num_hidden_layers": 4,
+            "num_key_value_heads": 2,
+            "linear_allow_neg_eigval": False,
+            "rope_parameters": YARN,
+        },
+    ),
     "opt": Example("OPT", {"ffn_dim": 40, "word_embed_proj_dim": 32, "init_std": 0.2}),
     "phi": Example("Phi", {"num_key_value_heads": 2}),
     "phi3": Example("Phi3", {"num_key_value_heads": 2, "sliding_window": 5}),
@@ -240,9 +261,24 @@ def mesh_of(replica: int = 1, fsdp: int = 1, tensor: int = 1) -> jax.sharding.Me
 def make(name: str, folder: Path) -> Any:
     """Write the model into `folder`; returns transformers'."""
     example = TYPES[name]
-    return family_examples.make_kind(
+    model = family_examples.make_kind(
         example.kind, (SHAPE | {"pad_token_id": 0} if example.shaped else {}) | example.keys, folder
     )
+    if example.kind == "OlmoHybrid":
+        _as_released(model, folder / "model.safetensors")
+    return model
+
+
+def _as_released(model: Any, file: Path) -> None:
+    """The convolutions as in Ai2's files: of queries, keys and values. transformers 5.23 writes three equal parts."""
+    tensors = load_file(file)
+    for number, layer in enumerate(model.model.layers):
+        if hasattr(layer, "linear_attn"):
+            mixer = layer.linear_attn
+            parts = mixer.conv1d.weight.detach().split([mixer.key_dim, mixer.key_dim, mixer.value_dim])
+            for part, which in zip(parts, "qkv", strict=True):
+                tensors[f"model.layers.{number}.linear_attn.{which}_conv1d.weight"] = part.numpy().copy()
+    save_file(tensors, file, {"format": "pt"})
 
 
 def differences(name: str, folder: Path) -> dict[str, float]:
@@ -292,6 +328,8 @@ def written_back(name: str, folder: Path) -> None:
     family = huggingface._read_config(folder / "hf" / "config.json")[0]
     huggingface.export_hf(config, params, folder / "out", family=family.name)
     before, after = (load_file(folder / of / "model.safetensors") for of in ("hf", "out"))
+    for other, ours in family.other_names.items():
+        before = {key.replace(other, ours): value for key, value in before.items()}
     assert before.keys() == after.keys()
     assert all(before[key].tobytes() == after[key].tobytes() for key in before)
     assert huggingface.config_from_hf(folder / "out" / "config.json") == config

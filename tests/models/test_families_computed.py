@@ -205,7 +205,7 @@ def test_a_state_space_model_is_scored_in_plain_rows_and_says_why(made: pack.Pac
     assert scorer.pick_engine(PLAIN) == ("tree", "")
     engine, reason = scorer.pick_engine(MAMBA)
     assert engine == "rows" and "state" in reason
-    with pytest.raises(UserError, match="engine='tree' cannot compute this model: a state-space layer"):
+    with pytest.raises(UserError, match="engine='tree' cannot compute this model: a recurrent layer"):
         score_once(made, MAMBA, params, mesh, engine="tree")
     found, _ = score_once(made, MAMBA, params, mesh, batch_tokens=2048)
     rows, _ = score_once(made, MAMBA, params, mesh, engine="rows", batch_tokens=512)

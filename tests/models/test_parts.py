@@ -183,7 +183,7 @@ def test_decay_rates_and_skips_of_mamba_are_float32_in_bfloat16_too(monkeypatch:
 
     @jax.jit
     def added(stream: jax.Array, skip: jax.Array) -> tuple[jax.Array, jax.Array]:
-        block = decoder.MambaBlock(config, jax.random.key(0))
+        block = decoder.RecurrentBlock(config, jax.random.key(0))
         mixer = block.mixer
         mixer.D[...] = jnp.full_like(mixer.D[...], skip)
         for weight in (mixer.in_proj_x, mixer.in_proj_z, mixer.out_proj):

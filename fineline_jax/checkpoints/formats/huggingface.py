@@ -171,7 +171,7 @@ def _expected(weights: Weights, lines: Sequence[Weight], leaves: Mapping[str, An
 
 def _by_expected_names(weights: Weights, family: Family, expected: AllTensors) -> Weights:
     """The weights under the names that the family has for them, where they differ by what is no part of the model: a
-    wrapper, the prefix of the model without its head (transformers' LlamaModel), another name of the head.
+    wrapper, the prefix of the model without its head (transformers' LlamaModel), another name of the head or of a part.
 
     Raises UserError if two tensors then have one name.
     """
@@ -183,6 +183,8 @@ def _by_expected_names(weights: Weights, family: Family, expected: AllTensors) -
 
     def name_of(name: str) -> str:
         inner = WRAPPERS.sub("", name)
+        for other, ours in family.other_names.items():
+            inner = inner.replace(other, ours)
         candidates = [name, inner, f"{base}.{inner}", *(heads if inner in HEADS else ())]
         return next(filter(known, candidates), name)
 

@@ -17,6 +17,7 @@ from fineline_jax.models.families.hf_config import HfConfig
 
 FAMILIES = (
     llama.LLAMA, llama.MISTRAL, llama.QWEN2, llama.QWEN3, gpt.GPT_NEOX, olmo.OLMO, olmo.OLMO2, olmo.OLMO3,
+    olmo.OLMO_HYBRID,
     mixtures.OLMOE, mixtures.FLEX_OLMO, mixtures.MIXTRAL, mixtures.QWEN2_MOE, mixtures.QWEN3_MOE, mixtures.GRANITE_MOE,
     deepseek.DEEPSEEK_V2, deepseek.DEEPSEEK_V3, deepseek.GLM4_MOE, deepseek.SOLAR_OPEN, deepseek.DOTS1,
     deepseek.EXAONE_MOE, deepseek.MINIMAX_M2, mamba.MAMBA, mamba.MAMBA2, mamba.FALCON_MAMBA, gpt.GPT2,

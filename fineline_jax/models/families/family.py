@@ -68,6 +68,10 @@ class Family:
     read_more: Callable[[HfConfig, dict[str, Any]], Mapping[str, Any]] = lambda raw, fields: {}
     """Further fields, from the file and those read. Raises UserError naming the key for what is not computed."""
     write_more: Callable[[ModelConfig], Mapping[str, Any]] = lambda config: {}
+    kinds: tuple[str, ...] = ()
+    """Of layer_types, those that `read_more` reads."""
+    other_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Parts of tensor names in some files -> what `weights` has for them."""
     ignored: tuple[str, ...] = ()
     """Patterns of tensor names that hold nothing the model needs."""
     tied_copies: tuple[str, ...] = ("lm_head.weight",)
@@ -113,8 +117,9 @@ class Family:
         sizes = {"h": h, "hk": h + k, "hkk": h + 2 * k, "g": h // k, "g1": h // k + 1, "g2": h // k + 2}
         rank, still = config.kv_lora_rank, config.nope_head_dim
         sizes |= {"r": rank, "rr": rank + config.rotary_dim, "n": still, "nv": still + config.v_head_dim}
-        behind = lambda weight: config.dense_layers if weight.ours.startswith("layers.") else 0
-        fill = lambda weight: dataclasses.replace(weight, axes=weight.axes.format(**sizes), from_layer=behind(weight))
+        numbers = {stack: config.layers_of(stack) for stack in ("layers", "dense_layers", "recurrent_layers")}
+        of = lambda weight: numbers.get(weight.ours.partition(".")[0])
+        fill = lambda weight: dataclasses.replace(weight, axes=weight.axes.format(**sizes), layers=of(weight))
         return tuple(map(fill, self.weights))
 
     def from_hf(self, raw: HfConfig) -> ModelConfig:
@@ -127,7 +132,7 @@ class Family:
         fields = {field: value for field, value in fields.items() if value is not None} | dict(self.fixed)
         rotary = raw.rotary(fields["context"], self.rope) if self.rope is not None else {}
         if self.windows is None:
-            raw.no_window(fields["context"])
+            raw.no_window(fields["context"], self.kinds)
             rotary.pop("window_rope_theta", None)
         else:
             _add_windows(fields, rotary, *raw.layer_types(fields["layers"], self.windows))

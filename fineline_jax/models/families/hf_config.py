@@ -183,11 +183,11 @@ class HfConfig:
             self.refuse("layer_types", next((kind for kind in kinds if kind not in known), kinds))
         return window, kinds
 
-    def no_window(self, context: int) -> None:
-        """Raise UserError if attention reaches less far back than the context."""
+    def no_window(self, context: int, known: tuple[str, ...] = ()) -> None:
+        """Raise UserError if attention reaches less far back than the context. known: further kinds of layers."""
         window = self.integer("sliding_window", default=context)
         if window < context and self.raw.get("use_sliding_window") is not False:
             self.refuse("sliding_window", window)
-        others = [kind for kind in self.items("layer_types", str) if kind != FULL]
+        others = [kind for kind in self.items("layer_types", str) if kind not in (FULL, *known)]
         if others and (self.find("sliding_window") is None or window < context):
             self.refuse("layer_types", others[0])

@@ -13,9 +13,11 @@ _OUTSIDE = {
     "embed_norm": _NORM,
 }
 _OF_LAYER = {
-    **dict.fromkeys(("attention_norm", "mlp_norm", "attention_out_norm", "mlp_out_norm"), _NORM),
-    **dict.fromkeys(("q", "k", "v"), "(heads dim) width -> width heads dim"),
-    **dict.fromkeys(("q_norm", "k_norm"), "dim -> dim"),
+    **dict.fromkeys(("attention_norm", "mlp_norm", "attention_out_norm", "mlp_out_norm", "mixer_norm"), _NORM),
+    **dict.fromkeys(("q", "k", "v", "g"), "(heads dim) width -> width heads dim"),
+    **dict.fromkeys(("a", "b"), "heads width -> width heads"),
+    **dict.fromkeys(("q_conv", "k_conv", "v_conv"), "(heads dim) 1:one tokens -> (1:one tokens) heads dim"),
+    **dict.fromkeys(("q_norm", "k_norm", "inner_norm"), "dim -> dim"),
     "o": "width (heads dim) -> heads dim width",
     **dict.fromkeys(("gate", "up"), "mlp width -> width mlp"),
     "down": "width mlp -> mlp width",
@@ -29,12 +31,12 @@ _BIASES = {
 }
 
 
-def lines(layer: str, names: str) -> tuple[Weight, ...]:
+def lines(layer: str, names: str, stack: str = "layers") -> tuple[Weight, ...]:
     """Weights and biases of models whose matrices are [out, in]: "our name=name in the file …", of a layer behind
-    `layer`, of what is outside the layers in full."""
+    `layer`, of what is outside the layers in full. stack: where our parameters of the layers are."""
     found = []
     for ours, hf in (pair.split("=") for pair in names.split()):
-        path, name = (ours, hf) if ours in _OUTSIDE else (f"layers.{ours}", layer + hf)
+        path, name = (ours, hf) if ours in _OUTSIDE else (f"{stack}.{ours}", layer + hf)
         found.append(Weight(f"{name}.weight", path, (_OUTSIDE | _OF_LAYER)[ours]))
         if ours in _BIASES:
             found.append(Weight(f"{name}.bias", f"{path}_bias", _BIASES[ours]))

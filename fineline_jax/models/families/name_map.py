@@ -32,8 +32,8 @@ class Weight:
     """Dotted path in the parameter tree."""
     axes: str
     """Axes in the file -> axes of our parameter."""
-    from_layer: int = 0
-    """The number in the files of the first layer of our parameter."""
+    layers: Sequence[int] | None = None
+    """The numbers in the files of our parameter's layers; None: from 0 on."""
 
     @property
     def stacked(self) -> int:
@@ -192,7 +192,12 @@ def tensor_name(weight: Weight, index: Sequence[int]) -> str:
     """The name of one tensor of a line, at `index` in the stacked axes."""
     keys = [key for key in ("layer", "expert") if f"{{{key}}}" in weight.hf]
     numbers = dict(zip(keys, index, strict=True))
-    return weight.hf.format(**numbers | ({"layer": index[0] + weight.from_layer} if "layer" in keys else {}))
+    return weight.hf.format(**numbers | ({"layer": _layer(weight, index)} if "layer" in keys else {}))
+
+
+def _layer(weight: Weight, index: Sequence[int]) -> int:
+    """The number in the files of a layer of our parameter."""
+    return index[0] if weight.layers is None else weight.layers[index[0]]
 
 
 def all_tensors(
@@ -205,7 +210,7 @@ def all_tensors(
 
     def layer(pair: tuple[Weight, tuple[int, ...]]) -> float:
         weight, index = pair
-        return weight.from_layer + index[0] if index else -1 if weight.ours == "embed" else math.inf
+        return _layer(weight, index) if index else -1 if weight.ours == "embed" else math.inf
 
     tensors: dict[str, list[tuple[Weight, tuple[int, ...]]]] = {}
     pairs = [(weight, index) for weight in weights for index in np.ndindex(*shapes[weight.ours][: weight.stacked])]

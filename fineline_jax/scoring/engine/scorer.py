@@ -58,6 +58,6 @@ def make_scorer(
 
 def pick_engine(config: ModelConfig) -> tuple[Literal["tree", "rows"], str]:
     """The fastest engine that computes the model, and why it is not the tree."""
-    if config.mixer == "mamba":
-        return "rows", "a state-space layer carries one state along a row, so a row can hold one request only"
+    if config.mixer != "attention":
+        return "rows", "a recurrent layer carries one state along a row, so a row can hold one request only"
     return "tree", ""

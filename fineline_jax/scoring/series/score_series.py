@@ -59,6 +59,7 @@ class SeriesScorer:
         """
         self.options.check()
         score_files.check_unique_names(series)
+        series = merged(series)
         check_on_process_0(functools.partial(score_files.check_out, series, self.pack, self.out))
         shard = self.options.shard()
         files: list[Path] = []
@@ -118,6 +119,18 @@ class SeriesScorer:
         return make_key(weights_hash, self.pack, self.options.dtype)
 
 
+def merged(series: Sequence[Series]) -> list[Series]:
+    """The series, those of one name as one with all their checkpoints, as of `run@step1 run@step5`."""
+    together: dict[str, Series] = {}
+    for one in series:
+        first = together.setdefault(one.name, one)
+        named = {each.name: each for each in (*first.checkpoints, *one.checkpoints)}
+        if first is not one:
+            ascending = sorted(named.values(), key=lambda each: (each.tokens or 0, each.step or 0))
+            together[one.name] = dataclasses.replace(first, checkpoints=tuple(ascending))
+    return list(together.values())
+
+
 def make_key(weights_hash: str, pack: Pack, dtype: str) -> score_files.Key:
     """The key of scores that are made now."""
     return score_files.Key(weights_hash, pack.hash, dtype, pack.manifest["bos"], ENGINE_VERSION)
@@ -159,7 +172,9 @@ def _score_all(job: SeriesScorer, series: Series) -> tuple[list[Failed], list[Ch
     finished, pending = _split(job, series)
     for checkpoint in finished:  # downloads that a killed run has left
         load.discard(checkpoint)
-    requests = len(job.pack.request_tokens)
+    asked = {one.name: len(job.pack.request_tokens) for one in series.checkpoints}
+    if _is_first():
+        asked |= {one.name: asked[one.name] - _asked_before(job, series, one) for one in pending}
     failed: list[Failed] = []
     clock = Clock()
     choice = Choice(series, finished, job.pack, job.out, job.options.until, job.options.shard())
@@ -170,8 +185,8 @@ def _score_all(job: SeriesScorer, series: Series) -> tuple[list[Failed], list[Ch
 
     bar: contextlib.AbstractContextManager[progress.Advance] = contextlib.nullcontext(lambda amount, note="": None)
     if _is_first():
-        total = len(series.checkpoints) * requests
-        bar = progress.bar(f"score {series.name}", total, "requests", done=len(finished) * requests)
+        total = sum(asked[one.name] for one in pending)
+        bar = progress.bar(f"score {series.name}", total, "requests")
     with bar as advance:
         check = functools.partial(check_tokenizer, job.pack)
         opened_each = open_each(choice.next, job.mesh, job.options.dtype, is_new, check)
@@ -183,19 +198,19 @@ def _score_all(job: SeriesScorer, series: Series) -> tuple[list[Failed], list[Ch
                 why = f": {opened.reason}" if len(failed) >= REASONS_SHOWN else ""  # the others are told at the end
                 log.warning("%s/%s is passed over%s", series.name, opened.checkpoint.name, why)
                 failed.append(opened)
-                advance(requests, note)
+                advance(asked[opened.checkpoint.name], note)
             elif opened.model is None:  # the same weights, elsewhere or with other times of change
                 if _is_first():
                     scores = score_files.read(score_files.path_of(job.out, series.name, opened.checkpoint.name))
                     signature, location = opened.stat_signature, series.location
                     header = dataclasses.replace(scores.header, stat_signature=signature, location=location)
                     score_files.write(job.out, dataclasses.replace(scores, header=header))
-                advance(requests, note)
+                advance(asked[opened.checkpoint.name], note)
             else:
                 _score_one(job, series, opened, opened.model, clock, advance, note)
             choice.add(opened.checkpoint, failed=opened.reason if isinstance(opened, Failed) else "")
         left_out = choice.left_out()
-        advance(len(left_out) * requests, "")
+        advance(sum(asked[one.name] for one in left_out), "")
     if _is_first() and clock.score:
         log.info("%s: %s", series.name, clock)
     if _is_first() and left_out:
@@ -253,7 +268,6 @@ def _score_one(
     clock.start()
     begun = time.time()
     rows = job.new_rows(earlier) if earlier else np.arange(len(job.pack.request_tokens))
-    advance(len(job.pack.request_tokens) - len(rows))
     found = job.scorer_of(config, earlier)(params, advance) if len(rows) else (np.zeros(0), np.zeros(0, bool))
     seconds = clock.stop()
     loglikelihood, is_greedy = found
@@ -272,15 +286,22 @@ def _score_one(
     score_files.note(job.out, line | seconds | {"opened": opened.times, "scored": (begun, time.time())})
 
 
+def _asked_before(job: SeriesScorer, series: Series, one: Checkpoint) -> int:
+    """How many requests an earlier pack has asked of a checkpoint of that name, in the same way."""
+    header = score_files.header_of(job.out, series.name, one.name)
+    if header is None or header.not_finite:
+        return 0
+    if dataclasses.replace(header.key, pack_hash=job.pack.hash) != job.key(header.key.weights_hash):
+        return 0
+    return len(score_files.earlier_rows(job.out, job.pack).get(header.key.pack_hash, ()))
+
+
 def _scored_before(job: SeriesScorer, series: Series, opened: Opened, context: int) -> score_files.Scores | None:
     """What an earlier pack has asked of these weights, in the order of this one; None: nothing that counts."""
     header = score_files.header_of(job.out, series.name, opened.checkpoint.name)
-    if header is None or header.not_finite or header.context != context:
+    if not _asked_before(job, series, opened.checkpoint) or header is None or header.context != context:
         return None
-    earlier = header.key.pack_hash
-    if dataclasses.replace(header.key, pack_hash=job.pack.hash) != job.key(opened.weights_hash):
-        return None
-    if earlier not in score_files.earlier_rows(job.out, job.pack):
+    if header.key.weights_hash != opened.weights_hash:
         return None
     return score_files.read_for(score_files.path_of(job.out, series.name, opened.checkpoint.name), job.pack)
 
@@ -305,7 +326,7 @@ def _are_zero(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def _is_stacked(name: str) -> bool:
-    return name.startswith(("layers.", "dense_layers."))
+    return name.partition(".")[0].endswith("layers")
 
 
 def _is_first() -> bool:

@@ -414,9 +414,9 @@ def test_a_token_just_beyond_the_vocabulary_is_refused():
 def test_a_state_space_model_has_the_plain_engine(monkeypatch):
     """A row can hold one request only. The other models have the tree, if the plain one is not asked for."""
     mamba = types.SimpleNamespace(mixer="mamba", vocab_size=512, context=8)
-    assert scorer.pick_engine(mamba)[0] == "rows" and "state-space" in scorer.pick_engine(mamba)[1]
+    assert scorer.pick_engine(mamba)[0] == "rows" and "recurrent" in scorer.pick_engine(mamba)[1]
     assert scorer.pick_engine(CONFIG) == ("tree", "")
-    with pytest.raises(UserError, match="engine='tree' cannot compute this model: a state-space layer"):
+    with pytest.raises(UserError, match="engine='tree' cannot compute this model: a recurrent layer"):
         score_once(packed(), mamba, {}, one_device(), engine="tree")  # type: ignore[arg-type]
     for name in ("row", "tree"):
         called = lambda *arguments, name=name, **options: (name, arguments[2:], options)

@@ -10,9 +10,14 @@ from fineline_jax.errors import UserError
 from fineline_jax.folder_lock import writing
 from fineline_jax.text_table import amount, counted
 
+NONE, ALL, HALF = (arg(help_behavior_hint=f"(default: {what})") for what in ("none", "all", "0.5"))
+Names = tuple[str, ...]
+
 
 def show(
-    scores: Annotated[Positional[Path], arg(metavar="SCORES|RESULTS")], task: tuple[str, ...] = (), last: int = 2
+    scores: Annotated[Positional[Path], arg(metavar="SCORES|RESULTS")],
+    task: Annotated[Names, arg(help_behavior_hint="(default: the first metric of all)")] = (),
+    last: int = 2,
 ) -> None:
     """Print the last scores of each series, with standard errors, and the change from the checkpoint before.
 
@@ -39,21 +44,21 @@ def show(
 def analyze(
     scores: Annotated[Positional[tuple[Path, ...]], arg(metavar="SCORES …", help_behavior_hint="(at least one)")],
     out: Path,
-    runs: tuple[Path, ...] = (),
+    runs: Annotated[tuple[Path, ...], NONE] = (),
     title: str = "Learning trajectories",
     tokens_per_step: float | None = None,
     percent: bool = False,
-    label: tuple[str, ...] = (),
+    label: Annotated[Names, NONE] = (),
     tasks_table: Path | None = None,
     until: str | None = None,
-    to_score: tuple[str, ...] = (),
+    to_score: Annotated[Names, HALF] = (),
     ceiling: float | None = None,
     group: str | None = None,
-    event: tuple[str, ...] = (),
+    event: Annotated[Names, NONE] = (),
     pick: int = 0,
     growth: bool = False,
-    series: tuple[str, ...] = (),
-    task: tuple[str, ...] = (),
+    series: Annotated[Names, ALL] = (),
+    task: Annotated[Names, ALL] = (),
     reference: str | None = None,
     live: str | None = None,
     figure_style: str = "screen",
@@ -70,8 +75,8 @@ def analyze(
         label: NAME=SCORES: the series of that input is called NAME.
         tasks_table: CSV of tasks (task, domain, chance, n), which counts before what is known of them.
         until: Leave out checkpoints of more tokens, such as 300B: one horizon for all series.
-        to_score: The score that tokens are counted to: a share of the way from guessing to perfect (default 0.5), or
-            TASK=SCORE and METRIC=SCORE.
+        to_score: The score that tokens are counted to: a share of the way from guessing to perfect, or TASK=SCORE and
+            METRIC=SCORE.
         ceiling: The highest score that can be reached, instead of 1, where no column `ceiling` says it.
         group: FACET=FIELD,… such as size=model.width,batch=batch.sequences: what distinguishes the arms of --runs, by
             fields of their recipes, parameters or flops_per_token; runs alike in these are the seeds of an arm.
@@ -81,7 +86,8 @@ def analyze(
         series: Only these series; m-* for all that begin so.
         task: Only these tasks, likewise.
         reference: The series that others are compared with, instead of the first.
-        live: A series that still trains: is its newest checkpoint ahead of the others, or of the reference?
+        live: A series that still trains: is its newest checkpoint ahead of the others, or of the reference? The answer
+            is a sentence and a section of report.html, and live_state.csv.
         figure_style: Of the figures: screen, paper or slides, with a width in inches as in paper:3.25.
     """
     labels = dict[str, Path]()

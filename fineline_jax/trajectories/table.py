@@ -347,7 +347,11 @@ def _with_score(table: pd.DataFrame, options: ReadOptions) -> pd.DataFrame:
     for name, score in options.scores.items():
         meant = (table["metric"] == name) | ((table["task"] == name) & table["chance"].notna())
         if not meant.any():
-            raise UserError(f"--to-score {name}={score:g}: no metric, and no task with a chance level; mend it")
+            tasks = table["task"][table["chance"].notna()].unique()
+            there = _nearest(name, [*map(str, tasks), *map(str, table["metric"].unique())])
+            raise UserError(
+                f"--to-score {name}={score:g}: no metric, and no task with a chance level; there are {there}"
+            )
         if score > 1 and table["chance"][meant].notna().any():
             raise UserError(f"--to-score {name}={score:g}: a share is at most 1; write 0.5 for 50 %")
         scores = scores.where(~meant, score)

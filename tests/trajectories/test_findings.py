@@ -77,6 +77,31 @@ def test_sentences_say_what_rose_what_moves_and_what_cannot_be_said() -> None:
     ]  # fmt: skip
 
 
+def test_of_differences_and_predictions_the_sentence_says_how_large_they_are() -> None:
+    run, metric, gain = (
+        Column(name, unit, f"its {name}") for name, unit in (("run", ""), ("metric", ""), ("gain", "points"))
+    )
+    verdict, reason, error = Column("verdict", "", ""), Column("reason", "", ""), Column("error", "points", "its error")
+    better = Statistic(
+        "b", "Better?", pd.DataFrame, (run, metric, gain, verdict, reason), "", chart=Chart("gain", "", 0.0)
+    )
+    right = Statistic("r", "Right?", pd.DataFrame, (run, metric, error, verdict, reason), "", chart=Chart("gain"))
+    rows = [("a", "acc", -1.0, "kept", ""), ("b", "acc", 3.0, "kept", ""), ("c", "acc", 7.0, "refused", ""),
+            ("d", "bits_per_byte", 99.0, "kept", "")]  # fmt: skip
+    frames = [pd.DataFrame(rows, columns=[column.name for column in one.columns]) for one in (better, right)]
+    said = sentences(dynamics(), list(zip((better, right), frames, strict=True)), "acc")["What the comparisons say"]
+    assert said == [  # the median of -1, 3, 7 of one metric; of predictions that of -1 and 3, which were kept
+        "Better? kept: 3 (a, acc; b, acc; d, bits_per_byte); refused: 1 (c, acc) (of 4). "
+        "By accuracy, its gain: median 3, from -1 to 7.",
+        "Right? kept: 3 (a, acc; b, acc; d, bits_per_byte); refused: 1 (c, acc) (of 4). "
+        "By accuracy, its error: median 1, from -1 to 3.",
+    ]
+    frames[1]["run"] = "r" * 99  # too long to be named
+    assert sentences(dynamics(), [(right, frames[1])], "acc")["What the comparisons say"][0].startswith(
+        "Right? kept: 3;"
+    )
+
+
 def test_series_are_counted_where_there_are_several() -> None:
     rows = [
         (f"s{i}", f"d{k % 2}", f"t{k}", "acc", 1e9 * (k + 1) * (i + 1), 1, 2, NAN, "settled")

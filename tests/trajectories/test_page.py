@@ -1,6 +1,7 @@
 """The numbers of the page against the tables they are made from, and what its own scripts make of them (with Node)."""
 
 import html
+import itertools
 import json
 import math
 import re
@@ -649,6 +650,35 @@ def test_search_and_filters_leave_the_curves_that_have_every_word(run_page, made
         "big facts", "big sums", "small facts", "small sums",
     ]  # fmt: skip
     assert found("state.search = 'nothing of it'") == []
+
+
+def test_gap_and_ratio_are_panels_of_curves_over_tokens(run_page, tmp_path: Path) -> None:
+    at, slope = np.arange(6), {"m-70m": 0.02, "m-1b": 0.05, "m-7b": 0.09}
+    parts = [
+        pd.DataFrame({"tokens": 1e9 * (at + 1), "value": 0.25 + slope[name] * at + 0.002 * ((3 * at + j) % 4)})
+        .assign(series=name, task=f"t{j}", domain=domain, metric="acc", stderr=0.01, chance=0.25, n=500)
+        for name in slope for j, domain in enumerate(("x", "x", "y"))
+    ]  # fmt: skip
+    made = write_report(pd.concat(parts), tmp_path)
+    frame = pd.read_csv(tmp_path / "size_gaps.csv")
+    level = "look().filter((p) => p.layout.shapes.some((s) => s.y0 === s.y1))"
+    draw = f"clearPlots(nodes.statistics), drawStatistics(), {level}"
+    panels = run_page(made, f"(look(), {draw})")
+    assert [p["layout"]["shapes"][0]["y0"] for p in panels] == [0, 1, 0, 1]  # where nothing would lie
+    for panel, (domain, column) in zip(panels, itertools.product("xy", ("gap", "ratio")), strict=True):
+        lines = {trace["name"]: trace for trace in panel["traces"] if "name" in trace}
+        bands = [trace for trace in panel["traces"] if "fill" in trace]
+        assert list(lines) == ["m-70m → m-7b", "m-1b → m-7b"] and len(bands) == 2
+        for name, band in zip(lines, bands, strict=True):
+            part = frame[(frame.small == name.split()[0]) & (frame.domain == domain)]
+            assert lines[name]["x"] == pytest.approx(list(np.log10(part.tokens)))
+            shown = [math.nan if v is None else v for v in lines[name]["y"]]
+            assert shown == pytest.approx(list(part[column]), abs=1e-5, nan_ok=True)
+            known = part[part[f"{column}_low"].notna()]
+            ends = [*known[f"{column}_high"], *known[f"{column}_low"][::-1]]
+            assert [v for v in band["y"] if v is not None] == pytest.approx(ends, abs=1e-4)
+    hidden = run_page(made, f"(look(), state.hidden.add(data.series.findIndex((s) => s.name === 'm-1b')), {draw})")
+    assert [[t["name"] for t in panel["traces"] if "name" in t] for panel in hidden] == [["m-70m → m-7b"]] * 4
 
 
 def test_sections_of_statistics_show_their_rows_verdicts_and_caveats(run_page, tmp_path: Path) -> None:

@@ -299,5 +299,37 @@ def test_a_result_file_that_says_too_little_is_named(content: dict, message: str
     with pytest.raises(UserError, match=message):
         read_table(tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"empty: no .* lm-eval result file"):
+    with pytest.raises(UserError, match=r"empty: no .* result file"):
         read_table(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("inside", "what"),
+    [
+        ("recipe.json", "is the folder of a run"), ("m/recipe.json", "is a folder of runs"),
+        ("10/complete.json", "is a run's checkpoints"), ("contexts.parquet", "is a request pack"),
+    ],
+)  # fmt: skip
+def test_what_holds_no_scores_is_told_how_to_get_them(inside: str, what: str, tmp_path: Path) -> None:
+    (tmp_path / inside).parent.mkdir(exist_ok=True)
+    (tmp_path / inside).write_text("{}")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}')
+    with pytest.raises(UserError, match=rf"{what}, no scores; make them with `fineline score`"):
+        read_table(tmp_path)
+
+
+def test_a_tidy_table_without_its_scores_or_series_is_told_so(tmp_path: Path, caplog) -> None:
+    (tmp_path / "a.csv").write_text("series,tokens,task,metric,scores\nm,1,t,acc,0.5\n")
+    with pytest.raises(
+        UserError, match=r"a.csv: column 'value' is missing \(found: series, tokens, task, metric, scores\)"
+    ):
+        read_table(tmp_path / "a.csv")
+    (tmp_path / "b.csv").write_text("tokens,task,metric,value\n1,t,acc,0.5\n")
+    assert list(read_table(tmp_path / "b.csv")["series"]) == ["b"]
+    assert "b.csv: has no column 'series'; its series is called b" in caplog.text
+
+
+def test_a_score_of_no_task_names_the_tasks(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("series,tokens,task,metric,value\nm,1,piqa,acc,0.5\n")
+    with pytest.raises(UserError, match=r"--to-score piqua=0.6: .*; there are piqa, acc"):
+        read_table(tmp_path / "a.csv", scores={"piqua": 0.6})

@@ -14,6 +14,12 @@ log = logging.getLogger(__name__)
 DRAWS_FILE = "resampled.parquet"
 """Beside the tidy.csv or tidy.parquet of a report: the columns KEY of its scores, and the arrays `resampled`."""
 
+_NO_SCORES = {
+    "recipe.json": "the folder of a run", "*/recipe.json": "a folder of runs", "*/complete.json": "a run's checkpoints",
+    "contexts.parquet": "a request pack",
+}  # fmt: skip
+"""What is given instead of scores, by a file inside."""
+
 
 def read_file(path: Path, tokens_per_step: float | None = None) -> list[tuple[Path, pd.DataFrame]]:
     """(file, its table) of every table at or below `path`, or (path, the table of all JSON results there).
@@ -43,10 +49,12 @@ def _tables(path: Path, tokens_per_step: float | None) -> list[tuple[Path, pd.Da
     ]
     results = json_files(path)
     named = any(file.name.startswith("results_") or file.name == "metrics.json" for file in results)
+    if not named and (what := next((what for inside, what in _NO_SCORES.items() if any(path.glob(inside))), "")):
+        raise UserError(f"{path}: is {what}, no scores; make them with `fineline score` and give the folder it writes")
     if results and (named or not tables):
         return [(path, read_json(path, tokens_per_step=tokens_per_step))]
     if not tables:
-        raise UserError(f"{path}: no tidy.csv, tidy.parquet or lm-eval result file (results_*.json) in this folder")
+        raise UserError(f"{path}: no scores of `fineline score`, no table and no result file (results_*.json) inside")
     return [(file, _read(file, tokens_per_step)) for file in tables]
 
 

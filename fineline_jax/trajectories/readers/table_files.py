@@ -5,6 +5,7 @@ per task and a column per checkpoint (OpenCompass).
 """
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from fineline_jax.text_table import amount
 from fineline_jax.trajectories.csv_cells import as_written
 from fineline_jax.trajectories.readers.wide import of_checkpoint_columns, of_task_columns
 
+log = logging.getLogger(__name__)
 SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".parquet")
 _HEADINGS = {
     "model": "series", "run": "series", "run_name": "series", "_step": "step", "global_step": "step", "steps": "step",
@@ -35,7 +37,7 @@ def read_table_file(path: Path, *, tokens_per_step: float | None = None) -> pd.D
     """
     frame = with_own_headings(_read(path), source=str(path))
     stem = path.name.removesuffix(".gz").rsplit(".", 1)[0]
-    if "value" not in frame and "task" in frame:
+    if "value" not in frame and "task" in frame and not {"series", "tokens"} <= set(frame):
         frame = of_checkpoint_columns(frame, str(path), tokens_per_step)
     if "tokens" in frame:
         frame = frame.assign(tokens=_amounts(frame["tokens"], str(path)))
@@ -48,6 +50,7 @@ def read_table_file(path: Path, *, tokens_per_step: float | None = None) -> pd.D
         frame = of_task_columns(frame, str(path), stem)
     if "series" not in frame and {"tokens", "task", "metric", "value"} <= set(frame):
         frame = frame.assign(series=stem)
+        log.warning("%s: has no column 'series'; its series is called %s", path, stem)
     if "tokens" not in frame and {"series", "step", "task", "metric", "value"} <= set(frame):
         raise UserError(f"{path}: has steps but no tokens; give the tokens of a step with --tokens-per-step")
     return frame

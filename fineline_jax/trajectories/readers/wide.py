@@ -96,7 +96,7 @@ def of_checkpoint_columns(frame: pd.DataFrame, source: str, tokens_per_step: flo
         except UserError as error:
             reason = str(error).partition(": ")[2] if "names a step" in str(error) else (
                 f"column {name!r} names no checkpoint; headings such as NAME-step1000-tokens2B are wanted, or a row "
-                "per score with the columns series, tokens, task, metric, value"
+                f"per score with the columns series, tokens, task, metric, value (found: {', '.join(columns[:8])})"
             )  # fmt: skip
             raise UserError(f"{source}: {reason}") from error
         values = pd.to_numeric(frame[name].replace("-", None), errors="coerce")

@@ -14,6 +14,8 @@ from fineline_jax.trajectories.statistics.dynamics import ABOVE_CHANCE, DECLINED
 ROSE = (SETTLED, STILL_RISING, ABOVE_CHANCE)
 _NAMED = 5
 """Names listed before "and N more"."""
+_LONGEST = 200
+"""Letters of the rows named behind a verdict."""
 
 
 def sentences(summary: pd.DataFrame, results: Results, metric: str) -> dict[str, list[str]]:
@@ -32,7 +34,7 @@ def sentences(summary: pd.DataFrame, results: Results, metric: str) -> dict[str,
             declined = frame[frame["verdict"].fillna("").isin(["", "declined"])]
         said = frame.drop(declined.index)
         if len(said):
-            found["What the comparisons say"].append(f"{statistic.title} {_counts(statistic, said)}")
+            found["What the comparisons say"].append(f"{statistic.title} {_counts(statistic, said, metric)}")
         if len(declined):
             why, count = next(iter(declined["reason"].value_counts().items()))
             more = f", most often: {why}" if count < len(declined) else f": {why}"
@@ -42,14 +44,25 @@ def sentences(summary: pd.DataFrame, results: Results, metric: str) -> dict[str,
     return {heading: lines for heading, lines in found.items() if lines}
 
 
-def _counts(statistic: Statistic, said: pd.DataFrame) -> str:
-    """Verdicts counted; without verdicts, the middle of the number that is drawn."""
+def _counts(statistic: Statistic, said: pd.DataFrame, metric: str) -> str:
+    """Verdicts counted, of differences also between which they are, of predictions how wrong those kept are; without
+    verdicts, the middle of what is drawn."""
+    columns, chart = {column.name: column for column in statistic.columns}, statistic.chart
     if "verdict" in said:
         counts = said["verdict"].value_counts()
         told = [f"{verdict}: {count}{_which(statistic, said, verdict)}" for verdict, count in counts.items()]
-        return f"{'; '.join(told)} (of {len(said)})."
-    assert statistic.chart is not None
-    column = next(column for column in statistic.columns if column.name == statistic.chart.value)
+        column = columns.get(
+            "error" if "error" in said else chart.value if chart and chart.reference is not None else ""
+        )
+        text = f"{'; '.join(told)} (of {len(said)})."
+        if column and "metric" in said:
+            shown = said[(said["metric"] == metric) & (said["verdict"].eq("kept") | (column.name != "error"))]
+            low, middle, high = (column.text(shown[column.name].quantile(q)) for q in (0, 0.5, 1))
+            ends = f"{column.meaning}: median {middle}, from {low} to {high}"
+            text += f" By {metric_of(metric).label}, {ends}." if len(shown) else ""
+        return text
+    assert chart is not None
+    column = columns[chart.value]
     low, middle, high = said[column.name].quantile([0.1, 0.5, 0.9])
     of = f"{column.meaning}: median {column.text(middle)}"
     return f"{of}; from {column.text(low)} to {column.text(high)} for eight of ten (of {len(said)})."
@@ -61,7 +74,8 @@ def _which(statistic: Statistic, said: pd.DataFrame, verdict: object) -> str:
     if len(rows) > _NAMED or str(verdict).startswith("no"):
         return ""
     keys = [key for i, key in enumerate(statistic.keys) if i == 0 or key == "metric" or said[key].nunique() > 1]
-    return f" ({'; '.join(', '.join(map(str, row)) for row in rows[keys].itertuples(index=False, name=None))})"
+    named = "; ".join(", ".join(map(str, row)) for row in rows[keys].itertuples(index=False, name=None))
+    return f" ({named})" if len(named) <= _LONGEST else ""
 
 
 def _learned(rows: pd.DataFrame, metric: str) -> list[str]:

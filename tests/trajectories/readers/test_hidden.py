@@ -25,7 +25,7 @@ def test_hidden_folders_hold_no_results(tmp_path: Path) -> None:
     assert read_table(tmp_path / "out").equals(before) and len(before) == 2
     (tmp_path / "left" / ".x.partial").mkdir(parents=True)
     (tmp_path / "left" / ".x.partial" / "a.csv").write_text("series,tokens,task,metric,value\na,1,piqa,acc,0.5\n")
-    with pytest.raises(UserError, match="in this folder"):
+    with pytest.raises(UserError, match="no result file"):
         read_table(tmp_path / "left")
     (tmp_path / ".hidden").mkdir()  # the folder that is asked for may be hidden itself
     (tmp_path / "out").rename(tmp_path / ".hidden" / "out")

@@ -8,7 +8,7 @@ function rowsOf(statistic) {
   const passes = (shows) => (i) => {
     if (at.metric && at.metric[i] !== metricNow().name) return false;
     if (at.domain && state.domain && at.domain[i] !== state.domain) return false;
-    for (const key of ["series", "run"]) if (at[key] && seriesAt[at[key][i]] !== undefined && !shows(seriesAt[at[key][i]])) return false;
+    for (const key of ["series", "run", "small", "large"]) if (at[key] && seriesAt[at[key][i]] !== undefined && !shows(seriesAt[at[key][i]])) return false;
     return found(statistic.keys.map((key) => at[key][i]).join(" "));
   };
   const all = (statistic.values[0] || []).map((_, i) => i), rows = all.filter(passes(seriesShown));
@@ -68,6 +68,38 @@ function drawMaps(box, statistic) {
   }
 }
 
+// A statistic along the run: for each value of the panel key its number and its ratio over tokens, a line per first two keys.
+const MOST_BANDS = 8;
+function drawCourse(node, statistic, panel, name, nothing, wanted) {
+  const { at } = rowsOf(statistic), chart = statistic.chart, column = statistic.columns.find((c) => c.name === name), [low, high] = column.interval.map((end) => at[end]);
+  const label = (i) => statistic.keys.slice(0, 2).map((key) => at[key][i]).join(" → "), lines = new Map(), bands = [], traces = [];
+  for (const i of wanted) (lines.get(label(i)) || lines.set(label(i), []).get(label(i))).push(i);
+  for (const [id, list] of lines) {
+    const own = data.series.findIndex((s) => s.name === at[statistic.keys[0]][list[0]]), tint = own < 0 ? colour(traces.length) : seriesColour(own), x = (i) => place(at[chart.over][i]);
+    const parts = list.reduce((all, i) => (isNumber(low[i]) && isNumber(high[i]) ? all.at(-1).push(i) : all.push([]), all), [[]]).filter((part) => part.length > 1); // a band ends where there is no interval
+    const round = (part, up, down) => [...part.map(up), ...part.slice().reverse().map(down), null];
+    if (lines.size <= MOST_BANDS) bands.push({ type: "scatter", mode: "lines", x: parts.flatMap((part) => round(part, x, x)), y: parts.flatMap((part) => round(part, (i) => high[i], (i) => low[i])), fill: "toself", fillcolor: alpha(tint, 0.1), line: { width: 0 }, hoverinfo: "skip" });
+    traces.push({ type: "scatter", mode: "lines+markers", name: id, x: list.map(x), y: list.map((i) => at[name][i]), line: { color: tint, width: 1.8, dash: DASHES[own < 0 ? 0 : seriesDash(own) % DASHES.length] }, marker: { size: 5, color: tint },
+      text: list.map((i) => `<b>${escape(id)}</b><br>${formatTokens(at[chart.over][i])} tokens<br>${escape(name)} ${formatCell(column, at[name][i])}` + (isNumber(low[i]) ? ` (95 %: ${formatCell(column, low[i])} to ${formatCell(column, high[i])})` : "")), hovertemplate: "%{text}<extra></extra>" });
+  }
+  const seen = [nothing, ...wanted.map((i) => at[name][i]).filter(isNumber)], least = Math.min(...seen), most = Math.max(...seen), room = 0.3 * (most - least) || 1; // the ends of a ratio near guessing are far away
+  draw(node, [...bands, ...traces], { margin: { l: 46, r: 12, t: 8, b: 32 }, hovermode: "closest", xaxis: tokenAxis(node.clientWidth - 60),
+    shapes: [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: nothing, y1: nothing, line: { color: css("--soft"), width: 1.2, dash: "5px,4px" }, layer: "below" }],
+    yaxis: { range: [least - room, most + room], gridcolor: css("--grid"), zeroline: false, automargin: true, tickfont: { size: 11.5 }, nticks: 7, fixedrange: touch } },
+    `${column.meaning}, ${panel}, over training tokens: ${[...lines.keys()].slice(0, 12).join(", ")}${lines.size > 12 ? " and others" : ""}`);
+}
+function drawCourses(box, statistic) {
+  const { at, rows } = rowsOf(statistic), chart = statistic.chart;
+  for (const panel of new Set(rows.map((i) => at[chart.panel][i])))
+    for (const [name, nothing] of [[chart.value, chart.reference], [chart.ratio, 1]]) {
+      const wanted = rows.filter((i) => at[chart.panel][i] === panel), plot = element("div", { class: "plot" }), column = statistic.columns.find((c) => c.name === name);
+      if (!wanted.some((i) => isNumber(at[name][i]))) continue;
+      const packed = new Set(wanted.map((i) => at[statistic.keys[0]][i] + at[statistic.keys[1]][i])).size > MOST_BANDS;
+      box.append(element("article", { class: "card panel" }, element("header", {}, element("h3", {}, title(panel)), element("p", {}, `${column.meaning}; ${packed ? "point at a line for its 95 % interval; up to eight lines have bands" : "bands: 95 %"}`)), plot));
+      whenSeen(plot, () => drawCourse(plot, statistic, panel, name, nothing, wanted));
+    }
+}
+
 function drawRows(table, statistic) {
   const { at, rows } = rowsOf(statistic), columns = statistic.columns, head = `<tr>${columns.map((c) => `<th scope="col" title="${escape(c.meaning)}">${escape(c.name)}</th>`).join("")}</tr>`;
   table.innerHTML = `<thead class="plain">${head}</thead><tbody>${rows.slice(0, MOST_ROWS).map((i) => `<tr>${columns.map((c) => `<td class="${c.unit ? "" : "text words"}">${escape(formatCell(c, at[c.name][i]))}</td>`).join("")}</tr>`).join("")}</tbody>` +
@@ -93,6 +125,10 @@ function drawStatistics() {
       const maps = element("div", { class: "panels" });
       section.append(maps, element("p", { class: "note" }, statistic.caveat));
       drawMaps(maps, statistic);
+    } else if (statistic.chart && statistic.chart.over) {
+      const courses = element("div", { class: "panels" });
+      section.append(courses, element("p", { class: "note" }, statistic.caveat));
+      drawCourses(courses, statistic);
     } else if (statistic.chart) {
       section.append(element("figure", { class: "card" }, plot, element("figcaption", {}, statistic.caveat)), note);
       whenSeen(plot, () => drawPoints(plot, statistic));

@@ -1,8 +1,9 @@
 """Bad input, which the user can correct: the one exception for it, and what readers raise turned into it."""
 
 import contextlib
+import difflib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 
@@ -23,6 +24,12 @@ class Incomplete(UserError):
     """What could be done is done and stays; the message names what was left out."""
 
     exit_status = 1
+
+
+def near(name: str, known: Iterable[str], most: int = 1) -> str:
+    """A hint for the end of a message, "; did you mean x?", of the known names that are like `name`; "" if none is."""
+    close = difflib.get_close_matches(name, list(known), n=most)
+    return f"; did you mean {', '.join(close)}?" if close else ""
 
 
 _OF_READERS = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)

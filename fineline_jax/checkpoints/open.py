@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fineline_jax.checkpoints.formats.trainers.lora import is_adapter
-from fineline_jax.checkpoints.formats.weight_files import KNOWN, holds_weights
+from fineline_jax.checkpoints.formats.weight_files import KNOWN, config_file, holds_weights, trainer_format
 from fineline_jax.checkpoints.registry import entries
 from fineline_jax.checkpoints.registry.entries import Entry, Named
 from fineline_jax.checkpoints.registry.step_names import parse_name, step_and_tokens
@@ -45,7 +45,8 @@ def open_series(
     s3://bucket/folder, gs://, http://, any address of fsspec: one checkpoint, or a folder of them; a run of
     `fineline pretrain --run gs://…`.
 
-    @GLOB at the end (amber@ckpt_3*, org/name@step*) chooses by name; then tokens (`select.parse_grid`), then every.
+    @GLOB,… at the end (amber@ckpt_3*, org/name@step*, run@step1,step5) chooses by name; then tokens
+    (`select.parse_grid`), then every.
     downloads: where remote checkpoints are fetched to, when they are read; default: `cache.default_downloads`.
     keep: whether they stay there. Raises UserError naming what was looked for.
     """
@@ -234,4 +235,6 @@ def _of_run(run: Path, path: Path, record: dict[str, Any]) -> Checkpoint:
 
 
 def _is_hf(folder: Path) -> bool:
-    return is_adapter(folder) or ((folder / "config.json").is_file() and holds_weights(folder))
+    if is_adapter(folder) or ((one := trainer_format(folder)) and one.config):
+        return True
+    return config_file(folder).is_file() and holds_weights(folder)

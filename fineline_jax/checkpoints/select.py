@@ -28,15 +28,19 @@ class TokenGrid:
 def select(series: Series, names: str = "*", tokens: str = "", every: int = 1) -> Series:
     """The checkpoints of `series` that pass all three, in its order.
 
-    names: glob on the checkpoint's name. tokens: `parse_grid`'s text; "": all. every: 1 keeps all, 3 keeps the first,
-    fourth, … of what the others left. Raises UserError if nothing is left or an option does not parse.
+    names: globs on the checkpoint's name, with commas between. tokens: `parse_grid`'s text; "": all. every: 1 keeps
+    all, 3 keeps the first, fourth, … of what the others left. Raises UserError if nothing is left, a glob fits no
+    checkpoint, or an option does not parse.
     """
     if every < 1:
         raise UserError(f"--every {every}: must be at least 1")
-    left = [checkpoint for checkpoint in series.checkpoints if fnmatch.fnmatchcase(checkpoint.name, names)]
-    if not left:
-        first, last = series.checkpoints[0].name, series.checkpoints[-1].name
-        raise UserError(f"{series.name}@{names}: no checkpoint has such a name; they run from {first} to {last}")
+    fits: set[str] = set()
+    for one in names.split(","):
+        if not (found := {each.name for each in series.checkpoints if fnmatch.fnmatchcase(each.name, one)}):
+            first, last = series.checkpoints[0].name, series.checkpoints[-1].name
+            raise UserError(f"{series.name}@{one}: no checkpoint has such a name; they run from {first} to {last}")
+        fits |= found
+    left = [checkpoint for checkpoint in series.checkpoints if checkpoint.name in fits]
     if tokens:
         left = _on_grid(series.name, left, tokens)
     return dataclasses.replace(series, checkpoints=tuple(left[::every]))

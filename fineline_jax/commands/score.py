@@ -121,7 +121,7 @@ def score(
 
     Args:
         series: Run folders, checkpoint folders, Hugging Face folders; names of `fineline series`; org/name@revision;
-            addresses (hf://, s3://, gs://, http://). @GLOB at the end chooses by name: amber@ckpt_3*.
+            addresses (hf://, s3://, gs://, http://). @GLOB,… at the end chooses by name: amber@ckpt_3*, run@step1,step5
         out: Folder of the scores, one Parquet file per checkpoint; or gs://… or s3://….
         mesh: Devices per axis; default: a whole copy of the weights on each if that fits easily, else shards.
     """

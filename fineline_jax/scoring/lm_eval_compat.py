@@ -7,6 +7,7 @@ has a test that fails when lm-eval changes: tests/scoring/lm_eval/test_compat.py
 
 import ast
 import contextlib
+import dataclasses
 import functools
 import importlib
 import logging
@@ -20,7 +21,8 @@ import datasets
 import lm_eval.api.metrics
 import lm_eval.utils
 from lm_eval.api.metrics import mean, perplexity
-from lm_eval.api.registry import get_aggregation
+from lm_eval.api.registry import aggregation_registry, get_aggregation, metric_registry
+from lm_eval.config.task import TaskConfig
 from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 from lm_eval.evaluator_utils import _process_results
 from lm_eval.loggers import EvaluationTracker
@@ -32,13 +34,18 @@ from lm_eval.utils import handle_non_serializable, hash_string
 
 __all__ = [
     "DEFAULT_OTHER_SEED", "DEFAULT_RANDOM_SEED", "Entry", "EvaluationTracker", "Kind", "TaskIndex", "TaskManager",
-    "add_env_info", "handle_non_serializable", "hash_string", "load_yaml", "mean",
+    "add_env_info", "get_aggregation", "handle_non_serializable", "hash_string", "load_yaml", "mean",
 ]  # fmt: skip
 
 LATER = not hasattr(lm_eval.api.metrics, "acc_all")
 """Whether lm-eval is 0.5 or its pre-release."""
 BOOTSTRAP_MODULE = importlib.import_module("lm_eval.api.metrics.stderr") if LATER else lm_eval.api.metrics
 """Where `stderr_for_metric` looks up `bootstrap_stderr`."""
+
+METRICS, AGGREGATIONS = tuple(metric_registry), tuple(aggregation_registry)
+"""Names that a definition may use."""
+DEFINITION_KEYS = (*(field.name for field in dataclasses.fields(TaskConfig)), "tag", "group", "task_list", "class")
+"""Of a task."""
 
 # --- task definitions -------------------------------------------------------------------------------------------------
 
@@ -69,13 +76,36 @@ def without_warnings() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def load(manager: TaskManager, name: str, load_dataset: Callable[..., Any] | None = None) -> dict[str, Any]:
+def load(
+    manager: TaskManager,
+    name: str,
+    load_dataset: Callable[..., Any] | None = None,
+    check_config: Callable[[dict[str, Any]], None] = lambda config: None,
+    check_task: Callable[[Any], None] = lambda task: None,
+) -> dict[str, Any]:
     """{"tasks": name -> task object, "groups": name -> group object}, documents included.
 
-    load_dataset: instead of `datasets.load_dataset`.
+    load_dataset: instead of `datasets.load_dataset`. check_config is called with each definition before lm-eval reads
+    it, check_task with the task once its columns are known, also where lm-eval then fails on its first document; the
+    columns are a note of that error.
     """
+    from lm_eval.api.task import ConfigurableTask
+
+    original = ConfigurableTask.__init__
+
+    def init(task: Any, *arguments: Any, config: Any = None, **options: Any) -> None:
+        check_config(config or {})
+        try:
+            original(task, *arguments, config=config, **options)
+        except Exception as error:
+            if known := getattr(task, "features", None):
+                check_task(task)
+                error.add_note(f"its columns are {', '.join(known)}")
+            raise
+        check_task(task)
+
     patch = mock.patch.object(datasets, "load_dataset", _by_split(load_dataset)) if load_dataset else None
-    with patch or contextlib.nullcontext():
+    with patch or contextlib.nullcontext(), mock.patch.object(ConfigurableTask, "__init__", init):
         loaded = manager.load([name])
         if LATER:  # which reads documents when they are asked for
             for task in loaded["tasks"].values():
@@ -93,6 +123,11 @@ def _by_split(load_dataset: Callable[..., Any]) -> Callable[..., Any]:
         return [load_dataset(path, name, split=one.removesuffix("[:]"), **options) for one in split]
 
     return load
+
+
+def columns(task: Any) -> list[str]:
+    """Of a task's documents."""
+    return list(getattr(task, "features", None) or task.eval_docs.features)
 
 
 def aggregated_metrics(group: Any) -> tuple[tuple[str, bool], ...]:
@@ -185,7 +220,7 @@ def aggregation_of(config: Mapping[str, Any], metric: str) -> Callable[[Any], An
     """As `ConfigurableTask.__init__`: the one named, else the metric's default; what is not listed is averaged."""
     for entry in config.get("metric_list") or ():
         if entry["metric"] == metric:
-            chosen = entry.get("aggregation") or _default_aggregation(metric) or mean
+            chosen = entry.get("aggregation") or default_aggregation(metric) or mean
             aggregation = get_aggregation(chosen) if isinstance(chosen, str) else chosen
             if aggregation is None:
                 raise LookupError(f"lm-eval has no aggregation {chosen!r}")
@@ -193,13 +228,12 @@ def aggregation_of(config: Mapping[str, Any], metric: str) -> Callable[[Any], An
     return mean
 
 
-def _default_aggregation(metric: str) -> Any:
+def default_aggregation(metric: str) -> Any:
+    """The function that lm-eval aggregates a metric of its own by."""
     if not LATER:
         from lm_eval.api.registry import get_metric_aggregation
 
         return get_metric_aggregation(metric)
-    from lm_eval.api.registry import metric_registry
-
     return metric_registry.get(metric).aggregation if metric in metric_registry else None
 
 

@@ -61,15 +61,22 @@ def check_metric(mode: Mode, task: str, output_type: str, wanted: str, listed: C
 
     listed: the metrics that the task's definition aggregates; computes: whether the task computes them itself.
     """
-    if computes:
-        known, asked = set(listed), wanted
-    elif output_type == "multiple_choice":
-        known = {*mode.choice_metrics, *(set(mode.listed_metrics) & set(listed))}
-        asked = first_metric(mode, output_type, wanted)
-    else:
-        known, asked = set(TEXT_METRICS[output_type]), wanted
-    if asked not in known:
+    known = set(listed) if computes else _computed(mode, output_type, listed)
+    choices = output_type == "multiple_choice" and not computes
+    if (first_metric(mode, output_type, wanted) if choices else wanted) not in known:
         raise UserError(f"task {task!r} has no metric {wanted!r}; name one of {', '.join(sorted(known))}")
+
+
+def not_computed(mode: Mode, output_type: str, listed: Collection[str], computes: bool) -> list[str]:
+    """Metrics that a task's definition lists and that are not computed; arguments as of `check_metric`."""
+    known = _computed(mode, output_type, listed) | mode.counterparts.keys()
+    return [] if computes else [one for one in listed if one not in known]
+
+
+def _computed(mode: Mode, output_type: str, listed: Collection[str]) -> set[str]:
+    if output_type != "multiple_choice":
+        return {*TEXT_METRICS[output_type]}
+    return {*mode.choice_metrics, *(set(mode.listed_metrics) & set(listed))}
 
 
 def check_task(mode: Mode, task: str, output_type: str, computes: bool) -> None:

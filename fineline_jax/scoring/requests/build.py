@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ import pyarrow as pa
 from fineline_jax.errors import UserError
 from fineline_jax.scoring.lm_eval_compat import handle_non_serializable, has_several_targets, hash_string
 from fineline_jax.scoring.modes.encode import Encoder, Tokens
-from fineline_jax.scoring.modes.mode import Mode, check_metric, check_task, first_metric, largest_context
+from fineline_jax.scoring.modes.mode import Mode, check_metric, check_task, first_metric, largest_context, not_computed
 from fineline_jax.scoring.modes.names import find_mode
 from fineline_jax.scoring.options import PackOptions
+from fineline_jax.scoring.requests.definitions import check_right_choices
 from fineline_jax.scoring.requests.pack import FORMAT, SCHEMAS, Pack, content_hash, refuse_to_replace, save
 from fineline_jax.scoring.requests.suite import Suite, open_suite
 from fineline_jax.scoring.requests.tasks import (
@@ -37,6 +39,8 @@ from fineline_jax.scoring.requests.tasks import (
 )
 from fineline_jax.tokenizers.identity import identity, vocabulary_size
 from fineline_jax.tokenizers.open import open_tokenizer
+
+_LOG = logging.getLogger(__name__)
 
 
 def prepare(suite: str | Path, tokenizer: Path, out: Path, options: PackOptions = PackOptions()) -> Pack:
@@ -70,6 +74,10 @@ def build(suite: str | Path | Suite, tokenizer: Path, options: PackOptions = Pac
         for task in tasks:
             kind, brings = task.definition.OUTPUT_TYPE, _own_metrics(task.definition)
             check_task(mode, task.name, kind, brings)
+            if task.own_file and (others := not_computed(mode, kind, task.definition.aggregation(), brings)):
+                _LOG.warning(
+                    "%s: task %s: not computed of such a task: %s", task.own_file, task.name, ", ".join(others)
+                )
             if task.spec.metric is not None and task.spec.task == task.name:  # the tasks of a group may differ
                 check_metric(mode, task.name, kind, task.spec.metric, task.definition.aggregation(), brings)
         if unknown := picked.keys() - {task.name for task in tasks}:
@@ -81,6 +89,9 @@ def build(suite: str | Path | Suite, tokenizer: Path, options: PackOptions = Pac
             docs = list(documents(task, options.limit, picked.get(task.name), chat))
             if not docs:
                 raise UserError(f"task {task.name!r}: no documents are left; correct --pick, or give more documents")
+            if task.definition.OUTPUT_TYPE == "multiple_choice" and not _own_metrics(task.definition):
+                gold, counts = [doc.gold for doc in docs], [len(doc.choices) for doc in docs]
+                check_right_choices(task.name, task.own_file, gold, counts)
             rows.append(_add_task(task, mode, encoder, columns, contexts, docs))
             remember_file(task)
     tables = {name: _table(name, columns[name]) for name in SCHEMAS}

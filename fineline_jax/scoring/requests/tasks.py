@@ -6,7 +6,6 @@ reading all fourteen thousand of them each time, hand it documents, and turn wha
 
 import contextlib
 import dataclasses
-import difflib
 import functools
 import hashlib
 import json
@@ -22,10 +21,11 @@ import pyarrow.parquet
 
 from fineline_jax.atomic_files import write_atomic
 from fineline_jax.checkpoints.remote.cache import default_downloads
-from fineline_jax.errors import UserError
+from fineline_jax.errors import UserError, near
 from fineline_jax.scoring import lm_eval_compat
 from fineline_jax.scoring.lm_eval_compat import Entry, Kind, TaskIndex, TaskManager
 from fineline_jax.scoring.requests import gold_solutions
+from fineline_jax.scoring.requests.definitions import check_columns, check_config, check_group
 from fineline_jax.scoring.requests.suite import Suite, TaskSpec, defined_in
 from fineline_jax.scoring.requests.texts import text_entries
 from fineline_jax.world.catalogue import TASKS_FOLDER
@@ -117,25 +117,30 @@ def load_tasks(
         own = dict(index)
         index.update(_lm_eval_index())
         index.update(own)
+
+    def own_file(name: str) -> Path | None:  # a task that its group defines is called group::task
+        entry = index.get(name) or index.get(name.partition("::")[0])
+        file = entry.yaml_path if entry else None
+        return file if file and any(file.is_relative_to(folder) for folder in suite.include_path) else None
+
     tasks: dict[str, Task] = {}
     groups: dict[str, Group] = {}
     for spec in suite.tasks:
         if spec.task not in index:
-            close = difflib.get_close_matches(spec.task, index, n=3)
-            hint = f"; did you mean {', '.join(close)}?" if close else "; see `fineline lm-eval ls tasks`"
+            hint = near(spec.task, index, most=3) or "; see `fineline lm-eval ls tasks`"
             raise UserError(f"suite {suite.name!r}: no task or group is called {spec.task!r}{hint}")
-        loaded = _load_one(manager, spec, source, shots, seed)
+        loaded = _load_one(manager, spec, source, shots, seed, own_file)
         for name, definition in loaded["tasks"].items():
             if name in tasks:
                 raise UserError(
                     f"suite {suite.name!r}: task {name!r} is in {tasks[name].spec.task!r} and {spec.task!r}"
                 )
-            file = index[name].yaml_path if name in index else None
-            own_file = file if file and any(file.is_relative_to(folder) for folder in suite.include_path) else None
-            tasks[name] = Task(name, spec, definition, own_file)
+            tasks[name] = Task(name, spec, definition, own_file(name))
         for name, group in loaded.get("groups", {}).items():
             leaves = tuple(task.task_name for task in group.get_all_tasks())
             metrics = lm_eval_compat.aggregated_metrics(group)
+            if file := own_file(name):
+                check_group(name, file, [metric for metric, _ in metrics], group.get_all_tasks())
             groups[name] = Group(name, spec.domain, spec.chance, leaves, metrics, group)
     return list(tasks.values()), list(groups.values())
 
@@ -197,7 +202,7 @@ def documents(
     if limit is not None:  # as lm-eval's `get_sample_size`
         limit = math.ceil(len(task.definition.eval_docs) * limit) if limit < 1 else int(limit)
     for doc_id, doc in task.definition.doc_iterator(rank=0, limit=limit, world_size=1):
-        with _task_errors(task.name, task.definition.config, f"document {doc_id} of"):
+        with _task_errors(task.name, task.definition.config, f"document {doc_id} of", task.own_file):
             document = _document(task, doc_id, doc, chat)
         if picked is None or doc_id in picked:
             yield dataclasses.replace(document, number=doc_id)
@@ -307,10 +312,25 @@ def _read_split(file: str) -> datasets.Dataset:
     return datasets.Dataset(pyarrow.parquet.read_table(file), fingerprint=hashlib.sha256(file.encode()).hexdigest())
 
 
-def _load_one(manager: TaskManager, spec: TaskSpec, source: LoadDataset | None, shots: int | None, seed: int) -> Any:
-    """As `lm_eval.simple_evaluate` loads: construct, then set shots and seed."""
-    with lm_eval_compat.without_warnings(), gold_solutions.without_checkers(), _task_errors(spec.task):
-        loaded = lm_eval_compat.load(manager, spec.task, source)
+def _load_one(
+    manager: TaskManager,
+    spec: TaskSpec,
+    source: LoadDataset | None,
+    shots: int | None,
+    seed: int,
+    own: Callable[[str], Path | None],
+) -> Any:
+    """As `lm_eval.simple_evaluate` loads: construct, then set shots and seed. own: the file of a task, if it is the
+    user's."""
+    asked = own(spec.task)
+    with lm_eval_compat.without_warnings(), gold_solutions.without_checkers(), _task_errors(spec.task, own=asked):
+        loaded = lm_eval_compat.load(
+            manager,
+            spec.task,
+            source,
+            lambda config: check_config(config, own(config.get("task", "")), asked),
+            lambda task: check_columns(task, own(task.config.task)),
+        )
     for name, definition in loaded["tasks"].items():
         if definition.OUTPUT_TYPE not in SCOREABLE:
             raise UserError(f"task {name!r} is of output_type {definition.OUTPUT_TYPE}, which is not scored; drop it")
@@ -323,25 +343,27 @@ def _load_one(manager: TaskManager, spec: TaskSpec, source: LoadDataset | None, 
 
 
 @contextlib.contextmanager
-def _task_errors(task: str, config: Any = None, subject: str = "its") -> Iterator[None]:
+def _task_errors(task: str, config: Any = None, subject: str = "its", own: Path | None = None) -> Iterator[None]:
     """Turn what a task's templates and functions raise on unsuitable documents into a UserError of one line."""
     try:
         yield
     except UserError as error:
         text = str(error)
-        raise error if text.startswith("task ") else UserError(f"task {task!r}: {text}") from None
+        raise error if "task '" in text else UserError(f"task {task!r}: {text}") from None
     except Exception as error:  # of jinja2, of the hub, of the task's own code
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        reason = "; ".join([reason, *getattr(error, "__notes__", ())])
         # lm-eval's config is an empty dict to `if`
         data_set = "" if config is None else f" {config.dataset_path!r}{_config(config.dataset_name)}"
         remedy = "give documents with the columns of the hub's copy, by --benchmarks or a connection to the hub"
         if isinstance(error, ImportError):
             remedy = "install what it needs, or drop the task"
-        if type(error) is FileNotFoundError:  # the hub's are of a kind of their own
+        elif type(error) is FileNotFoundError:  # the hub's are of a kind of their own
             remedy = "correct its data_files, which are read from the working directory"
-        raise UserError(
-            f"task {task!r}: lm-eval cannot use {subject} data set{data_set} ({reason}); {remedy}"
-        ) from error
+        elif own is not None:
+            remedy = f"correct {own}, or the data that it names"
+        what = "it" if own and config is None else f"{subject} data set{data_set}"
+        raise UserError(f"task {task!r}: lm-eval cannot use {what} ({reason}); {remedy}") from error
 
 
 def _check_pool(task: Task) -> None:

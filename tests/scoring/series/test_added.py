@@ -1,6 +1,7 @@
 """A task that is added to scores: only what is new is asked, and what was there stays, bit by bit."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -76,6 +77,38 @@ def test_only_the_new_requests_are_asked_and_the_others_keep_every_bit(place, tm
     stamps = {path: path.stat().st_mtime_ns for path in files}
     score(place, two, tmp_path / "out")
     assert stamps == {path: path.stat().st_mtime_ns for path in files} and len(asked) == 3
+
+
+def test_progress_counts_what_is_still_to_be_asked(place, tmp_path, monkeypatch) -> None:
+    """Of three checkpoints of 12 requests each one has them, and the new task has 24; then nothing is left."""
+    counts: list[list[int]] = []
+
+    @contextlib.contextmanager
+    def bar(name, total, unit, done=0):
+        counts.append([total, done])
+        yield lambda amount, note="": counts[-1].__setitem__(1, counts[-1][1] + amount)
+
+    monkeypatch.setattr(series_loop.progress, "bar", bar)
+    one, two = packed(place, "piqa"), packed(place, "arc_easy,piqa")
+    assert (one.requests.num_rows, two.requests.num_rows) == (12, 36)
+    score(place, one, tmp_path / "out", "run@step2")
+    for _ in range(2):
+        score(place, two, tmp_path / "out")
+    assert counts == [[12, 12], [36 + 24 + 36, 36 + 24 + 36], [0, 0]]
+
+
+def test_checkpoints_of_one_run_are_named_in_a_list_or_one_by_one(place, tmp_path) -> None:
+    listed = open_series(f"{place}/run@step[12],step3,step1")
+    assert [one.name for one in listed.checkpoints] == ["step1", "step2", "step3"]
+    with pytest.raises(UserError, match="run@step7: no checkpoint has such a name; they run from step1 to step3"):
+        open_series(f"{place}/run@step1,step7")
+    apart = [open_series(f"{place}/run@{name}") for name in ("step3", "step1", "step3")]
+    assert [one.checkpoints for one in series_loop.merged([*apart, dataclasses.replace(listed, name="other")])] == [
+        (listed.checkpoints[0], listed.checkpoints[2]), listed.checkpoints,
+    ]  # fmt: skip
+    made = packed(place, "piqa")
+    files = series_loop.SeriesScorer(made, tmp_path / "out", one_device())(apart)
+    assert [path.stem for path in files] == ["step1", "step3"]
 
 
 def test_the_rest_of_the_documents_is_asked_after_the_first_ones(place, tmp_path, asked) -> None:

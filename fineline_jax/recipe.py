@@ -349,6 +349,11 @@ class Recipe:
             if not condition:
                 raise UserError(f"recipe {self.name}: {message}")
 
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
+                wrong = f"{field.name} is a {type(value).__name__}; give a {field.type.__name__}, by {field.name}=…"
+                require(isinstance(value, field.type), wrong)
         require(bool(self.name), "name is empty; give the run a name")
         for field, seed in (("seed", self.seed), ("data_seed", self.order_seed)):
             require(0 <= seed < 2**32, f"{field}={seed} must lie between 0 and 2**32 - 1")

@@ -290,6 +290,14 @@ def test_a_bad_recipe_file_is_refused_by_file_and_field(tmp_path, key, value, me
     assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
 
 
+def test_a_part_in_the_place_of_another_is_refused_by_name():
+    """As of positional arguments: the eighth of Recipe is loss, and Compute was meant for another."""
+    with pytest.raises(UserError, match=r"recipe small: loss is a Compute; give a Loss, by loss=…"):
+        small(loss=Compute())
+    with pytest.raises(UserError, match=r"recipe small: data is a str; give a Data, by data=…"):
+        small(data="books")
+
+
 def test_a_recipe_file_cut_off_is_refused_with_the_remedy(tmp_path):
     path = tmp_path / "recipe.json"
     path.write_text(to_json(small())[:100])

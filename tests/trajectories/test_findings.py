@@ -5,13 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
+from trajectories_simulated import simulated_table
 
 from fineline_jax.trajectories.registry import STATISTICS
-from fineline_jax.trajectories.report.findings import write_results
+from fineline_jax.trajectories.report.findings import compute, write_results
 from fineline_jax.trajectories.report.sentences import sentences
 from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic, shots_of, size_of
 from fineline_jax.trajectories.statistics.defects import DEFECTS
 from fineline_jax.trajectories.statistics.dynamics import DYNAMICS
+from fineline_jax.trajectories.statistics.growth import GROWTH
+from fineline_jax.trajectories.table import normalise, read_table
 
 NAN = float("nan")
 GAIN = Statistic(
@@ -75,6 +79,53 @@ def test_sentences_say_what_rose_what_moves_and_what_cannot_be_said() -> None:
     assert said["What cannot be said"] == [
         "Not distinguishable from chance: wsc.", "Is it better? No answer for 2 of 4: one task.",
     ]  # fmt: skip
+
+
+def unexplained(findings: dict) -> list[str]:
+    """Where a number or verdict of findings.json lacks its definition, its n or the reason why it is not there."""
+    bad = []
+    for name, statistic in findings["statistics"].items():
+        bad += [f"{name}: no {part}" for part in ("title", "definition", "caveat", "source") if not statistic[part]]
+        for row in statistic["findings"]:
+            why = row.get("reason")
+            if not why and not (row.get("n") or 0) > 0:
+                bad.append(f"{name} {row['of']}: neither n nor reason")
+            if row.get("verdict", "said") in ("", "declined") and not why:
+                bad.append(f"{name} {row['of']}: declined without a reason")
+            for number, value in row["values"].items():
+                column = statistic["columns"].get(f"{name}.{number}")
+                if column is None or not column["meaning"]:
+                    bad.append(f"{name}: {number} is not defined")
+                elif value is None and not why and not column["empty"]:
+                    bad.append(f"{name} {row['of']}: no {number}, and nothing says why")
+    return bad
+
+
+def test_what_lacks_n_or_reason_is_found() -> None:
+    row = {"of": {"a": "b"}, "values": {"x": 1.0}, "intervals": {}, "n": 3, "verdict": "yes", "reason": ""}
+    column = {"s.x": {"meaning": "m", "empty": ""}}
+    of = lambda **change: unexplained(
+        {"statistics": {"s": dict.fromkeys(("title", "definition", "caveat", "source"), "t")
+                        | {"columns": column, "findings": [row | change]}}}
+    )  # fmt: skip
+    assert of() == [] == of(n=None, values={"x": None}, reason="too few")
+    for change in ({"n": None}, {"verdict": "declined"}, {"values": {"x": None}}, {"values": {"y": 1.0}}):
+        assert len(of(**change)) == 1, change
+
+
+@pytest.mark.slow
+def test_every_finding_of_pythia_and_of_the_simulated_demo_has_n_or_reason(shared_data: Path, tmp_path: Path) -> None:
+    pythia = read_table(shared_data / "trajectories" / "pythia" / "pythia_v1_tidy.csv.gz")
+    for name, table in (("pythia", pythia), ("demo", normalise(simulated_table(checkpoints=12)))):
+        results = [
+            *compute(table),
+            (GROWTH, GROWTH.compute(table[table["metric"] == table["metric"].iloc[0]].head(400))),
+        ]
+        (tmp_path / name).mkdir()
+        write_results(results, {}, tmp_path / name, title=name)
+        found = json.loads((tmp_path / name / "findings.json").read_text())
+        assert set(found["statistics"]) >= {statistic.name for statistic in STATISTICS}
+        assert unexplained(found) == []
 
 
 def test_of_differences_and_predictions_the_sentence_says_how_large_they_are() -> None:

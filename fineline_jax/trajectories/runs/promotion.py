@@ -140,7 +140,7 @@ PRECEDENCE = Statistic(
         ),
         Column("p", "1", "two-sided, of these tasks: bootstrap of the curves' errors"),
         Column("p_tasks", "1", "two-sided, of tasks like these: Welch's t over tasks", "with one task in a domain"),
-        Column("p_holm", "1", "the larger of p and p_tasks, controlled over the pairs of the series and metric (Holm)"),
+        Column("p_holm", "1", "larger of p and p_tasks, over pairs of series and metric (Holm)", "if one has one task"),
         Column("verdict", "", "earlier, later (p_holm at most 5 %), no order resolved, as where a domain has one task"),
     ),
     "arXiv 2404.01204, Cross-domain Promotion; Efron and Tibshirani 1993; Welch 1947",

@@ -50,7 +50,7 @@ def compared(small: Points, large: Points) -> list[dict]:
         spread = np.where(known, Z / a * np.sqrt(eb**2 + ratio**2 * ea**2 - told * eb**2), np.nan)
         ends = [(ratio + sign * spread) / (1 - told) for sign in (-1, 1)]
     columns = {"tokens": tokens, "gap": gap, "gap_low": gap - half, "gap_high": gap + half, "ratio": ratio}
-    columns |= {"ratio_low": ends[0], "ratio_high": ends[1]}
+    columns |= {"ratio_low": ends[0], "ratio_high": ends[1], "checkpoints": min(len(small.tokens), len(large.tokens))}
     return (
         pd.DataFrame(columns)
         .assign(reason=np.where(known, "", "the small one is not told from guessing"))
@@ -77,6 +77,7 @@ SIZE_GAPS = Statistic(
         *Column.estimate(
             "ratio", "1", "large over small", "where the small one is not told from guessing", prefix="ratio_"
         ),
+        Column("checkpoints", "1", "checkpoints of the curve that has fewer"),
         Column("reason", "", "why there is no ratio", "where there is one"),
     ),
     "ratio of two means: Fieller 1954, J. R. Stat. Soc. B 16:175",
@@ -85,4 +86,5 @@ SIZE_GAPS = Statistic(
     caveat="Errors are those of questions, as if both runs had been asked others: wide, as they share them; without "
     "them the scatter from checkpoint to checkpoint. A ratio of scores near guessing says little.",
     chart=Chart("gap", panel="domain", reference=0.0, over="tokens", ratio="ratio"),
+    count="checkpoints",
 )

@@ -341,5 +341,5 @@ DYNAMICS = Statistic(
     "isotonic fit: Barlow et al. 1972; noise: Gasser et al. 1986; many tasks: Benjamini, Hochberg 1995",
     definition="When a curve leaves guessing and reaches a fixed score and shares of its gain; whether it fell.",
     caveat="Intervals hold the choice of questions, not what another seed would give.",
-    count="n",
+    count="checkpoints",
 )  # fmt: skip

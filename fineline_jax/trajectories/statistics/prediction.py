@@ -44,7 +44,7 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
             continue
         errors = holdout_errors(values, domains, tokens)
         for index, task in enumerate(tasks):
-            row = key | {"task": task, "domain": domains[index]}
+            row = key | {"task": task, "domain": domains[index], "checkpoints": len(tokens)}
             rows.append(row | {name: float(error[index]) for name, error in errors.items()})
     return EFFECTS.frame(rows)
 
@@ -219,6 +219,7 @@ EFFECTS = Statistic(
     (
         *_KEY,
         *Column.texts(task="the task whose second half is predicted", domain="its domain"),
+        Column("checkpoints", "1", "at which all tasks were scored"),
         Column("in_domain", "score", "mean absolute error with the other tasks of its domain", "where it has none"),
         Column("out_of_domain", "score", "with the tasks of all other domains", "where there are none"),
         Column("log_tokens", "score", "with the trend in log tokens of its first half"),
@@ -229,4 +230,5 @@ EFFECTS = Statistic(
     "of the other tasks of its domain, on that of other domains, on log tokens, or by its last value.",
     caveat="An error without an interval: the verdict is in the section on tasks that move together.",
     chart=Chart("in_domain", panel="metric"),
+    count="checkpoints",
 )

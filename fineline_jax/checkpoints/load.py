@@ -10,7 +10,6 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fineline_jax.checkpoints.formats.weight_files import config_file
 from fineline_jax.checkpoints.formats.weight_files import weight_files as weight_files_of
 from fineline_jax.checkpoints.remote import cache
 from fineline_jax.checkpoints.remote.download import FetchError
@@ -60,10 +59,10 @@ def config_of(checkpoint: Checkpoint) -> ModelConfig:
     """The model, without its weights; of a remote checkpoint config.json alone is fetched. Raises UserError."""
     if checkpoint.kind == "orbax":
         return from_json(_run_folder(checkpoint) / "recipe.json").model
-    from fineline_jax.checkpoints.formats.huggingface import config_from_hf
+    from fineline_jax.checkpoints.formats.huggingface import config_from_hf, config_of_weights
 
     if checkpoint.remote is None:
-        return config_from_hf(config_file(checkpoint.location))
+        return config_of_weights(checkpoint.location)
     with tempfile.TemporaryDirectory() as folder:
         cache.fetch_config(checkpoint.remote, Path(folder))
         return config_from_hf(Path(folder) / "config.json")

@@ -93,7 +93,7 @@ EASYLM = WeightFormat(
     r"(?!LICENSE|NOTICE|README|Makefile|Dockerfile)[^.]+|.+\.(msgpack|stream)",
     read_easylm,
     recognises=is_easylm,
-    family=EASYLM_LLAMA,
+    families=(EASYLM_LLAMA,),
 )
 
 

@@ -17,10 +17,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fineline_jax.atomic_files import atomic_folder
 from fineline_jax.checkpoints.formats.host_copy import PIECE, copy, in_threads, new_array
-from fineline_jax.checkpoints.formats.lazy_tensor import BFLOAT16, Tensor
+from fineline_jax.checkpoints.formats.lazy_tensor import BFLOAT16, Tensor, box
 from fineline_jax.checkpoints.formats.safetensors_files import SAFETENSORS, write_safetensors
 from fineline_jax.checkpoints.formats.trainers.quantized import check_method, dequantized
-from fineline_jax.checkpoints.formats.weight_files import Weights, config_file, open_weights
+from fineline_jax.checkpoints.formats.weight_files import Weights, config_file, open_weights, trainer_format
+from fineline_jax.checkpoints.formats.weight_format import WeightFormat
 from fineline_jax.errors import UserError, reading
 from fineline_jax.models import decoder, families
 from fineline_jax.models.config import ModelConfig
@@ -57,13 +58,20 @@ def config_from_hf(path: Path) -> ModelConfig:
     return _read_config(path)[1]
 
 
-def _read_config(path: Path, of: Weights | None = None) -> tuple[Family, ModelConfig, dict[str, Any]]:
-    """And how the weights are quantized. of: weights whose format knows the family, or all that the file would say."""
-    unnamed, made = (of.format.family, of.format.config) if of else (None, None)
+def config_of_weights(folder: Path) -> ModelConfig:
+    """The model of weight files: of their config.json, or as their format says. Raises UserError."""
+    one = trainer_format(folder)
+    return _read_config(config_file(folder), one and (one, folder))[1]
+
+
+def _read_config(path: Path, of: tuple[WeightFormat, Path] | None = None) -> tuple[Family, ModelConfig, dict[str, Any]]:
+    """And how the weights are quantized. of: the format of weights, which may know the family or all that the file
+    would say, and where they lie."""
     with reading(path, "give a folder with a Hugging Face config.json, or fetch the file again", "not valid JSON"):
-        raw = made(of.location) if of and made and not path.exists() else json.loads(path.read_bytes())
-    if unnamed and isinstance(raw, dict) and not raw.get("architectures"):
-        raw["architectures"] = [unnamed.architectures[0]]
+        made = of[0].config if of and not path.exists() else None
+        raw = made(of[1]) if of and made else json.loads(path.read_bytes())
+    if of and of[0].families and isinstance(raw, dict) and not raw.get("architectures"):
+        raw["architectures"] = [of[0].families[0].architectures[0]]
     how: dict[str, Any] = {}
     if isinstance(raw, dict) and isinstance(raw.get("quantization_config"), dict):
         how = raw.pop("quantization_config")
@@ -89,12 +97,16 @@ def load_hf(
     if isinstance(config, ModelConfig):
         family = families.of_config(config)
     else:
-        family, config, how = _read_config(config or config_file(folder), weights)
+        family, config, how = _read_config(config or config_file(folder), (weights.format, folder))
         if how:
             weights = dataclasses.replace(weights, tensors=dequantized(weights.tensors, how))
     layout = _layout(weights, family)
     leaves: dict[str, Any] = flatten_dict(decoder.abstract_params(config, mesh, jnp.dtype(dtype or "float32")), sep=".")
     lines = present(layout.lines(config), leaves)
+    if weights.format.padded_vocabulary:
+        for name in {weight.hf for weight in lines if weight.ours in ("embed", "head")} & weights.tensors.keys():
+            if len((tensor := weights.tensors[name]).shape) == 2 and tensor.shape[0] > config.vocab_size:
+                weights.tensors[name] = box(tensor, (0, 0), (config.vocab_size, tensor.shape[1]))
     expected = _expected(weights, lines, leaves)
     weights = _by_expected_names(weights, layout, expected)
     _check_tensors(weights, layout, config, expected, leaves)
@@ -142,13 +154,13 @@ def export_hf(
 
 def _layout(weights: Weights, family: Family) -> Family:
     """The family with the names that the files have for its tensors."""
-    only = weights.format.family
-    if only is not None and only.name != family.name:
+    known = {one.name: one for one in weights.format.families} or {family.name: family}
+    if family.name not in known:
         raise UserError(
-            f"{weights.location}: {weights.format.label} hold models of family {only.name}, config.json means"
+            f"{weights.location}: {weights.format.label} hold models of family {', '.join(known)}, config.json means"
             f" {family.name}; check it"
         )
-    return only or family
+    return known[family.name]
 
 
 WRAPPERS = re.compile(r"(?:(?<=\.)|^)(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")

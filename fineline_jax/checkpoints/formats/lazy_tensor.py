@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import mmap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import ml_dtypes
@@ -117,6 +117,34 @@ def permuted(tensor: Tensor, order: np.ndarray) -> ComputedTensor:
         return tensor[(slice(int(rows.min()), int(rows.max()) + 1), *index[1:])][rows - rows.min()]
 
     return ComputedTensor(tensor.name, tensor.file, tensor.dtype, tensor.shape, read)
+
+
+def box(tensor: Tensor, starts: Sequence[int], shape: Sequence[int]) -> ComputedTensor:
+    """The part of the tensor of that shape whose first index along each axis is in `starts`."""
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        return tensor[[slice(part.start + start, part.stop + start) for part, start in zip(index, starts, strict=True)]]
+
+    return ComputedTensor(tensor.name, tensor.file, tensor.dtype, tuple(shape), read)
+
+
+def unstacked(tensors: Mapping[str, Tensor], axis: int = 0) -> dict[str, Tensor]:
+    """The tensors, a decoder.layers.NAME of all layers as decoder.layers.0.NAME and so on. axis: of the layers."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        before, stack, inner = name.partition("decoder.layers.")
+        if not stack or inner[:1].isdigit() or len(tensor.shape) <= axis:
+            found[name] = tensor
+            continue
+        shape = (*tensor.shape[:axis], *tensor.shape[axis + 1 :])
+        for layer in range(tensor.shape[axis]):
+
+            def read(index: tuple[slice, ...], of: Tensor = tensor, layer: int = layer) -> np.ndarray:
+                return of[[*index[:axis], slice(layer, layer + 1), *index[axis:]]].squeeze(axis)
+
+            one = f"{before}{stack}{layer}.{inner}"
+            found[one] = ComputedTensor(one, tensor.file, tensor.dtype, shape, read)
+    return found
 
 
 def row_major(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:

@@ -12,17 +12,18 @@ from fineline_jax.checkpoints.formats.torch_bin import TORCH_BIN
 from fineline_jax.checkpoints.formats.trainers import lora
 from fineline_jax.checkpoints.formats.trainers.gguf import GGUF
 from fineline_jax.checkpoints.formats.trainers.llama2c import LLAMA2C
+from fineline_jax.checkpoints.formats.trainers.megatron import MEGATRON
 from fineline_jax.checkpoints.formats.trainers.nanotron import NANOTRON
 from fineline_jax.checkpoints.formats.trainers.neox import NEOX
 from fineline_jax.checkpoints.formats.trainers.torch_distributed import DCP
 from fineline_jax.checkpoints.formats.weight_format import WeightFormat
 from fineline_jax.errors import UserError, reading, refuse_lfs_pointer
 
-FORMATS = (SAFETENSORS, TORCH_BIN, DCP, NEOX, NANOTRON, GGUF, LLAMA2C, EASYLM)
+FORMATS = (SAFETENSORS, TORCH_BIN, *MEGATRON, DCP, NEOX, NANOTRON, GGUF, LLAMA2C, EASYLM)
 """In the order in which they are preferred. A file of unknown suffix is read as the last."""
 FIXED_NAMES = tuple(name for one in FORMATS if one.single for name in (one.single, one.index))
 """Names that a folder of weights is recognised by, and that can be asked for where nothing is listed."""
-KNOWN = ", ".join(one.label for one in FORMATS)
+KNOWN = ", ".join(dict.fromkeys(one.label for one in FORMATS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +58,19 @@ def weight_files(folder: Path) -> list[Path]:
     return located[0] if located else []
 
 
+def trainer_format(folder: Path) -> WeightFormat | None:
+    """The format of `folder` where that needs several files, as a trainer writes them."""
+    return next((one for one in FORMATS if one.key and (folder / one.key).is_file()), None)
+
+
 def config_file(folder: Path) -> Path:
-    """The config.json of the weights of `folder`, or of the file `folder`; of an adapter that of its base."""
+    """The config.json of the weights of `folder`, or of the file `folder`; of an adapter that of its base. Of a folder
+    of a trainer it may lie above, for all checkpoints."""
     if (how := lora.adapter_of(folder)) is not None:
         return config_file(lora.base_of(folder, how))
-    return (folder.parent if folder.is_file() else folder) / "config.json"
+    here = (folder.parent if folder.is_file() else folder) / "config.json"
+    above = folder.parent / "config.json"
+    return above if not here.is_file() and above.is_file() and trainer_format(folder) else here
 
 
 def open_weights(folder: Path) -> Weights:

@@ -33,9 +33,11 @@ class WeightFormat:
     pattern as paths in the folder, and hold their data."""
     config: Callable[[Path], dict[str, Any]] | None = None
     """What config.json says, of a folder or file without one."""
-    family: Family | None = None
-    """The only family of models in such files, with the names and axes that its tensors have there; None: any family,
+    families: tuple[Family, ...] = ()
+    """The only families of models in such files, with the names and axes that their tensors have there; (): any family,
     as in Hugging Face's folders."""
+    padded_vocabulary: bool = False
+    """Whether the embedding and the head may have rows behind those of the vocabulary, which are left out."""
 
     @property
     def index(self) -> str:

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from fineline_jax.checkpoints.formats.trainers import megatron
 from fineline_jax.errors import reading
 
 _STEP = r"(?:(?:step|iter)[-_]?|checkpoint[-_])(\d+)(k?)(?![\d.])"
@@ -28,14 +29,16 @@ def parse_name(name: str) -> tuple[int | None, int | None]:
 
 
 def step_and_tokens(folder: Path) -> tuple[int | None, int | None]:
-    """Of a folder with weights: as its trainer_state.json says, else as its name does (`parse_name`).
+    """Of a folder with weights: as its trainer_state.json or Megatron-LM's own file says, else as its name does
+    (`parse_name`).
 
-    Raises UserError naming a trainer_state.json that cannot be read.
+    Raises UserError naming such a file that cannot be read.
     """
     named_step, named_tokens = parse_name(folder.name)
     file = folder / "trainer_state.json"
     if not file.is_file():
-        return named_step, named_tokens
+        step, tokens = megatron.step_and_tokens(folder)
+        return (named_step if step is None else step), tokens or named_tokens
     with reading(file, "repair or remove it", "not a state of transformers' Trainer"):
         state = json.loads(file.read_bytes())
         step, tokens = int(state["global_step"]), int(state.get("num_input_tokens_seen") or 0)

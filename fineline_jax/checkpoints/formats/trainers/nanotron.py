@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fineline_jax.checkpoints.formats.lazy_tensor import ComputedTensor, Tensor, joined, permuted
+from fineline_jax.checkpoints.formats.lazy_tensor import Tensor, box, joined, permuted
 from fineline_jax.checkpoints.formats.safetensors_files import read_safetensors
 from fineline_jax.checkpoints.formats.trainers.gguf import rotary_rows
 from fineline_jax.checkpoints.formats.weight_format import WeightFormat
@@ -78,7 +78,7 @@ NANOTRON = WeightFormat(
     read_nanotron,
     key=KEY,
     config=config_of,
-    family=NANOTRON_LLAMA,
+    families=(NANOTRON_LLAMA,),
 )
 
 
@@ -97,10 +97,7 @@ def _whole(name: str, files: list[Path]) -> Tensor:
                 (begins, sizes), (there, same) = map(_box, pair.split("#"), (tensor.shape, shape))
                 if sizes != same:
                     raise ValueError(f"{pair} pairs boxes of two sizes")
-                read = lambda index, of=tensor, begins=begins: of[
-                    [slice(part.start + begin, part.stop + begin) for part, begin in zip(index, begins)]
-                ]
-                pieces.append((there, ComputedTensor(name, file, tensor.dtype, tuple(sizes), read)))
+                pieces.append((there, box(tensor, begins, sizes)))
     if sum(math.prod(box.shape) for _, box in pieces) != math.prod(shape):
         raise UserError(
             f"{files[0].parent}: tensor {name} is not covered once by its files; keep all of one run's ranks"

@@ -8,16 +8,14 @@ import pandas as pd
 from fineline_jax.facts.metrics import metric_of
 from fineline_jax.trajectories.curves.split import Points, split
 from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic, shots_of, size_of
-from fineline_jax.trajectories.statistics.inference import interval
-from fineline_jax.trajectories.statistics.laws import FORMS, Run, predict
+from fineline_jax.trajectories.statistics.laws import FORMS, PARAMETERS, Run, fit, resampled
 
 TOLERANCE = 0.02
 """Error of the back-test above which a forecast is refused."""
 FEWEST_SIZES = 4
 CLEAR = 2.0
 """Standard errors above guessing that the best run to fit must be: what is at chance has no law."""
-PARAMETERS = {"flops": 3, "size_tokens": 5, "direct": 2}
-"""Of the law of each form; one with more of them than sizes to fit is not tried."""
+DRAWS = 200
 KEPT, REFUSED, DECLINED = "kept", "refused", "declined"
 
 
@@ -25,48 +23,49 @@ def forecast(runs: Sequence[Run], held: Sequence[Run], forms: Sequence[str] = FO
     """Columns `form` to `verdict` of SCALING for runs of several sizes and the held-out runs of a larger one.
 
     The form is the one that, fitted without the largest size of `runs`, predicts that size best, of those that have no
-    more parameters than there are sizes to fit. The interval is a
-    jackknife over sizes (Efron, Tibshirani 1993, ch. 11), Student's t. Errors are means over runs of a size.
+    more parameters than there are sizes to fit. It is refused where it missed that size by more than TOLERANCE, or by
+    no less than the best run of those fitted did. The interval is that of `laws.resampled`. Errors are of means over
+    the runs of a size.
     """
     sizes = sorted({run.parameters for run in runs})
     if len(sizes) < FEWEST_SIZES - 1:
         return {"verdict": DECLINED, "reason": f"fewer than {FEWEST_SIZES} sizes"}
-    last = [run for run in runs if run.parameters == sizes[-1]]
-    before = [run for run in runs if run.parameters < sizes[-1]]
+    last, before = _apart(runs, sizes[-1])
     tests = {}
     for form in forms:
         if PARAMETERS[form] > len(sizes) - 1:
             continue
         try:
-            tests[form] = abs(_predicted(form, before, last) - float(np.mean([run.end[4] for run in last])))
+            tests[form] = abs(float(fit(form, before)(_ends(last)).mean()) - _score(last))
         except ValueError:
             continue
     if not tests:
         return {"verdict": DECLINED, "reason": "no form can be fitted to so few runs"}
     form = min(tests, key=tests.__getitem__)
-    predicted, measured = _predicted(form, runs, held), float(np.mean([run.end[4] for run in held]))
-    row = {
-        "form": form, "backtest": tests[form], "predicted": predicted, "measured": measured,
-        "error": abs(predicted - measured), "best_small": max((run.end[4] for run in runs), default=np.nan),
-    }  # fmt: skip
-    row["error_of_best_small"] = abs(row["best_small"] - measured)
+    law, best = fit(form, runs), float(_ends(runs)[:, 4].max())
+    row = {"form": form, "backtest": tests[form], "backtest_of_best": abs(_ends(before)[:, 4].max() - _score(last))}
+    row |= {"predicted": float(law(_ends(held)).mean()), "measured": _score(held), "best_small": best}
+    row["error"], row["error_of_best_small"] = abs(row["predicted"] - row["measured"]), abs(best - row["measured"])
     if tests[form] > TOLERANCE:
         return row | {"verdict": REFUSED, "reason": f"the back-test was wrong by more than {TOLERANCE:g}"}
-    left_out = []
-    for size in sizes:
-        try:
-            left_out.append(_predicted(form, [run for run in runs if run.parameters != size], held))
-        except ValueError:
-            break
-    if len(left_out) == len(sizes):
-        count = len(sizes)
-        stderr = float(np.sqrt((count - 1) / count * ((np.array(left_out) - np.mean(left_out)) ** 2).sum()))
-        row["low"], row["high"] = interval(predicted, stderr, count - 1)
+    if tests[form] >= row["backtest_of_best"]:
+        return row | {"verdict": REFUSED, "reason": "in the back-test the best smaller run was as near"}
+    drawn = resampled(law, runs, held, DRAWS, np.random.default_rng(0))
+    row["low"], row["high"] = np.quantile([row["predicted"], *drawn], [0.025, 0.975])
     return row | {"verdict": KEPT, "reason": ""}
 
 
-def _predicted(form: str, runs: Sequence[Run], held: Sequence[Run]) -> float:
-    return float(np.mean([predict(form, runs, *run.end[:3]) for run in held]))
+def _apart(runs: Sequence[Run], size: float) -> tuple[list[Run], list[Run]]:
+    """(those of that size, the smaller ones)."""
+    return [run for run in runs if run.parameters == size], [run for run in runs if run.parameters < size]
+
+
+def _ends(runs: Sequence[Run]) -> np.ndarray:
+    return np.array([run.end for run in runs], float)
+
+
+def _score(runs: Sequence[Run]) -> float:
+    return float(_ends(runs)[:, 4].mean())
 
 
 def scaling(table: pd.DataFrame) -> pd.DataFrame:
@@ -91,7 +90,7 @@ def scaling(table: pd.DataFrame) -> pd.DataFrame:
         runs = [_run(curve, sizes[name]) for name, curve in of_series.items()]
         row: dict = {"metric": metric, "task": task}
         largest = max(run.parameters for run in runs)
-        small, held = [r for r in runs if r.parameters < largest], [r for r in runs if r.parameters == largest]
+        held, small = _apart(runs, largest)
         row |= {"shots": shot if several else "", "runs": len(small), "held_out": largest}
         row |= {"sizes": len({run.parameters for run in small})}
         rows.append(row | _decide([c for name, c in of_series.items() if sizes[name] < largest], small, held))
@@ -101,7 +100,7 @@ def scaling(table: pd.DataFrame) -> pd.DataFrame:
 def _decide(curves: list[Points], small: list[Run], held: list[Run]) -> dict:
     if not small:
         return {"verdict": DECLINED, "reason": f"fewer than {FEWEST_SIZES} sizes"}
-    ends = np.array([run.end[4] for run in small])
+    ends = _ends(small)[:, 4]
     chance = np.nan_to_num([curve.chance for curve in curves]).max()
     error = np.nan_to_num(np.concatenate([curve.stderr for curve in curves])).max()
     if not (ends > 0).all() or ends.max() <= chance + CLEAR * error:
@@ -126,20 +125,22 @@ SCALING = Statistic(
         Column("held_out", "parameters", "size of the model that is predicted"),
         Column("form", "", "the form that a back-test on the next smaller size chose", "where declined"),
         Column("backtest", "score", "its error there", "where declined"),
+        Column("backtest_of_best", "score", "error there of the best smaller run's score", "where declined"),
         Column("predicted", "score", "score predicted for that size", "where declined", ("low", "high")),
-        *Column.ends("score", "unless kept", "a jackknife over sizes"),
+        *Column.ends("score", "unless kept", "a bootstrap over sizes: of the measured score"),
         Column("measured", "score", "what it scored, mean of the last checkpoints", "where declined"),
         Column("error", "score", "distance of prediction and score", "where declined"),
         Column("best_small", "score", "best score of the smaller runs", "where declined"),
         Column("error_of_best_small", "score", "distance of that from the held-out score", "where declined"),
-        Column("verdict", "", "kept, refused, declined"),
+        Column("verdict", "", "kept (nearer than the best smaller run, one size before), refused, declined"),
         Column("reason", "", "why refused or declined", "where kept"),
     ),
     "OLMo ladder, arXiv 2412.04403 (two steps); arXiv 2512.08894 (direct)",
     definition="A power law of −log score in operations, fitted on all sizes but the largest, predicts that one; it is "
-    "refused where it missed the next smaller size, predicted from those below, by more than 2 points.",
-    caveat="A small error is worth nothing where the best small run is as near. Operations are 6 times the parameters "
-    "that the name states times tokens.",
+    "refused where it missed the next smaller size, predicted from those below, by more than 2 points or by as "
+    "much as the best of them.",
+    caveat="Kept says that the form was nearer than the best smaller run one size before, not that it will be again. "
+    "Operations are 6 times the parameters that the name states times tokens.",
     chart=Chart("predicted", panel="metric"),
     count="runs",
 )

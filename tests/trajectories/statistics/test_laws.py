@@ -5,9 +5,17 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import optimize
+from scipy import optimize, stats
 
-from fineline_jax.trajectories.statistics.laws import Run, fit_power_law, fit_sigmoid, predict
+from fineline_jax.trajectories.statistics.laws import (
+    Run,
+    fit,
+    fit_line_of_logarithms,
+    fit_power_law,
+    fit_sigmoid,
+    predict,
+    resampled,
+)
 
 
 def test_a_power_law_with_a_floor_is_found_again():
@@ -30,7 +38,7 @@ def test_without_a_floor_the_fit_is_a_line_of_logarithms():
     rng = np.random.default_rng(0)
     x = np.geomspace(1.0, 1e4, 30)[:, None]
     y = 5 * x[:, 0] ** -0.2 * np.exp(rng.normal(0, 2e-4, 30))  # inside Huber's quadratic part: least squares
-    law = fit_power_law(x, y, with_floor=False)
+    law = fit_line_of_logarithms(x[:, 0], y)
     slope, offset = np.polyfit(np.log(x[:, 0]), np.log(y), 1)
     assert law.exponent == pytest.approx([-slope], rel=1e-4)
     assert law.log_scale == pytest.approx([offset], rel=1e-4)
@@ -46,12 +54,12 @@ def test_the_line_of_logarithms_is_the_minimum_of_hubers_loss():
         r = np.abs(p[0] - p[1] * np.log(x[:, 0]) - np.log(y))
         return np.where(r <= 1e-3, r**2 / 2, 1e-3 * (r - 0.5e-3)).mean()
 
-    law = fit_power_law(x, y, with_floor=False)
+    law = fit_line_of_logarithms(x[:, 0], y)
     assert law.objective == pytest.approx(huber([law.log_scale[0], law.exponent[0]]), rel=1e-9)
     best = min(optimize.minimize(huber, [a, b], method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-14}).fun
                for a in (0.5, 0.8) for b in (0.2, 0.3, 0.4))  # fmt: skip
     assert law.objective <= best * (1 + 1e-4)
-    rising = fit_power_law(x, x[:, 0] ** 0.2, with_floor=False)
+    rising = fit_line_of_logarithms(x[:, 0], x[:, 0] ** 0.2)
     assert rising.exponent[0] == 0.0  # an exponent is at least 0
 
 
@@ -104,6 +112,65 @@ def test_every_form_extrapolates_what_it_describes_to_the_next_size(form):
     parameters, tokens, flops, _, score = made(4e9, 4e9 * 60).end
     assert score > max(run.end[4] for run in runs) + 0.01
     assert predict(form, runs, parameters, tokens, flops) == pytest.approx(score, abs=0.005)
+
+
+def with_errors(form: str, sizes: int, lengths: int, rng, of_size: float, of_run: float) -> list[list[Run]]:
+    """Runs of sizes that double, and of one four times the largest: each size and each run misses the law of the first
+    step by a normal error of its logarithm, each size that of the second step by a fifth as many points."""
+    found = []
+    for parameters in [*(2e8 * 2.0 ** np.arange(sizes)), 2e8 * 2.0 ** (sizes + 1)]:
+        size_error, second_error, runs = *rng.normal(0, [of_size, of_size / 5]), []
+        for ratio in (20, 40, 100, 200)[:lengths]:
+            at = np.linspace(ratio * parameters / 10, ratio * parameters, 10)
+            factor = np.exp(size_error + rng.normal(0, of_run))
+            if form == "direct":
+                loss, score = np.ones(10), np.exp(-900 * (6 * parameters * at) ** -0.16 * factor)
+            else:
+                loss = (2.0e3 * (6 * parameters * at) ** -0.19 + 0.3) * factor
+                score = -0.7 / (1 + np.exp(-5 * (loss - 0.9))) + 0.97 + second_error + rng.normal(0, 0.003, 10)
+            runs.append(Run("size", parameters, 6 * parameters, at, loss, score, averaged=1))
+        found.append(runs)
+    return found
+
+
+def test_the_bootstrap_of_a_line_is_students_interval_of_a_prediction():
+    """Errors of 2e-4 are inside Huber's square, so that the fit is ordinary least squares with a run per size: half an
+    interval is t s sqrt(1 + 1/n + (x - mean x)^2 / Sxx) of log(-log score) (Draper, Smith 1998, 1.4)."""
+    sets = with_errors("direct", 6, 1, np.random.default_rng(3), 2e-4, 0.0)
+    small, held = [run for runs in sets[:-1] for run in runs], sets[-1]
+    drawn = np.log(-np.log(resampled(fit("direct", small), small, held, 20_000, np.random.default_rng(0))))
+    x, y = (
+        np.array([of(run.end) for run in small]) for of in (lambda e: np.log(e[2]), lambda e: np.log(-np.log(e[4])))
+    )
+    line = np.polyfit(x, y, 1)
+    scatter = np.sqrt(((y - np.polyval(line, x)) ** 2).sum() / 4)
+    far = np.log(held[0].end[2])
+    half = stats.t.ppf(0.975, 4) * scatter * np.sqrt(1 + 1 / 6 + (far - x.mean()) ** 2 / ((x - x.mean()) ** 2).sum())
+    expected = np.polyval(line, far) + half * np.array([-1, 1])
+    assert np.quantile(drawn, [0.025, 0.975]) == pytest.approx(expected, abs=0.06 * half)
+
+
+def covered(form: str, sizes: int, lengths: int, of_size: float, of_run: float, *, repeats: int, draws: int) -> float:
+    rng, inside = np.random.default_rng(1), 0
+    for _ in range(repeats):
+        sets = with_errors(form, sizes, lengths, rng, of_size, of_run)
+        small = [run for runs in sets[:-1] for run in runs]
+        drawn = resampled(fit(form, small), small, sets[-1], draws, rng)
+        low, high = np.quantile(drawn, [0.025, 0.975])
+        inside += low <= np.mean([run.end[4] for run in sets[-1]]) <= high
+    return inside / repeats
+
+
+@pytest.mark.parametrize(("lengths", "of_size", "of_run"), [(1, 0.02, 0.0), (4, 0.02, 0.005), (4, 0.0, 0.02)])
+def test_the_interval_of_the_direct_form_holds_the_larger_runs_score(lengths, of_size, of_run):
+    """At a nominal 95 %, at least 89 of 100 (fewer has probability .01), with errors of sizes and of runs."""
+    assert covered("direct", 5, lengths, of_size, of_run, repeats=100, draws=100) >= 0.89
+
+
+@pytest.mark.slow
+def test_the_interval_of_two_steps_holds_the_larger_runs_score():
+    """At least 35 of 40 (fewer has probability .02 at a coverage of 95 %)."""
+    assert covered("flops", 5, 4, 0.01, 0.003, repeats=40, draws=60) >= 35 / 40
 
 
 def test_the_direct_form_has_no_floor():

@@ -3,9 +3,8 @@
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
 
-from fineline_jax.trajectories.statistics.laws import Run, predict
+from fineline_jax.trajectories.statistics.laws import Run
 from fineline_jax.trajectories.statistics.scaling import SCALING, forecast, scaling
 
 SIZES = (7e7, 1.6e8, 4.1e8, 1e9, 3e9)
@@ -37,17 +36,16 @@ def test_a_planted_law_predicts_the_largest_size():
     assert list(scaling(family()).columns) == [column.name for column in SCALING.columns]
 
 
-def test_the_interval_is_a_jackknife_over_sizes():
-    rng = np.random.default_rng(0)
-    runs = []
-    for size in SIZES:
-        tokens = np.array([10 * size, 20 * size])
-        values = score(size, tokens) + rng.normal(0, 0.004)
-        runs.append(Run("", size, 6 * size, tokens, np.full(2, np.nan), values, 1))
-    row = forecast(runs[:4], runs[4:], ("direct",))
-    out = [predict("direct", [r for r in runs[:4] if r is not left], *runs[4].end[:3]) for left in runs[:4]]
-    stderr = np.sqrt(3 / 4 * ((np.array(out) - np.mean(out)) ** 2).sum())
-    assert row["high"] - row["predicted"] == pytest.approx(stats.t.ppf(0.975, 3) * stderr)
+def test_what_the_best_smaller_run_predicts_as_well_is_refused():
+    """170M has the score of 140M: there the best smaller run is exact, and the law misses by what it did not gain."""
+    sizes = (7e7, 1e8, 1.4e8, 1.7e8, 4e8)
+    table = family(sizes)
+    ends = [score(size, np.linspace(0, 20 * size, 9)[1:])[-2:].mean() for size in sizes]
+    table.loc[table.series == "m-170m", "value"] = ends[2]
+    row = scaling(table).iloc[0]
+    assert row.backtest_of_best == pytest.approx(0.0)
+    assert row.backtest == pytest.approx(ends[3] - ends[2], abs=0.003) and row.backtest < 0.02
+    assert row.verdict == "refused" and "best smaller run" in row.reason and np.isnan(row.low)
 
 
 def test_what_missed_the_next_smaller_size_is_refused():

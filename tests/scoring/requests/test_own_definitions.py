@@ -95,6 +95,8 @@ def test_columns_templates_and_texts_that_are_a_choice_count_as_in_lm_eval(chang
     (("better: true", "better: false"), "metric 'acc': higher_is_better is true"),
     (("better: true", "better: 'yes'"), "metric 'acc': higher_is_better is true"),
     (("[{metric: acc,", "[{metrik: acc,"), "metric_list must be a list of entries"),
+    (("doc_to_target: right", ""), "has no key 'doc_to_target'; add it"),
+    (("doc_to_choice: ends", ""), "has no key 'doc_to_choice'; add it"),
     (("choice: ends", "choise: ends"), "unknown key 'doc_to_choise'; did you mean doc_to_choice"),
 ])  # fmt: skip
 def test_a_slip_is_named_with_its_file(change, message) -> None:
@@ -153,6 +155,8 @@ def test_a_group_of_ones_own(place) -> None:
         made(group.replace("acc}", "acuracy}"), "g.yaml")
     with pytest.raises(UserError, match=r"^g\.yaml: task 'parity' has the unknown key 'num_shots'"):
         made(f"{group}num_shots: 1\n", "g.yaml")
+    with pytest.raises(UserError, match=r"^g\.yaml: it lists task 'parrity', which no file defines; correct it"):
+        made(group.replace("[parity]", "[parity, parrity]"), "g.yaml")
     within = GOOD.replace("task: parity", "task: inner").replace("target: right", "target: rigth")
     entry = "\n".join(f"    {line}" for line in within.strip().splitlines())
     with pytest.raises(UserError, match=r"^h\.yaml: task 'outer::inner', doc_to_target: 'rigth' is no column"):

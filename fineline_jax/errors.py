@@ -42,8 +42,8 @@ LFS_POINTER = "{}: a git LFS pointer, not the file itself; run `git lfs pull` in
 def reading(path: Path, remedy: str = "fetch it again", what: str = "cannot be read") -> Iterator[None]:
     """What a reader raises for a file that is damaged, cut short or gone, as one UserError that names `path`.
 
-    Of Python, NumPy, zlib and gzip, and Arrow with its zstd; an error of another kind is a fault of this program and
-    passes. A git LFS pointer in place of the file is called one.
+    Of Python, NumPy, zlib and gzip, YAML, and Arrow with its zstd; an error of another kind is a fault of this program
+    and passes. A git LFS pointer in place of the file is called one.
     """
     try:
         yield
@@ -51,7 +51,7 @@ def reading(path: Path, remedy: str = "fetch it again", what: str = "cannot be r
         raise
     except Exception as error:
         known = isinstance(error, (*_OF_READERS, zlib.error, NotImplementedError, MemoryError))
-        if not known and not type(error).__module__.startswith("pyarrow"):
+        if not known and not type(error).__module__.startswith(("pyarrow", "yaml")):
             raise
         refuse_lfs_pointer(path)
         reason = (isinstance(error, OSError) and error.strerror) or f"{type(error).__name__}: {error}"

@@ -12,6 +12,7 @@ from fineline_jax.checkpoints.formats.torch_bin import TORCH_BIN
 from fineline_jax.checkpoints.formats.trainers import lora
 from fineline_jax.checkpoints.formats.trainers.gguf import GGUF
 from fineline_jax.checkpoints.formats.trainers.llama2c import LLAMA2C
+from fineline_jax.checkpoints.formats.trainers.maxtext import MAXTEXT
 from fineline_jax.checkpoints.formats.trainers.megatron import MEGATRON
 from fineline_jax.checkpoints.formats.trainers.nanotron import NANOTRON
 from fineline_jax.checkpoints.formats.trainers.neox import NEOX
@@ -19,7 +20,7 @@ from fineline_jax.checkpoints.formats.trainers.torch_distributed import DCP
 from fineline_jax.checkpoints.formats.weight_format import WeightFormat
 from fineline_jax.errors import UserError, reading, refuse_lfs_pointer
 
-FORMATS = (SAFETENSORS, TORCH_BIN, *MEGATRON, DCP, NEOX, NANOTRON, GGUF, LLAMA2C, EASYLM)
+FORMATS = (SAFETENSORS, TORCH_BIN, *MEGATRON, MAXTEXT, DCP, NEOX, NANOTRON, GGUF, LLAMA2C, EASYLM)
 """In the order in which they are preferred. A file of unknown suffix is read as the last."""
 FIXED_NAMES = tuple(name for one in FORMATS if one.single for name in (one.single, one.index))
 """Names that a folder of weights is recognised by, and that can be asked for where nothing is listed."""

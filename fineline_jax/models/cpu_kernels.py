@@ -1,7 +1,7 @@
 """Linear layers and SwiGLU with derivatives written out: for XLA's CPU backend, and on every other platform so that a
 weight's gradient is scattered as it is summed.
 
-Both keep for the backward pass what they were given and nothing else; a weight is gathered there again.
+Both keep for the backward pass what they were given and nothing else.
 """
 
 import functools
@@ -10,6 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from fineline_jax.mesh import BATCH, scattered_sum
@@ -22,17 +23,14 @@ Arrays = tuple[jax.Array, ...]
 def linears(subscripts: str, out: jax.P, x: Float[Array, "batch length ..."], weights: Arrays) -> Arrays:
     """`jnp.einsum(subscripts, x, weight, out_sharding=out)` of activations and each weight, which has the features of x
     before those of the output. A weight lies as the parameters do and may have another dtype: it is gathered and cast
-    here (ZeRO-3)."""
-    return tuple(map(jnp.asarray, _linears(subscripts, out, x, weights)))
+    here (ZeRO-3). A policy of recomputation without "gathered" gathers it for the backward pass once more."""
+    whole = tuple(checkpoint_name(gathered(jax.lax.stop_gradient(weight), x.dtype), "gathered") for weight in weights)
+    return tuple(map(jnp.asarray, _linears(subscripts, out, x, weights, whole)))
 
 
 def linear(subscripts: str, out: jax.P, x: Float[Array, "batch length ..."], weight: jax.Array) -> jax.Array:
     """`linears` of one weight."""
     return linears(subscripts, out, x, (weight,))[0]
-
-
-def plain_linears(subscripts: str, out: jax.P, x: jax.Array, weights: Arrays) -> Arrays:
-    return tuple(jnp.einsum(subscripts, x, gathered(weight, x.dtype), out_sharding=out) for weight in weights)
 
 
 def gathered(weight: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -42,15 +40,17 @@ def gathered(weight: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return jax.reshard(cast, without_fsdp(jax.typeof(cast).sharding.spec))
 
 
-_linears = jax.custom_vjp(plain_linears, nondiff_argnums=(0, 1))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _linears(subscripts: str, out: jax.P, x: jax.Array, weights: Arrays, whole: Arrays) -> Arrays:
+    return tuple(jnp.einsum(subscripts, x, weight, out_sharding=out) for weight in whole)
 
 
-def _linears_backward(subscripts: str, out: jax.P, saved: tuple[jax.Array, Arrays], gradients: Arrays):
+def _linears_backward(subscripts: str, out: jax.P, saved: tuple[jax.Array, Arrays, Arrays], gradients: Arrays):
     scattering = functools.partial(_scattering_linears_backward, subscripts)
-    return jax.lax.platform_dependent(*saved, gradients, cpu=_cpu_linears_backward, default=scattering)
+    return *jax.lax.platform_dependent(*saved, gradients, cpu=_cpu_linears_backward, default=scattering), None
 
 
-def _scattering_linears_backward(subscripts: str, x: jax.Array, weights: Arrays, gradients: Arrays):
+def _scattering_linears_backward(subscripts: str, x: jax.Array, weights: Arrays, whole: Arrays, gradients: Arrays):
     """Every device sums over its own rows; the sums over devices are scattered over fsdp. Einsum's own derivative is
     the whole gradient on every device, of which each then takes its part: twice the traffic."""
     of_x, of_w, of_y = subscripts.replace("->", ",").split(",")
@@ -73,13 +73,12 @@ def _scattering_linears_backward(subscripts: str, x: jax.Array, weights: Arrays,
         return mapped(x, y).astype(weight.dtype)
 
     parts = (
-        jnp.einsum(f"{of_y},{of_w}->{of_x}", y, gathered(weight, x.dtype), out_sharding=spec(x))
-        for weight, y in zip(weights, gradients)
+        jnp.einsum(f"{of_y},{of_w}->{of_x}", y, weight, out_sharding=spec(x)) for weight, y in zip(whole, gradients)
     )
     return functools.reduce(jnp.add, parts), tuple(map(of_weight, weights, gradients))
 
 
-def _cpu_linears_backward(x: jax.Array, weights: Arrays, gradients: Arrays):
+def _cpu_linears_backward(x: jax.Array, stored: Arrays, weights: Arrays, gradients: Arrays):
     """In einsum's own derivative batch and length are two axes summed over, for which XLA's CPU backend transposes an
     operand in memory; here they are one. Where the outputs are not split over `tensor`, one product makes the gradient
     of x from all outputs side by side, and one the gradients of all weights."""
@@ -90,7 +89,6 @@ def _cpu_linears_backward(x: jax.Array, weights: Arrays, gradients: Arrays):
     if len(weights) > 1 and jax.sharding.get_abstract_mesh().shape["tensor"] == 1:
         y_split = None
     flat = lambda array, shape, *split: jax.lax.reshape(array, shape, out_sharding=P(*split))
-    stored, weights = weights, tuple(gathered(weight, x.dtype) for weight in weights)
     flat_x = flat(x, (tokens, features), rows, x_split)
     ys = [flat(y, (tokens, y.size // tokens), rows, y_split) for y in gradients]
     ws = [flat(w, (features, w.size // features), x_split, y_split) for w in weights]
@@ -106,7 +104,7 @@ def _cpu_linears_backward(x: jax.Array, weights: Arrays, gradients: Arrays):
     return x_gradient, tuple(jax.reshard(g, spec(w)).astype(w.dtype) for g, w in zip(whole, stored))
 
 
-_linears.defvjp(lambda *args: (linears(*args), args[2:]), _linears_backward)
+_linears.defvjp(lambda *args: (_linears(*args), args[2:]), _linears_backward)
 
 
 @jax.custom_vjp

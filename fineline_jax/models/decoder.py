@@ -333,12 +333,11 @@ def take_tokens(flat_index: Int32[Array, "shards selected"], x: Float[Array, "ba
 def rematerialized(layer: Callable, remat: Remat) -> Callable:
     """`layer` with the activations named by the policy kept for the backward pass and the rest computed again."""
     policies = jax.checkpoint_policies
-    if remat == "none":
-        return layer
     # cuDNN's results inside JAX's own derivative have no name.
     of_cudnn = lambda primitive, *_, **__: primitive.name.startswith("dot_product_attention_fwd")
     save = lambda *names: policies.save_from_both_policies(policies.save_only_these_names(*names), of_cudnn)
     policy = {
+        "none": lambda primitive, *_, **given: primitive.name != "reshard" and given.get("name") != "gathered",
         "full": policies.nothing_saveable,
         "context": save("context"),
         "qkv_context": save("context", "qkv"),

@@ -22,6 +22,7 @@ from fineline_jax.trajectories.statistics.inference import interval
 FEWEST = 3
 """Sizes of a line; the back-test has one less."""
 TOLERANCE = 1.0
+"""Doublings: of the back-test's error, and of the tokens at the ends of runs that share a line."""
 KEPT, REFUSED, DECLINED = "kept", "refused", "declined"
 Drawn = tuple[np.ndarray, np.ndarray, bool]
 """(tokens [C], values [1 + draws, C] of which the first is the curve itself, higher is better; whether it rose)."""
@@ -55,6 +56,10 @@ def against_largest(runs: Mapping[float, Sequence[Drawn]]) -> Iterator[dict]:
         row |= _passing(runs[small], runs[large])
         if "reason" in row:
             yield row | {"verdict": DECLINED}
+            continue
+        ends = [float(tokens[-1]) for size in (*smaller[i:], large) for tokens, _, _ in runs[size]]
+        if max(ends) > 2**TOLERANCE * min(ends):
+            yield row | {"verdict": DECLINED, "reason": "runs of different lengths, each with a schedule of its own"}
             continue
         once = {size: [(tokens, values[:1], rose) for tokens, values, rose in runs[size]] for size in smaller[i:]}
         clocks = {size: _passing(once[small], once[size]) for size in smaller[i + 1 :]}
@@ -127,7 +132,7 @@ SIZE_CLOCKS = Statistic(
         *Column.estimate("tokens", "tokens", "of the large one at that score", "if it does not pass", prefix="tokens_"),
         Column("saved", "doublings", "log2(tokens_small / tokens)", "as tokens"),
         Column("seed_noise", "doublings", "standard deviation over seeds of the large one", "with one seed"),
-        Column("passed", "1", "sizes in between that pass it too: what is fitted", "as tokens"),
+        Column("passed", "1", "sizes in between that pass it too: what is fitted", "as tokens, or lengths differ"),
         *Column.estimate(
             "shift", "doublings", "tokens saved per doubling of parameters", f"with fewer than {FEWEST}",
             "Student's t of the line", prefix="shift_",
@@ -141,7 +146,8 @@ SIZE_CLOCKS = Statistic(
     "curves collapse under a shift of log tokens: Kaplan et al. 2020, arXiv 2001.08361, 4; errors as of task_order",
     definition="Tokens at which the largest run of a family first has the final score of a smaller one; beside it the "
     "tokens that a line in log parameters, through the sizes in between, predicts. It is refused where such a line "
-    "missed the next smaller size by more than a doubling.",
+    "missed the next smaller size by more than a doubling, and declined where runs end at tokens more than a factor of "
+    "two apart: each score then holds what the end of its own schedule gave.",
     caveat="Runs whose learning rate falls at the end have a final score that a longer run passes late. Intervals hold "
     "errors of questions; seed_noise says what another seed would change.",
     chart=Chart("tokens", panel="metric"),

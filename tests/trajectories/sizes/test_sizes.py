@@ -90,6 +90,22 @@ def test_a_size_out_of_line_is_refused_and_seeds_give_their_noise() -> None:
     assert row.seed_noise == pytest.approx(0.2 / np.sqrt(2), abs=2e-3) and row.error == pytest.approx(0.1, abs=2e-3)
 
 
+def test_runs_of_different_lengths_have_no_line() -> None:
+    """Sizes end at 8 to 64 billion tokens and gain .05 more in their last doubling, as where the learning rate falls at
+    the end; of equal lengths that gain is at the same tokens in all."""
+    table = family()
+    size = table.series.str.extract(r"m-(\d+)m")[0].astype(float)
+    own = table[table.tokens <= np.minimum(64, 8 * size / 100) * 1e9 * 1.001].copy()
+    last = own.groupby("series")["tokens"].transform("max")
+    own["value"] += 0.05 * np.clip(1 - np.log2(last / own["tokens"]), 0, 1)
+    apart = size_clocks(own)
+    assert set(apart.verdict) == {"declined"} and "different lengths" in apart.reason[0]
+    assert apart.tokens.notna().all() and np.isnan(apart.passed[0])
+    same = table[table.tokens > table.tokens.min()].copy()
+    same["value"] += 0.05 * np.clip(1 - np.log2(6.4e10 / same["tokens"]), 0, 1)
+    assert size_clocks(same).verdict[0] == "kept"
+
+
 def test_sizes_at_chance_or_never_passed_are_declined() -> None:
     chance = size_clocks(family(lambda size, values: 0.25 + 0 * values)).iloc[0]
     assert (chance.verdict, chance.reason) == ("declined", "the small one is at chance")
@@ -130,6 +146,16 @@ def test_sizes_that_decline_are_named() -> None:
     assert list(found.verdict) == ["the smaller sizes", "the larger sizes", "none", "some sizes"]
     assert list(found.declined) == ["70 M, 160 M", "410 M", "", "70 M, 410 M"] and set(found.sizes) == {3}
     assert list(found.reset_index().columns[1:]) == [c.name for c in SIZE_DECLINES.columns if c.name != "task"]
+
+
+def test_clocks_of_the_ladder_have_no_line_but_tokens(shared_data) -> None:
+    """Its runs of 20 tokens per parameter end at 3.8 to 57 billion tokens: 3B passes 190M, and nothing predicts it."""
+    folder = shared_data / "trajectories" / "olmo-ladder"
+    table = read_table([folder / f"{size}-1xC.csv" for size in ("190M", "370M", "760M", "1B", "3B")])
+    found = size_clocks(table[table["task"].str.startswith("hellaswag") & (table["metric"] == "acc_norm")])
+    assert set(found.verdict) == {"declined"} and found.predicted.isna().all()
+    smallest = found[found.small == "190 M"].iloc[0]
+    assert "different lengths" in smallest.reason and smallest.tokens > 0
 
 
 def test_clocks_of_pythia_predict_12b_better_where_they_are_kept(shared_data) -> None:

@@ -1,6 +1,7 @@
 """Checkpoints from one layout into the other: released weights into a run, a run's weights into a released layout."""
 
 import contextlib
+import dataclasses
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -142,13 +143,14 @@ def _check_tokenizer(source: Path, rows: int, ours: Path) -> None:
 
 def _claim(run: Path, recipe: Recipe, config: ModelConfig) -> None:
     """Make `run` the run of `recipe`, or make sure that it is one of the same model."""
-    if other := [f"model.{line}" for line in differences(recipe.model, config)]:
+    same = lambda model: dataclasses.replace(config, init_std=model.init_std)  # that is of fresh weights alone
+    if other := [f"model.{line}" for line in differences(recipe.model, same(recipe.model))]:
         raise UserError(
             f"the recipe {recipe.name} is of another model than the weights; correct {'; '.join(other[:8])}"
         )
     path = run / "recipe.json"
     if path.is_file():
-        if from_json(path).model != config:
+        if (model := from_json(path).model) != same(model):
             raise UserError(f"{run}: is a run of another model; give another folder")
         return
     left = f".{path.name}.*.partial"  # of an import that was killed

@@ -396,8 +396,10 @@ def test_a_run_keeps_its_tokenizer_with_its_settings_whatever_is_imported_into_i
 
 
 def test_one_file_of_weights_is_imported_with_a_model_a_dtype_and_further_state(released: Path, tmp_path: Path) -> None:
-    """Without a tokenizer; step 0 and unknown tokens, since its name says none."""
-    recipe = dataclasses.replace(convert._without_data("mine", CONFIG, None), name="goes on", tokens=640)
+    """Without a tokenizer; step 0 and unknown tokens, since its name says none. How fresh weights are drawn is the
+    recipe's own, and makes no other model."""
+    model = dataclasses.replace(CONFIG, init_std=0.5)
+    recipe = dataclasses.replace(convert._without_data("mine", model, None), name="goes on", tokens=640)
     given: list[Any] = []
 
     def more(of: Any, weights: Any) -> dict[str, Any]:

@@ -2,10 +2,10 @@
 
     python benchmarks/growth.py OUT [scoring] [traffic] [loader]
 
-scoring: seconds and tokens against checkpoints, documents, shots and choices, one varied at a time: made requests of
-random tokens, a random Llama as wide as the demo's. traffic: collectives of OpenLLaMA 7B's training step against chips
-that are not here (needs what `fineline plan` does). loader: windows per second against processes that read their rows
-of each batch. Times are the smaller of ROUNDS.
+scoring: seconds and tokens against checkpoints, documents, shots (the same for all documents, or drawn for each) and
+choices, one varied at a time: made requests of random tokens, a random Llama as wide as the demo's. traffic:
+collectives of OpenLLaMA 7B's training step against chips that are not here (needs what `fineline plan` does). loader:
+windows per second against processes that read their rows of each batch. Times are the smaller of ROUNDS.
 """
 
 import argparse
@@ -46,19 +46,19 @@ ROUNDS = 2
 VOCABULARY, CONTEXT, QUESTION, ANSWER = 1_024, 2_048, 60, 8
 BASE = {"checkpoints": 1, "documents": 400, "shots": 4, "choices": 4}
 AXES = {"checkpoints": (1, 2, 4, 8), "documents": (100, 200, 400, 800)}
-AXES |= {"shots": (0, 4, 8, 16), "choices": (2, 4, 8, 16)}
+AXES |= {"shots": (0, 4, 8, 16), "shots of each document": (0, 4, 8, 16), "choices": (2, 4, 8, 16)}
 DEVICES = (("v4", "v4-16 v4-32 v4-128 v4-512 v4-2048"), ("H100", "h100x8 h100x16 h100x64"))
 KINDS = ("all-gather", "reduce-scatter", "all-reduce")
 WINDOW, BATCH, STEPS, PROCESSES = 2_048, 64, 60, (1, 2, 4)
 Rows = list[dict[str, Any]]
 
 
-def requests(documents: int, shots: int, choices: int) -> RequestTokens:
-    """One task of random tokens: `shots` solved examples, the same for all documents, then a question of
-    QUESTION tokens; each of the choices is an answer of ANSWER tokens."""
+def requests(documents: int, shots: int, choices: int, drawn: bool) -> RequestTokens:
+    """One task of random tokens: `shots` solved examples, the same for all documents or drawn for each, then a question
+    of QUESTION tokens; each of the choices is an answer of ANSWER tokens."""
     rng = np.random.default_rng(0)
     made = lambda *shape: rng.integers(3, VOCABULARY, shape).astype(np.int32)
-    examples = made(1, shots * (QUESTION + ANSWER))
+    examples = made(documents if drawn else 1, shots * (QUESTION + ANSWER))
     contexts = np.hstack([np.broadcast_to(examples, (documents, examples.shape[1])), made(documents, QUESTION)])
     offsets = np.append(np.arange(documents + 1) * contexts.shape[1], contexts.size + 1)  # last: the prefix token
     answers = made(documents * choices, ANSWER)
@@ -78,9 +78,9 @@ def scoring() -> Iterator[tuple[str, Rows]]:
         mesh = scoring_mesh(MeshShape(), [series], "float32")
 
         def measured(axis: str, value: int) -> dict[str, Any]:
-            size = BASE | {axis: value}
+            size = BASE | {axis.partition(" ")[0]: value}
             checkpoints = size.pop("checkpoints")
-            asked = requests(**size)
+            asked = requests(**size, drawn=" " in axis)
             cost = prefix_tree.statistics(prefix_tree.plan(asked, CONTEXT))
             times = []
             for _ in range(ROUNDS):
@@ -173,6 +173,9 @@ def draw(tables: dict[str, Rows], lines: tuple[tuple[str, ...], ...], path: Path
             panel.set(title="" if row else title, xlabel=axis, ylim=(0, None))
             panel.tick_params(length=0)
             panel.locator_params(nbins=4)
+            if axis == "chips":
+                panel.set_xscale("log", base=2)
+                panel.set_xticks([one[axis] for one in rows], [str(one[axis]) for one in rows])
             if place == len(tables):
                 panel.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "growth"}):

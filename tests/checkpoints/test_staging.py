@@ -202,6 +202,28 @@ def test_a_kill_at_any_change_of_the_bucket_loses_nothing(memory: Callable[[], F
     assert read_record(other / "checkpoints" / "21") is not None
 
 
+def test_of_two_tiers_the_nearer_state_goes_on(memory: Callable[[], Files], tmp_path: Path) -> None:
+    """Killed after a state is whole on the local disk and before any of it is in the bucket: this machine goes on from
+    its own disk, and sends it; an empty machine goes on from what the bucket had."""
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "recipe.json").write_text("{}")
+    train_a_little(here, 0)
+    Mirror("memory://b/run", here).send()
+    train_a_little(here, 1)  # and the kill
+    states = lambda run: sorted(path.parent.name for path in run.glob("checkpoints/*/opt_state"))
+    empty, fully = tmp_path / "empty", tmp_path / "fully"
+    Mirror("memory://b/run", empty).bring()
+    assert states(empty) == ["5"] and damage(empty / "checkpoints" / "5") is None
+    assert (empty / "metrics.jsonl").read_text().count("\n") == 10
+    again = Mirror("memory://b/run", here)
+    again.bring()
+    assert states(here) == ["15"] and (here / "metrics.jsonl").read_text().count("\n") == 20
+    again.send()
+    Mirror("memory://b/run", fully).bring()
+    assert states(fully) == ["15"] and damage(fully / "checkpoints" / "15") is None
+
+
 def test_metrics_in_the_bucket_are_those_of_the_folder_after_any_cut(
     memory: Callable[[], Files], tmp_path, monkeypatch
 ) -> None:

@@ -50,6 +50,7 @@ LLAMA = {
     "logit_scale": 1.0, "head_bias": False, "ungated_shared_expert": False, "dense_layers": 0, "dense_mlp_width": 0,
     "router": "softmax", "expert_groups": 1, "groups_per_token": 1, "expert_scale": 1.0, "kv_lora_rank": 0,
     "q_lora_rank": 0, "nope_head_dim": 0, "v_head_dim": 0, "state_heads": 0, "state_groups": 0,
+    "attention_layers": (), "inner_width": 0, "negative_eigenvalues": False,
     "rope_scaling": {
         "kind": "none", "factor": 1.0, "original_context": 0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "beta_fast": 32.0, "beta_slow": 1.0, "truncate": True, "attention_factor": 1.0, "mscale_all_dim": 0.0,

@@ -1,100 +1,76 @@
-"""Layers of several kinds, each with its own stack of parameters, computed in their order: groups that repeat, so that
-a program has the layers of one group only. The parameters of a stack have the layers as their first axis."""
+"""Layers of several kinds, each with its own stack of parameters, computed in their order: patterns that repeat, so
+that a program has the layers of one pattern only. The parameters of a stack have its layers as their first axis."""
 
-import functools
-import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
 Stacks = Mapping[str, Any]
+LONGEST = 16
+"""Layers of a pattern."""
 
 
-class Run(NamedTuple):
-    """Layers one after the other from one stack."""
-
-    stack: str
-    first: int
-    """Index in the stack's part of the group."""
-    count: int
-
-
-class Group(NamedTuple):
-    """Runs one after the other, and again."""
-
-    runs: tuple[Run, ...]
-    times: int
-    first: Counter[str]
-    """Stack -> index of the group's first layer in it."""
-    each: Counter[str]
-    """Stack -> its layers in the group, each time."""
-
-
-def groups(stacks: Sequence[str]) -> list[Group]:
-    """stacks: of each layer, in order. The shortest group of runs that repeats up to the last run, then the rest."""
-    runs = [(stack, len(list(same))) for stack, same in itertools.groupby(stacks)]
-    period = next((n for n in range(1, len(runs)) if runs[n:-1] == runs[: len(runs) - 1 - n]), max(1, len(runs)))
-    whole = len(runs) - (period < len(runs) and runs[-1] != runs[len(runs) - 1 - period])
-    times = whole // period
-    found: list[Group] = []
-    taken: Counter[str] = Counter()
-    for some, repeats in ((runs[:period], times), (runs[period * times :], 1)):
-        each: Counter[str] = Counter()
-        placed: list[Run] = []
-        for stack, count in some:
-            placed.append(Run(stack, each[stack], count))
-            each[stack] += count
-        if placed:
-            found.append(Group(tuple(placed), repeats, taken.copy(), each))
-        taken.update({stack: count * repeats for stack, count in each.items()})
+def patterns(order: Sequence[str]) -> list[tuple[list[str], int]]:
+    """The stacks of a pattern's layers, and how often it comes; at each place the pattern that covers most layers, of
+    these the shortest. order: the stack of each layer."""
+    found, rest = [], list(order)
+    while rest:
+        counts = {1: 1}
+        for n in range(1, min(LONGEST, len(rest) // 2) + 1):
+            while rest[n * counts.setdefault(n, 1) :][:n] == rest[:n]:
+                counts[n] += 1
+        length = max(counts, key=lambda n: (counts[n] > 1, n * counts[n], -n))
+        length = length if counts[length] > 1 else 1
+        found.append((rest[:length], counts[length]))
+        rest = rest[length * counts[length] :]
     return found
 
 
 def scan(
     layer: Callable[[Any, Any], tuple[Any, Any]], stream: Any, stacks: Stacks, order: Sequence[str], unroll: bool
 ) -> tuple[Any, Any]:
-    """`jax.lax.scan` of `layer` over the layers; order: the stack of each. Beside the stream, of the last run alone,
-    what its layers gave."""
-    over = functools.partial(jax.lax.scan, unroll=unroll)
-    beside = None
-    for group in groups(order):
+    """`jax.lax.scan` of `layer` over all layers. Beside the stream what the layers gave that were last of a pattern, of
+    the last patterns alone."""
+    taken, beside = Counter[str](), None
+    for pattern, times in patterns(order):
+        each = Counter(pattern)
 
-        def once(stream: Any, blocks: Stacks, runs: tuple[Run, ...] = group.runs) -> tuple[Any, Any]:
-            for run in runs:
-                stream, beside = over(layer, stream, _cut(blocks[run.stack], run.first, run.count))
+        def once(stream: Any, blocks: Stacks, pattern: Any = pattern, each: Any = each) -> tuple[Any, Any]:
+            for i, name in enumerate(pattern):
+                part, at = blocks[name], pattern[:i].count(name)
+                own = part if each[name] == 1 else jax.tree.map(lambda x, at=at: x[at], part)
+                stream, beside = layer(stream, own)
             return stream, beside
 
-        part = {name: _cut(stacks[name], group.first[name], n * group.times) for name, n in group.each.items()}
-        if group.times == 1:
-            stream, beside = once(stream, part)
-        else:
-            part = jax.tree.map(lambda x, times=group.times: x.reshape(times, -1, *x.shape[1:]), part)
-            stream, beside = over(once, stream, part)
+        def cut(name: str, n: int, first: int, times: int = times) -> Any:
+            """[times, n, ...], or [times, ...] for one layer of a pattern."""
+            part = jax.tree.map(lambda x: x[first : first + times * n], stacks[name])
+            return part if n == 1 else jax.tree.map(lambda x: x.reshape(times, n, *x.shape[1:]), part)
+
+        blocks = {name: cut(name, n, taken[name]) for name, n in each.items()}
+        stream, beside = jax.lax.scan(once, stream, blocks, unroll=unroll)
+        taken.update(pattern * times)
     return stream, beside
 
 
 def loop(layer: Callable[[Any, Any], Any], stream: Any, stacks: Stacks, order: Sequence[str]) -> Any:
     """The same without derivatives, and without a copy of the parameters where the layers are not whole stacks."""
-    stacks = {name: jax.tree.map(jax.numpy.asarray, stacks[name]) for name in {*order}}
-    for group in groups(order):
+    taken = Counter[str]()
+    for pattern, times in patterns(order):
 
-        def once(turn: jax.typing.ArrayLike, stream: Any, group: Group = group) -> Any:
-            for run in group.runs:
-                first = group.first[run.stack] + turn * group.each[run.stack] + run.first
-                one = lambda i, x, run=run, first=first: layer(x, layer_of(stacks[run.stack], first + i))
-                stream = jax.lax.fori_loop(0, run.count, one, stream)
+        def once(turn: jax.Array, stream: Any, pattern: Any = pattern, first: Any = taken.copy()) -> Any:
+            for i, name in enumerate(pattern):
+                index = first[name] + turn * pattern.count(name) + pattern[:i].count(name)
+                stream = layer(stream, layer_of(stacks[name], index))
             return stream
 
-        stream = once(0, stream) if group.times == 1 else jax.lax.fori_loop(0, group.times, once, stream)
+        stream = jax.lax.fori_loop(0, times, once, stream)
+        taken.update(pattern * times)
     return stream
 
 
 def layer_of(stacked: Any, index: jax.typing.ArrayLike) -> Any:
     """One of the layers that are stacked along the first axis of every parameter."""
-    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), stacked)
-
-
-def _cut(stacked: Any, first: int, count: int) -> Any:
-    return jax.tree.map(lambda x: x if len(x) == count else x[first : first + count], stacked)
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(jax.numpy.asarray(x), index, keepdims=False), stacked)

@@ -136,7 +136,7 @@ def first_steps(key: jax.Array, count: int, axis: str) -> nnx.Param:
 
 
 def causal_convolution(
-    x: Float[Array, "batch length ..."], weight: Float[Array, "tokens ..."], bias: jax.typing.ArrayLike = 0.0
+    x: Float[Array, "batch length ..."], weight: Float[Array, "tokens ..."], bias: jax.Array | float = 0.0
 ) -> Float[Array, "batch length ..."]:
     """Each feature's own convolution over its last tokens."""
     tokens, length = weight.shape[0], x.shape[1]

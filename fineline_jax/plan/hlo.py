@@ -30,7 +30,7 @@ class Instruction:
     def scope(self) -> str:
         """Where in the model it was written: the names of the scopes that `models` sets."""
         match = re.search(r'op_name="([^"]*)"', self.rest)
-        known = re.findall(r"\b(embed|attention|norm|mlp|mamba|head)\b", match[1]) if match else []
+        known = re.findall(r"\b(embed|attention|norm|mlp|mamba|gated_delta|head)\b", match[1]) if match else []
         return known[-1] if known else ""
 
 

@@ -212,8 +212,8 @@ TYPES = {
     "olmo_hybrid": Example(
         "OlmoHybrid",
         {
-            "num_hidden_layers": 5,
-            "layer_types": [*["linear_attention", "linear_attention", "full_attention"] * 2][:5],
+            "num_hidden_layers": 4,
+            "layer_types": ["linear_attention", "full_attention"] * 2,
             "linear_num_key_heads": 2,
             "linear_num_value_heads": 4,
             "linear_key_head_dim": 6,

@@ -101,10 +101,14 @@ def _order(config: ModelConfig) -> list[str]:
     return ["layers" if layer in config.attention_layers else "recurrent_layers" for layer in range(config.layers)]
 
 
-SLOW = pytest.mark.slow
+def _weights(config: ModelConfig, mesh: jax.sharding.Mesh) -> decoder.Params:
+    rng = np.random.default_rng(3)
+    place = lambda leaf: jax.device_put(rng.normal(0, 0.3, leaf.shape).astype(np.float32), leaf.sharding)
+    return jax.tree.map(place, decoder.abstract_params(config, mesh))
 
 
-@pytest.mark.parametrize("attention", [(1, 3), pytest.param((0, 3), marks=SLOW), pytest.param((2, 4), marks=SLOW)])
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", [(1, 3), (0, 3), (2, 4)])
 def test_layers_of_two_kinds_are_computed_in_their_order(attention: tuple[int, ...]) -> None:
     """Against the blocks one after the other; and for a choice of tokens, on eight devices."""
     config = dataclasses.replace(HYBRID, layers=5, attention_layers=attention)
@@ -112,8 +116,9 @@ def test_layers_of_two_kinds_are_computed_in_their_order(attention: tuple[int, .
     positions = np.broadcast_to(np.arange(12, dtype=np.int32), tokens.shape)
     attend = causal("xla")
     run = jax.jit(decoder.hidden_states, static_argnums=(0, 4))
-    with jax.set_mesh(make_mesh(MeshShape(), jax.devices()[:1])):
-        params = jax.jit(decoder.init_params, static_argnums=0)(config, jax.random.key(3))
+    mesh = make_mesh(MeshShape(), jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        params = _weights(config, mesh)
         found = np.asarray(run(config, params, tokens, positions, attend))
         model, used = decoder.decoder_of(config, params), {"layers": 0, "recurrent_layers": 0}
         stream = model._embedded(jnp.asarray(tokens), jnp.asarray(positions), jnp.dtype("float32"))
@@ -127,7 +132,7 @@ def test_layers_of_two_kinds_are_computed_in_their_order(attention: tuple[int, .
         np.testing.assert_allclose(found, np.asarray(model.norm(stream)), atol=3e-4)
     mesh = make_mesh(MeshShape(2, 2, 2), jax.devices())
     with jax.set_mesh(mesh):
-        params = jax.jit(decoder.init_params, static_argnums=0)(config, jax.random.key(3))
+        params = _weights(config, mesh)
         flat = np.tile(np.array([0, 5, 7, 11], np.int32), (4, 1))
         chosen = jax.device_put(flat, jax.NamedSharding(mesh, TOKENS))
         few = jax.jit(decoder.hidden_states, static_argnums=(0, 4))(
@@ -136,17 +141,16 @@ def test_layers_of_two_kinds_are_computed_in_their_order(attention: tuple[int, .
         np.testing.assert_allclose(np.asarray(few), found[:, flat[0]], atol=3e-4)
 
 
-def test_a_group_of_layers_that_repeats_is_found_and_every_layer_has_its_place() -> None:
+def test_a_pattern_of_layers_that_repeats_is_found() -> None:
     for order in map("".join, itertools.chain(itertools.product("ab", repeat=9), itertools.product("abc", repeat=5))):
-        placed = []
-        for group in layer_order.groups(order):
-            for turn, run in itertools.product(range(group.times), group.runs):
-                first = group.first[run.stack] + turn * group.each[run.stack] + run.first
-                placed += [(run.stack, first + i) for i in range(run.count)]
-        assert placed == [(name, order[:i].count(name)) for i, name in enumerate(order)], order
-    runs = lambda order: sum(len(group.runs) for group in layer_order.groups(order))
-    assert runs("aaab" * 8) == 2 and runs("aaab" * 7 + "aaa") == 3 and runs("a" * 32) == 1
-    assert runs("abb" * 5 + "ab") == 4, "the last run is shorter"
+        assert "".join("".join(pattern) * times for pattern, times in layer_order.patterns(order)) == order
+    found = lambda order: [("".join(pattern), times) for pattern, times in layer_order.patterns(order)]
+    assert found("a" * 32) == [("a", 32)]
+    assert found("dd" + "a" * 30) == [("d", 2), ("a", 30)]
+    assert found("aaab" * 8) == [("aaab", 8)]
+    assert found("aaab" * 7 + "aaa") == [("aaab", 7), ("a", 3)]
+    assert found("abac" + "bc") == [("a", 1), ("b", 1), ("a", 1), ("c", 1), ("b", 1), ("c", 1)]
+    assert found("") == []
 
 
 @pytest.mark.parametrize(

@@ -14,20 +14,21 @@ from fineline_jax.errors import UserError
 from fineline_jax.models import families
 from fineline_jax.models.families.hf_config import HfConfig
 
-FAST = ("gemma2", "deepseek_v3", "mamba2", "falcon_mamba", "falcon_rw")
-"""Windows by layer, caps, second norms, scaled scores; latent attention, groups of experts, a layer without them; states
-of heads; norms of states; rounded ALiBi."""
-NAMES = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in TYPES]
+FAST = ("gemma2", "deepseek_v3", "mamba2", "falcon_mamba", "falcon_rw", "olmo_hybrid")
+"""Windows by layer, caps, second norms, scaled scores; latent attention, groups of experts, a layer without them;
+states of heads; norms of states; rounded ALiBi; layers of two kinds."""
+SLOW = {name: pytest.param(name, marks=pytest.mark.slow) for name in TYPES}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name if name in FAST else SLOW[name] for name in TYPES])
 def test_a_model_has_the_numbers_of_transformers(name: str, tmp_path: Path) -> None:
     found = model_types.differences(name, tmp_path)
-    assert found.keys() == {"one device", "eight devices", "rows"} | ({"tree"} if "mamba" not in name else set())
+    trees = "mamba" not in name and "hybrid" not in name
+    assert found.keys() == {"one device", "eight devices", "rows"} | ({"tree"} if trees else set())
     assert max(found.values()) < 1e-4, found
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name if name in FAST[:-1] else SLOW[name] for name in TYPES])
 def test_a_model_is_written_back_bit_for_bit(name: str, tmp_path: Path) -> None:
     model_types.written_back(name, tmp_path)
 
@@ -80,7 +81,10 @@ MAMBA2 = words(
     """chunk_size residual_in_fp32 rescale_prenorm_residual time_step_floor time_step_max time_step_min
     time_step_rank"""
 )
+OLMO_HYBRID = words("head_dim linear_a_log_max linear_a_log_min linear_dt_init_floor linear_dt_max linear_dt_min")
 OF_A_TYPE = {
+    "olmo_hybrid": OLMO_HYBRID,
+    "olmo_hybrid turned": OLMO_HYBRID,
     "biogpt": {"layer_norm_eps"},  # its norms have torch's default
     "cohere2": {"head_dim"},  # the class derives it
     "deepseek_v2": words("head_dim qk_head_dim"),  # derived

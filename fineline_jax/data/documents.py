@@ -8,22 +8,25 @@ or `.zst`. A byte-order mark at the start of a file is no part of its text.
 import codecs
 import contextlib
 import dataclasses
+import functools
 import gzip
 import io
+import itertools
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from fineline_jax.data.long_lines import LONG, shorten
 from fineline_jax.errors import UserError, reading, refuse_lfs_pointer
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".txt")
 COMPRESSED = (".gz", ".zst")
 TextUnit = Literal["file", "paragraph", "line"]
-_ROWS = 1024
-"""Of a .parquet file in memory at a time."""
+_ROWS, _BYTES = 1024, 1 << 26
+"""Of a .parquet file in memory at a time, at most."""
 _NAMED = 10
 _LOG = logging.getLogger(__name__)
 
@@ -31,8 +34,11 @@ _LOG = logging.getLogger(__name__)
 @dataclasses.dataclass(frozen=True)
 class Document:
     text: str
+    """Of a long one the beginning."""
     location: str
     """`file:line` (of .parquet `file:row`) of its first line, for error messages."""
+    more: Iterable[str] = ()
+    """What follows `text`, in pieces; read once, and before the next document is."""
 
 
 def input_files(inputs: Sequence[Path], suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
@@ -97,7 +103,7 @@ def read_documents(
     unpacked.
     """
     if suffix_of(file) == ".txt" and text_unit == "file":
-        yield from _whole_file(file, progress)
+        yield from _document(_pieces_of(file, progress), f"{file}:1")
         return
     if suffix_of(file) == ".txt":
         yield from _paragraphs_or_lines(file, text_unit, progress)
@@ -113,25 +119,46 @@ def read_documents(
             if skip is None:
                 raise text
             skip(text)
-        elif text.strip():
-            yield Document(text, location)
+        else:
+            pieces = (text[i : i + LONG] for i in range(0, len(text), LONG)) if isinstance(text, str) else text
+            yield from _document(pieces, location)
 
 
-def _json_of(file: Path, text_key: str, progress: Callable[[int], None]) -> Iterator[tuple[str, str | UserError]]:
-    """(location, text or what is wrong with the line) of every line."""
-    for number, line in read_lines(file, progress):
-        location = f"{file}:{number}"
+def _document(pieces: Iterator[str], location: str) -> Iterator[Document]:
+    """That of a text; none of a blank one."""
+    text = ""
+    for piece in pieces:
+        text += piece
+        if piece.strip():
+            yield Document(text, location, pieces)
+            return
+
+
+_Text = str | Iterator[str] | UserError
+"""A text, one in pieces, or what is wrong with the line or row."""
+
+
+def _json_of(file: Path, text_key: str, progress: Callable[[int], None]) -> Iterator[tuple[str, _Text]]:
+    """(location, text) of every line."""
+    texts: dict[str, Callable[[], Iterator[str]]] = {}
+    for number, line in read_lines(file, progress, functools.partial(shorten, texts)):
+        location, long = f"{file}:{number}", {name: texts.pop(name) for name in [*texts]}
         try:
             record = json.loads(line)
+            for piece in itertools.chain.from_iterable(pieces() for pieces in long.values()):
+                piece.encode()
         except (ValueError, RecursionError) as error:  # brackets within brackets without end
             yield location, UserError(f"{location}: not JSON ({error}); fix or remove the line")
             continue
         text = record.get(text_key) if isinstance(record, dict) else None
-        yield location, text if isinstance(text, str) else _without_text(location, text_key)
+        if not isinstance(text, str):
+            yield location, _without_text(location, text_key)
+        else:
+            yield location, long[text]() if text in long else text
 
 
-def _rows_of(file: Path, text_key: str, progress: Callable[[int], None]) -> Iterator[tuple[str, str | UserError]]:
-    """(location, text or what is wrong with the row) of every row of a .parquet file."""
+def _rows_of(file: Path, text_key: str, progress: Callable[[int], None]) -> Iterator[tuple[str, _Text]]:
+    """(location, text) of every row of a .parquet file."""
     import pyarrow.parquet as pq  # takes a while: not for --help
 
     with reading(file), pq.ParquetFile(file, page_checksum_verification=True) as table:
@@ -140,7 +167,9 @@ def _rows_of(file: Path, text_key: str, progress: Callable[[int], None]) -> Iter
                 f"{file}: no column {text_key!r}, only {', '.join(table.schema_arrow.names)}; name it by --text-key"
             )
         size, row = file.stat().st_size, 0
-        for batch in table.iter_batches(_ROWS, columns=[text_key]):
+        groups = [table.metadata.row_group(i) for i in range(table.num_row_groups)]
+        longest = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=0)
+        for batch in table.iter_batches(max(1, min(_ROWS, _BYTES // (longest + 1))), columns=[text_key]):
             for text in batch.column(0).to_pylist():
                 row += 1
                 location = f"{file}:{row}"
@@ -180,16 +209,21 @@ def _opened(file: Path) -> Iterator[tuple[IO[bytes], Any]]:
             yield raw, raw
 
 
-def read_lines(file: Path, progress: Callable[[int], None]) -> Iterator[tuple[int, bytes]]:
+def read_lines(
+    file: Path, progress: Callable[[int], None], shorter: Callable[[bytes, IO[bytes]], bytes] | None = None
+) -> Iterator[tuple[int, bytes]]:
     """(number from 1, bytes with the line end) of every line that is not blank.
 
+    shorter: what to give for a long line, of its first LONG bytes and the stream that it goes on in.
     Raises UserError naming file and line for what cannot be unpacked.
     """
     with _opened(file) as (raw, stream):
         done = number = 0
         while True:
             with reading(Path(f"{file}:{number + 1}"), "fetch the file again"):
-                line = stream.readline()
+                line = stream.readline(LONG if shorter else -1)
+                if shorter and len(line) == LONG:
+                    line = shorter(line.removeprefix(codecs.BOM_UTF8), stream)
             if not line:
                 progress(raw.tell() - done)
                 return
@@ -204,13 +238,17 @@ def read_lines(file: Path, progress: Callable[[int], None]) -> Iterator[tuple[in
                 yield number, line
 
 
-def _whole_file(file: Path, progress: Callable[[int], None]) -> Iterator[Document]:
-    with reading(file, "fetch the file again"), _opened(file) as (_, stream):
-        data = stream.read().removeprefix(codecs.BOM_UTF8)
-    progress(file.stat().st_size)
-    text = _decoded(data, file, 1)
-    if text.strip():
-        yield Document(text, f"{file}:1")
+def _pieces_of(file: Path, progress: Callable[[int], None]) -> Iterator[str]:
+    """The text of a file."""
+    decoder, number, done, block = codecs.getincrementaldecoder("utf-8-sig")(), 1, 0, b"\n"
+    with _opened(file) as (raw, stream):
+        while block:
+            with reading(file, "fetch the file again"):
+                block = stream.read(LONG)
+            progress(raw.tell() - done)
+            done = raw.tell()
+            yield _decoded(block, file, number, lambda data: decoder.decode(data, not data))
+            number += block.count(b"\n")
 
 
 def _paragraphs_or_lines(file: Path, unit: TextUnit, progress: Callable[[int], None]) -> Iterator[Document]:
@@ -230,12 +268,12 @@ def _paragraphs_or_lines(file: Path, unit: TextUnit, progress: Callable[[int], N
         yield Document("".join(lines).rstrip("\r\n"), f"{file}:{first}")
 
 
-def _decoded(data: bytes, file: Path, number: int) -> str:
+def _decoded(data: bytes, file: Path, number: int, decode: Callable[[bytes], str] = bytes.decode) -> str:
     """number: of the first line in `data`."""
     try:
-        return data.decode()
+        return decode(data)
     except UnicodeDecodeError as error:
-        line = number + data.count(b"\n", 0, error.start)
+        line = number + error.object.count(b"\n", 0, error.start)
         raise UserError(f"{file}:{line}: not UTF-8 ({error.reason}); convert the file") from error
 
 

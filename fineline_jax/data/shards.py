@@ -8,11 +8,12 @@ the shards are the data set (`storage.merge_shards`).
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,8 @@ from fineline_jax.data.windows import WindowCutter, with_markers
 from fineline_jax.errors import UserError
 from fineline_jax.tokenizers.identity import identity
 from fineline_jax.tokenizers.open import open_tokenizer
-from fineline_jax.tokenizers.words import word_encoder
+from fineline_jax.tokenizers.words import Encoder, word_encoder
 
-BATCH_CHARACTERS = 1 << 21  # given to the tokenizer at a time
 NAMED_LINES = 10
 """Of the lines left out."""
 EARLY = 100_000
@@ -127,7 +127,7 @@ def _write_text(shard: Shard, folder: Path, advance: Callable[[int], None]) -> d
 
     bad = _BadLines(settings["skip_bad_lines"])
 
-    def all_documents() -> Iterator[tuple[str, Document]]:
+    def all_documents() -> Iterator[tuple[tuple[str, Document], Iterator[str]]]:
         index = dict.fromkeys(given_splits, 0)
         for given, file in shard.files:
             reading = read_documents(
@@ -139,23 +139,22 @@ def _write_text(shard: Shard, folder: Path, advance: Callable[[int], None]) -> d
                 count=bad.count,
             )
             for document in reading:
-                yield split_of(given, index[given]), document
+                yield (split_of(given, index[given]), document), itertools.chain([document.text], document.more)
                 index[given] += 1
             skipped[given] += bad.taken()
         bad.end()
 
-    for batch in _batches_by_length(all_documents()):
+    for batch in encoded(all_documents()):
         runs: dict[str, list[np.ndarray]] = {split: [] for split in splits}
-        ids_of_each = encoded([document.text for _, document in batch])
-        for (split, document), ids in zip(batch, ids_of_each, strict=True):
-            run = with_markers(ids, bos_id, eos_id)
-            if run.max() >= vocab_size:
+        for (split, document), ids, is_first, is_last in batch:
+            run = with_markers(ids, bos_id if is_first else None, eos_id if is_last else None)
+            if run.max(initial=0) >= vocab_size:
                 raise UserError(
                     f"{document.location}: token id {run.max()} is outside the vocabulary of {vocab_size}; "
                     "give a larger vocab_size or the tokenizer that belongs to the model"
                 )
             runs[split].append(run)
-            documents[split] += 1
+            documents[split] += is_last
         for split in splits:
             writer.add(split, cutters[split].cut(runs[split]))
     writer.close()
@@ -210,26 +209,12 @@ class _BadLines:
 
 
 @functools.lru_cache(maxsize=1)
-def _tokenizer(path: Path, tokenizer_hash: str) -> tuple[Any, Callable[[Sequence[str]], list[np.ndarray]]]:
+def _tokenizer(path: Path, tokenizer_hash: str) -> tuple[Any, Encoder]:
     """A tokenizer and its `word_encoder`, once for all the shards that a process writes."""
     model = open_tokenizer(path)
     if identity(model).tokenizer_hash != tokenizer_hash:
         raise UserError(f"{path}: not the tokenizer that the preparation began with; restore it and run again")
     return model, word_encoder(model)
-
-
-def _batches_by_length(documents: Iterator[tuple[str, Document]]) -> Iterator[list[tuple[str, Document]]]:
-    """Runs of documents with about BATCH_CHARACTERS characters, so that the tokenizer's threads have work."""
-    batch: list[tuple[str, Document]] = []
-    characters = 0
-    for item in documents:
-        batch.append(item)
-        characters += len(item[1].text)
-        if characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
 
 
 def _write_amber(shard: Shard, folder: Path, advance: Callable[[int], None]) -> dict[str, dict[str, int]]:

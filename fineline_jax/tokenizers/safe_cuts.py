@@ -87,12 +87,14 @@ def find_safe_cuts(tokenizer: Any) -> SafeCuts | None:
     (before_space, before_line), rest, mark = cuts
     added = [token for token in state["added_tokens"] if mark or token["content"].strip()]
     blank = [token for token in state["added_tokens"] if token not in added]
-    if any(re.search(r"\S\s", token["content"]) for token in added) or any(
+    if any(re.search(rf"\S[\s{_MARK}]", token["content"]) for token in added) or any(
         token["lstrip"] or token["rstrip"] or token["single_word"] for token in blank
     ):
         return None
     rest["post_processor"] = None
-    seams = [f"{left}{right}" for left, right in ((before_space, " "), (before_line, "\n")) if left]
+    # Behind one of these a text begins anew, or the white space is its own.
+    behind = "".join(f"(?<!{re.escape(token['content'])})" for token in added)
+    seams = [f"{left}{behind}{right}" for left, right in ((before_space, " "), (before_line, "\n")) if left]
     return SafeCuts(
         lines=re.compile(f"(?<={before_line})(?=\n)" if before_line else "(?!)"),
         seams=re.compile("|".join(seams or ["(?!)"])),

@@ -5,23 +5,37 @@ once and looked up from there on, and a text is taken in parts, so that its leng
 every other tokenizer or text the ids are those of the text as a whole, by `identity.encode`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fineline_jax.tokenizers.identity import encode
 from fineline_jax.tokenizers.safe_cuts import SafeCuts, find_safe_cuts
 
-PART = 1 << 20
-"""Characters that are split into words at a time."""
-MOST_IDS = 1 << 23
+PART = 1 << 16
+"""Characters of a long text after which it is cut: of what may not be cut into words, not more is encoded whole."""
+BATCH = 1 << 20
+"""Characters that are encoded at a time."""
+MOST_IDS = 1 << 22
 """Of known words together, after which all are forgotten."""
 
 _Key = str | tuple[str]
 """A word without the space before it; in a tuple: the first of a text."""
-_Part = tuple[int, str, bool]
-"""Number of a text, a part of it, whether it is the first; another begins with a space or line break."""
+Encoder = Callable[[Iterable[tuple[Any, Iterator[str]]]], Iterator[list[tuple[Any, np.ndarray, bool, bool]]]]
+"""From (name, pieces) of each text to batches of (name, ids, whether they begin and whether they end its text) of their
+parts, in order; ids: int32 [any]."""
+
+
+class _Part(NamedTuple):
+    """Of a text; one that is not the first begins with a space or line break."""
+
+    name: Any
+    text: str
+    before: str
+    """The character before it; "": it is the first."""
+    is_last: bool
 
 
 class _Known(dict[_Key, int]):
@@ -54,8 +68,9 @@ class _Table:
         found = np.array(list(map(self.known.__getitem__, words)), np.int64)
         if new := self.known.words[len(self.flags) :]:
             seam = self.cuts.seams.fullmatch
-            flags = [(seam(f"{w[-1:]} ") is not None, seam(f"{w[-1:]}\n") is not None, w[:1] == "\n")
-                     if isinstance(w, str) else (False, False, False) for w in new]  # fmt: skip
+            last = {w[-1:] for w in new if isinstance(w, str)}
+            cut = {end: (seam(f"{end} ") is not None, seam(f"{end}\n") is not None) for end in last}
+            flags = [(*cut[w[-1:]], w[:1] == "\n") if isinstance(w, str) else (False, False, False) for w in new]
             unknown = np.full(len(new), -1)
             self.flags = np.concatenate([self.flags, flags])
             self.starts, self.sizes = np.append(self.starts, unknown), np.append(self.sizes, unknown)
@@ -71,15 +86,17 @@ class _Table:
         ids = [next(first) if isinstance(word, tuple) else next(others).ids for word in words]
         self.sizes[new] = [len(one) for one in ids]
         self.starts[new] = len(self.ids) + np.cumsum(self.sizes[new]) - self.sizes[new]
-        self.ids = np.concatenate([self.ids, *(np.array(one, np.int32) for one in ids)])
+        self.ids = np.append(self.ids, np.fromiter(itertools.chain.from_iterable(ids), np.int32))
 
     def ids_of(self, parts: Sequence[_Part]) -> list[np.ndarray]:
         """Those of each part, int32."""
+        if not parts:
+            return []
         words: list[str] = []
         begins = []
-        for _, text, is_first in parts:
+        for part in parts:
             begins.append(len(words))
-            words += text.replace("\n", " \n")[0 if is_first else 1 :].split(" ")
+            words += part.text.replace("\n", " \n")[1 if part.before else 0 :].split(" ")
         numbers = self.numbers(words)
         flags = self.flags[numbers]
         # A word is its own where what stands before it may be cut off; else it belongs to the one before.
@@ -92,7 +109,7 @@ class _Table:
         several = np.flatnonzero(ends - starts > 1)
         numbers[several] = self.numbers(joined(several))
         of_part = np.searchsorted(starts, begins)
-        first = of_part[[is_first for _, _, is_first in parts]]
+        first = of_part[[not part.before for part in parts]]
         numbers[first] = self.numbers([(word,) for word in joined(first)])
         self.encode(numbers)
         sizes = self.sizes[numbers]
@@ -106,42 +123,53 @@ def _text(spaced: str) -> str:
     return spaced.replace(" \n", "\n")
 
 
-def word_encoder(tokenizer: Any) -> Callable[[Sequence[str]], list[np.ndarray]]:
-    """A function that gives the ids of each of some texts, int32, without special tokens: those of `identity.encode`,
-    which is asked for texts that may not be cut."""
+def word_encoder(tokenizer: Any) -> Encoder:
+    """An encoder without special tokens: the ids are those of `identity.encode` of each text as a whole, which is
+    asked for parts that may not be cut into words, and for texts that may not be cut into parts."""
     cuts = find_safe_cuts(tokenizer)
     table = None if cuts is None else _Table(tokenizer, cuts)
 
-    def encoded(texts: Sequence[str]) -> list[np.ndarray]:
-        found: list[list[np.ndarray]] = [[np.empty(0, np.int32)] for _ in texts]
-        whole = [i for i, text in enumerate(texts) if cuts is None or not cuts.may_cut(text)]
-        for i, ids in zip(whole, encode(tokenizer, [texts[i] for i in whole]), strict=True):
-            found[i].append(np.array(ids, np.int32))
-        if table is not None:
-            for parts in _batches(table.cuts, set(range(len(texts))) - set(whole), texts):
-                for (i, _, _), ids in zip(parts, table.ids_of(parts), strict=True):
-                    found[i].append(ids)
-                if len(table.ids) > MOST_IDS:
-                    table.forget()
-        return [np.concatenate(ids) for ids in found]
+    def whole(parts: list[_Part]) -> Iterator[np.ndarray]:
+        # The beginning of a text may be encoded otherwise: a character before the cut, the ids of which are dropped.
+        before = encode(tokenizer, [part.before for part in parts])
+        ids = encode(tokenizer, [part.before + part.text for part in parts])
+        return (np.array(one[len(left) :], np.int32) for one, left in zip(ids, before, strict=True))
+
+    def encoded(texts: Iterable[tuple[Any, Iterator[str]]]) -> Iterator[list[tuple[Any, np.ndarray, bool, bool]]]:
+        for parts in _batches(part for name, pieces in texts for part in _parts(cuts, name, pieces)):
+            by_words = [table is not None and table.cuts.may_cut(part.text) for part in parts]
+            others = whole([part for part, is_cut in zip(parts, by_words) if not is_cut])
+            known = iter(table.ids_of([part for part, is_cut in zip(parts, by_words) if is_cut]) if table else ())
+            ids = (next(known if is_cut else others) for is_cut in by_words)
+            yield [(part.name, one, not part.before, part.is_last) for part, one in zip(parts, ids)]
+            if table is not None and len(table.ids) > MOST_IDS:
+                table.forget()
 
     return encoded
 
 
-def _batches(cuts: SafeCuts, chosen: set[int], texts: Sequence[str]) -> Iterator[list[_Part]]:
-    """The texts chosen in parts of about PART characters, cut where they may be, or several short ones together."""
-    batch: list[_Part] = []
-    room = PART
-    for i in sorted(chosen):
-        text, start = texts[i], 0
-        while start < len(text):
-            seam = cuts.seams.search(text, start + PART)
-            end = seam.start() + 1 if seam else len(text)
-            batch.append((i, text[start:end], start == 0))
-            room -= end - start
-            if room <= 0:
-                yield batch
-                batch, room = [], PART
-            start = end
+def _parts(cuts: SafeCuts | None, name: Any, pieces: Iterator[str]) -> Iterator[_Part]:
+    """A text in parts of about PART characters, cut where it may be."""
+    text = before = ""
+    seen, seam = PART, None
+    for piece in pieces:
+        text += piece
+        while cuts is not None and (seam := cuts.seams.search(text, seen)):
+            place = seam.start() + 1
+            yield _Part(name, text[:place], before, False)
+            before, text, seen = text[place - 1], text[place:], PART
+        seen = max(PART, len(text) - 1)
+    yield _Part(name, text, before, True)
+
+
+def _batches(parts: Iterable[_Part]) -> Iterator[list[_Part]]:
+    """Parts with about BATCH characters together."""
+    batch, characters = [], 0
+    for part in parts:
+        batch.append(part)
+        characters += len(part.text)
+        if characters >= BATCH:
+            yield batch
+            batch, characters = [], 0
     if batch:
         yield batch

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fineline_jax.data import documents
+from fineline_jax.data import documents, long_lines
 from fineline_jax.data.documents import input_files, read_documents, suffix_of
 from fineline_jax.errors import UserError
 
@@ -110,6 +110,52 @@ def test_a_line_without_text_is_named(tmp_path: Path, line: str, message: str) -
     (tmp_path / "a.jsonl").write_text('{"text": "\\ud83d\\ude42"}\n\n' + line + "\n")
     with pytest.raises(UserError, match=rf"a\.jsonl:3: {message}"):
         read(tmp_path / "a.jsonl")
+
+
+TEXTS = st.text(st.one_of(st.sampled_from('"\\/\n\t\u2028 '), st.characters(exclude_categories=["Cs"])), max_size=60)
+
+
+@given(
+    records=st.lists(st.dictionaries(st.sampled_from(["text", "b", '"\\']), TEXTS, min_size=1), max_size=4),
+    ascii=st.booleans(),
+)
+@example(records=[{"b": "x" * 30, "text": "\U0001f600" * 20}, {"text": "\\" * 20 + '"' * 20}], ascii=True)
+def test_long_lines_are_read_in_pieces_as_json_reads_them(
+    records: list[dict[str, str]], ascii: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    file = tmp_path_factory.getbasetemp() / "long.jsonl"
+    file.write_text("".join(json.dumps(record, ensure_ascii=ascii) + "\n" for record in records), newline="\n")
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (documents, long_lines):
+            patch.setattr(module, "LONG", 13)
+        records = [{**record, "text": record.get("text", "x")} for record in records]
+        file.write_text("".join(json.dumps(record, ensure_ascii=ascii) + "\n" for record in records), newline="\n")
+        found = read_documents(file, text_key="text", text_unit="file")
+        texts = ["".join([document.text, *document.more]) for document in found]
+    assert texts == [record["text"] for record in records if record["text"].strip()]
+
+
+A = "a" * 40
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        f'"text": "{A}', f'"text": "{A}\\u12g4"}}', f'"text": "{A}\\x"}}', f'"b": "{A}\t{A}"}}',
+        f'"text": "{A}\\ud83d"}}', f'"text": "{A}\\ude42bbbbbb"}}', f'"text": "{A}" 1}}', f'"text": "{A}\\"}}',
+        f'"txt": "{A}"}}', f'"text": "{A}"}}, 1',
+    ],
+)  # fmt: skip
+def test_a_long_line_that_is_malformed_is_named_and_the_next_one_is_read(tmp_path: Path, bad: str, monkeypatch) -> None:
+    for module in (documents, long_lines):
+        monkeypatch.setattr(module, "LONG", 13)
+    (tmp_path / "a.jsonl").write_text(f'{{"text": "{"good " * 9}"}}\n{{{bad}\n{{"text": "last"}}\n')
+    errors: list[UserError] = []
+    found = read_documents(tmp_path / "a.jsonl", text_key="text", text_unit="file", skip=errors.append)
+    assert ["".join([document.text, *document.more]) for document in found] == ["good " * 9, "last"]
+    assert (
+        re.match(rf"{re.escape(str(tmp_path))}/a.jsonl:2: (not JSON|no text|half)", str(errors[0])) and len(errors) == 1
+    )
 
 
 def test_files_come_as_given_and_those_of_a_folder_by_name(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Documents to stored windows: each option has its effect, and what is stored is the stream that was given."""
 
+import gzip
 import hashlib
 import json
 import math
@@ -18,13 +19,15 @@ from data_examples import BOS, EOS, amber, jsonl, letters, letters_tokenizer, st
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fineline_jax.data import corpora, shards, storage
+from fineline_jax.data import corpora, long_lines, shards, storage
+from fineline_jax.data import documents as document_files
 from fineline_jax.data.corpora import Prepared, prepare_amber, prepare_text
 from fineline_jax.data.shards import Shard, write_shard
 from fineline_jax.data.storage import WindowWriter, merge_shards, open_data_set, write_metadata
 from fineline_jax.data.windows import WindowCutter, with_markers
 from fineline_jax.errors import UserError
-from fineline_jax.tokenizers.identity import identity
+from fineline_jax.tokenizers import words
+from fineline_jax.tokenizers.identity import encode, identity
 from fineline_jax.tokenizers.open import open_tokenizer
 
 
@@ -301,7 +304,7 @@ def test_what_is_written_does_not_depend_on_the_blocks_it_passes_through(
         monkeypatch.setattr(storage, "WINDOWS_PER_FILE", 5)
         monkeypatch.setattr(storage, "WINDOWS_PER_WRITE", 3)
         monkeypatch.setattr(shards, "WINDOWS_PER_WRITE", 3)
-        monkeypatch.setattr(shards, "BATCH_CHARACTERS", 40)
+        monkeypatch.setattr(words, "BATCH", 40)
     for kind in ("text", "amber"):
         assert metadata_of(tmp_path / f"small {kind}") == metadata_of(tmp_path / f"usual {kind}")
         assert len(list((tmp_path / f"usual {kind}").glob("*.array_record*"))) == 1
@@ -310,18 +313,36 @@ def test_what_is_written_does_not_depend_on_the_blocks_it_passes_through(
     assert opened.read("chunk_000", [22, 4, 5, 4, 0])[:, 0].tolist() == [22, 4, 5, 4, 0]
 
 
-def test_documents_are_given_to_the_tokenizer_in_runs_of_about_so_many_characters(monkeypatch) -> None:
-    from fineline_jax.data.documents import Document
-
-    monkeypatch.setattr(shards, "BATCH_CHARACTERS", 5)
-    items = [("train", Document(text, "x:1")) for text in ("ab", "cde", "f", "ghijklm", "n")]
-    runs = [[document.text for _, document in batch] for batch in shards._batches_by_length(iter(items))]
+def test_documents_are_given_to_the_tokenizer_in_runs_of_about_so_many_characters(monkeypatch, tokenizer) -> None:
+    monkeypatch.setattr(words, "BATCH", 5)
+    items = [(text, iter([text])) for text in ("ab", "cde", "f", "ghijklm", "n")]
+    runs = [[name for name, *_ in batch] for batch in words.word_encoder(open_tokenizer(tokenizer))(iter(items))]
     assert runs == [["ab", "cde"], ["f", "ghijklm"], ["n"]]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.jsonl", "a.jsonl.gz"])
+def test_a_long_document_that_comes_in_pieces_has_its_markers_once(name: str, tmp_path, tokenizer, monkeypatch) -> None:
+    """Also one of which a piece ends within a character or an escape, and one that only begins with blanks."""
+    for module in (document_files, long_lines):
+        monkeypatch.setattr(module, "LONG", 13)
+    texts = (
+        ["  " * 20 + "aé東" * 30 + "🙂z" * 20, "b", 'c"\\\n' * 30] if "json" in name else ["\n" * 30 + "aé東🙂z" * 30]
+    )
+    lines = [json.dumps({"n": [1] * 9, "text": text, "more": "y" * 40}, ensure_ascii=number > 0)
+             for number, text in enumerate(["🙂é" * 20, *texts, " " * 50])]  # fmt: skip
+    data = ("\n".join(lines) if "json" in name else texts[0]).encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    texts = ["🙂é" * 20, *texts] if "json" in name else texts
+    prepare_text([tmp_path / name], tmp_path / "out", tokenizer=tokenizer, sequence_length=1, bos=True)
+    whole = encode(open_tokenizer(tokenizer), texts)
+    ids = [token for each in whole for token in (BOS, *each, EOS)]
+    assert stored(tmp_path / "out", "train").ravel().tolist() == ids[: len(ids) // 2 * 2]
+    assert metadata_of(tmp_path / "out")["splits"]["train"]["documents"] == len(texts)
 
 
 def test_the_stated_sizes() -> None:
     assert pytest.approx(2**30, rel=1e-3) == storage.WINDOWS_PER_FILE * 2049 * 2  # 1 GB of windows of 2,049 uint16
-    assert (storage.WINDOWS_PER_WRITE, shards.BATCH_CHARACTERS) == (1024, 2**21)
+    assert (storage.WINDOWS_PER_WRITE, words.BATCH) == (1024, 2**20)
 
 
 # Shards

@@ -20,6 +20,21 @@ _PIECES = st.sampled_from(
 TEXT = st.lists(st.one_of(_PIECES, _PIECES, st.text(max_size=3)), max_size=25).map("".join)
 
 
+def ids_by_words(encoder: words.Encoder, texts: list[str], piece: int) -> list[list[int]]:
+    """Of each of some texts that come in pieces of so many characters; every text begins and ends once."""
+    given_pieces = [[text[i : i + piece] for i in range(0, len(text), piece)] for text in texts]
+    ids: list[list[int]] = []
+    ended = True
+    for batch in encoder((number, iter(pieces)) for number, pieces in enumerate(given_pieces)):
+        for number, part, begins, ends in batch:
+            assert part.dtype == np.int32 and begins is ended and number == len(ids) - (not begins)
+            ids += [[]] if begins else []
+            ids[-1] += part.tolist()
+            ended = ends
+    assert ended
+    return ids
+
+
 @pytest.mark.parametrize("kind", [*CUT, *WHOLE])
 @pytest.mark.parametrize("part", [3, 1 << 20])
 def test_the_ids_are_those_of_the_whole_text(
@@ -39,10 +54,10 @@ def test_the_ids_are_those_of_the_whole_text(
     @given(texts=st.lists(TEXT, max_size=4))
     @example(["", "the", "", "\nthe", " the", "the the\nthe \n the", "\n", " "])
     @example(["the </s> cat", "the cat", "cat. \u201dThe\u201d cat\n\n\ncat"])
+    @example(["the cat the</s>the </s> the\ncat <0x0A> cat\u2581cat the e\u0301 cat e\u0301\ncat"])
     def check(texts: list[str]) -> None:
-        ours = by_words(texts)
-        assert [one.tolist() for one in ours] == encode(tokenizer, texts)
-        assert all(one.dtype == np.int32 for one in ours)
+        for piece in (2, 1000):
+            assert ids_by_words(by_words, texts, piece) == encode(tokenizer, texts)
 
     check()
 
@@ -68,5 +83,5 @@ def test_each_word_is_encoded_once_and_no_text_is_encoded_whole(tmp_path, monkey
     monkeypatch.setattr(words, "encode", lambda tokenizer, texts: whole.extend(texts) or encode(tokenizer, texts))
     monkeypatch.setattr(words, "PART", 64)
     text = "\n".join(["the cat  and the cat."] * 1000)
-    assert word_encoder(tokenizer)([text])[0].tolist() == encode(tokenizer, [text])[0]
+    assert ids_by_words(word_encoder(tokenizer), [text], 50) == encode(tokenizer, [text])
     assert sorted(counting.texts) == ["\nthe", "  and", " cat", " cat.", " the"] and whole == ["the"]

@@ -5,6 +5,7 @@ without a digest cannot notice every damage: how often its result was another on
 printed, and is zero where the file carries a digest of its content.
 """
 
+import argparse
 import collections
 import dataclasses
 import hashlib
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -75,6 +77,24 @@ def tensors(folder: Path) -> Any:
 def torch_bin(folder: Path) -> None:
     torch = pytest.importorskip("torch", reason="pip install -e '.[test]'")
     torch.save({name: torch.asarray(one) for name, one in TENSORS.items()}, folder / "pytorch_model.bin")
+
+
+def megatron(folder: Path) -> None:
+    torch = pytest.importorskip("torch", reason="pip install -e '.[test]'")
+    names = {"embedding.word_embeddings.weight": (8, 4), "decoder.layers.0.mlp.linear_fc1.weight": (6, 4)}
+    state = {"args": argparse.Namespace(num_layers=1, swiglu=True, seq_length=16, consumed_train_samples=4)}
+    state |= {"iteration": 4, "model": {name: torch.asarray(RNG.normal(size=size)) for name, size in names.items()}}
+    (folder / "mp_rank_00").mkdir()
+    torch.save(state, folder / "mp_rank_00/model_optim_rng.pt")
+
+
+def maxtext(folder: Path) -> None:
+    state = {
+        "params": {"params": {"decoder": {"decoder_norm": {"scale": np.ones(4, np.float32)}}}},
+        "step": np.int32(4),
+    }
+    ocp.PyTreeCheckpointer(use_ocdbt=False).save(folder / "items", state)
+    (folder / "config.json").write_text("{}")
 
 
 def index(folder: Path) -> None:
@@ -183,6 +203,8 @@ KINDS = [
         lambda f: tensors(f / "weights.msgpack"),
     ),
     Kind("model.safetensors.index.json", index, tensors),
+    Kind("mp_rank_00/*", megatron, lambda f: (step_and_tokens(f), tensors(f)), has_digest=True),
+    Kind("items/_METADATA", maxtext, tensors, share=0.5),
     Kind(
         "config.json",
         text("config.json", lambda: json.dumps({"architectures": ["LlamaForCausalLM"], **LLAMA.to_hf(SHAPE)})),

@@ -12,6 +12,8 @@ import numpy as np
 from fineline_jax.errors import UserError
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+MOST_LAYERS = 10_000
+"""No stack has as many: a damaged file may mean a thousand million."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +135,7 @@ def unstacked(tensors: Mapping[str, Tensor], axis: int = 0) -> dict[str, Tensor]
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         before, stack, inner = name.partition("decoder.layers.")
-        if not stack or inner[:1].isdigit() or len(tensor.shape) <= axis:
+        if not stack or inner[:1].isdigit() or not 0 < dict(enumerate(tensor.shape)).get(axis, 0) < MOST_LAYERS:
             found[name] = tensor
             continue
         shape = (*tensor.shape[:axis], *tensor.shape[axis + 1 :])

@@ -6,6 +6,7 @@ Sources: Megatron-LM's tools/checkpoint/{loader_base,schema_core}.py, megatron/t
 """
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from fineline_jax.checkpoints.formats.torch_bin import read_torch_bin, torch_val
 from fineline_jax.checkpoints.formats.torch_pickle import Record, View
 from fineline_jax.checkpoints.formats.trainers.torch_distributed import DCP, read_dcp
 from fineline_jax.checkpoints.formats.weight_format import WeightFormat
-from fineline_jax.errors import UserError
+from fineline_jax.errors import UserError, reading
 from fineline_jax.models.families.gpt import GPT2
 from fineline_jax.models.families.lines import GROUPED, fused, fused_mlp, lines
 from fineline_jax.models.families.llama import LLAMA, QWEN2, QWEN3
@@ -64,16 +65,19 @@ NOT_READ = (
 def read_megatron(path: Path) -> dict[str, Tensor]:
     """The tensors of all ranks beside that of `path`, by Megatron Core's names. Raises UserError naming the file."""
     args, folder = _state(path)[1], path.parent.parent
-    ranks, stages = (args.get(f"{kind}_model_parallel_size") or 1 for kind in ("tensor", "pipeline"))
+    with reading(path, what="its args are no numbers"):
+        ranks, stages = (int(args.get(f"{kind}_model_parallel_size") or 1) for kind in ("tensor", "pipeline"))
+    files: dict[tuple[int, int], Path] = {}
+    for stage, rank in itertools.product(range(stages), range(ranks)):
+        file = folder / f"mp_rank_{rank:02}{f'_{stage:03}' if stages > 1 else ''}" / path.name
+        if not file.is_file():
+            raise UserError(f"{file}: missing; fetch it, the args mean {ranks} tensor and {stages} pipeline ranks")
+        files[stage, rank] = file
     parts: dict[tuple[int, int], list[dict[str, Tensor]]] = {}
-    for stage in range(stages):
-        for rank in range(ranks):
-            file = folder / f"mp_rank_{rank:02}{f'_{stage:03}' if stages > 1 else ''}" / path.name
-            if not file.is_file():
-                raise UserError(f"{file}: missing; fetch it, the args mean {ranks} tensor and {stages} pipeline ranks")
-            for name, tensor in read_torch_bin(file, RECORDS, _model).items():
-                part, _, inner = name.partition(".")
-                parts.setdefault((int(part), stage), [{} for _ in range(ranks)])[rank][inner] = tensor
+    for (stage, rank), file in files.items():
+        for name, tensor in read_torch_bin(file, RECORDS, _model).items():
+            part, _, inner = name.partition(".")
+            parts.setdefault((int(part), stage), [{} for _ in range(ranks)])[rank][inner] = tensor
     tensors: dict[str, Tensor] = {}
     layers = 0
     for _, of_rank in sorted(parts.items()):
@@ -137,19 +141,21 @@ def config_of(folder: Path) -> dict[str, Any]:
 
 def step_and_tokens(folder: Path) -> tuple[int | None, int | None]:
     """What a checkpoint of Megatron-LM says of itself; None: it does not, or is none. Raises UserError."""
-    for path in (folder / key for key in KEYS):
-        if path.is_file():
-            state, args = _state(path)
-            tokens = (args.get("consumed_train_samples") or 0) * (args.get("seq_length") or 0)
-            return state.get("iteration", args.get("iteration")), tokens or None
-    return None, None
+    if (path := next((path for key in KEYS if (path := folder / key).is_file()), None)) is None:
+        return None, None
+    state, args = _state(path)
+    with reading(path, what="its args are no numbers"):
+        tokens = int(args.get("consumed_train_samples") or 0) * int(args.get("seq_length") or 0)
+        step = state.get("iteration", args.get("iteration"))
+        return step if step is None else int(step), tokens or None
 
 
 def _state(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a file of a rank, or common.pt, holds, and in it the arguments of the run. Raises UserError naming both."""
     value = torch_value(path, RECORDS)
     args = value.get("args") if isinstance(value, dict) else None
-    if not isinstance(args, Record) or not isinstance(args.state, dict) or value.get("checkpoint_version", 3) < 3:
+    old = str(value.get("checkpoint_version", 3))[:1] in "012" if isinstance(args, Record) else True
+    if not isinstance(args, Record) or not isinstance(args.state, dict) or old:
         raise UserError(f"{path}: has no args of Megatron-LM, or a checkpoint_version before 3; save it again there")
     if other := [name for name in NOT_READ if args.state.get(name)]:
         raise UserError(f"{path}: {other[0]} = {args.state[other[0]]!r} is not read; convert it to Hugging Face")
@@ -158,7 +164,7 @@ def _state(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _model(value: Any) -> dict[str, View]:
     """The tensors of each part of the model in the file of a rank, "PART.NAME"; a virtual pipeline has several."""
-    parts = [key for key in value if re.fullmatch(r"model\d*", str(key))]
+    parts = [key for key in value if re.fullmatch(r"model\d*", str(key))] if isinstance(value, dict) else []
     return {f"{part[5:] or 0}.{_renamed(name)}": view for part in parts for name, view in _leaves(value[part])}
 
 

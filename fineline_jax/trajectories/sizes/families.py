@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from fineline_jax.trajectories.statistics.columns import shots_of, size_of
+from fineline_jax.trajectories.statistics.columns import parameters_of, shots_of
 
 _APART = re.compile(
     r"(?<![\d.])\d+(?:\.\d+)?[mb](?![a-z])|[-_. ]?(?:seed|rerun)[-_= ]?\d*|[-_](?:bf16|fp16|fp32)\b", re.I
@@ -20,13 +20,10 @@ def families(table: pd.DataFrame) -> Iterator[tuple[str, dict[float, list[str]]]
     Sizes are those of the column `parameters`, else those that names state (m-160m, m-1.4b); the name of a family is
     theirs with * for the size. Series whose names state none are one family per number of shots.
     """
-    stated = table.groupby("series")["parameters"].first() if "parameters" in table else {}
     found: dict[str, dict[float, list[str]]] = {}
-    for name in map(str, table["series"].unique()):
-        known = stated.get(name, np.nan)
-        size = known if np.isfinite(known) else size_of(name)
+    for name, size in parameters_of(table).items():
         family = _APART.sub(lambda part: "*" if part[0][0].isdigit() else "", name)
         if np.isfinite(size):
             key = family if "*" in family else f"runs {shots_of(name)}".strip()
-            found.setdefault(key, {}).setdefault(float(size), []).append(name)
+            found.setdefault(key, {}).setdefault(size, []).append(name)
     yield from ((name, dict(sorted(of.items()))) for name, of in found.items() if len(of) > 1)

@@ -145,14 +145,19 @@ def size_of(series: str) -> float:
     return found.pop() if len(found) == 1 else float("nan")
 
 
+def parameters_of(table: pd.DataFrame) -> dict[str, float]:
+    """Parameters by series: as stated, else by its name, else NaN."""
+    return {str(name): size_of(str(name)) for name in table["series"].unique()} | _stated(table, "parameters")
+
+
 def flops_per_token(table: pd.DataFrame) -> dict[str, float]:
     """Training FLOPs per token by series: as stated, else 6 x its parameters, stated or by its name, else NaN."""
-    stated, names = table.groupby("series", observed=True), table["series"].unique()
-    found = {str(name): 6 * size_of(str(name)) for name in names}
-    for column, factor in (("parameters", 6.0), ("flops_per_token", 1.0)):
-        if column in table:
-            found |= {str(name): factor * value for name, value in stated[column].first().dropna().items()}
-    return found
+    return {name: 6 * size for name, size in parameters_of(table).items()} | _stated(table, "flops_per_token")
+
+
+def _stated(table: pd.DataFrame, column: str) -> dict[str, float]:
+    known = table.groupby("series", observed=True)[column].first().dropna() if column in table else pd.Series()
+    return {str(name): float(value) for name, value in known.items()}
 
 
 def format_tokens(tokens: float) -> str:

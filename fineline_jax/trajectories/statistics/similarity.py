@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic, groups, shots_of, wide
+from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic, groups, parameters_of, shots_of, wide
 
 FEWEST = 5
 
@@ -15,9 +15,11 @@ FEWEST = 5
 def similarity(table: pd.DataFrame, series: list[str] | None = None) -> pd.DataFrame:
     """Of each (metric, task): mean Spearman correlation over pairs of series. See `SIMILARITY`.
 
-    series: those to compare; None: all. Series of other shots are compared apart. Only tokens at which every one of
-    them was scored count.
+    series: those to compare; None: all, if their sizes are known and there are two or more. Series of other shots are
+    compared apart. Only tokens at which every one of them was scored count.
     """
+    if series is None and len({size for size in parameters_of(table).values() if np.isfinite(size)}) < 2:
+        return SIMILARITY.frame([])
     chosen = table if series is None else table[table["series"].isin(series)]
     shots = {name: shots_of(str(name)) for name in chosen["series"].unique()}
     chosen = chosen.assign(shots=chosen["series"].map(shots))

@@ -80,7 +80,7 @@ def test_of_two_checkpoints_at_one_token_count_the_last_one_counts(two):
     table = table_of(two, range(1, 10))
     again = pd.concat([table.assign(value=table.value**2), table])
     assert compare(again, "a", "b").equals(compare(table, "a", "b"))
-    assert similarity(again).equals(similarity(table))
+    assert similarity(again, ["a", "b"]).equals(similarity(table, ["a", "b"]))
 
 
 def test_what_cannot_be_tested_is_declined(two):
@@ -113,7 +113,7 @@ def test_equal_runs_are_told_apart_at_the_nominal_rate():
 def test_a_rank_correlation_is_the_mean_over_pairs_of_scipys():
     rng = np.random.default_rng(3)
     runs = {name: np.round(rng.standard_normal((12, 2)).cumsum(axis=0), 1) for name in "abc"}
-    found = similarity(table_of(runs, range(12))).set_index("task")
+    found = similarity(table_of(runs, range(12)), list(runs)).set_index("task")
     for k in range(2):
         values = np.column_stack([run[:, k] for run in runs.values()])
         for column, of in (("levels", values), ("differences", np.diff(values, axis=0))):
@@ -125,11 +125,24 @@ def test_a_rank_correlation_is_the_mean_over_pairs_of_scipys():
 def test_a_curve_that_does_not_change_is_left_out_and_too_little_is_not_compared():
     rng = np.random.default_rng(3)
     runs = {name: rng.standard_normal((6, 1)).cumsum(axis=0) for name in "ab"}
-    with_flat = similarity(table_of(runs | {"c": np.full((6, 1), 0.5)}, range(6))).iloc[0]
-    assert with_flat.levels == pytest.approx(similarity(table_of(runs, range(6))).iloc[0].levels)
+    with_flat = similarity(table_of(runs | {"c": np.full((6, 1), 0.5)}, range(6)), ["a", "b", "c"]).iloc[0]
+    assert with_flat.levels == pytest.approx(similarity(table_of(runs, range(6)), ["a", "b"]).iloc[0].levels)
     assert with_flat.reason == "1 curves do not change and are left out"
-    short = similarity(table_of({name: run[:4] for name, run in runs.items()}, range(4))).iloc[0]
+    short = similarity(table_of({name: run[:4] for name, run in runs.items()}, range(4)), ["a", "b"]).iloc[0]
     assert np.isnan(short.levels) and short.reason.startswith("fewer than two series")
+
+
+def test_sizes_are_compared_where_there_are_two_of_them():
+    """Two seeds of one size, by name or by the column of a sweep, are no question of sizes; nor is one series."""
+    rng = np.random.default_rng(3)
+    runs = {name: rng.standard_normal((6, 1)).cumsum(axis=0) for name in ("m-1b-seed1", "m-1b-seed2", "m-70m")}
+    table = table_of(runs, range(6))
+    assert similarity(table).series.tolist() == [3]
+    one = table[table.series.str.contains("1b")]
+    assert similarity(one).empty and similarity(one[one.series.str.endswith("1")]).empty
+    assert similarity(table.assign(parameters=2e6)).empty
+    stated = one.assign(parameters=one.series.map({"m-1b-seed1": 1e6, "m-1b-seed2": 2e6}))
+    assert similarity(stated).series.tolist() == [2]
 
 
 def test_columns_are_those_that_are_described(two):

@@ -139,9 +139,7 @@ def _run(job: Job, folder: Path) -> str:
 
 def _is_planned(dump: Path) -> bool:
     """Whether the plan of the memory is on disk to its end."""
-    return bool(list(dump.glob(_MEMORY))) and any(
-        path.read_text().rstrip().endswith("}") for path in dump.glob(_PLANNED)
-    )
+    return _planned(dump) is not None and any(path.read_text().rstrip().endswith("}") for path in dump.glob(_PLANNED))
 
 
 def _planned(dump: Path) -> int | None:

@@ -198,3 +198,16 @@ def test_the_bytes_of_a_plan_are_those_of_the_buffers_and_a_full_one_has_ended(m
     assert compiling.compiled(job).peak == 4567666176
     with pytest.raises(UserError, match="--topology v4-512: the step was not compiled: Killed"):
         compiling.compiled(dataclasses.replace(job, full=True))
+
+
+def test_a_plan_is_read_when_it_is_written_to_its_end(tmp_path: Path) -> None:
+    """The module is there before the report of its memory, and either may be half written."""
+    (tmp_path / "m.after_optimizations.txt").write_text("ENTRY %main {\n}\n")
+    report = tmp_path / "m.after_optimizations-memory-usage-report.txt"
+    for text in ("", "Memory Space: default (color=0)\nTotal by"):
+        report.write_text(text)
+        assert not compiling._is_planned(tmp_path)
+    report.write_text("Memory Space: default (color=0)\nTotal bytes: 4567666176 (4.25GiB)\n")
+    assert compiling._is_planned(tmp_path)
+    (tmp_path / "m.after_optimizations.txt").write_text("ENTRY %main {\n  %a = f32[")
+    assert not compiling._is_planned(tmp_path)

@@ -36,7 +36,7 @@ def open_series(
 
     a run folder (recipe.json, checkpoints/): its kept steps, not the rolling latest;
     one checkpoint folder of a run: that one;
-    a Hugging Face folder (config.json and weights): that one;
+    a Hugging Face folder (config.json and weights), or one of a trainer that says its model: that one;
     a folder of Hugging Face folders: all of them, by the tokens or steps in their names or trainer_state.json;
     what transformers' Trainer writes, a model and its checkpoint-N: these, and the model if it is of another step;
     huggingface_hub's cache of a repository (models--org--name): its snapshots;

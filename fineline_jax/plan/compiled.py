@@ -145,7 +145,7 @@ def _is_planned(dump: Path) -> bool:
 def _planned(dump: Path) -> int | None:
     """Bytes of the memory that XLA has planned, of its report."""
     reports = sorted(dump.glob(_MEMORY))
-    match = re.search(r"Total bytes(?: used)?: (\d+)", reports[-1].read_text()) if reports else None
+    match = re.search(r"Total bytes(?: used)?: (\d+)\D", reports[-1].read_text()) if reports else None
     return int(match[1]) if match else None
 
 

@@ -51,6 +51,7 @@ LADDER = {
     "HellaSwag": "hellaswag_val_rc", "ARC-Challenge": "arc_challenge_test_rc", "ARC-Easy": "arc_easy_test_rc",
     "PIQA": "piqa_val_rc", "CSQA": "csqa_val_rc", "SIQA": "socialiqa_val_rc", "OBQA": "openbookqa_test_rc", "MMLU": "",
 }  # fmt: skip
+CLOZE = "OLMo-2 7B, cloze, acc_norm", "OLMo-2 7B, cloze, bits_per_byte"
 PHASES = {"to 500 B": (0, 5e11), "500 B to 1 T": (5e11, 1e12), "1 T to 2 T": (1e12, 2e12), "from 2 T": (2e12, 5e12)}
 
 
@@ -76,9 +77,7 @@ def task_prediction(pythia: pd.DataFrame, olmo: pd.DataFrame, baichuan: pd.DataF
     parts = [chosen.assign(domain=np.where(chosen["task"].isin(EXAMS), "exams", "common sense"), series="OLMo-2 7B")]
     cloze = olmo[olmo["task"].isin([*(task.replace("_mc", "_rc") for task in EXAMS), *SENSE]) & (olmo["tokens"] > 0)]
     cloze = cloze.assign(domain=np.where(cloze["task"].isin(SENSE), "common sense", "exams"))
-    parts += [
-        cloze[cloze["metric"] == m].assign(series=f"OLMo-2 7B, cloze, {m}") for m in ("acc_norm", "bits_per_byte")
-    ]
+    parts += [cloze[cloze["metric"] == name.split()[-1]].assign(series=name) for name in CLOZE]
     parts += [small[small["series"] == f"pythia-{size}"] for size in ("1.4b", "6.9b", "12b")]
     found = pd.concat([verdicts(part) for part in [*parts, baichuan.assign(domain="exams", series="Baichuan2 7B")]])
     cells = found.assign(gap=found["gap"].map(number), levels=found["gap_of_levels"].map(number))
@@ -87,11 +86,10 @@ def task_prediction(pythia: pd.DataFrame, olmo: pd.DataFrame, baichuan: pd.DataF
     pairs = [f"{name} {by.p[name]:.2f}" for name in ("pythia-1.4b", "pythia-6.9b", "pythia-12b")]
     says = [
         f"OLMo-2 7B: {by.verdict['OLMo-2 7B']}, p = {by.p['OLMo-2 7B']:.3f}; its exam tasks move together from "
-        "checkpoint to checkpoint more than with common sense. Most of that is the format: these exams ask for a letter, common sense "
-        "is asked as a cloze. With both as cloze the gap is "
-        f"{by.gap['OLMo-2 7B, cloze, acc_norm']:.2f}, p = {by.p['OLMo-2 7B, cloze, acc_norm']:.3f} by accuracy, and "
-        f"{by.gap['OLMo-2 7B, cloze, bits_per_byte']:.2f}, p = {by.p['OLMo-2 7B, cloze, bits_per_byte']:.2f} by bits "
-        "per byte.",
+        "checkpoint to checkpoint more than with common sense. Most of that is the format: these exams "
+        "ask for a letter, common sense is asked as a cloze. With both as cloze the gap is "
+        f"{by.gap[CLOZE[0]]:.2f}, p = {by.p[CLOZE[0]]:.3f} by accuracy, and {by.gap[CLOZE[1]]:.2f}, "
+        f"p = {by.p[CLOZE[1]]:.2f} by bits per byte.",
         f"Pythia: {', '.join(sorted(set(by.verdict[[f'pythia-{s}' for s in ('1.4b', '6.9b', '12b')]])))} "
         f"(p: {', '.join(pairs)}), by six tasks at {by.checkpoints['pythia-1.4b']} checkpoints.",
         f"Baichuan2 7B, the paper's own example, {by.verdict['Baichuan2 7B']}: {by.reason['Baichuan2 7B']}. So the "
@@ -113,8 +111,8 @@ def task_prediction(pythia: pd.DataFrame, olmo: pd.DataFrame, baichuan: pd.DataF
     return Finding(
         "Task dynamic prediction", "Within a domain, the dynamics of known tasks predict those of unseen tasks.",
         "; ".join(f"{WORDS[by.verdict[name]]} for {of}" for name, of in (
-            ("OLMo-2 7B", "OLMo-2 7B by accuracy"), ("OLMo-2 7B, cloze, bits_per_byte", "it by bits per byte"), ("pythia-12b", "Pythia"), ("Baichuan2 7B", "Baichuan2"))), says,
-        rows.fillna("–"), draw,
+            ("OLMo-2 7B", "OLMo-2 7B by accuracy"), (CLOZE[1], "it by bits per byte"), ("pythia-12b", "Pythia"),
+            ("Baichuan2 7B", "Baichuan2"))), says, rows.fillna("–"), draw,
         "prediction: Correlation inside domains minus across domains, of differences (which are tested) and of scores.",
     )  # fmt: skip
 
@@ -134,8 +132,8 @@ def cross_domain(pythia: pd.DataFrame, olmo: pd.DataFrame) -> Finding:
         "to checkpoint, as the public file has no standard errors.",
         f"Pythia, onsets of {len(onsets)} tasks in {onsets.shape[1]} sizes: {order}. The order agrees between sizes: "
         f"Kendall's W {w:.2f}, p = {p:.1g}.",
-        "The sizes share their corpus and questions, so that this order is one of these tasks and this corpus; whether it "
-        "leads from basic to advanced is not tested, as nothing here says how advanced a task is.",
+        "The sizes share their corpus and questions, so that this order is one of these tasks and this corpus; whether "
+        "it leads from basic to advanced is not tested, as nothing here says how advanced a task is.",
         "That one domain's knowledge helps another would take runs in which that domain is left out; an order of "
         "curves of one corpus does not show it.",
     ]  # fmt: skip
@@ -156,11 +154,9 @@ def cross_domain(pythia: pd.DataFrame, olmo: pd.DataFrame) -> Finding:
     })  # fmt: skip
     return Finding(
         "Cross-domain promotion",
-        "Tasks are learned in an order from basic to advanced, as in a curriculum; knowledge of "
-        "one domain helps another.",
-        f"{HOLDS if p < 0.05 else UNSAID} for one order at all sizes; {UNSAID} for its sense and for the help", says, rows,
-        draw,
-        "order: Tokens to half of the way from guessing to perfect, OLMo-2 7B, with 95 % intervals.",
+        "Tasks are learned in an order from basic to advanced, as in a curriculum; knowledge of one domain helps "
+        "another.", f"{HOLDS if p < 0.05 else UNSAID} for one order at all sizes; {UNSAID} for its sense and the help",
+        says, rows, draw, "order: Tokens to half of the way from guessing to perfect, OLMo-2 7B, with 95 % intervals.",
     )  # fmt: skip
 
 
@@ -179,8 +175,8 @@ def strategy(five_shot: pd.DataFrame) -> Finding:
         "These errors are over tasks. With what two runs of one recipe differ by, estimated from the scatter of "
         f"checkpoints, they are {', '.join(f'{100 * error:.2f}' for error in found['stderr'])}; p and intervals hold "
         "both. The early difference is beyond chance, the late ones are not.",
-        f"These seven tasks were chosen before. Over all {every.tasks} of the file, most of which stay at guessing, the "
-        f"first three checkpoints differ by {points(every)}, p = {every.p:.2f}: not told from none.",
+        f"These seven tasks were chosen before. Over all {every.tasks} of the file, most of which stay at guessing, "
+        f"the first three checkpoints differ by {points(every)}, p = {every.p:.2f}: not told from none.",
         "Five reruns of OLMo's ladder, compared alike over all tasks, metrics and windows, are called in 3 of 75 "
         "tests, by accuracy over all checkpoints in none of five (a test of this package checks it).",
         "Data quality, learning rate, regularisation and architecture: no public pair of runs here differs in one of "
@@ -194,18 +190,15 @@ def strategy(five_shot: pd.DataFrame) -> Finding:
 
     rows = pd.DataFrame({
         "window": found["window"], "checkpoints": found["checkpoints"].astype(str),
-        "difference, points": [points(row) for row in found.itertuples()],
+        "difference, points": [points(row) for row in rows_of(found)],
         "95 %": [f"{100 * r.low:+.2f} to {100 * r.high:+.2f}" for r in rows_of(found)],
         "p": found["p"].map(lambda p: number(p, 3)), "verdict": found["verdict"],
     })  # fmt: skip
     return Finding(
-        "Training strategy",
-        "Batch size, learning rate, data quality, regularisation and architecture change how fast a "
-        "model learns early.",
+        "Training strategy", "Batch size, learning rate, data quality, regularisation and architecture change how fast "
+        "a model learns early.",
         f"{HOLDS if by.verdict['first'] == 'better' else UNSAID} for the batch size, early; {UNSAID} for the rest",
-        says,
-        rows, draw,
-        "strategy: Difference of the run with half the batch, with 95 % intervals.",
+        says, rows, draw, "strategy: Difference of the run with half the batch, with 95 % intervals.",
     )  # fmt: skip
 
 
@@ -245,7 +238,7 @@ def scale_gap(pythia: pd.DataFrame, openllama: pd.DataFrame) -> Finding:
     ]
 
     def draw(axes: Axes) -> None:
-        names = [f"{r.domain} ({r.tasks}), {r.pair}" for r in found.itertuples()]
+        names = [f"{r.domain} ({r.tasks}), {r.pair}" for r in rows_of(found)]
         intervals(axes, found["gap"], found["gap"] - found["half"], found["gap"] + found["half"], names, at=0)
         axes.set_xlabel("points above chance, large minus small")
 
@@ -255,10 +248,8 @@ def scale_gap(pythia: pd.DataFrame, openllama: pd.DataFrame) -> Finding:
         "95 % over tasks": ["–" if np.isnan(h) else f"± {h:.1f}" for h in found["half"]],
     })  # fmt: skip
     return Finding(
-        "Scale and reasoning",
-        "Larger models are better at reasoning above all; on common sense small ones come close.",
-        UNSAID, says, cells, draw,
-        "scale: Gap between a large and a small model by domain.",
+        "Scale and reasoning", "Larger models are better at reasoning above all; on common sense small ones come "
+        "close.", UNSAID, says, cells, draw, "scale: Gap between a large and a small model by domain.",
     )  # fmt: skip
 
 
@@ -315,7 +306,7 @@ def laws(ladder: pd.DataFrame, facts: dict[str, dict]) -> Finding:
         f"{int((kept['next_gain'] < kept['gain']).sum())}: returns that diminish are not seen in so few doublings, "
         "beyond the logarithm of tokens itself.",
         f"Of {int(found['low'].notna().sum())} intervals, of a bootstrap with an error per size, {inside} hold the "
-        "measured score. In two steps they are wide: from four sizes three parameters leave one degree of freedom.",
+        "measured score. They are wide, as four or five sizes leave two or three degrees of freedom.",
     ]  # fmt: skip
 
     def draw(axes: Axes) -> None:
@@ -344,7 +335,8 @@ def laws(ladder: pd.DataFrame, facts: dict[str, dict]) -> Finding:
     })  # fmt: skip
     return Finding(
         "Scaling law of metrics", "Scores follow a law of data and size, not only the loss; more data helps, with "
-        "diminishing returns.", f"{HOLDS if good else NOT} for these eight tasks; {UNSAID} for diminishing returns", says, rows, draw,
+        "diminishing returns.", f"{HOLDS if good else NOT} for these eight tasks; {UNSAID} for diminishing returns",
+        says, rows, draw,
         "laws: Scores of OLMo-2 7B predicted from the ladder, with 95 % intervals (bootstrap over sizes).",
     )  # fmt: skip
 
@@ -357,7 +349,9 @@ def across_sizes(pythia: pd.DataFrame) -> Finding:
     found = similarity(late, [f"pythia-{size}" for size in SIZES]).sort_values("levels", ascending=False)
     sizes = [f"pythia-{size}" for size in SIZES]
     whole, half = jackknife(lambda of: similarity(late, of).set_index("task")["levels"], sizes)
-    more, margin = jackknife(lambda of: beyond_other_tasks(late[late["task"].isin(RISING)], of), sizes)
+    rising = late[late["task"].isin(RISING)]
+    more, margin = jackknife(lambda of: beyond_other_tasks(rising, of), sizes)
+    of_levels = beyond_other_tasks(rising, sizes, levels=True)
     control = found[found["task"].isin(CONTROLS)]["levels"].max()
     alike = {t: "control" if t in CONTROLS else HOLDS if more[t] > margin[t] else UNSAID for t in found["task"]}
     names = lambda word: ", ".join(task for task in found["task"] if alike[task] == word)
@@ -381,9 +375,10 @@ def across_sizes(pythia: pd.DataFrame) -> Finding:
         "LogiQA and WSC are not learned by any size and serve as controls: their largest correlation is "
         f"{control:.2f}. Above it with the whole interval: "
         f"{', '.join(t for t in found['task'] if t not in CONTROLS and whole[t] - half[t] > control)}.",
-        "That alone is no evidence for a task: curves of two different tasks that rise correlate as much between two "
-        "sizes. The verdict is on first differences: whether those of one task in two sizes correlate more than those of "
-        f"two different tasks. They do, with the whole interval, for {names(HOLDS)}; not told: {names(UNSAID)}.",
+        "That alone is no evidence for a task: curves of two different tasks that rise correlate about as much between "
+        f"two sizes (one task's correlation is {of_levels.min():+.2f} to {of_levels.max():+.2f} above theirs). The "
+        "verdict is on first differences: whether those of one task in two sizes correlate more than those of two "
+        f"tasks. They do, with the whole interval, for {names(HOLDS)}; not told: {names(UNSAID)}.",
     ]
 
     def draw(axes: Axes) -> None:
@@ -471,10 +466,13 @@ def of_demo(path: Path) -> str:
     return f"The demo's series, one run of a million parameters: {counts}. Tokens to the score, the first: {first}.\n"
 
 
-def beyond_other_tasks(table: pd.DataFrame, sizes: Sequence[str]) -> pd.Series:
-    """By task: mean rank correlation of first differences of it in two sizes, minus that with other tasks in another."""
-    table = table[table["series"].isin(sizes)]
-    of = table.pivot(index="step", columns=["series", "task"], values="value").dropna().diff().corr("spearman")
+def beyond_other_tasks(table: pd.DataFrame, sizes: Sequence[str], *, levels: bool = False) -> pd.Series:
+    """By task: mean rank correlation of its first differences in two sizes, minus that with other tasks of a size.
+
+    levels: of the scores themselves.
+    """
+    chosen = table[table["series"].isin(sizes)].pivot(index="step", columns=["series", "task"], values="value").dropna()
+    of = (chosen if levels else chosen.diff()).corr("spearman")
     size, task = (of.index.get_level_values(name).to_numpy() for name in ("series", "task"))
     apart, own = size[:, None] != size, task[:, None] == task
     means = {t: [of.to_numpy()[(task == t)[:, None] & apart & same].mean() for same in (own, ~own)] for t in set(task)}

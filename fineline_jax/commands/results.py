@@ -1,5 +1,6 @@
 """What is made of scores: `fineline show`, `fineline analyze`, and lm-eval's files by `fineline export-scores`."""
 
+import contextlib
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -127,12 +128,10 @@ def _events(texts: tuple[str, ...]) -> dict[str, float]:
 def _score(texts: tuple[str, ...]) -> float | dict[str, float]:
     remedy = "write one share such as 0.5, or TASK=SCORE and METRIC=SCORE"
     scores = dict[str, float]()
-    try:
-        for text in texts:
-            name, _, score = text.rpartition("=")
+    for text in texts:
+        name, _, score = text.rpartition("=")
+        with contextlib.suppress(ValueError):
             scores[name] = float(score)
-    except ValueError:
-        raise UserError(f"--to-score {' '.join(texts)}: {remedy}") from None
     if len(scores) < len(texts) or ("" in scores and len(scores) > 1):
         raise UserError(f"--to-score {' '.join(texts)}: {remedy}")
     return scores[""] if len(scores) == 1 and "" in scores else scores

@@ -7,6 +7,7 @@ that JSON, so that metric, axis and grouping can be changed by the reader.
 
 import html
 import json
+import re
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -133,10 +134,4 @@ def _page_file(name: str) -> str:
 
 def _fill(template: str, **parts: str) -> str:
     """Put each part in place of its {{name}}; parts are not searched again, whatever braces they hold."""
-    pieces = []
-    rest = template
-    while "{{" in rest:
-        before, _, rest = rest.partition("{{")
-        name, _, rest = rest.partition("}}")
-        pieces += [before, parts[name]]
-    return "".join([*pieces, rest])
+    return re.sub(r"{{(\w+)}}", lambda found: parts[found[1]], template)

@@ -215,9 +215,9 @@ def resampled(law: Law, runs: Sequence[Run], held: Sequence[Run], draws: int, rn
     """[draws] mean scores of `held`, runs of another size: a parametric bootstrap of `law`, fitted on `runs`.
 
     Runs of one size miss a law together, so that each size, and the one asked for, gets an error of its own. Its
-    variance is that of the sizes' mean residuals, with as many degrees of freedom as there are sizes beyond the
-    parameters (at least 1), divided by chi-square in each draw: where the law is a line this is Student's interval of
-    a prediction. Then the law is fitted again, from where it was.
+    variance is that of the sizes' mean residuals, with two degrees of freedom less than sizes, for the level and the
+    slope over them (at least 1), divided by chi-square in each draw: where the law is a line this is Student's interval
+    of a prediction. Then the law is fitted again, from where it was.
     """
     ends, asked = np.array([run.end for run in runs]), np.array([run.end for run in held])
     of_run = np.unique(ends[:, 0], return_inverse=True)[1]
@@ -226,7 +226,7 @@ def resampled(law: Law, runs: Sequence[Run], held: Sequence[Run], draws: int, rn
     moves, errors = [], []  # of log first and, in two steps, of the score: of each run [draws, runs] and of `held`
     for residual in (first,) if law.second is None else (first, ends[:, 4] - law.second(ends[:, 3])):
         of_size = np.bincount(of_run, residual) / np.bincount(of_run)
-        scale = np.sqrt((of_size**2).sum() / rng.chisquare(max(1, count - PARAMETERS[law.form]), draws))
+        scale = np.sqrt((of_size**2).sum() / rng.chisquare(max(1, count - 2), draws))
         drawn = scale[:, None] * rng.standard_normal((draws, count + 1))
         moves.append((drawn[:, :-1] - of_size)[:, of_run])
         errors.append(drawn[:, -1])

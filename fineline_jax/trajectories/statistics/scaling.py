@@ -23,9 +23,8 @@ def forecast(runs: Sequence[Run], held: Sequence[Run], forms: Sequence[str] = FO
     """Columns `form` to `verdict` of SCALING for runs of several sizes and the held-out runs of a larger one.
 
     The form is the one that, fitted without the largest size of `runs`, predicts that size best, of those that have no
-    more parameters than there are sizes to fit. It is refused where it missed that size by more than TOLERANCE, or by
-    no less than the best run of those fitted did. The interval is that of `laws.resampled`. Errors are of means over
-    the runs of a size.
+    more parameters than there are sizes to fit. It is refused where it missed the mean of that size by more than
+    TOLERANCE, or its runs by as much as the best of those fitted did. The interval is that of `laws.resampled`.
     """
     sizes = sorted({run.parameters for run in runs})
     if len(sizes) < FEWEST_SIZES - 1:
@@ -43,12 +42,13 @@ def forecast(runs: Sequence[Run], held: Sequence[Run], forms: Sequence[str] = FO
         return {"verdict": DECLINED, "reason": "no form can be fitted to so few runs"}
     form = min(tests, key=tests.__getitem__)
     law, best = fit(form, runs), float(_ends(runs)[:, 4].max())
-    row = {"form": form, "backtest": tests[form], "backtest_of_best": abs(_ends(before)[:, 4].max() - _score(last))}
+    missed, missed_by_best = _error(fit(form, before)(_ends(last)), last), _error(_ends(before)[:, 4].max(), last)
+    row = {"form": form, "backtest": tests[form], "backtest_of_best": missed_by_best}
     row |= {"predicted": float(law(_ends(held)).mean()), "measured": _score(held), "best_small": best}
-    row["error"], row["error_of_best_small"] = abs(row["predicted"] - row["measured"]), abs(best - row["measured"])
+    row |= {"error": _error(law(_ends(held)), held), "error_of_best_small": _error(best, held)}
     if tests[form] > TOLERANCE:
         return row | {"verdict": REFUSED, "reason": f"the back-test was wrong by more than {TOLERANCE:g}"}
-    if tests[form] >= row["backtest_of_best"]:
+    if missed >= missed_by_best:
         return row | {"verdict": REFUSED, "reason": "in the back-test the best smaller run was as near"}
     drawn = resampled(law, runs, held, DRAWS, np.random.default_rng(0))
     row["low"], row["high"] = np.quantile([row["predicted"], *drawn], [0.025, 0.975])
@@ -62,6 +62,11 @@ def _apart(runs: Sequence[Run], size: float) -> tuple[list[Run], list[Run]]:
 
 def _ends(runs: Sequence[Run]) -> np.ndarray:
     return np.array([run.end for run in runs], float)
+
+
+def _error(guess: np.ndarray | float, runs: Sequence[Run]) -> float:
+    """Mean distance from the runs' scores, run by run: some may be short."""
+    return float(np.abs(guess - _ends(runs)[:, 4]).mean())
 
 
 def _score(runs: Sequence[Run]) -> float:
@@ -125,20 +130,22 @@ SCALING = Statistic(
         Column("held_out", "parameters", "size of the model that is predicted"),
         Column("form", "", "the form that a back-test on the next smaller size chose", "where declined"),
         Column("backtest", "score", "its error there", "where declined"),
-        Column("backtest_of_best", "score", "error there of the best smaller run's score", "where declined"),
+        Column("backtest_of_best", "score", "distance there of the best smaller run, mean over runs", "where declined"),
         Column("predicted", "score", "score predicted for that size", "where declined", ("low", "high")),
         *Column.ends("score", "unless kept", "a bootstrap over sizes: of the measured score"),
         Column("measured", "score", "what it scored, mean of the last checkpoints", "where declined"),
-        Column("error", "score", "distance of prediction and score", "where declined"),
+        Column("error", "score", "distance of prediction and score, mean over runs", "where declined"),
         Column("best_small", "score", "best score of the smaller runs", "where declined"),
-        Column("error_of_best_small", "score", "distance of that from the held-out score", "where declined"),
+        Column(
+            "error_of_best_small", "score", "distance of that from the held-out score, mean over runs", "where declined"
+        ),
         Column("verdict", "", "kept (nearer than the best smaller run, one size before), refused, declined"),
         Column("reason", "", "why refused or declined", "where kept"),
     ),
     "OLMo ladder, arXiv 2412.04403 (two steps); arXiv 2512.08894 (direct)",
     definition="A power law of −log score in operations, fitted on all sizes but the largest, predicts that one; it is "
-    "refused where it missed the next smaller size, predicted from those below, by more than 2 points or by as "
-    "much as the best of them.",
+    "refused where it missed the next smaller size, predicted from those below, by more than 2 points, or, run "
+    "by run, by as much as the best of them.",
     caveat="Kept says that the form was nearer than the best smaller run one size before, not that it will be again. "
     "Operations are 6 times the parameters that the name states times tokens.",
     chart=Chart("predicted", panel="metric"),

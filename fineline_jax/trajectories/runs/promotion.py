@@ -15,6 +15,7 @@ from fineline_jax.trajectories.statistics.columns import Chart, Column, Statisti
 from fineline_jax.trajectories.statistics.inference import LEVEL, holm
 
 EARLIER, LATER, UNRESOLVED = "earlier", "later", "no order resolved"
+ONE_TASK = "a domain with one task"
 
 
 def task_order(table: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
@@ -72,7 +73,8 @@ def _gap(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray
     }
     if min(map(len, times)) > 1:
         row["p_tasks"] = float(stats.ttest_ind(*times, equal_var=False).pvalue)
-    return row | {"p": p}
+    one_task = ONE_TASK if min(map(len, times)) < 2 else ""
+    return row | {"p": p, "reason": one_task}
 
 
 def concordance(table: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
@@ -141,7 +143,8 @@ PRECEDENCE = Statistic(
         Column("p", "1", "two-sided, of these tasks: bootstrap of the curves' errors"),
         Column("p_tasks", "1", "two-sided, of tasks like these: Welch's t over tasks", "with one task in a domain"),
         Column("p_holm", "1", "larger of p and p_tasks, over pairs of series and metric (Holm)", "if one has one task"),
-        Column("verdict", "", "earlier, later (p_holm at most 5 %), no order resolved, as where a domain has one task"),
+        Column("verdict", "", "earlier, later (p_holm at most 5 %), no order resolved"),
+        Column("reason", "", "why an order cannot be resolved", "where it could be"),
     ),
     "arXiv 2404.01204, Cross-domain Promotion; Efron and Tibshirani 1993; Welch 1947",
     definition="Difference of the mean log2 tokens at half of the rise between tasks of two domains.",

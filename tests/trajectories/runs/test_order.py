@@ -88,6 +88,7 @@ def test_one_domain_precedes_another():
     expected = stats.ttest_ind([8, 9, 8.5], [12, 12.5, 12.2], equal_var=False).pvalue
     assert row.p_tasks == pytest.approx(expected, abs=0.02)
     assert found.loc[("a", "c"), "verdict"] == "no order resolved" and np.isnan(found.loc[("a", "c"), "p_tasks"])
+    assert found.loc[("a", "c"), "reason"] == "a domain with one task" and row.reason == ""
 
 
 def test_domains_whose_tasks_come_from_one_distribution_are_ordered_at_the_nominal_rate():
@@ -100,6 +101,19 @@ def test_domains_whose_tasks_come_from_one_distribution_are_ordered_at_the_nomin
         row = precedence(learned(at, rng), seed=seed).iloc[0]
         called, by_errors = called + (row["verdict"] != "no order resolved"), by_errors + (row["p"] < 0.05)
     assert called <= 5 and by_errors > 20
+
+
+def test_without_standard_errors_domains_are_ordered_at_the_nominal_rate_too():
+    """Errors are then the scatter from checkpoint to checkpoint, and tasks are learned at any time, whatever their
+    domain: at most 5 of 40 at 5 % (more has probability .02)."""
+    called = 0
+    for seed in range(40):
+        rng = np.random.default_rng(100 + seed)
+        at = {f"{domain}{k}": time for domain in "ab" for k, time in enumerate(rng.normal(10, 1.5, 3))}
+        row = precedence(learned(at, rng, stderr=0.03).drop(columns="stderr"), seed=seed).iloc[0]
+        assert (row["tasks"], row["other_tasks"]) == (3, 3)
+        called += row["verdict"] != "no order resolved"
+    assert called <= 5
 
 
 def test_domains_learned_together_are_ordered_at_the_nominal_rate():

@@ -141,7 +141,7 @@ def causal_convolution(
     """Each feature's own convolution over its last tokens."""
     tokens, length = weight.shape[0], x.shape[1]
     padded = jnp.pad(x, [(0, 0), (tokens - 1, 0), *[(0, 0)] * (x.ndim - 2)])
-    return bias + sum(padded[:, i : i + length] * weight[i] for i in range(tokens))
+    return jnp.add(sum(padded[:, i : i + length] * weight[i] for i in range(tokens)), bias)
 
 
 def selective_scan(

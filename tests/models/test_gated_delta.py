@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from fineline_jax.errors import UserError
 from fineline_jax.mesh import make_mesh
 from fineline_jax.models import decoder, gated_delta, layer_order
 from fineline_jax.models.attention import causal
 from fineline_jax.models.config import ModelConfig
+from fineline_jax.models.layers import Weights
 from fineline_jax.models.sharding import HEADS, HIDDEN, TOKENS
 from fineline_jax.recipe import MeshShape
 
@@ -150,14 +152,14 @@ def test_a_pattern_of_layers_that_repeats_is_found() -> None:
     assert found("aaab" * 8) == [("aaab", 8)]
     assert found("aaab" * 7 + "aaa") == [("aaab", 7), ("a", 3)]
     assert found("abac" + "bc") == [("a", 1), ("b", 1), ("a", 1), ("c", 1), ("b", 1), ("c", 1)]
-    assert found("") == []
+    assert found("abab") == [("ab", 2)] and found("") == []
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
         ({"attention_layers": ()}, r"attention_layers=\(\) must name some, not all, of layers 0 to 6"),
-        ({"attention_layers": (5, 2)}, r"attention_layers=\(5, 2\) must name some"),
+        ({"attention_layers": (1, 4, 2)}, r"attention_layers=\(1, 4, 2\) must name some"),
         ({"attention_layers": (2, 7)}, r"attention_layers=\(2, 7\) must name some"),
         ({"state_heads": 5}, r"state_heads=5 must divide model.inner_width=24 and be a multiple of state_groups=2"),
         ({"state_groups": 3}, "state_heads=4 must divide"),
@@ -183,3 +185,16 @@ def test_parameters_and_flops_are_counted() -> None:
     assert sum(leaf.size for leaf in jax.tree.leaves(decoder.abstract_params(HYBRID, mesh))) == expected
     products = 6 * 2 * 16 * 100  # layers with attention, features of queries and of what they read, tokens
     assert HYBRID.train_flops_per_token(100) == 6 * (expected - 40 * 16) + products + 3 * 7 * 5 * 24 * 6
+
+
+@pytest.mark.slow
+def test_rates_and_steps_begin_as_the_authors_draw_them() -> None:
+    """transformers' OlmoHybridPreTrainedModel._init_weights: rates from 0 to 16, steps from 0.001 to 0.1 by their
+    logarithm."""
+    config = dataclasses.replace(HYBRID, state_heads=512, inner_width=512)
+    with jax.set_mesh(make_mesh(MeshShape(), jax.devices()[:1])):
+        weights = lambda key: gated_delta.GatedDelta(Weights(config, key), jax.random.split(key)[0])
+        mixer = jax.jit(weights)(jax.random.key(0))
+    rates, steps = np.exp(mixer.A_log[...]), np.logaddexp(0, np.float64(mixer.dt_bias[...]))
+    assert scipy.stats.kstest(rates / 16, "uniform").pvalue > 1e-3
+    assert scipy.stats.kstest(np.log(steps / 0.001) / np.log(100), "uniform").pvalue > 1e-3

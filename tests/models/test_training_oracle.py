@@ -27,6 +27,11 @@ MODELS = {
         vocab_size=40, width=16, layers=2, heads=0, mlp_width=24, context=16, tied_embeddings=True, mixer="mamba",
         state_size=3, conv_width=3, step_rank=2, init_std=0.3, norm_eps=0.02,
     ),
+    "olmo_hybrid": dataclasses.replace(
+        PLAIN, layers=4, kv_heads=2, norm_after=True, qk_norm=True, mixer="gated_delta", attention_layers=(1, 3),
+        inner_width=12, state_size=6, state_heads=4, state_groups=2, conv_width=3, negative_eigenvalues=True,
+        state_norm_eps=1e-5,
+    ),
 }  # fmt: skip
 
 
@@ -58,7 +63,7 @@ def router_losses(loss: Loss, experts: int, per_token: int):
     return of
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*list(MODELS)[:-1], pytest.param("olmo_hybrid", marks=pytest.mark.slow)])
 def test_three_steps_change_every_weight_as_torch_does(name: str, tmp_path) -> None:
     pytest.importorskip("torch")
     from torch_steps import Peer, differing
@@ -85,6 +90,8 @@ def test_three_steps_change_every_weight_as_torch_does(name: str, tmp_path) -> N
             np.testing.assert_allclose(metrics["gradient_norm"], expected.gradient_norm, rtol=2e-5)
             [mu] = [jax.tree.map(np.asarray, part.mu) for part in state["opt_state"] if hasattr(part, "mu")]
             gradients = jax.tree.map(lambda new, old: (new - 0.9 * old) / 0.1, mu, before)  # beta1 is 0.9
-            assert not differing(gradients, expected.gradients, 1e-4)
-            assert not differing(state["params"], expected.params, 2e-5)
+            # What a hybrid reads from its states, often near 0, is divided by its size: rounding errors with it.
+            loose = 5 if name == "olmo_hybrid" else 1
+            assert not differing(gradients, expected.gradients, loose * 1e-4)
+            assert not differing(state["params"], expected.params, loose * 2e-5)
             before = mu

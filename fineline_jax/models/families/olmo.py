@@ -70,7 +70,11 @@ def _hybrid(raw: HfConfig, fields: dict[str, Any]) -> dict[str, Any]:
 
 def _write_hybrid(config: ModelConfig) -> dict[str, Any]:
     kinds = [FULL if layer in config.attention_layers else LINEAR for layer in range(config.layers)]
-    written = {"layer_types": kinds, "linear_value_head_dim": config.inner_width // max(1, config.state_heads)}
+    written: dict[str, Any] = {
+        "layer_types": kinds,
+        "linear_value_head_dim": config.inner_width // max(1, config.state_heads),
+    }
+    written["pad_token_id"] = None  # the class has one that is beyond a small vocabulary
     if config.positions == "none":
         written |= {"rope_theta": None, "rope_parameters": {"rope_type": "default", "rope_theta": None}}
     return written

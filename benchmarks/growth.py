@@ -121,7 +121,8 @@ def traffic() -> Iterator[tuple[str, Rows]]:
 
 
 def loader() -> Iterator[tuple[str, Rows]]:
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as parent:
+        folder = f"{parent}/data"
         writer = WindowWriter(Path(folder), ["train"], window_tokens=WINDOW + 1, vocab_size=32_000)
         writer.add("train", np.random.default_rng(0).integers(3, 32_000, (BATCH * STEPS, WINDOW + 1)))
         writer.close()

@@ -26,7 +26,7 @@ def test_the_example_notebook_runs_and_says_what_was_planted(tmp_path: Path, mon
     times = space["dynamics"].set_index(["series", "task"])
     # Half of the way to perfect is .75 or .625; the largest model reaches them first where its curve is the steepest.
     assert times.onset["m-3000m", "sciq"] < times.onset["m-3000m", "hellaswag"]
-    compared = space["compare"](space["table"], "m-3000m", "m-1000m").set_index("window")
-    assert compared.verdict["last"] == "better"
+    compared = space["compare"](space["table"], "m-3000m", "m-1000m").set_index(["equal", "window"])
+    assert compared.verdict["tokens", "last"] == "better"
     kept = space["forecasts"]
     assert (kept["error"] < kept["error_of_best_small"]).all()

@@ -48,7 +48,7 @@ def drawn(length: int) -> tuple[np.ndarray, ...]:
     rng = np.random.default_rng(length)
     query, key = rng.normal(size=(2, 4, length, 2, 6))
     key[:, ::3] = key[:, :1]
-    decay = -rng.exponential(rng.choice([0.01, 3.0], (4, length, 4)))
+    decay = -rng.exponential(np.where(rng.random((4, 1, 4)) < 0.5, 0.01, 3.0), (4, length, 4))  # by head
     return query, key, rng.normal(size=(4, length, 4, 5)), decay, rng.uniform(0, 2, (4, length, 4))
 
 

@@ -19,7 +19,9 @@ def report_of_scoring(spec: str, topology: Topology, dtype: str, mesh: MeshShape
     is_recipe = spec in config_names("{}.py") or spec.endswith((".py", ".json"))
     model = load_recipe(spec).model if is_recipe else config_of(open_series(spec).checkpoints[0])
     if model.mixer != "attention":
-        raise UserError(f"--score {spec}: only the prefix tree's steps are planned, and it cannot score recurrent layers")
+        raise UserError(
+            f"--score {spec}: only the prefix tree's steps are planned, and it cannot score recurrent layers"
+        )
     if mesh == MeshShape():
         mesh = placement(model.parameters, dtype, topology.count, topology.chip.memory)
     job = Job(topology, mesh, model=model, dtype=dtype, full=full)

@@ -30,7 +30,9 @@ def check_config(config: dict[str, Any], own: Path | None, asked: Path | None) -
     needed = ["dataset_path", "doc_to_text", "doc_to_target", "doc_to_choice"]
     needed = needed if config.get("output_type") == "multiple_choice" else needed[:3]
     if asked and "::" in config.get("task", "") and not config.keys() - {"task", "metadata"}:
-        raise UserError(f"{asked}: it lists task {config['task'].partition('::')[2]!r}, which no file defines; correct it")
+        raise UserError(
+            f"{asked}: it lists task {config['task'].partition('::')[2]!r}, which no file defines; correct it"
+        )
     if own and not config.keys() & {"class", "use_prompt", "custom_dataset"}:
         for key in needed:
             if config.get(key) is None:

@@ -84,7 +84,7 @@ def _local_rule(query: jax.Array, key: jax.Array, value: jax.Array, decay: jax.A
     """Chunk by chunk: what all tokens of a chunk write is the solution of one triangular system (the WY form of the
     paper), so that products of matrices take the place of a step per token."""
     batch, length, heads, features = value.shape
-    size = min(CHUNK, length)
+    size = min(CHUNK, 1 << (length - 1).bit_length())
 
     def cut(x: jax.Array) -> jax.Array:
         """[chunks, batch, heads, size, ...]; a padded token writes nothing and lets the state be."""
@@ -98,10 +98,8 @@ def _local_rule(query: jax.Array, key: jax.Array, value: jax.Array, decay: jax.A
     lower = np.tril(np.ones((size, size), bool))
     between = jnp.exp(jnp.where(lower, so_far - so_far.swapaxes(-1, -2), -jnp.inf))
     turned = key.swapaxes(-1, -2)
-    system = (strength * key) @ turned * between  # the solver reads what is below its diagonal
-    given = jnp.concatenate([strength * value, strength * jnp.exp(so_far) * key], axis=-1)
-    solved = jax.lax.linalg.triangular_solve(system, given, left_side=True, lower=True, unit_diagonal=True)
-    written, of_state = jnp.split(solved, [features], axis=-1)
+    inverse = unit_lower_inverse((strength * key) @ turned * between)
+    written, of_state = inverse @ (strength * value), inverse @ (strength * jnp.exp(so_far) * key)
     reads = query @ turned * between
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
@@ -116,3 +114,19 @@ def _local_rule(query: jax.Array, key: jax.Array, value: jax.Array, decay: jax.A
     _, read = jax.lax.scan(chunk, state, (query, turned, so_far, written, of_state, reads))
     read = read.transpose(1, 0, 3, 2, 4).reshape(batch, -1, heads, features)
     return read[:, :length].astype(value.dtype)
+
+
+def unit_lower_inverse(x: Float[Array, "*batch size size"]) -> Float[Array, "*batch size size"]:
+    """Of the triangular matrices with ones on the diagonal and x below it; size: a power of two. By products, from
+    blocks of 1 to those of half the size: [[a, 0], [b, c]] has the inverse [[a', 0], [-c' b a', c']]. XLA's own solver
+    on CPU waits for threads that other devices hold while they wait for this one."""
+    size, batch = x.shape[-1], x.shape[:-2]
+    inverse = jnp.ones((*batch, size, 1, 1), x.dtype)
+    for half in (1 << n for n in range(size.bit_length() - 1)):
+        pairs, count = inverse.reshape(*batch, -1, 2, half, half), size // (2 * half)
+        first, second = pairs[..., 0, :, :], pairs[..., 1, :, :]
+        blocks = jnp.diagonal(x.reshape(*batch, count, 2 * half, count, 2 * half), axis1=-4, axis2=-2)
+        below = -second @ jnp.moveaxis(blocks, -1, -3)[..., half:, :half] @ first
+        upper = jnp.concatenate([first, jnp.zeros_like(first)], axis=-1)
+        inverse = jnp.concatenate([upper, jnp.concatenate([below, second], axis=-1)], axis=-2)
+    return inverse.reshape(x.shape)

@@ -17,7 +17,10 @@ from fineline_jax.models.attention import causal
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.models.layers import Weights
 from fineline_jax.models.sharding import HEADS, HIDDEN, TOKENS
-from fineline_jax.recipe import MeshShape
+from fineline_jax.recipe import Batch, Compute, Data, MeshShape, Optimizer, Recipe, Schedule, Source
+from fineline_jax.training.optimizer import make_optimizer
+from fineline_jax.training.schedule import rates
+from fineline_jax.training.step import BATCH_SPEC, make_train_step
 
 HYBRID = ModelConfig(
     vocab_size=40, width=16, layers=7, heads=4, kv_heads=2, mlp_width=24, context=64, init_std=0.3, norm_after=True,
@@ -84,6 +87,14 @@ def test_gradients_are_those_of_the_recurrence(monkeypatch: pytest.MonkeyPatch) 
     for one, other in zip(found, expected, strict=True):
         assert np.asarray(other).std() > 1e-3
         np.testing.assert_allclose(np.asarray(one), np.asarray(other), atol=2e-4, rtol=2e-4)
+
+
+def test_an_inverse_is_that_of_the_triangle_below_the_diagonal() -> None:
+    for size in (1, 2, 16, 64):
+        x = np.random.default_rng(size).normal(size=(3, size, size)) / size**0.5
+        expected = np.linalg.inv(np.tril(x, -1) + np.eye(size))
+        found = jax.jit(gated_delta.unit_lower_inverse)(np.float32(x))
+        np.testing.assert_allclose(np.asarray(found), expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_a_long_row_forgets_without_overflow() -> None:
@@ -195,6 +206,30 @@ def test_rates_and_steps_begin_as_the_authors_draw_them() -> None:
     with jax.set_mesh(make_mesh(MeshShape(), jax.devices()[:1])):
         weights = lambda key: gated_delta.GatedDelta(Weights(config, key), jax.random.split(key)[0])
         mixer = jax.jit(weights)(jax.random.key(0))
-    rates, steps = np.exp(mixer.A_log[...]), np.logaddexp(0, np.float64(mixer.dt_bias[...]))
-    assert scipy.stats.kstest(rates / 16, "uniform").pvalue > 1e-3
+    decays, steps = np.exp(mixer.A_log[...]), np.logaddexp(0, np.float64(mixer.dt_bias[...]))
+    assert scipy.stats.kstest(decays / 16, "uniform").pvalue > 1e-3
     assert scipy.stats.kstest(np.log(steps / 0.001) / np.log(100), "uniform").pvalue > 1e-3
+
+
+@pytest.mark.slow
+def test_a_training_step_on_eight_devices_has_the_numbers_of_one() -> None:
+    """Rows of two chunks: with XLA's triangular solver, eight devices on two cores waited for each other for ever."""
+    recipe = Recipe(
+        name="small",
+        model=dataclasses.replace(HYBRID, layers=3, attention_layers=(1,), context=128),
+        data=Data((Source("random"),), sequence_length=100),
+        batch=Batch(8),
+        optimizer=Optimizer(Schedule(peak=1e-2, final=1e-3)),
+        tokens=800,
+        compute=Compute(dtype="float32", remat="none"),
+    )
+    windows, norms = np.random.default_rng(0).integers(0, 40, (8, 101), dtype=np.int32), []
+    for axes in ((1, 1, 1), (1, 8, 1), (2, 2, 2)):
+        mesh = make_mesh(MeshShape(*axes), jax.devices()[: int(np.prod(axes))])
+        with jax.set_mesh(mesh):
+            params = _weights(recipe.model, mesh)
+            state = {"params": params, "opt_state": jax.jit(make_optimizer(recipe.optimizer).init)(params)}
+            placed = jax.device_put(windows, jax.NamedSharding(mesh, BATCH_SPEC))
+            _, metrics = jax.jit(make_train_step(recipe, mesh))(state, placed, *rates(recipe, 0))
+            norms.append(float(metrics["gradient_norm"]))
+    np.testing.assert_allclose(norms[1:], norms[0], rtol=1e-4)

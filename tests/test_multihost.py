@@ -212,9 +212,11 @@ def test_the_end_of_a_process_is_told_to_all_by_process_0_and_an_orderly_end_is_
     (here_1, there_1), (here_2, there_2) = socket.socketpair(), socket.socketpair()
     monkeypatch.setattr(multihost, "_watching", [here_1, here_2])
     there_2.sendall(b"done")
-    there_2.shutdown(socket.SHUT_WR)
+    here_2.settimeout(5)
+    began = time.monotonic()
     multihost._watch(2, here_2)
-    assert ended == []
+    assert ended == [] and time.monotonic() - began < 2, "its end comes only after that of process 0"
+    there_2.shutdown(socket.SHUT_WR)
     there_1.sendall(b"fail")
     multihost._watch(1, here_1)
     assert ended == ["process 1"] and there_2.recv(4) == (1).to_bytes(4)

@@ -339,7 +339,11 @@ def _product(subscripts: str, left: jax.Array, right: jax.Array) -> jax.Array:
 
 
 def _cudnn(query: jax.Array, key: jax.Array, value: jax.Array, documents: None = None) -> jax.Array:
-    return jax.nn.dot_product_attention(query, key, value, is_causal=True, implementation="cudnn")
+    size, more = query.shape[-1], -query.shape[-1] % 8  # cudnn takes multiples of 8; zeros change no score
+    if more:
+        query, key, value = (jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, more))) for x in (query, key, value))
+    out = jax.nn.dot_product_attention(query, key, value, scale=size**-0.5, is_causal=True, implementation="cudnn")
+    return out[..., :size] if more else out
 
 
 def _splash(

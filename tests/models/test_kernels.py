@@ -84,15 +84,18 @@ def test_what_splash_leaves_for_its_gradient_is_saved_by_the_name_of_the_context
         assert (said.count("f32[1,2,128] output"), said.count("f32[1,2,128,16] output")) == (saved, saved)
 
 
-def test_cudnn_is_asked_for_causal_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("head_dim", [16, 100])
+def test_cudnn_is_asked_for_causal_attention(head_dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes head sizes that are multiples of 8; OpenLLaMA 3B has 100."""
     asked, plain = [], jax.nn.dot_product_attention
 
     def instead(*arrays: Any, implementation: str, **options: Any) -> jax.Array:
         asked.append(implementation)
+        assert all(array.shape[-1] % 8 == 0 for array in arrays)
         return plain(*arrays, implementation="xla", **options)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", instead)
-    query, key, value = drawn(2, 20, 6, 2, 16)
+    query, key, value = drawn(2, 20, 6, 2, head_dim)
     np.testing.assert_allclose(
         attention._cudnn(query, key, value), exact(query, key, value, np.tri(20, dtype=bool)), atol=1e-5
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import rich.console
 
-from fineline_jax.atomic_files import copy_folder
+from fineline_jax.atomic_files import check_local, copy_folder
 from fineline_jax.data.corpora import Prepared
 from fineline_jax.errors import UserError
 from fineline_jax.folder_lock import writing
@@ -22,6 +22,7 @@ def prepare_world(out: Path, seed: int = 0) -> Prepared:
     from fineline_jax.data.corpora import prepare_text, refuse_occupied
     from fineline_jax.world.generate import generate
 
+    check_local(out, "--out")  # the benchmarks are read from folders
     with writing(out, "--out"):
         refuse_occupied(out)
         text = out.with_name(out.name + ".text")

@@ -85,7 +85,7 @@ def prepare_world(out: Path = Path("data/world"), seed: int = 0) -> None:
     """The demo's synthetic world: corpus, tokenizer, and its benchmarks in OUT/benchmarks.
 
     Args:
-        out: Folder to write.
+        out: Folder to write, of this machine: scoring reads the benchmarks from it.
         seed: Chooses names, facts, questions and text.
     """
     from fineline_jax.demo import prepare_world as write

@@ -7,6 +7,7 @@ import pytest
 from fineline_jax import interface
 from fineline_jax.cli import main
 from fineline_jax.data.storage import open_data_set
+from fineline_jax.demo import prepare_world
 from fineline_jax.errors import UserError
 
 
@@ -41,6 +42,8 @@ def test_functions(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"--out gs://b/x: must be a folder of this machine"):
         interface.prepare_pack("piqa", "absent", "gs://b/x")
+    with pytest.raises(UserError, match=r"--out gs://b/x: must be a folder of this machine; mount the bucket"):
+        prepare_world(Path("gs://b/x"))
     with pytest.raises(UserError, match=r"--data.sources.0.path s3://b/x: must be a folder"):
         open_data_set(Path("s3://b/x"), "--data.sources.0.path")
     assert list(tmp_path.iterdir()) == []

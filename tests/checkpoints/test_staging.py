@@ -426,6 +426,15 @@ def test_what_another_preparation_left_in_the_bucket_is_not_mixed_with_this_one(
     assert {name.removeprefix("b/data/"): content for name, content in bucket.items()} == here
 
 
+def test_beam_prepares_into_a_bucket_what_this_machine_does(bucket: Files, tmp_path) -> None:
+    pytest.importorskip("apache_beam", reason="pip install -e '.[beam]'")
+    lines, tokenizer = lines_and_tokenizer(tmp_path)
+    options = {"vocab_size": 512, "sequence_length": 8, "tokenizer": tokenizer}
+    prepare_amber([lines], tmp_path / "here", **options)
+    prepare_amber([lines], Path("gs://b/data"), **options, beam_options="--runner=FnApiRunner")
+    assert {name.removeprefix("b/data/"): content for name, content in bucket.items()} == files_of(tmp_path / "here")
+
+
 def test_another_machine_that_prepares_the_same_address_is_refused(bucket: Files, tmp_path, monkeypatch) -> None:
     lines, tokenizer = lines_and_tokenizer(tmp_path)
     monkeypatch.setattr(staging, "BEAT_SECONDS", 0.05)

@@ -40,7 +40,9 @@ def over_a_path(attend: Any) -> Any:
 # Causal attention in training
 
 
-@pytest.mark.parametrize(("length", "ends"), [(300, None), (128, None), (300, (0, 1, 128, 200, 299))])
+@pytest.mark.parametrize(
+    ("length", "ends"), [pytest.param(300, None, marks=pytest.mark.slow), (128, None), (300, (0, 1, 128, 200, 299))]
+)
 def test_splash_and_its_gradients_are_those_of_the_plain_formula(length: int, ends: tuple[int, ...] | None) -> None:
     """Of three blocks with a remainder, and of one; three query heads share a key head. ends: tokens of the second row
     that end a document; the first row is one document."""

@@ -144,10 +144,10 @@ def test_steps_of_plain_gradient_descent_are_those_of_torch(tmp_path, monkeypatc
         (with_(), (1, 1, 1)),
         (SKIPPING, (1, 1, 1)),
         (with_(accumulation=2), (1, 8, 1)),
-        (with_(accumulation=4), (2, 2, 2)),
-        (with_(decay="matrices"), (1, 4, 2)),
+        pytest.param(with_(accumulation=4), (2, 2, 2), marks=pytest.mark.slow),
+        pytest.param(with_(decay="matrices"), (1, 4, 2), marks=pytest.mark.slow),
         (with_(accumulation=4, decay="matrices"), (1, 2, 4)),
-        (with_(), (3, 2, 1)),  # 16 windows in 18 rows
+        pytest.param(with_(), (3, 2, 1), marks=pytest.mark.slow),  # 16 windows in 18 rows
         (with_(accumulation=2), (3, 2, 1)),  # in 24
     ],
     ids=[

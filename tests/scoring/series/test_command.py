@@ -334,7 +334,11 @@ def test_lm_evals_own_command_gets_its_arguments(monkeypatch):
     ("options", "line"),
     [
         (["--tasks", "no_such_task"], "Tasks not found: no_such_task; see `fineline lm-eval ls tasks`"),
-        ([], "No tasks specified, or no tasks found. Please verify the task names; see `fineline lm-eval ls tasks`"),
+        pytest.param(
+            [],
+            "No tasks specified, or no tasks found. Please verify the task names; see `fineline lm-eval ls tasks`",
+            marks=pytest.mark.slow,
+        ),
         (["--config", "nothing.yaml"], "Config file not found: .*nothing.yaml; see `fineline lm-eval -h`"),
     ],
 )

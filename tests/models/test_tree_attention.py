@@ -232,7 +232,8 @@ def outputs(
 
 
 @pytest.mark.parametrize(("mesh", "how"), [
-    (MeshShape(1, 1, 1), "reference"), (MeshShape(1, 1, 1), "blockwise"), pytest.param(MeshShape(2, 2, 1), "blockwise", marks=pytest.mark.slow),
+    (MeshShape(1, 1, 1), "reference"), (MeshShape(1, 1, 1), "blockwise"),
+    pytest.param(MeshShape(2, 2, 1), "blockwise", marks=pytest.mark.slow),
     (MeshShape(1, 4, 2), "blockwise"),
 ])  # fmt: skip
 def test_the_decoder_sees_a_request_in_a_row_as_it_sees_it_alone(mesh: MeshShape, how: dispatch.Implementation):

@@ -30,8 +30,7 @@ LARGE = 1 << 22
 """Bytes from which on an array has pages of its own."""
 
 _POPULATE_READ, _POPULATE_WRITE = 22, 23  # asm-generic/mman-common.h
-_POOL = concurrent.futures.ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1)), thread_name_prefix="copy")
-"""Twice the cores: some wait for the disk while others copy."""
+_POOL = concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="copy")
 
 
 def in_threads(function: Callable[..., None], *arguments: Iterable[Any]) -> None:

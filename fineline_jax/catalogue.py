@@ -3,7 +3,6 @@
 A name never runs a stranger's file in place of a shipped one: it needs the path.
 """
 
-import difflib
 import importlib.resources
 import importlib.util
 import logging
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from fineline_jax.atomic_files import address_of
-from fineline_jax.errors import UserError
+from fineline_jax.errors import UserError, near
 from fineline_jax.recipe import Recipe, from_json
 
 Made = TypeVar("Made")
@@ -48,9 +47,8 @@ def find_config(name: str, pattern: str, kind: str) -> Path:
             _LOG.warning("%s is not read: %s is the shipped %s; give the path for your own", mine, name, kind)
         return files[name]
     known = sorted(files)
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise UserError(f"no {kind} named {name!r}; {hint}known: {', '.join(known)}, or give the path of a file")
+    hint = near(name, known, shown=repr) or ";"
+    raise UserError(f"no {kind} named {name!r}{hint} known: {', '.join(known)}, or give the path of a file")
 
 
 def config_names(pattern: str) -> list[str]:

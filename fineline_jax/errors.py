@@ -3,7 +3,7 @@
 import contextlib
 import difflib
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 
@@ -26,10 +26,11 @@ class Incomplete(UserError):
     exit_status = 1
 
 
-def near(name: str, known: Iterable[str], most: int = 1) -> str:
-    """A hint for the end of a message, "; did you mean x?", of the known names that are like `name`; "" if none is."""
+def near(name: str, known: Iterable[str], most: int = 1, shown: Callable[[str], str] = str) -> str:
+    """A hint for a message, "; did you mean x?", of the known names that are like `name`; "" if none is. shown: how a
+    known name is written."""
     close = difflib.get_close_matches(name, list(known), n=most)
-    return f"; did you mean {', '.join(close)}?" if close else ""
+    return f"; did you mean {', '.join(map(shown, close))}?" if close else ""
 
 
 _OF_READERS = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)

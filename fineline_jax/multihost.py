@@ -187,10 +187,9 @@ def _WHILE_ABORTING(_: int) -> None:
 
 def _watch(number: int, connection: socket.socket) -> None:
     """Until process `number`, at the other end, ends; process 0 says of each other one that ended, too."""
-    said, is_done = _received(connection, 4), False
-    while said == b"done" and jax.process_index():
-        said, is_done = _received(connection, 4), True
-    if said == b"done" or (is_done and not said):  # process 0 waits no longer: the others wait for it in JAX's shutdown
+    said = _received(connection, 4)
+    # Process 0 waits no longer: the others wait for it in JAX's shutdown, and hear from it who is lost.
+    if said == b"done" and (jax.process_index() == 0 or not (said := _received(connection, 4))):
         return
     lost = number if said in (b"", b"fail") else int.from_bytes(said)
     if jax.process_index() == 0:

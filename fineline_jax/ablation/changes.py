@@ -1,12 +1,11 @@
 """A recipe with some of its fields changed, by their dotted names."""
 
 import dataclasses
-import difflib
 import functools
 from collections.abc import Mapping
 from typing import Any
 
-from fineline_jax.errors import UserError
+from fineline_jax.errors import UserError, near
 from fineline_jax.models.config import following
 from fineline_jax.recipe import Recipe
 
@@ -52,6 +51,5 @@ def _entry(part: Any, key: str, name: str, recipe: Recipe) -> Any:
     if isinstance(part, dict) and key in part:
         return part[key]
     names = list(part) if isinstance(part, dict) else []
-    near = difflib.get_close_matches(key, names, n=1)
-    hint = f"; did you mean {name.replace(key, near[0])}?" if near else ""
-    raise UserError(f"recipe {recipe.name} has no field {name}{hint or '; see `fineline pretrain RECIPE --help`'}")
+    hint = near(key, names, shown=lambda known: name.replace(key, known)) or "; see `fineline pretrain RECIPE --help`"
+    raise UserError(f"recipe {recipe.name} has no field {name}{hint}")

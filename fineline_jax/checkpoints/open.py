@@ -4,7 +4,6 @@ No weights are read and JAX is not imported.
 """
 
 import dataclasses
-import difflib
 import fnmatch
 import logging
 import os
@@ -24,7 +23,7 @@ from fineline_jax.checkpoints.remote.staging import fetch_records
 from fineline_jax.checkpoints.runs.digest_record import damage, lost_record, read_record
 from fineline_jax.checkpoints.select import select
 from fineline_jax.checkpoints.series import DEFAULT_SCORING, Checkpoint, Options, Remote, Scoring, Series
-from fineline_jax.errors import UserError
+from fineline_jax.errors import UserError, near
 
 _LOG = logging.getLogger(__name__)
 
@@ -109,10 +108,9 @@ def _open_remote(spec: str, base: str, names: str, downloads: Path, keep: bool) 
     if "@" in spec and re.fullmatch(r"[\w.-]+/[\w.-]+", base):
         return _open_address(f"hf://{spec}", downloads, keep), "*"
     names_known = {one.lower(): one for one in (*entries.series_files(), *(e.name for e in entries.every_entry()))}
-    near = difflib.get_close_matches(base.lower(), names_known, n=1)
-    hint = f"did you mean {names_known[near[0]]!r}? " if near else ""
+    hint = near(base.lower(), names_known, shown=lambda name: repr(names_known[name])) or ";"
     raise UserError(
-        f"{spec}: no such folder and no registered series; {hint}give a run, Hugging Face folders, a name of"
+        f"{spec}: no such folder and no registered series{hint} give a run, Hugging Face folders, a name of"
         " `fineline series`, org/name@revision, or an address such as hf://… or s3://…"
     )
 

@@ -1,7 +1,6 @@
 """Errors of the command line's parser, which it prints in a box, as one line like every other error."""
 
 import contextlib
-import difflib
 import functools
 import io
 import re
@@ -10,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from fineline_jax.atomic_files import check_local
-from fineline_jax.errors import UserError
+from fineline_jax.errors import UserError, near
 
 Result = TypeVar("Result")
 
@@ -133,5 +132,5 @@ def _with_command_meant(messages: list[str]) -> list[str]:
     match = re.match(
         r"Unrecognized (?:or misplaced )?options: ([^\s,]+).*; Available subcommands: (.*)", "; ".join(messages)
     )
-    close = difflib.get_close_matches(match[1], match[2].split(", "), n=1) if match else []
-    return [f"no command is called {match[1]}; did you mean {close[0]}?"] if match and close else messages
+    hint = near(match[1], match[2].split(", ")) if match else ""
+    return [f"no command is called {match[1]}{hint}"] if match and hint else messages

@@ -149,22 +149,23 @@ class Block(nnx.Module):
         if self.config.norm_after:
             attention_out, mlp_out = self.attention_norm, self.mlp_norm
         normed = before(self.attention_norm, stream)
-        attended = self._part(self.attention(normed, rotary, lambda *qkv: select(attend(*qkv))), attention_out)
+        attended = _part(self.config, self.attention(normed, rotary, lambda *qkv: select(attend(*qkv))), attention_out)
         stream = select(stream)
         if self.config.parallel_residual:
             y, routing = self._mlp(select(normed) if self.mlp_norm is None else self.mlp_norm(stream))
-            return stream + attended + self._part(y), routing
+            return stream + attended + _part(self.config, y), routing
         stream = stream + attended
         y, routing = self._mlp(before(self.mlp_norm, stream))
-        return stream + self._part(y, mlp_out), routing
-
-    def _part(self, y: Stream, norm: Norm | None = None) -> Stream:
-        """What is added to the stream."""
-        y = y if norm is None else norm(y)
-        return y if self.config.residual_scale == 1 else y * self.config.residual_scale
+        return stream + _part(self.config, y, mlp_out), routing
 
     def _mlp(self, x: Stream) -> tuple[Stream, Routing | None]:
         return self.mlp(x) if isinstance(self.mlp, Experts) else (self.mlp(x), None)
+
+
+def _part(config: ModelConfig, y: Stream, norm: Norm | None = None) -> Stream:
+    """What a part of a layer adds to the stream."""
+    y = y if norm is None else norm(y)
+    return y if config.residual_scale == 1 else y * config.residual_scale
 
 
 class RecurrentBlock(nnx.Module):
@@ -184,12 +185,10 @@ class RecurrentBlock(nnx.Module):
     def __call__(
         self, stream: Stream, rotary: Rotary | None, attend: Attend | None, select: Select = lambda x: x
     ) -> tuple[Stream, None]:
-        scale = self.config.residual_scale
-        added = lambda y: y if scale == 1 else y * scale
-        stream = select(stream) + added(self.mixer(self.mixer_norm(stream), select))
+        stream = select(stream) + _part(self.config, self.mixer(self.mixer_norm(stream), select))
         if self.mlp is None or self.mlp_norm is None:
             return stream, None
-        return stream + added(self.mlp(self.mlp_norm(stream))), None
+        return stream + _part(self.config, self.mlp(self.mlp_norm(stream))), None
 
 
 class Kind(NamedTuple):

@@ -187,14 +187,7 @@ def write(
 
 def check(folder: Path, model: tuple[Any, Path]) -> None:
     """It is the model of Hugging Face, and its logits are those of transformers."""
-    mesh = make_mesh(MeshShape(1, 1, 2), jax.devices()[:2])
-    config, params = huggingface.load_hf(folder, mesh)
-    expected_config, expected = huggingface.load_hf(model[1], mesh)
-    assert config == expected_config
-    jax.tree.map(np.testing.assert_array_equal, params, expected)
-    tokens = np.arange(12, dtype=np.int32)[None].repeat(2, 0)
-    ours = family_examples.our_logits(config, params, tokens, mesh)
-    assert np.abs(ours - family_examples.their_logits(model[0], tokens)).max() < 1e-4
+    family_examples.assert_is_the_model(folder, model, make_mesh(MeshShape(1, 1, 2), jax.devices()[:2]))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from fineline_jax.checkpoints.formats import huggingface
 from fineline_jax.checkpoints.formats.weight_files import open_weights, weight_files
 from fineline_jax.errors import UserError
 from fineline_jax.mesh import make_mesh
@@ -89,14 +88,7 @@ def test_a_folder_alone_is_the_model_of_hugging_face(
     (tmp_path / "5000" / "optimizer").mkdir()
     save_file({"x": np.ones(2)}, tmp_path / "5000" / "optimizer" / "optimizer_exp_avg.safetensors")
     assert len(weight_files(tmp_path / "5000")) == 2 + 5 + ranks * 10  # two JSON files, norms, what is split
-    mesh = make_mesh(MeshShape(1, 4, 2), jax.devices())
-    config, params = huggingface.load_hf(tmp_path / "5000", mesh)
-    expected_config, expected = huggingface.load_hf(model[1], mesh)
-    assert config == expected_config
-    jax.tree.map(np.testing.assert_array_equal, params, expected)
-    tokens = np.arange(12, dtype=np.int32)[None].repeat(4, 0)
-    ours = family_examples.our_logits(config, params, tokens, mesh)
-    assert np.abs(ours - family_examples.their_logits(model[0], tokens)).max() < 1e-4
+    family_examples.assert_is_the_model(tmp_path / "5000", model, make_mesh(MeshShape(1, 4, 2), jax.devices()))
 
 
 def test_what_is_lost_damaged_or_no_llama_is_refused_in_one_line(model: tuple[Any, Path], tmp_path: Path) -> None:

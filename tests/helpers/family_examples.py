@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fineline_jax.checkpoints.formats import huggingface
 from fineline_jax.models import attention, decoder
 from fineline_jax.models.config import ModelConfig
 from fineline_jax.scoring.engine.step import capped
@@ -250,6 +251,23 @@ def their_logits(model: Any, tokens: np.ndarray) -> np.ndarray:
     torch = pytest.importorskip("torch", reason="pip install -e '.[test]'")
     with torch.no_grad():
         return model(torch.asarray(tokens, dtype=torch.long)).logits.float().numpy()
+
+
+def assert_is_the_model(folder: Path, model: tuple[Any, Path], mesh: jax.sharding.Mesh) -> None:
+    """What is in `folder` is the model (transformers' own, its Hugging Face folder), and its logits are those of
+    transformers."""
+    config, params = huggingface.load_hf(folder, mesh)
+    expected_config, expected = huggingface.load_hf(model[1], mesh)
+    assert config == expected_config
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+    assert_logits(config, params, model[0], mesh)
+
+
+def assert_logits(config: ModelConfig, params: Any, theirs: Any, mesh: jax.sharding.Mesh) -> None:
+    """Those of twelve tokens are those of transformers' model."""
+    tokens = np.arange(12, dtype=np.int32)[None].repeat(4, 0)
+    ours = our_logits(config, params, tokens, mesh)
+    assert np.abs(ours - their_logits(theirs, tokens)).max() < 1e-4
 
 
 def our_logits(config: ModelConfig, params: Any, tokens: np.ndarray, mesh: jax.sharding.Mesh) -> np.ndarray:

@@ -28,7 +28,7 @@ def test_a_model_has_the_numbers_of_transformers(name: str, tmp_path: Path) -> N
     assert max(found.values()) < 1e-4, found
 
 
-@pytest.mark.parametrize("name", [name if name in FAST[:-1] else SLOW[name] for name in TYPES])
+@pytest.mark.parametrize("name", [name if name in FAST and name != "olmo_hybrid" else SLOW[name] for name in TYPES])
 def test_a_model_is_written_back_bit_for_bit(name: str, tmp_path: Path) -> None:
     model_types.written_back(name, tmp_path)
 

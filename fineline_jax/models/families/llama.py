@@ -40,6 +40,11 @@ KEYS = {
     "attention_bias": ("attention_bias", False),
     "mlp_bias": ("mlp_bias", False),
 }
+LLAMA3_SCALING = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}  # fmt: skip
+"""rope_scaling of Llama 3.1's config.json."""
 LLAMA = Family(
     name="llama",
     architectures=("LlamaForCausalLM", "LLaMAForCausalLM"),

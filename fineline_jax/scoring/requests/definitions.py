@@ -27,14 +27,13 @@ def check_config(config: dict[str, Any], own: Path | None, asked: Path | None) -
     for key in sorted(config.keys() - set(keys)):
         file = next((one for one in (own, asked) if one and key in one.read_text()), own or asked)
         raise UserError(f"{file or 'lm-eval'}: {task} has the unknown key {key!r}{near(key, keys)}; correct it")
-    needed = ["dataset_path", "doc_to_text", "doc_to_target", "doc_to_choice"]
-    needed = needed if config.get("output_type") == "multiple_choice" else needed[:3]
     if asked and "::" in config.get("task", "") and not config.keys() - {"task", "metadata"}:
         raise UserError(
             f"{asked}: it lists task {config['task'].partition('::')[2]!r}, which no file defines; correct it"
         )
     if own and not config.keys() & {"class", "use_prompt", "custom_dataset"}:
-        for key in needed:
+        needed = ["dataset_path", "doc_to_text", "doc_to_target", "doc_to_choice"]
+        for key in needed if config.get("output_type") == "multiple_choice" else needed[:3]:
             if config.get(key) is None:
                 raise UserError(f"{own}: {task} has no key {key!r}; add it, for an empty text as {key}: ''")
     metrics, aggregations = lm_eval_compat.METRICS, lm_eval_compat.AGGREGATIONS

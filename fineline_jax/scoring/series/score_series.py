@@ -174,7 +174,8 @@ def _score_all(job: SeriesScorer, series: Series) -> tuple[list[Failed], list[Ch
         load.discard(checkpoint)
     asked = {one.name: len(job.pack.request_tokens) for one in series.checkpoints}
     if _is_first():
-        asked |= {one.name: asked[one.name] - _asked_before(job, series, one) for one in pending}
+        headers = {one.name: score_files.header_of(job.out, series.name, one.name) for one in pending}
+        asked |= {one.name: asked[one.name] - _asked_before(job, headers[one.name]) for one in pending}
     failed: list[Failed] = []
     clock = Clock()
     choice = Choice(series, finished, job.pack, job.out, job.options.until, job.options.shard())
@@ -286,9 +287,8 @@ def _score_one(
     score_files.note(job.out, line | seconds | {"opened": opened.times, "scored": (begun, time.time())})
 
 
-def _asked_before(job: SeriesScorer, series: Series, one: Checkpoint) -> int:
-    """How many requests an earlier pack has asked of a checkpoint of that name, in the same way."""
-    header = score_files.header_of(job.out, series.name, one.name)
+def _asked_before(job: SeriesScorer, header: score_files.Header | None) -> int:
+    """How many requests an earlier pack has asked of the checkpoint of a score file, in the same way."""
     if header is None or header.not_finite:
         return 0
     if dataclasses.replace(header.key, pack_hash=job.pack.hash) != job.key(header.key.weights_hash):
@@ -299,9 +299,9 @@ def _asked_before(job: SeriesScorer, series: Series, one: Checkpoint) -> int:
 def _scored_before(job: SeriesScorer, series: Series, opened: Opened, context: int) -> score_files.Scores | None:
     """What an earlier pack has asked of these weights, in the order of this one; None: nothing that counts."""
     header = score_files.header_of(job.out, series.name, opened.checkpoint.name)
-    if not _asked_before(job, series, opened.checkpoint) or header is None or header.context != context:
+    if header is None or header.context != context or header.key.weights_hash != opened.weights_hash:
         return None
-    if header.key.weights_hash != opened.weights_hash:
+    if not _asked_before(job, header):
         return None
     return score_files.read_for(score_files.path_of(job.out, series.name, opened.checkpoint.name), job.pack)
 

@@ -206,11 +206,6 @@ def fit(form: str, runs: Sequence[Run], start: Law | None = None) -> Law:
     return Law(form, first, fit_sigmoid(loss, score, start and start.second))
 
 
-def predict(form: str, runs: Sequence[Run], parameters: float, tokens: float, flops: float) -> float:
-    """The score that `form` fitted on `runs` gives a run of that size. Raises ValueError where it cannot be fitted."""
-    return float(fit(form, runs)(np.array([[parameters, tokens, flops]], float))[0])
-
-
 def resampled(law: Law, runs: Sequence[Run], held: Sequence[Run], draws: int, rng: np.random.Generator) -> np.ndarray:
     """[draws] mean scores of `held`, runs of another size: a parametric bootstrap of `law`, fitted on `runs`.
 

@@ -8,7 +8,7 @@ import pandas as pd
 from fineline_jax.facts.metrics import metric_of
 from fineline_jax.trajectories.curves.split import Points, split
 from fineline_jax.trajectories.statistics.columns import Chart, Column, Statistic, shots_of, size_of
-from fineline_jax.trajectories.statistics.laws import FORMS, PARAMETERS, Run, fit, resampled
+from fineline_jax.trajectories.statistics.laws import FORMS, PARAMETERS, Law, Run, fit, resampled
 
 TOLERANCE = 0.02
 """Error of the back-test above which a forecast is refused."""
@@ -30,23 +30,25 @@ def forecast(runs: Sequence[Run], held: Sequence[Run], forms: Sequence[str] = FO
     if len(sizes) < FEWEST_SIZES - 1:
         return {"verdict": DECLINED, "reason": f"fewer than {FEWEST_SIZES} sizes"}
     last, before = _apart(runs, sizes[-1])
-    tests = {}
+    tests = dict[str, tuple[float, Law]]()  # error one size before, and what was fitted below it
     for form in forms:
         if PARAMETERS[form] > len(sizes) - 1:
             continue
         try:
-            tests[form] = abs(float(fit(form, before)(_ends(last)).mean()) - _score(last))
+            law = fit(form, before)
+            tests[form] = abs(float(law(_ends(last)).mean()) - _score(last)), law
         except ValueError:
             continue
     if not tests:
         return {"verdict": DECLINED, "reason": "no form can be fitted to so few runs"}
-    form = min(tests, key=tests.__getitem__)
+    form = min(tests, key=lambda form: tests[form][0])
+    backtest, earlier = tests[form]
     law, best = fit(form, runs), float(_ends(runs)[:, 4].max())
-    missed, missed_by_best = _error(fit(form, before)(_ends(last)), last), _error(_ends(before)[:, 4].max(), last)
-    row = {"form": form, "backtest": tests[form], "backtest_of_best": missed_by_best}
+    missed, missed_by_best = _error(earlier(_ends(last)), last), _error(_ends(before)[:, 4].max(), last)
+    row = {"form": form, "backtest": backtest, "backtest_of_best": missed_by_best}
     row |= {"predicted": float(law(_ends(held)).mean()), "measured": _score(held), "best_small": best}
     row |= {"error": _error(law(_ends(held)), held), "error_of_best_small": _error(best, held)}
-    if tests[form] > TOLERANCE:
+    if backtest > TOLERANCE:
         return row | {"verdict": REFUSED, "reason": f"the back-test was wrong by more than {TOLERANCE:g}"}
     if missed >= missed_by_best:
         return row | {"verdict": REFUSED, "reason": "in the back-test the best smaller run was as near"}

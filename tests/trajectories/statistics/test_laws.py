@@ -13,9 +13,13 @@ from fineline_jax.trajectories.statistics.laws import (
     fit_line_of_logarithms,
     fit_power_law,
     fit_sigmoid,
-    predict,
     resampled,
 )
+
+
+def predict(form: str, runs: list[Run], *size: float) -> float:
+    """size: parameters, tokens and operations of the run asked for."""
+    return float(fit(form, runs)(np.array([size], float))[0])
 
 
 def test_a_power_law_with_a_floor_is_found_again():

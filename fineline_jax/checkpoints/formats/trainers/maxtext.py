@@ -20,7 +20,7 @@ from fineline_jax.checkpoints.formats.lazy_tensor import ComputedTensor, Tensor,
 from fineline_jax.checkpoints.formats.trainers.gguf import rotary_rows
 from fineline_jax.checkpoints.formats.weight_format import WeightFormat
 from fineline_jax.errors import UserError, reading
-from fineline_jax.models.families.llama import LLAMA
+from fineline_jax.models.families.llama import LLAMA, LLAMA3_SCALING
 from fineline_jax.models.families.name_map import Weight
 
 _LAYER = "decoder.layers.{layer}."
@@ -115,11 +115,9 @@ def config_of(folder: Path) -> dict[str, Any]:
     path, pairs, raw = _settings(folder)
     if lost := [name for name in SIZES.values() if not isinstance(raw.get(name), int | float)]:
         raise UserError(f"{path}: has no number {lost[0]}; use the config.yml of save_config_to_gcs, or a config.json")
-    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    scaling |= {"original_max_position_embeddings": 8192}
     return {hf: raw[name] for hf, name in SIZES.items()} | {
         "architectures": ["LlamaForCausalLM"],
-        "rope_scaling": scaling if pairs and raw.get("rope_use_scale", True) else None,
+        "rope_scaling": LLAMA3_SCALING if pairs and raw.get("rope_use_scale", True) else None,
         "tie_word_embeddings": bool(raw.get("logits_via_embedding")),
     }
 

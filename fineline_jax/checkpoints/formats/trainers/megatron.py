@@ -20,7 +20,7 @@ from fineline_jax.checkpoints.formats.weight_format import WeightFormat
 from fineline_jax.errors import UserError, reading
 from fineline_jax.models.families.gpt import GPT2
 from fineline_jax.models.families.lines import GROUPED, fused, fused_mlp, lines
-from fineline_jax.models.families.llama import LLAMA, QWEN2, QWEN3
+from fineline_jax.models.families.llama import LLAMA, LLAMA3_SCALING, QWEN2, QWEN3
 
 RECORDS = r"(argparse|megatron|transformer_engine|apex|numpy|torch|_codecs|_io|builtins|__builtin__|pathlib)\.[\w.]+"
 """What the state of a trainer names beside tensors; each is a `Record`, nothing is called."""
@@ -128,8 +128,7 @@ def config_of(folder: Path) -> dict[str, Any]:
     named = {(): "Llama", ("add_qkv_bias",): "Qwen2", ("qk_layernorm",): "Qwen3"}.get(kind[3:])
     if kind[:3] != ("swiglu", "RMSNorm", "rope") or named is None or args.get("rotary_percent", 1.0) != 1.0:
         raise UserError(f"{file}: a model of {', '.join(map(str, kind))} is not read, only Llama, Qwen2, Qwen3, GPT-2")
-    scaling = {"rope_type": "llama3", "factor": args.get("rope_scaling_factor", 8.0), "low_freq_factor": 1.0}
-    scaling |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    scaling = LLAMA3_SCALING | {"factor": args.get("rope_scaling_factor", LLAMA3_SCALING["factor"])}
     return common | {
         "architectures": [f"{named}ForCausalLM"], "hidden_size": width, "num_hidden_layers": layers,
         "intermediate_size": inner, "num_attention_heads": heads, "max_position_embeddings": context,

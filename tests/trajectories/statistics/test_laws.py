@@ -8,6 +8,8 @@ import pytest
 from scipy import optimize, stats
 
 from fineline_jax.trajectories.statistics.laws import (
+    Law,
+    PowerLaw,
     Run,
     fit,
     fit_line_of_logarithms,
@@ -135,6 +137,17 @@ def with_errors(form: str, sizes: int, lengths: int, rng, of_size: float, of_run
             runs.append(Run("size", parameters, 6 * parameters, at, loss, score, averaged=1))
         found.append(runs)
     return found
+
+
+def test_a_law_is_of_what_its_form_says():
+    ends = np.array([[1e9, 2e10, 1e20], [3e9, 5e10, 1e20], [3e9, 5e10, 9e20]])  # parameters, tokens, operations
+    for form in ("flops", "direct"):
+        scores = Law(form, PowerLaw((5.0,), (0.1,), 0.0, 0.0), None)(ends)
+        assert scores == pytest.approx(np.exp(-np.exp(5.0) * ends[:, 2] ** -0.1))
+        assert scores[0] == scores[1] < scores[2]
+    of_both = Law("size_tokens", PowerLaw((5.0, 6.0), (0.2, 0.3), 0.0, 0.0), None)(ends)
+    expected = np.exp(5.0) * ends[:, 0] ** -0.2 + np.exp(6.0) * ends[:, 1] ** -0.3
+    assert of_both == pytest.approx(np.exp(-expected))
 
 
 def test_the_bootstrap_of_a_line_is_students_interval_of_a_prediction():
